@@ -1,0 +1,124 @@
+"""Batch and Views: the one seam between the data workers and the model.
+
+The dimension letters used as suffixes of tensor names in the whole package:
+
+    B  samples of a micro-batch                     I  those of them that have an image (I <= B)
+    V  views of each sample (full, text, image)     S  sequences = V x B, view after view: s = v * B + b
+    N  text tokens, each embedded once              P  patch tokens of one image (49; 50 with the image [CLS])
+    T  packed tokens of all sequences               L  tokens of one sequence
+    D  hidden size                                  H  attention heads
+    K  text tokens to predict (MLM)                 Q  patches to predict (MPM)
+    C  classes
+
+A token is embedded once and read by every view that contains it: the text of all samples is one stream of N rows, the
+patches of all images another of I*P rows. `Views.source_T` says which row of the two streams, laid one after the
+other, each packed token reads. So three views cost one text embedding, one patchify and one encoder forward, and no
+row anywhere is padding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+VIEW_NAMES = ("full", "text", "image")
+
+T_ = TypeVar("T_", bound="_Tensors")
+
+
+class _Tensors:
+    """A frozen dataclass of tensors (and of further such dataclasses) that moves as one thing."""
+
+    def _map(self: T_, fn: Any) -> T_:
+        changes: dict[str, Any] = {}
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                changes[field.name] = fn(value)
+            elif isinstance(value, _Tensors):
+                changes[field.name] = value._map(fn)
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+    def to(self: T_, device: torch.device | str, non_blocking: bool = False) -> T_:
+        """The same with every tensor on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self: T_) -> T_:
+        """The same in page-locked memory; torch's DataLoader calls this where pinning is asked for."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+
+@dataclass(frozen=True)
+class Views(_Tensors):
+    """The index plan of a packed forward: V views of B samples as S = V*B sequences of T tokens in all.
+
+    Attributes:
+        names: the views, in the order of the sequences: sequence s shows sample s % B in view names[s // B].
+        source_T: int64; the row of cat([text_ND, patches_(I*P)D]) that each packed token reads.
+        cu_seqlens: int32 [S + 1]; sequence s is rows cu_seqlens[s] : cu_seqlens[s + 1]; its first row is its [CLS].
+        lengths: the S sequence lengths as host integers, so that no step has to ask the device for them.
+    """
+
+    names: tuple[str, ...]
+    source_T: Tensor
+    cu_seqlens: Tensor
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Masks(_Tensors):
+    """What stage 1 hides and asks for (SPEC of Eq. 1 and 2). `Batch.input_ids_N` is already corrupted.
+
+    Attributes:
+        mlm_index_K: int64; the packed rows (of T) whose word is to be predicted.
+        mlm_labels_K: int64; the words.
+        patch_source: int64 [I * patches]; row r of the patchify output is replaced by row patch_source[r] of
+            cat([patchify output, mask vector]): itself where it is kept, I * patches where it is masked, another
+            image's patch where it is swapped. Patches here never include the image [CLS].
+        mpm_index_Q: int64; the packed rows (of T) whose patch is to be predicted.
+        mpm_patch_Q: int64; the rows (of I * patches) of the pixels to predict.
+    """
+
+    mlm_index_K: Tensor
+    mlm_labels_K: Tensor
+    patch_source: Tensor
+    mpm_index_Q: Tensor
+    mpm_patch_Q: Tensor
+
+
+@dataclass(frozen=True)
+class Batch(_Tensors):
+    """One micro-batch, ready for one packed forward.
+
+    Attributes:
+        input_ids_N, position_ids_N, token_type_ids_N: int64; the text streams of the B samples, one after the other.
+        images: uint8 [I, 3, height, width]; RGB of the samples that have an image, in the order of the samples. The
+            model normalises them: a quarter of the bytes of float32 travels from worker to device.
+        views: the index plan.
+        items_B: int64; the catalogue's item number of each sample.
+        labels_B: float32 (match) or int64 (class); None in stage 1.
+        masks: stage 1 only.
+    """
+
+    input_ids_N: Tensor
+    position_ids_N: Tensor
+    token_type_ids_N: Tensor
+    images: Tensor
+    views: Views
+    items_B: Tensor
+    labels_B: Tensor | None = None
+    masks: Masks | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """B."""
+        return self.items_B.shape[0]
+
+    @property
+    def num_tokens(self) -> int:
+        """T, the real tokens of this micro-batch over all its views."""
+        return self.views.source_T.shape[0]

@@ -1,0 +1,1 @@
+"""Offline: what a shop has -> a validated catalogue and task tables."""

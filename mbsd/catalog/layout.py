@@ -1,0 +1,67 @@
+"""What a catalogue's folder looks like: file names, the index's columns, the split of an item and the fingerprint.
+
+catalog.json         version, counts, fingerprint, build options, where each attribute can be seen
+index.arrow          one row an item, in order; one record batch a shard; uncompressed, so that it is memory-mapped
+shards/000000.tar    WebDataset: 000000012.json, 000000012.jpg (the nine digits are the item's number)
+shards/000000.idx    the same shard's index for DALI's readers.webdataset
+quarantine.jsonl     row, item_id, image, reason: what was dropped, or kept as text only
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pyarrow as pa
+
+VERSION = 1
+CATALOG_FILE = "catalog.json"
+INDEX_FILE = "index.arrow"
+QUARANTINE_FILE = "quarantine.jsonl"
+SPLITS = ("train", "validation", "test")
+WHERE = ("image", "title", "both", "unknown")
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("title", pa.string()),
+        ("category", pa.string()),
+        ("attributes", pa.string()),  # JSON with sorted keys: equal attributes are equal strings
+        ("split", pa.string()),
+        ("shard", pa.int32()),
+        ("offset", pa.int64()),  # bytes into the shard's tar; -1 = no image
+        ("size", pa.int32()),
+        ("crc32", pa.uint32()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+    ]
+)
+
+
+def shard_file(shard: int, suffix: str = "tar") -> str:
+    """The shard's path below the catalogue's folder."""
+    return f"shards/{shard:06d}.{suffix}"
+
+
+def split_of(item_id: str) -> str:
+    """'train' (80 %), 'validation' (10 %) or 'test' (10 %), from the id alone: the same in every catalogue."""
+    tenth = int(hashlib.sha1(f"split\t{item_id}".encode()).hexdigest()[:15], 16) % 10
+    return "train" if tenth < 8 else "validation" if tenth == 8 else "test"
+
+
+class Fingerprint:
+    """A sha256 over (item_id, title, crc32) of the items in order: equal content gives an equal fingerprint."""
+
+    def __init__(self) -> None:
+        self._sha: Any = hashlib.sha256()
+
+    def add(self, item_id: str, title: str, crc32: int) -> None:
+        """Take in the next item; `crc32` is 0 where it has no image."""
+        # Lengths first: without them "ab" + "c" and "a" + "bc" would be the same item.
+        for text in (item_id.encode(), title.encode()):
+            self._sha.update(len(text).to_bytes(8, "little") + text)
+        self._sha.update(crc32.to_bytes(4, "little"))
+
+    def hexdigest(self) -> str:
+        """Return 64 hex digits."""
+        return str(self._sha.hexdigest())

@@ -1,0 +1,226 @@
+"""A built catalogue, read: any item's text and picture by its number, from any process."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from mbsd.catalog.layout import CATALOG_FILE, INDEX_FILE, INDEX_SCHEMA, SPLITS, VERSION, shard_file
+from mbsd.errors import UserError
+
+MAX_OPEN_SHARDS = 128
+
+
+class CorruptRecord(RuntimeError):  # noqa: N818
+    """Bytes on disk are not those that were written; the message names shard and item."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """The text side of one item; an empty string is a missing title or an unknown category."""
+
+    item_id: str
+    title: str
+    category: str
+    attributes: dict[str, str]
+    split: str
+
+
+class _OpenShard:
+    """A file descriptor that closes when its last reader lets go of it, so that eviction never hurts a thread."""
+
+    def __init__(self, path: str):
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "fd"):
+            os.close(self.fd)
+
+
+class Catalog:
+    """Items 0 … len - 1 of a catalogue's folder.
+
+    The index is memory-mapped: every process of a machine reads the same pages. Pictures are read with `pread`, which
+    moves no file position, so a catalogue survives fork; pickled, it is only its path.
+    """
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self.meta = _read_meta(self.path)
+        self.fingerprint: str = self.meta["fingerprint"]
+        self.attribute_where: dict[str, str] = self.meta["attribute_where"]
+        self._rows_per_batch: int = self.meta["options"]["items_per_shard"]
+        try:
+            self._reader = pa.ipc.open_file(pa.memory_map(str(self.path / INDEX_FILE)))
+            schema_is_known = self._reader.schema.equals(INDEX_SCHEMA)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UserError(f"{self.path / INDEX_FILE}: cannot be read ({error}); build the catalogue again") from None
+        if not schema_is_known:
+            found = ", ".join(self._reader.schema.names)
+            raise UserError(f"{self.path / INDEX_FILE}: unexpected columns ({found}); build the catalogue again")
+        self._batches: dict[int, Any] = {}
+        self._shards: dict[int, _OpenShard] = {}
+        self._numbers: dict[str, int] | None = None
+        self._values: dict[str, list[str]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "fingerprint": self.fingerprint}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"])  # type: ignore[misc]
+        if self.fingerprint != state["fingerprint"]:
+            raise UserError(f"catalogue {self.path} was replaced while it was in use; start again")
+
+    def __len__(self) -> int:
+        return int(self.meta["items"])
+
+    def table(self) -> Any:
+        """The whole index as a pyarrow Table (no copy); columns as in `layout.INDEX_SCHEMA`."""
+        return self._reader.read_all()
+
+    def record(self, item: int) -> Record:
+        """Return the text side of an item."""
+        batch, row = self._row(item)
+        values = {name: batch.column(name)[row].as_py() for name in ("item_id", "title", "category", "split")}
+        return Record(**values, attributes=json.loads(batch.column("attributes")[row].as_py()))
+
+    def title(self, item: int) -> str:
+        """Return the title; empty = missing."""
+        return str(self._value(item, "title"))
+
+    def has_image(self, item: int) -> bool:
+        """Whether the item has a picture."""
+        return int(self._value(item, "offset")) >= 0
+
+    def image_size(self, item: int) -> tuple[int, int]:
+        """Return (width, height) in pixels; (0, 0) without a picture."""
+        return int(self._value(item, "width")), int(self._value(item, "height"))
+
+    def image(self, item: int) -> bytes | None:
+        """Return the item's JPEG bytes, or None where it has no picture.
+
+        Raises:
+            CorruptRecord: the shard is missing or cut short, or the bytes' checksum is not the index's.
+        """
+        batch, row = self._row(item)
+        offset, size, crc32, shard = (batch.column(name)[row].as_py() for name in ("offset", "size", "crc32", "shard"))
+        if offset < 0:
+            return None
+        path = self.path / shard_file(shard)
+        try:
+            data = os.pread(self._shard(shard, path).fd, size, offset)
+        except OSError as error:
+            raise CorruptRecord(f"shard {path}, item {item}: cannot be read ({error.strerror})") from error
+        if len(data) != size or zlib.crc32(data) != crc32:
+            raise CorruptRecord(
+                f"shard {path}, item {item}: {len(data)} bytes at {offset} are not the {size} bytes that were written; "
+                "restore the shard or build the catalogue again"
+            )
+        return data
+
+    def indices(self, split: str | None = None) -> NDArray[np.int64]:
+        """Item numbers of a split in rising order, int64 [items]; None = all."""
+        if split is None:
+            return np.arange(len(self), dtype=np.int64)
+        if split not in SPLITS:
+            raise UserError(f"split {split!r}; expected one of {', '.join(SPLITS)}")
+        mask = pc.equal(self.table()["split"], split)
+        return np.flatnonzero(mask.to_numpy()).astype(np.int64)
+
+    def item_number(self, item_id: str) -> int | None:
+        """Return the number of the item with this id, or None; the first call reads all ids."""
+        if self._numbers is None:
+            self._numbers = {name: number for number, name in enumerate(self.table()["item_id"].to_pylist())}
+        return self._numbers.get(item_id)
+
+    def attribute_values(self) -> dict[str, list[str]]:
+        """Every attribute's values that occur, sorted, by the attribute's name (sorted too)."""
+        if self._values is None:
+            values: dict[str, set[str]] = {}
+            for text in pc.unique(self.table()["attributes"]).to_pylist():
+                for name, value in json.loads(text).items():
+                    values.setdefault(name, set()).add(value)
+            self._values = {name: sorted(values[name]) for name in sorted(values)}
+        return self._values
+
+    def _row(self, item: int) -> tuple[Any, int]:
+        if not 0 <= item < len(self):
+            raise IndexError(f"item {item} of a catalogue of {len(self)}")
+        number, row = divmod(int(item), self._rows_per_batch)
+        batch = self._batches.get(number)
+        if batch is None:
+            batch = self._batches[number] = self._reader.get_batch(number)
+        return batch, row
+
+    def _value(self, item: int, column: str) -> Any:
+        batch, row = self._row(item)
+        return batch.column(column)[row].as_py()
+
+    def _shard(self, shard: int, path: Path) -> _OpenShard:
+        opened = self._shards.get(shard)
+        if opened is None:
+            if len(self._shards) >= MAX_OPEN_SHARDS:
+                self._shards.pop(next(iter(self._shards)), None)
+            opened = self._shards[shard] = _OpenShard(str(path))
+        return opened
+
+
+def inspect(path: Path | str) -> dict[str, Any]:
+    """What `mbsd catalog inspect` shows: counts, splits, quantiles of titles and pictures, attributes, samples."""
+    catalog = Catalog(path)
+    table = catalog.table()
+    has_image = pc.greater_equal(table["offset"], 0)
+    with_image = table.filter(has_image)
+    attributes = catalog.attribute_values()
+    samples = [catalog.title(int(i)) for i in np.linspace(0, len(catalog) - 1, min(10, len(catalog))).astype(int)]
+    return {
+        "path": str(catalog.path),
+        "fingerprint": catalog.fingerprint,
+        "items": len(catalog),
+        "with_image": with_image.num_rows,
+        "without_title": pc.sum(pc.equal(table["title"], "")).as_py(),
+        "quarantined": catalog.meta["quarantined"],
+        "categories": len(set(pc.unique(table["category"]).to_pylist()) - {""}),
+        "splits": {split: Counter(table["split"].to_pylist())[split] for split in SPLITS},
+        "title_characters": _quantiles(pc.utf8_length(table["title"]).to_numpy()),
+        "image_width": _quantiles(with_image["width"].to_numpy()),
+        "image_height": _quantiles(with_image["height"].to_numpy()),
+        "image_bytes": _quantiles(with_image["size"].to_numpy()),
+        "attributes": {name: len(values) for name, values in attributes.items()},
+        "attribute_where": catalog.attribute_where,
+        "sample_titles": samples,
+        "bytes": sum(file.stat().st_size for file in catalog.path.rglob("*") if file.is_file()),
+    }
+
+
+def _quantiles(values: NDArray[Any]) -> dict[str, float]:
+    if len(values) == 0:
+        return {}
+    points = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1.0}
+    return {name: float(np.quantile(values, point)) for name, point in points.items()}
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    file = path / CATALOG_FILE
+    if not path.is_dir():
+        raise UserError(f"catalogue {path}: no such folder; make it with `mbsd catalog build`")
+    if not file.is_file():
+        raise UserError(f"{path}: not a catalogue, it has no {CATALOG_FILE}; make one with `mbsd catalog build`")
+    try:
+        meta = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON ({error}); build the catalogue again") from None
+    version = meta.get("version") if isinstance(meta, dict) else None
+    if version != VERSION:
+        raise UserError(f"{file}: version {version!r}, this program reads version {VERSION}; build the catalogue again")
+    return dict(meta)

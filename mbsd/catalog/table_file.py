@@ -1,0 +1,195 @@
+"""The file of a task table: Parquet with one schema a kind, tied to the catalogue whose item numbers it holds."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from mbsd.catalog.layout import SPLITS, WHERE
+from mbsd.catalog.reader import Catalog
+from mbsd.catalog.sources import Kind
+from mbsd.errors import UserError
+
+TABLE_VERSION = 1
+
+# `split` of a pair, tag or category is its item's. That of an alignment row is its pair's (see `tables.build_table`).
+SCHEMAS: dict[Kind, Any] = {
+    "pairs": pa.schema(
+        [
+            ("text", pa.string()),  # the query
+            ("item", pa.int64()),
+            ("label", pa.int8()),
+            ("source", pa.string()),  # purchase | same-category | rewrite, or what the source file says
+            ("evidence", pa.int32()),  # distinct buyers
+            ("split", pa.string()),
+        ]
+    ),
+    "attributes": pa.schema(
+        [
+            ("text", pa.string()),  # the tag, "name:value"
+            ("item", pa.int64()),
+            ("label", pa.int8()),
+            ("attribute", pa.string()),  # the name
+            ("where", pa.string()),  # where the value can be seen: image | title | both | unknown
+            ("split", pa.string()),
+        ]
+    ),
+    "alignment": pa.schema(
+        [("item_a", pa.int64()), ("item_b", pa.int64()), ("label", pa.int8()), ("split", pa.string())]
+    ),
+    "categories": pa.schema(
+        [("item", pa.int64()), ("label", pa.int32()), ("category", pa.string()), ("split", pa.string())]
+    ),
+}
+REBUILD = {
+    "pairs": "`mbsd pairs mine` or `mbsd tables build pairs`",
+    "attributes": "`mbsd tables derive attributes` or `mbsd tables build attributes`",
+    "alignment": "`mbsd tables build alignment`",
+    "categories": "`mbsd tables derive categories` or `mbsd tables build categories`",
+}
+
+
+def write_table(kind: Kind, table: Any, catalog: Catalog, out: Path) -> None:
+    """Check a pyarrow Table of this kind against its schema and the catalogue, and write it to `out` (Parquet).
+
+    An existing file is replaced in one step. For `categories` the class names are the distinct (label, category), which
+    must number 0 … C - 1.
+
+    Raises:
+        UserError: no rows, a missing column, or a label, split or item number out of range, naming the row.
+    """
+    schema = SCHEMAS[kind]
+    missing = [name for name in schema.names if name not in table.column_names]
+    if missing:
+        raise UserError(f"table {out}: no column {missing[0]!r}; a table of kind {kind} has {', '.join(schema.names)}")
+    if table.num_rows == 0:
+        raise UserError(f"table {out}: no rows of kind {kind} are left to write")
+    table = table.select(schema.names).cast(schema)
+    class_names = _class_names(table, out) if kind == "categories" else []
+    _check_values(kind, table, len(catalog), len(class_names), out)
+    metadata = {
+        "mbsd.kind": kind,
+        "mbsd.version": str(TABLE_VERSION),
+        "mbsd.fingerprint": catalog.fingerprint,
+        "mbsd.num_items": str(len(catalog)),
+        "mbsd.class_names": json.dumps(class_names, ensure_ascii=False),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    building = out.with_name(out.name + ".building")
+    pq.write_table(table.replace_schema_metadata(metadata), building, compression="zstd")
+    os.replace(building, out)
+
+
+class Table:
+    """A task table in memory; pickled, it is only its path.
+
+    Attributes:
+        kind: pairs | attributes | alignment | categories.
+        fingerprint: of the catalogue whose item numbers it holds.
+        num_classes: 2 for a match, C for categories.
+        class_names: the C category names by label; empty for a match.
+    """
+
+    def __init__(self, path: Path | str, catalog: Catalog | None = None, kind: Kind | None = None):
+        """Read and check a table.
+
+        Raises:
+            UserError: not a table, of another kind than `kind`, or made for another catalogue than `catalog`.
+        """
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise UserError(f"table {self.path}: no such file; make it with `mbsd tables` or `mbsd pairs mine`")
+        try:
+            table = pq.read_table(self.path)
+        except (OSError, ValueError) as error:
+            raise UserError(f"table {self.path}: not a Parquet file ({str(error).splitlines()[0]})") from None
+        metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+        found = metadata.get("mbsd.kind", "")
+        if found not in SCHEMAS or metadata.get("mbsd.version") != str(TABLE_VERSION):
+            raise UserError(f"table {self.path}: not a task table of this version; make it with `mbsd tables build`")
+        self.kind: Kind = found
+        if kind is not None and kind != self.kind:
+            raise UserError(f"table {self.path}: holds {self.kind}; expected {kind}")
+        self.fingerprint = metadata["mbsd.fingerprint"]
+        if catalog is not None and catalog.fingerprint != self.fingerprint:
+            raise UserError(
+                f"table {self.path} was made for another catalogue (fingerprint {self.fingerprint[:12]}, "
+                f"{catalog.path} has {catalog.fingerprint[:12]}): build it again with {REBUILD[self.kind]}"
+            )
+        if not table.schema.remove_metadata().equals(SCHEMAS[self.kind]):
+            expected = ", ".join(SCHEMAS[self.kind].names)
+            raise UserError(f"table {self.path}: columns {', '.join(table.column_names)}; expected {expected}")
+        self.class_names: list[str] = json.loads(metadata["mbsd.class_names"])
+        self.num_classes = len(self.class_names) or 2
+        _check_values(self.kind, table, int(metadata["mbsd.num_items"]), len(self.class_names), self.path)
+        self._table = table
+        self._columns: dict[str, Any] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Table, (self.path,))
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def column(self, name: str) -> Any:
+        """A column over all rows: int64 [rows] for numbers, a list of str for text; kept after the first call."""
+        if name not in self._columns:
+            column = self._table[name]
+            is_text = column.type == pa.string()
+            self._columns[name] = column.to_pylist() if is_text else column.to_numpy().astype(np.int64)
+        return self._columns[name]
+
+    def rows(self, split: str | None = None) -> NDArray[np.int64]:
+        """Row numbers of a split in rising order, int64 [rows]; None = all."""
+        if split is None:
+            return np.arange(len(self), dtype=np.int64)
+        if split not in SPLITS:
+            raise UserError(f"split {split!r}; expected one of {', '.join(SPLITS)}")
+        return np.flatnonzero(pc.equal(self._table["split"], split).to_numpy()).astype(np.int64)
+
+
+def _class_names(table: Any, path: Path) -> list[str]:
+    name_of: dict[int, str] = {}
+    for row, (label, category) in enumerate(
+        zip(table["label"].to_pylist(), table["category"].to_pylist(), strict=True)
+    ):
+        if name_of.setdefault(label, category) != category:
+            raise UserError(
+                f"table {path}, row {row}: label {label} is {category!r} here and {name_of[label]!r} before; "
+                "each label needs one category"
+            )
+    if sorted(name_of) != list(range(len(name_of))):
+        raise UserError(
+            f"table {path}: labels run from {min(name_of)} to {max(name_of)} but only {len(name_of)} occur; "
+            "number the categories 0, 1, 2 …"
+        )
+    return [name_of[label] for label in range(len(name_of))]
+
+
+def _check_values(kind: Kind, table: Any, num_items: int, num_classes: int, path: Path) -> None:
+    """Name the first row with a value that is missing or out of range; rows count from 0."""
+
+    def refuse(name: str, bad: Any, expected: str) -> None:
+        rows = np.flatnonzero(pc.fill_null(bad, True).to_numpy())
+        if len(rows):
+            value = table[name][int(rows[0])].as_py()
+            raise UserError(f"table {path}, row {rows[0]}: {name} is {value!r}; expected {expected}")
+
+    for name in (name for name in table.column_names if name.startswith("item")):
+        outside = pc.or_(pc.less(table[name], 0), pc.greater_equal(table[name], num_items))
+        refuse(name, outside, f"an item number from 0 to {num_items - 1}")
+    highest = num_classes - 1 if kind == "categories" else 1
+    refuse("label", pc.or_(pc.less(table["label"], 0), pc.greater(table["label"], highest)), f"0 to {highest}")
+    refuse("split", pc.invert(pc.is_in(table["split"], value_set=pa.array(SPLITS))), " | ".join(SPLITS))
+    if kind == "attributes":
+        refuse("where", pc.invert(pc.is_in(table["where"], value_set=pa.array(WHERE))), " | ".join(WHERE))
+    if kind in ("pairs", "attributes"):
+        refuse("text", pc.equal(table["text"], ""), "a query or tag")

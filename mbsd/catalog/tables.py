@@ -1,0 +1,185 @@
+"""Task tables over a catalogue: built from the rows of a file, or derived from the items' own metadata."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from mbsd.catalog.layout import split_of
+from mbsd.catalog.reader import Catalog
+from mbsd.catalog.sources import TSV_COLUMNS_OF_KIND, Kind, SourceRow, read_rows
+from mbsd.catalog.table_file import SCHEMAS, Table, write_table
+from mbsd.errors import UserError
+
+__all__ = ["SCHEMAS", "Kind", "Table", "TableSummary", "build_table", "derive_table", "write_table"]
+
+
+@dataclass
+class TableSummary:
+    """What was written: rows by split and label, and how many were left out, with the first of them in words."""
+
+    rows: int = 0
+    splits: Counter[str] = field(default_factory=Counter)
+    labels: Counter[int] = field(default_factory=Counter)
+    skipped: int = 0
+    first_skipped: str = ""
+
+    def skip(self, why: str) -> None:
+        """Count a row that was left out."""
+        self.skipped += 1
+        self.first_skipped = self.first_skipped or why
+
+
+def build_table(kind: Kind, source: Path, catalog: Catalog, out: Path) -> TableSummary:
+    """Write the table of a TSV, JSONL or Parquet `source` (columns: see `sources.read_rows`).
+
+    A row whose item is not in the catalogue is left out and counted. The split is the source's own where it has one,
+    else the item's. An alignment row takes the split of its pair, drawn from the smaller of the two ids: an item can
+    then occur in two splits beside different partners, but splitting by item would lose a third of the pairs.
+    A category's label is its place in the sorted list of those that occur.
+
+    Raises:
+        UserError: the source cannot be read, or not one of its items is in the catalogue.
+    """
+    if kind not in TSV_COLUMNS_OF_KIND:
+        raise UserError(f"table kind {kind!r}; expected one of {', '.join(TSV_COLUMNS_OF_KIND)}")
+    summary = TableSummary()
+    rows: list[dict[str, Any]] = []
+    for row in read_rows(source, kind):
+        numbers = [catalog.item_number(item_id) for item_id in row.item_ids]
+        unknown = next((item_id for item_id, n in zip(row.item_ids, numbers, strict=True) if n is None), None)
+        if unknown is not None:
+            summary.skip(f"row {row.row}: item {unknown} is not in the catalogue")
+            continue
+        rows.append(_values(kind, row, [n for n in numbers if n is not None], catalog))
+    if not rows:
+        found = f"none of its {summary.skipped} rows names an item of {catalog.path}" if summary.skipped else "no rows"
+        raise UserError(f"{source}: {found}; build the catalogue from the same items ({summary.first_skipped})")
+    if kind == "categories":
+        label_of = {name: label for label, name in enumerate(sorted({row["category"] for row in rows}))}
+        for values in rows:
+            values["label"] = label_of[values["category"]]
+    return _write(kind, rows, catalog, out, summary)
+
+
+def derive_table(
+    kind: Kind, catalog: Catalog, out: Path, *, seed: int = 0, negatives_per_positive: int = 1
+) -> TableSummary:
+    """Write the table that the items' own metadata gives; the same for the same (catalogue, seed).
+
+    attributes: for each attribute of each item the tag "name:value" with label 1, and `negatives_per_positive` tags
+    with other values of that attribute, label 0, from those that occur in the item's category (any that occur where
+    the category has no other). They are drawn as often as they occur: with uniform draws a rare value would nearly
+    always be a wrong one, and a model could tell labels from the tag alone. An attribute with one value in all says
+    nothing and is left out.
+    categories: each item with a category; labels in the categories' sorted order.
+
+    Raises:
+        UserError: another kind, or no item has what the table needs.
+    """
+    summary = TableSummary()
+    if kind == "attributes":
+        if negatives_per_positive < 0:
+            raise UserError(f"negatives_per_positive is {negatives_per_positive}; expected 0 or more")
+        rows = _attribute_rows(catalog, seed, negatives_per_positive, summary)
+        lacking = "two values of one attribute"
+    elif kind == "categories":
+        rows = _category_rows(catalog, summary)
+        lacking = "a category"
+    else:
+        raise UserError(f"table kind {kind!r} cannot be derived from items; expected attributes or categories")
+    if not rows:
+        raise UserError(f"catalogue {catalog.path}: no items with {lacking}; build it from a source that has them")
+    return _write(kind, rows, catalog, out, summary)
+
+
+def _values(kind: Kind, row: SourceRow, numbers: list[int], catalog: Catalog) -> dict[str, Any]:
+    split = row.split or split_of(min(row.item_ids))
+    if kind == "alignment":
+        return {"item_a": numbers[0], "item_b": numbers[1], "label": row.label, "split": split}
+    if kind == "categories":
+        return {"item": numbers[0], "category": row.category, "split": split}
+    values: dict[str, Any] = {"text": row.text, "item": numbers[0], "label": row.label, "split": split}
+    if kind == "pairs":
+        return {**values, "source": row.source or "given", "evidence": row.evidence}
+    name = row.text.partition(":")[0]
+    return {**values, "attribute": name, "where": row.where or catalog.attribute_where.get(name, "unknown")}
+
+
+def _attribute_rows(catalog: Catalog, seed: int, num_negatives: int, summary: TableSummary) -> list[dict[str, Any]]:
+    records = [catalog.record(item) for item in range(len(catalog))]
+    in_category: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for record in records:
+        for name, value in record.attributes.items():
+            in_category[record.category, name].append(value)
+    distinct = {key: sorted(set(values)) for key, values in in_category.items()}
+    anywhere = catalog.attribute_values()
+    rows: list[dict[str, Any]] = []
+    for item, record in enumerate(records):
+        for name, value in sorted(record.attributes.items()):
+            if len(anywhere[name]) < 2:
+                summary.skip(f"item {record.item_id}: {name!r} has no value but {value!r} in this catalogue")
+                continue
+            key = (record.category, name)
+            values = distinct[key] if len(distinct[key]) > 1 else anywhere[name]
+            others = _other_values(value, in_category[key], values, num_negatives, f"{seed}\t{record.item_id}\t{name}")
+            for label, tag in [(1, value), *((0, other) for other in others)]:
+                rows.append(
+                    {
+                        "text": f"{name}:{tag}",
+                        "item": item,
+                        "label": label,
+                        "attribute": name,
+                        "where": catalog.attribute_where.get(name, "unknown"),
+                        "split": record.split,
+                    }
+                )
+    return rows
+
+
+def _category_rows(catalog: Catalog, summary: TableSummary) -> list[dict[str, Any]]:
+    columns = catalog.table().select(["item_id", "category", "split"]).to_pydict()
+    label_of = {name: label for label, name in enumerate(sorted(set(columns["category"]) - {""}))}
+    rows = []
+    for item, (item_id, category, split) in enumerate(zip(*columns.values(), strict=True)):
+        if category:
+            rows.append({"item": item, "label": label_of[category], "category": category, "split": split})
+        else:
+            summary.skip(f"item {item_id}: no category")
+    return rows
+
+
+def _other_values(value: str, occurrences: list[str], distinct: list[str], num: int, key: str) -> list[str]:
+    """Up to `num` values other than `value`: those of hash-drawn occurrences, then in turn what is still missing."""
+    drawn: list[str] = []
+    for attempt in range(8 * num):
+        other = occurrences[_draw(f"{key}\t{attempt}") % len(occurrences)]
+        if other != value and other not in drawn:
+            drawn.append(other)
+        if len(drawn) == num:
+            return drawn
+    start = _draw(key)
+    rotation = (distinct[(start + j) % len(distinct)] for j in range(len(distinct)))
+    return [*drawn, *(other for other in rotation if other != value and other not in drawn)][:num]
+
+
+def _draw(text: str) -> int:
+    """A portable hash: 60 bits."""
+    return int(hashlib.md5(text.encode()).hexdigest()[:15], 16)
+
+
+def _write(
+    kind: Kind, rows: Iterable[dict[str, Any]], catalog: Catalog, out: Path, summary: TableSummary
+) -> TableSummary:
+    table = pa.Table.from_pylist(list(rows), schema=SCHEMAS[kind])
+    write_table(kind, table, catalog, out)
+    summary.rows = table.num_rows
+    summary.splits = Counter(table["split"].to_pylist())
+    summary.labels = Counter(table["label"].to_pylist())
+    return summary

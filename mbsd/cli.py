@@ -1,0 +1,174 @@
+"""`mbsd …`: everything that is not a training run (those are `launchers/`)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mbsd.errors import UserError, exits_cleanly
+
+app = typer.Typer(
+    name="mbsd", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False,
+    help="From a shop's product catalogue and search log to a pre-trained vision-and-language product model.",
+)  # fmt: skip
+catalog_app = typer.Typer(no_args_is_help=True, help="Validated catalogues: items and pictures in shards.")
+tables_app = typer.Typer(no_args_is_help=True, help="Task tables over a catalogue.")
+pairs_app = typer.Typer(no_args_is_help=True, help="Query-item pairs from behaviour logs.")
+app.add_typer(catalog_app, name="catalog")
+app.add_typer(tables_app, name="tables")
+app.add_typer(pairs_app, name="pairs")
+
+# typer carries a copy of click and exports of its errors only BadParameter; what that derives from is every misuse.
+USAGE_ERROR: type[BaseException] = typer.BadParameter.__bases__[0]
+
+Out = Annotated[Path, typer.Option(help="Where the result goes.")]
+CatalogDir = Annotated[Path, typer.Option("--catalog", help="Folder written by `mbsd catalog build`.")]
+Workers = Annotated[int, typer.Option(help="Processes; 0 = one per core.")]
+
+
+@catalog_app.command("synth")
+def catalog_synth(
+    out: Annotated[Path, typer.Argument(help="A new folder for items, pictures and log.")],
+    items: Annotated[int, typer.Option(help="Number of products.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Another seed draws another shop.")] = 0,
+    language: Annotated[Literal["zh", "en"], typer.Option(help="Of titles, queries and attributes.")] = "zh",
+    image_side: Annotated[int, typer.Option(help="Pixels of a picture's side.")] = 224,
+    workers: Workers = 0,
+) -> None:
+    """Draw a fashion catalogue with a behaviour log: items.jsonl, images/, log.parquet, attribute_where.json."""
+    from mbsd.catalog.synthetic import synthesise
+
+    summary = synthesise(
+        out, num_items=items, seed=seed, language=language, image_side=image_side, workers=workers
+    )
+    print(f"{out}: {summary}")
+
+
+@catalog_app.command("build")
+def catalog_build(
+    source: Annotated[Path, typer.Argument(help="Items: TSV (2 to 5 columns, no header), JSONL or Parquet.")],
+    out: Out,
+    images: Annotated[Path | None, typer.Option(help="Folder or .tar that the items' image paths lie in.")] = None,
+    attribute_where: Annotated[
+        Path | None, typer.Option(help="JSON: attribute name -> image | title | both, where its value can be seen.")
+    ] = None,
+    max_side: Annotated[int, typer.Option(help="Pixels of a stored picture's long side.")] = 320,
+    workers: Workers = 0,
+) -> None:
+    """Check and normalise every picture and write the catalogue; what is wrong goes to OUT/quarantine.jsonl."""
+    from mbsd.catalog.sources import read_items
+    from mbsd.catalog.store import build_catalog
+
+    where = _read_json(attribute_where) if attribute_where is not None else None
+    summary = build_catalog(
+        read_items(source), images, out, workers=workers, max_side=max_side, attribute_where=where,
+        progress=sys.stderr.isatty(),
+    )  # fmt: skip
+    print(
+        f"{out}: {summary.items} items, {summary.with_image} with an image, {summary.quarantined} quarantined, "
+        f"{summary.seconds:.1f} s, {summary.images_per_s:.0f} images/s"
+    )
+    for reason, count in summary.reasons.most_common(10):
+        print(f"  {count} x {reason}")
+
+
+@catalog_app.command("inspect")
+def catalog_inspect(catalog: Annotated[Path, typer.Argument(help="Folder written by `mbsd catalog build`.")]) -> None:
+    """Print what is in a catalogue, as JSON."""
+    from mbsd.catalog.reader import inspect
+
+    print(json.dumps(inspect(catalog), ensure_ascii=False, indent=1))
+
+
+@tables_app.command("build")
+def tables_build(
+    kind: Annotated[Literal["pairs", "attributes", "alignment", "categories"], typer.Argument()],
+    source: Annotated[Path, typer.Argument(help="TSV, JSONL or Parquet with the labels.")],
+    catalog: CatalogDir,
+    out: Out,
+) -> None:
+    """Write a task table from labels; items are found by id, or by title and image."""
+    from mbsd.catalog.reader import Catalog
+    from mbsd.catalog.tables import build_table
+
+    print(f"{out}: {build_table(kind, source, Catalog(catalog), out)}")
+
+
+@tables_app.command("derive")
+def tables_derive(
+    kind: Annotated[Literal["attributes", "categories"], typer.Argument()],
+    catalog: CatalogDir,
+    out: Out,
+    seed: Annotated[int, typer.Option(help="Of the negatives' draw.")] = 0,
+    negatives_per_positive: Annotated[int, typer.Option(help="Wrong tags for each right one.")] = 1,
+) -> None:
+    """Write a task table from the items' own metadata."""
+    from mbsd.catalog.reader import Catalog
+    from mbsd.catalog.tables import derive_table
+
+    summary = derive_table(kind, Catalog(catalog), out, seed=seed, negatives_per_positive=negatives_per_positive)
+    print(f"{out}: {summary}")
+
+
+@pairs_app.command("mine")
+def pairs_mine(
+    log: Annotated[Path, typer.Option(help="Parquet: user, query, item, kind (click | purchase), time.")],
+    catalog: CatalogDir,
+    out: Out,
+    min_buyers: Annotated[int, typer.Option(help="Distinct buyers that make a pair a positive.")] = 2,
+    negatives_per_positive: Annotated[int, typer.Option(help="Queries of the same category.")] = 1,
+    rewrites_per_positive: Annotated[int, typer.Option(help="Queries with one term replaced.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the negatives' draw.")] = 0,
+) -> None:
+    """Write the pair table of stage 2: purchases, and hard negatives without any behaviour."""
+    from mbsd.catalog.mining import mine_pairs
+    from mbsd.catalog.reader import Catalog
+
+    report = mine_pairs(
+        log, Catalog(catalog), out, min_buyers=min_buyers, negatives_per_positive=negatives_per_positive,
+        rewrites_per_positive=rewrites_per_positive, seed=seed,
+    )  # fmt: skip
+    print(f"{out}: {report}")
+
+
+@app.command("demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Another seed: another shop, another draw of everything.")] = 0,
+    ranks: Annotated[int, typer.Option(help="Processes of each training run.")] = 2,
+) -> None:
+    """The whole story on a synthetic catalogue, on CPUs: synth, build, mine, two stages, fine-tune, evaluate."""
+    from mbsd.demo import run_demo
+
+    run_demo(out, seed=seed, ranks=ranks)
+
+
+def _read_json(path: Path) -> dict[str, str]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable JSON file ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+@exits_cleanly
+def main() -> None:
+    """Run the command line; a usage mistake is one line and exit code 2, like every other mistake of the user's."""
+    try:
+        app(standalone_mode=False)
+    except USAGE_ERROR as error:
+        # Its message names the option or command, and what was expected.
+        message = str(getattr(error, "format_message", error.__str__)())
+        raise UserError(f"{message.rstrip('.')} (see `mbsd --help`)") from error
+    except typer.Abort:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

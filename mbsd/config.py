@@ -1,0 +1,376 @@
+"""Every setting of a run: a YAML file, dotted overrides on the command line, and DeepSpeed's own JSON.
+
+One home for each setting: batch size, precision, ZeRO, optimizer and schedule are DeepSpeed's JSON; data, model,
+objective and run folder are the YAML. An unknown key, a contradiction, or the same fact in both files is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import jsonargparse
+import yaml
+
+from mbsd.errors import UserError
+
+C = TypeVar("C", bound="BaseConfig")
+
+# What DeepSpeed's JSON owns: a YAML key of one of these names is in the wrong file.
+DEEPSPEED_KEYS = {
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
+    "optimizer", "scheduler", "fp16", "bf16", "torch_autocast", "zero_optimization", "communication_data_type",
+}  # fmt: skip
+DEEPSPEED_SYNONYMS = {
+    "batch_size": "train_batch_size", "micro_batch_size": "train_micro_batch_size_per_gpu", "lr": "optimizer",
+    "learning_rate": "optimizer", "weight_decay": "optimizer", "betas": "optimizer", "warmup_steps": "scheduler",
+    "warmup_num_steps": "scheduler", "total_num_steps": "scheduler", "precision": "fp16", "zero_stage": "zero_optimization",
+    "grad_clip": "gradient_clipping",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run lives, how long it takes and how often it speaks."""
+
+    dir: str
+    """Run folder: resolved configs, metrics, TensorBoard files and checkpoints. An unfinished run in it is resumed."""
+    seed: int = 0
+    epochs: float | None = None
+    """Passes over the training samples; this or max_steps."""
+    max_steps: int | None = None
+    """Optimizer steps; this or epochs."""
+    log_every: int = 10
+    """Steps between two lines of metrics.jsonl."""
+    validate_every: int = 500
+    """Steps between two validations; one more follows the last step. 0: none."""
+    validate_samples: int = 2048
+    """At most this many validation samples are read."""
+    save_every: int = 1000
+    """Steps between two checkpoints; the last step is always saved."""
+    keep_last: int = 2
+    """Checkpoints that are kept."""
+    init_from: str | None = None
+    """Weights and tokenizer to start from: a run folder or a folder written by save_pretrained. Not the optimizer."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read and how it becomes tokens and pixels."""
+
+    catalog: str
+    """Folder written by `mbsd catalog build`."""
+    table: str | None = None
+    """Task table over the catalogue (Parquet): pairs for stage 2, the labels for fine-tuning."""
+    tokenizer: str | None = None
+    """Folder or hub name. Default: that of run.init_from, else a WordPiece vocabulary built from the catalogue."""
+    image_size: int = 224
+    max_text_tokens: int = 144
+    """With specials; the title is cut first."""
+    max_query_tokens: int = 64
+    """With [CLS] and [SEP]; a longer query or tag is cut here."""
+    decoder: Literal["auto", "torchvision", "dali"] = "auto"
+    """auto: DALI on a GPU where it is installed, else torchvision."""
+    num_workers: int = 2
+    """Loader processes of each rank; 0 loads in the training process."""
+    prefetch: int = 4
+    """Micro-batches each worker holds ready."""
+    crop_scale: tuple[float, float] = (0.8, 1.0)
+    """Share of the image's area a training crop keeps; (1, 1): no cropping."""
+    flip_probability: float = 0.5
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network (SPEC 1 and 2). The defaults are the paper's; a backbone or init_from brings its own sizes."""
+
+    backbone: str | None = None
+    """A BERT checkpoint (local folder or hub name, say bert-base-chinese) to start from."""
+    vocab_size: int = 21128
+    """The largest vocabulary built from a catalogue; the model takes the tokenizer's real size."""
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    dropout: float = 0.1
+    patchify: Literal["conv", "linear"] = "conv"
+    """conv: four non-overlapping convolutions (Fig. 3); linear: one (Table 6, row 5)."""
+    patchify_strides: tuple[int, ...] = (4, 2, 2, 2)
+    patchify_channels: tuple[int, ...] = (64, 192, 384)
+    """Channels between the convolutions; the last gives hidden_size."""
+    image_cls: bool = False
+    """A learned image-[CLS] before the patches, as the released code has."""
+    representation: Literal["pooled", "cls"] = "pooled"
+    """h: dense + tanh of [CLS], or [CLS] itself."""
+    match_head: Literal["shared", "per_view"] = "shared"
+    """One linear layer for the three views' logits (the paper's words in 3.6), or one each."""
+
+
+@dataclass(frozen=True)
+class MaskingConfig:
+    """Stage 1 (Eq. 1, 2)."""
+
+    mlm_probability: float = 0.15
+    mpm_probability: float = 0.5
+    mpm_corruption: Literal["replace", "bert"] = "replace"
+    """replace: every masked patch becomes the mask vector; bert: 80% mask, 10% another patch, 10% kept."""
+
+
+@dataclass(frozen=True)
+class SdmiConfig:
+    """Stage 2 (Eq. 3-11) and its switches for Table 6."""
+
+    variant: Literal["paper", "released"] = "paper"
+    unimodal_losses: bool = True
+    """L_QT and L_QV; off together with distillation: row 6."""
+    distillation: bool = True
+    """L_KL and L_RS; off alone: row 7."""
+    weight: Literal["adaptive"] | float = "adaptive"
+    """w_i of Eq. 9, or a constant wherever the strong view is right (row 8)."""
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """A downstream task."""
+
+    name: Literal["attributes"] = "attributes"
+    views: tuple[Literal["full", "text", "image"], ...] = ("full",)
+    """Views a sample is trained on, all in one forward; the losses are averaged."""
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """What every training run has."""
+
+    run: RunConfig
+    data: DataConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+    def check(self) -> None:
+        """Raise UserError where two settings contradict each other."""
+        run, data = self.run, self.data
+        if (run.epochs is None) == (run.max_steps is None):
+            given = "both are set" if run.epochs is not None else "neither is set"
+            raise UserError(f"run.epochs and run.max_steps: {given}; set exactly one of them")
+        if run.init_from is not None and self.model.backbone is not None:
+            raise UserError(
+                f"run.init_from={run.init_from} and model.backbone={self.model.backbone} both name weights to start "
+                "from; remove one"
+            )
+        if not 4 <= data.max_query_tokens <= data.max_text_tokens:
+            raise UserError(
+                f"data.max_query_tokens={data.max_query_tokens} must be between 4 and "
+                f"data.max_text_tokens={data.max_text_tokens}"
+            )
+        low, high = data.crop_scale
+        if not 0 < low <= high <= 1:
+            raise UserError(f"data.crop_scale={[low, high]}: expected 0 < low <= high <= 1")
+        for name, value in _numbers(self):
+            if name.endswith("probability") and not 0 <= value <= 1:
+                raise UserError(f"{name}={value}: a probability is between 0 and 1")
+            if name.endswith(("_every", "_samples", "num_workers", "image_size", "keep_last")) and value < 0:
+                raise UserError(f"{name}={value}: expected 0 or more")
+
+
+@dataclass(frozen=True)
+class PretrainConfig(BaseConfig):
+    """`launchers/pretrain.py`."""
+
+    stage: Literal["masked", "matching"] = "masked"
+    """masked: stage 1, over the catalogue; matching: stage 2, over a pair table."""
+    masking: MaskingConfig | None = None
+    """Stage 1 only."""
+    sdmi: SdmiConfig | None = None
+    """Stage 2 only."""
+
+    def check(self) -> None:
+        """See BaseConfig; and each stage has its own sections."""
+        super().check()
+        if self.stage == "masked" and (self.sdmi is not None or self.data.table is not None):
+            extra = "sdmi" if self.sdmi is not None else "data.table"
+            raise UserError(f"stage=masked reads neither sdmi nor data.table, but {extra} is set: remove it")
+        if self.stage == "matching":
+            if self.masking is not None:
+                raise UserError("stage=matching does not read masking, but it is set: remove it")
+            if self.data.table is None:
+                raise UserError("stage=matching needs data.table, the pair table that `mbsd pairs mine` writes")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(BaseConfig):
+    """`launchers/finetune.py`."""
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+
+    def check(self) -> None:
+        """See BaseConfig; and a task needs its labels."""
+        super().check()
+        if self.data.table is None:
+            raise UserError("data.table is not set: fine-tuning needs a task table (`mbsd tables build` or `derive`)")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """`launchers/evaluate.py`."""
+
+    model: str
+    """A fine-tuned run folder, or a folder written by save_pretrained."""
+    data: DataConfig
+    out: str
+    """JSON file for the metrics."""
+    split: Literal["train", "validation", "test"] = "test"
+    views: tuple[Literal["full", "text", "image"], ...] = ("full", "text", "image")
+    micro_batch: int = 64
+    """Samples a rank scores at once."""
+
+    def check(self) -> None:
+        """Raise UserError where the settings cannot be meant."""
+        if self.data.table is None:
+            raise UserError("data.table is not set: evaluation needs a task table")
+        if self.micro_batch < 1:
+            raise UserError(f"micro_batch={self.micro_batch}: expected 1 or more")
+
+
+def parse(config_class: type[C], argv: Sequence[str] | None = None) -> tuple[C, dict[str, Any]]:
+    """Read `--config X.yaml --deepspeed_config Y.json --section.key VALUE …` into a checked config and the JSON.
+
+    Raises:
+        UserError: an unknown key, a value of the wrong type, a contradiction, or a fact that both files state.
+    """
+    with _on_every_rank():
+        namespace = _parse(config_class, argv, with_deepspeed=True)
+        path = namespace.pop("deepspeed_config")
+        if path is None:
+            raise UserError("--deepspeed_config is missing: name DeepSpeed's JSON, say ds_configs/cpu.json")
+        config: C = _instantiate(config_class, namespace)
+        config.check()
+        ds_config = _read_json(Path(path))
+        _refuse_shared_facts(config, ds_config, str(path))
+    return config, ds_config
+
+
+def parse_evaluate(argv: Sequence[str] | None = None) -> EvaluateConfig:
+    """Read the command line of `launchers/evaluate.py` (no DeepSpeed JSON: nothing is trained)."""
+    with _on_every_rank():
+        config: EvaluateConfig = _instantiate(EvaluateConfig, _parse(EvaluateConfig, argv, with_deepspeed=False))
+        config.check()
+    return config
+
+
+def to_yaml(config: Any) -> str:
+    """The resolved config as YAML that `--config` reads back."""
+    return str(yaml.safe_dump(json.loads(json.dumps(_without_none(dataclasses.asdict(config)))), sort_keys=False))
+
+
+@contextmanager
+def _on_every_rank() -> Iterator[None]:
+    """All ranks read the same command line and files, so all come to the same error, and rank 0 says it."""
+    try:
+        yield
+    except UserError as error:
+        error.shared = True
+        raise
+
+
+def _parse(config_class: type, argv: Sequence[str] | None, with_deepspeed: bool) -> dict[str, Any]:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, description=config_class.__doc__)
+    parser.add_argument("--config", action="config", help="YAML file; later options override it")
+    if with_deepspeed:
+        parser.add_argument("--deepspeed_config", type=str | None, help="DeepSpeed's own JSON")
+    # DeepSpeed's launcher adds it to every rank's command line; the environment says the same.
+    parser.add_argument("--local_rank", type=int | None, help="ignored: taken from the environment")
+    parser.add_class_arguments(config_class)
+    _refuse_deepspeed_keys(argv)
+    try:
+        namespace = parser.parse_args(argv)
+    except jsonargparse.ArgumentError as error:
+        raise UserError(" ".join(str(error).split())) from error
+    instantiated = parser.instantiate_classes(namespace)
+    values = vars(instantiated)
+    values.pop("local_rank")
+    values.pop("config")
+    return dict(values)
+
+
+def _instantiate(config_class: Any, values: dict[str, Any]) -> Any:
+    return config_class(**{f.name: values[f.name] for f in dataclasses.fields(config_class)})
+
+
+def _refuse_deepspeed_keys(argv: Sequence[str] | None) -> None:
+    """A DeepSpeed setting in the YAML or among the overrides: name both places."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    options = dict(_options(words))
+    ds_path = options.get("deepspeed_config", "DeepSpeed's JSON")
+    found = [(name, "the command line") for name, _ in _options(words)]
+    for path in (value for name, value in _options(words) if name == "config"):
+        try:
+            tree = yaml.safe_load(Path(path).read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise UserError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from error
+        found += [(name, path) for name in _leaves(tree if isinstance(tree, dict) else {})]
+    for name, where in found:
+        for part in name.split("."):
+            home = part if part in DEEPSPEED_KEYS else DEEPSPEED_SYNONYMS.get(part)
+            if home is not None:
+                raise UserError(f"{where}: {name} is DeepSpeed's setting {home}: set it in {ds_path}, not in {where}")
+
+
+def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """`--name value` and `--name=value` of a command line."""
+    for index, word in enumerate(words):
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            following = words[index + 1] if index + 1 < len(words) else ""
+            yield name, value if equals else following
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value and str(key) not in DEEPSPEED_KEYS:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give --deepspeed_config a JSON file") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _refuse_shared_facts(config: BaseConfig, ds_config: dict[str, Any], path: str) -> None:
+    """The same fact in DeepSpeed's JSON and in the YAML is an error that names both places."""
+    steps = ds_config.get("scheduler", {}).get("params", {}).get("total_num_steps", "auto")
+    if steps != "auto":
+        home = "run.max_steps" if config.run.max_steps is not None else "run.epochs"
+        raise UserError(
+            f"{path}: scheduler.params.total_num_steps={steps} says again what {home} says: write \"auto\" there"
+        )
+    for key in ("tensorboard", "csv_monitor", "wandb", "comet"):
+        if key in ds_config:
+            raise UserError(f"{path}: {key} says again where run.dir={config.run.dir} writes its metrics: remove it")
+
+
+def _numbers(tree: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+    for f in dataclasses.fields(tree):
+        value = getattr(tree, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from _numbers(value, f"{prefix}{f.name}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield f"{prefix}{f.name}", value
+
+
+def _without_none(tree: dict[str, Any]) -> dict[str, Any]:
+    return {k: _without_none(v) if isinstance(v, dict) else v for k, v in tree.items() if v is not None}

@@ -1,0 +1,1 @@
+"""Online: a catalogue becomes batches."""

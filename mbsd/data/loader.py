@@ -1,0 +1,233 @@
+"""Catalogue → batches: the loaders that training and evaluation iterate over.
+
+Workers are forked. Measured here, the first batch comes after 0.1 s; forkserver and spawn import torch, transformers
+and the launching script again in every worker, for seconds. A forked worker touches neither CUDA nor a process group,
+DALI builds its threads in the training process after the fork, and a catalogue reads with `pread` and an index in mapped
+memory, so that nothing the parent holds open is shared in a harmful way.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from mbsd.batch import Batch
+from mbsd.data.builder import BatchBuilder, Prepared
+from mbsd.data.order import micro_batch_positions, sample_at
+from mbsd.data.samples import CatalogSamples, Sample, Samples, TableSamples
+from mbsd.errors import UserError
+
+__all__ = ["BatchBuilder", "CatalogSamples", "Sample", "Samples", "TableSamples", "TrainLoader", "eval_batches"]
+
+Int64 = npt.NDArray[np.int64]
+
+
+class TrainLoader:
+    """Micro-batches without end, in the order of data.order, from any step.
+
+    Iterating starts at the state; the state moves on with each micro-batch that is taken, whatever the workers hold
+    ready. To go back, load a state and iterate anew.
+
+    Args:
+        samples: of the training split.
+        builder: with train=True.
+        seed: of the run.
+        global_batch: samples of a step, over all ranks and micro-steps.
+        micro_batch: samples of a micro-batch.
+        rank: of this process.
+        world_size: number of processes.
+        num_workers: processes that build micro-batches; 0: the calling process does.
+        prefetch: micro-batches that each worker holds ready.
+        pin_memory: deliver page-locked tensors, where there is a GPU.
+
+    Raises:
+        UserError: there is no sample.
+        ValueError: global_batch is no multiple of micro_batch * world_size.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        builder: BatchBuilder,
+        *,
+        seed: int,
+        global_batch: int,
+        micro_batch: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        prefetch: int = 2,
+        pin_memory: bool = False,
+    ) -> None:
+        _require_samples(samples)
+        micro_batch_positions(0, 0, rank, global_batch=global_batch, micro_batch=micro_batch, world_size=world_size)
+        self.micro_steps = global_batch // (micro_batch * world_size)
+        self._dataset = _TrainMicroBatches(samples, builder, seed, global_batch, micro_batch, rank, world_size)
+        self._num_workers = num_workers
+        self._prefetch = prefetch
+        self._pin_memory = pin_memory
+        self._facts = {"seed": seed, "global_batch": global_batch, "num_samples": len(samples)}
+        self._consumed = 0  # micro-batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        loader = _data_loader(
+            self._dataset, itertools.count(self._consumed), self._num_workers, self._prefetch, self._pin_memory
+        )
+        for prepared in loader:
+            batch = self._dataset.builder.finish(prepared)
+            self._consumed += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """`step`: the next global step. A step of which only some micro-batches were taken comes again as a whole."""
+        return {"step": self._consumed // self.micro_steps, **self._facts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at state["step"], at any world size and micro-batch.
+
+        Raises:
+            UserError: the state is of another order: another seed, global batch or number of samples.
+        """
+        for name, value in self._facts.items():
+            if state.get(name, value) != value:
+                raise UserError(
+                    f"{name}={value}: the checkpoint's data order was made with {name}={state[name]}, and step "
+                    f"{state['step']} would be other samples; restore it, or start another run with run.init_from"
+                )
+        self._consumed = int(state["step"]) * self.micro_steps
+
+
+def eval_batches(
+    samples: Samples,
+    builder: BatchBuilder,
+    *,
+    micro_batch: int,
+    rank: int = 0,
+    world_size: int = 1,
+    limit: int | None = None,
+    num_workers: int = 0,
+    prefetch: int = 2,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """Every sample exactly once over all ranks, in rising order: rank r takes samples r, r + W, r + 2W and so on.
+
+    A sample's masks depend on its own number, so they are the same at every world size and every time. The last batch
+    may be smaller, and a rank may have one batch fewer than another, or none.
+
+    Args:
+        samples: N of them.
+        builder: with train=False.
+        micro_batch: at most so many samples a batch.
+        rank: of this process.
+        world_size: W, number of processes.
+        limit: at most so many samples over all ranks, spread over the whole by a fixed draw; None: all.
+        num_workers: as for TrainLoader.
+        prefetch: as for TrainLoader.
+        pin_memory: as for TrainLoader.
+
+    Raises:
+        UserError: there is no sample.
+    """
+    _require_samples(samples)
+    chosen = np.arange(len(samples), dtype=np.int64)
+    if limit is not None and limit < len(samples):
+        # Tables are often sorted by label: the first ones would say little. Seed 0: the same ones in every run.
+        chosen = np.sort(sample_at(0, len(samples), chosen[:limit]))
+    dataset = _EvalMicroBatches(samples, builder, chosen[rank::world_size], micro_batch)
+    loader = _data_loader(dataset, range(len(dataset)), num_workers, prefetch, pin_memory)
+    return (builder.finish(prepared) for prepared in loader)
+
+
+class _TrainMicroBatches(Dataset[Prepared]):
+    """Micro-batch number n of one rank, counted over all steps."""
+
+    def __init__(
+        self,
+        samples: Samples,
+        builder: BatchBuilder,
+        seed: int,
+        global_batch: int,
+        micro_batch: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.samples, self.builder, self.seed, self.rank = samples, builder, seed, rank
+        self.global_batch, self.micro_batch, self.world_size = global_batch, micro_batch, world_size
+
+    def __getitem__(self, number: int) -> Prepared:
+        step, micro_step = divmod(number, self.global_batch // (self.micro_batch * self.world_size))
+        positions = micro_batch_positions(
+            step,
+            micro_step,
+            self.rank,
+            global_batch=self.global_batch,
+            micro_batch=self.micro_batch,
+            world_size=self.world_size,
+        )
+        epochs, places = np.divmod(positions, len(self.samples))
+        indices = sample_at(self.seed, len(self.samples), positions)
+        return self.builder.prepare([self.samples[index] for index in indices.tolist()], places, epochs)
+
+
+class _EvalMicroBatches(Dataset[Prepared]):
+    """Micro-batch number n of one rank's samples."""
+
+    def __init__(self, samples: Samples, builder: BatchBuilder, indices: Int64, micro_batch: int) -> None:
+        self.samples, self.builder, self.indices, self.micro_batch = samples, builder, indices, micro_batch
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.micro_batch)
+
+    def __getitem__(self, number: int) -> Prepared:
+        indices = self.indices[number * self.micro_batch : (number + 1) * self.micro_batch]
+        samples = [self.samples[index] for index in indices.tolist()]
+        return self.builder.prepare(samples, indices, np.zeros_like(indices))
+
+
+def _data_loader(
+    dataset: Dataset[Prepared], numbers: Iterable[int], num_workers: int, prefetch: int, pin_memory: bool
+) -> DataLoader[Prepared]:
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=num_workers,
+        prefetch_factor=max(1, prefetch) if num_workers else None,
+        pin_memory=pin_memory and torch.cuda.is_available(),
+        multiprocessing_context="fork" if num_workers else None,
+        worker_init_fn=_start_worker,
+    )
+
+
+def _start_worker(worker: int) -> None:
+    """Leave signals to the training process.
+
+    A scheduler that preempts a job signals all its processes: a worker that died of it would take down the step after
+    which the run would have been saved. Only its own parent may end it (torch does, at the end of the loop).
+    """
+    torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    # A handler is not told who sent the signal; a waiting thread is.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_await_parent_sigterm, args=(os.getppid(),), daemon=True).start()
+
+
+def _await_parent_sigterm(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
+
+
+def _require_samples(samples: Samples) -> None:
+    if len(samples) == 0:
+        raise UserError("no samples: this split of the catalogue or table is empty; expected at least one row in it")

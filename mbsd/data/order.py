@@ -1,0 +1,109 @@
+"""Catalogue → batches, first idea: which sample comes when.
+
+The sample at position p of epoch e is a function of (seed, e, p) alone, and so is every random number that is drawn for
+it. Nothing is shuffled in memory and nothing depends on the number of ranks or workers: a run that is resumed, or that
+is resumed on another number of ranks, sees the same global batches.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import numpy.typing as npt
+
+Int64 = npt.NDArray[np.int64]
+Uint64 = npt.NDArray[np.uint64]
+
+_ROUNDS = 8  # Four make a Feistel network a pseudo-random permutation (Luby, Rackoff 1988); tiny domains like more.
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MASK = (1 << 64) - 1
+
+
+def sample_at(seed: int, num_samples: int, positions: Int64) -> Int64:
+    """The sample at each global position: epoch positions // num_samples is one keyed permutation of the samples.
+
+    A Feistel network over the smallest 4^h >= num_samples, walked along its cycle until it falls into the range (Black,
+    Rogaway 2002): no table, so a billion samples cost nothing.
+
+    Args:
+        seed: of the run.
+        num_samples: N >= 1.
+        positions: int64, any shape, >= 0; position e * N + i is the i-th of epoch e.
+
+    Returns:
+        int64 of the same shape, each in range(N).
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples={num_samples}: expected 1 or more")
+    epochs, offsets = np.divmod(np.asarray(positions, dtype=np.int64), num_samples)
+    half_bits = max(1, (int(num_samples - 1).bit_length() + 1) // 2)
+    keys = _mix(_mix(epochs.astype(np.uint64) + _GOLDEN) ^ np.uint64(_hash_int(seed)))
+    values = _feistel(offsets.astype(np.uint64), keys, half_bits)
+    outside = values >= num_samples
+    while outside.any():
+        values[outside] = _feistel(values[outside], keys[outside], half_bits)
+        outside = values >= num_samples
+    return values.astype(np.int64)
+
+
+def micro_batch_positions(
+    step: int, micro_step: int, rank: int, *, global_batch: int, micro_batch: int, world_size: int
+) -> Int64:
+    """The global positions that a rank reads in one micro-step.
+
+    Global batch t is the positions [t * G, (t + 1) * G): it runs on into the next epoch, nothing is dropped. A
+    micro-step takes the next world_size * micro_batch of them, each rank its contiguous slice, so that micro-steps and
+    ranks together are exactly the global batch at any world size.
+
+    Returns:
+        int64 [micro_batch].
+
+    Raises:
+        ValueError: the global batch is no multiple of micro_batch * world_size, or micro_step or rank is out of range.
+    """
+    num_micro_steps, rest = divmod(global_batch, micro_batch * world_size)
+    if rest or num_micro_steps < 1:
+        raise ValueError(
+            f"global batch {global_batch}: expected a multiple of micro batch {micro_batch} x world size {world_size}"
+        )
+    if not (0 <= micro_step < num_micro_steps and 0 <= rank < world_size):
+        raise ValueError(f"micro_step={micro_step} of {num_micro_steps}, rank={rank} of {world_size}: out of range")
+    start = step * global_batch + (micro_step * world_size + rank) * micro_batch
+    return np.arange(start, start + micro_batch, dtype=np.int64)
+
+
+def sample_rng(seed: int, epoch: int, position: int, purpose: str | int) -> np.random.Generator:
+    """The random numbers of one sample: a counter-based stream (Philox) that depends on the four arguments alone.
+
+    Args:
+        seed: of the run.
+        epoch: pass over the samples.
+        position: of the sample in the order of that epoch.
+        purpose: what is drawn ("text", "patches", "crop"), so that one use more does not move the others.
+    """
+    tag = zlib.crc32(purpose.encode()) if isinstance(purpose, str) else _hash_int(purpose)
+    # The stream counts up the first two words of the counter; the last two are ours.
+    counter = np.array([0, 0, epoch, position], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=np.array([_hash_int(seed), tag], dtype=np.uint64), counter=counter))
+
+
+def _feistel(values: Uint64, keys: Uint64, half_bits: int) -> Uint64:
+    """A keyed permutation of range(4 ** half_bits), element by element."""
+    shift, low = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
+    left, right = values >> shift, values & low
+    for number in range(_ROUNDS):
+        left, right = right, left ^ (_mix(keys + right + np.uint64((number << 40) + 1) * _GOLDEN) & low)
+    return (left << shift) | right
+
+
+def _mix(values: Uint64) -> Uint64:
+    """splitmix64's finaliser: every bit of the input reaches every bit of the output."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def _hash_int(value: int) -> int:
+    """64 well-mixed bits of any integer, a negative one too."""
+    return int(_mix(np.array([value & _MASK], dtype=np.uint64) + _GOLDEN)[0])

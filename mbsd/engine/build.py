@@ -1,0 +1,131 @@
+"""Run config + DeepSpeed's JSON -> a DeepSpeed engine (ZeRO, precision, LAMB, schedule)."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+from torch import nn
+
+from mbsd.errors import UserError
+from mbsd.optim.lamb import Lamb, build_optimizer, parameter_groups
+from mbsd.optim.zero import bind
+
+OPTIMIZERS = ("Lamb", "AdamW", "Adam")
+DEFAULT_WARMUP = 0.1  # share of all steps (SPEC 5)
+
+
+@dataclass(frozen=True)
+class BatchSizes:
+    """G = micro_batch x accumulation x world_size."""
+
+    global_batch: int
+    micro_batch: int
+    accumulation: int
+
+
+def batch_sizes(ds_config: dict[str, Any], world_size: int) -> BatchSizes:
+    """What DeepSpeed's three batch keys mean on this many ranks; `train_batch_size` is always given.
+
+    Raises:
+        UserError: the numbers do not fit together, with what would.
+    """
+    keys = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    given = [None if ds_config.get(key) in (None, "auto") else ds_config[key] for key in keys]
+    total, micro, accumulation = given
+    for key, value in zip(keys, given, strict=True):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise UserError(f"DeepSpeed's JSON: {key}={value!r}; expected a whole number above 0")
+    if total is None:
+        raise UserError("DeepSpeed's JSON: train_batch_size is missing: say the global batch, the same at any world size")
+    if total % world_size:
+        raise UserError(
+            f"DeepSpeed's JSON: train_batch_size={total} is not divisible by the {world_size} ranks; "
+            f"use {total - total % world_size or world_size} or {total - total % world_size + world_size}, or other ranks"
+        )
+    if accumulation is None:
+        accumulation = max(1, total // (world_size * micro)) if micro is not None else 1
+    micro = total // (world_size * accumulation) if micro is None else micro
+    if micro * accumulation * world_size != total:
+        raise UserError(
+            f"DeepSpeed's JSON: train_batch_size={total} is not train_micro_batch_size_per_gpu={micro} x "
+            f"gradient_accumulation_steps={accumulation} x {world_size} ranks; leave out the accumulation steps and "
+            f"choose a micro-batch that divides {total // world_size}"
+        )
+    return BatchSizes(total, micro, accumulation)
+
+
+def resolve(ds_config: dict[str, Any], world_size: int, total_steps: int) -> dict[str, Any]:
+    """DeepSpeed's JSON with every "auto" replaced by what the run knows.
+
+    Raises:
+        UserError: an optimizer or ZeRO stage that this project does not train with.
+    """
+    resolved = copy.deepcopy(ds_config)
+    sizes = batch_sizes(ds_config, world_size)
+    resolved["train_batch_size"] = sizes.global_batch
+    resolved["train_micro_batch_size_per_gpu"] = sizes.micro_batch
+    resolved["gradient_accumulation_steps"] = sizes.accumulation
+    resolved.setdefault("steps_per_print", 1 << 30)  # our own log says more
+
+    optimizer = resolved.get("optimizer", {}).get("type")
+    if optimizer not in OPTIMIZERS:
+        raise UserError(f"DeepSpeed's JSON: optimizer.type={optimizer!r}; expected one of {', '.join(OPTIMIZERS)}")
+    zero = resolved.get("zero_optimization", {})
+    if zero.get("stage", 0) > 2 or zero.get("offload_optimizer", {}).get("device", "none") != "none":
+        raise UserError(
+            "DeepSpeed's JSON: zero_optimization asks for stage 3 or an offloaded optimizer; the model is small enough "
+            'for {"stage": 2} without offload, and the order of LAMB\'s slices is known only there'
+        )
+    scheduler = resolved.get("scheduler")
+    if scheduler is not None:
+        params = scheduler.setdefault("params", {})
+        if params.get("total_num_steps") == "auto":
+            params["total_num_steps"] = total_steps
+        if params.get("warmup_num_steps") == "auto":
+            params["warmup_num_steps"] = max(1, round(DEFAULT_WARMUP * total_steps))
+        if params.get("warmup_max_lr") == "auto":
+            params["warmup_max_lr"] = resolved["optimizer"]["params"]["lr"]
+    return resolved
+
+
+def build_engine(step: nn.Module, resolved: dict[str, Any]) -> Any:
+    """The DeepSpeed engine around a training step.
+
+    LAMB is ours, bound to ZeRO's slices; Adam and AdamW are DeepSpeed's own. Parameters without requires_grad (what
+    no loss of this step reaches) are given to no optimizer.
+    """
+    config = copy.deepcopy(resolved)
+    named = [(name, parameter) for name, parameter in step.named_parameters() if parameter.requires_grad]
+    if config["optimizer"]["type"] != "Lamb":
+        weight_decay = config["optimizer"]["params"].get("weight_decay", 0.0)
+        groups = [
+            {"params": group["params"], "weight_decay": group["weight_decay"]}
+            for group in parameter_groups(named, weight_decay)
+        ]
+        engine, *_ = deepspeed.initialize(model=step, model_parameters=groups, config=config)
+        return engine
+    optimizer: Lamb = build_optimizer(named, config.pop("optimizer")["params"])
+    config["zero_allow_untested_optimizer"] = True
+    engine, *_ = deepspeed.initialize(model=step, optimizer=optimizer, config=config)
+    bind(optimizer, engine.optimizer)
+    return engine
+
+
+def training_state(engine: Any) -> dict[str, float]:
+    """Learning rate, gradient norm and loss scale of the last step. Asks the device: only when logging."""
+    state = {"lr": float(engine.get_lr()[0]), "skipped_steps": float(engine.skipped_steps)}
+    norm = engine.get_global_grad_norm()
+    if norm is not None:
+        state["grad_norm"] = float(norm)
+    if engine.fp16_enabled():
+        state["loss_scale"] = float(engine.loss_scale() if callable(engine.loss_scale) else engine.loss_scale)
+    return state
+
+
+def seed_everything(seed: int, rank: int) -> None:
+    """Dropout differs between ranks, weights do not: the model is built before with `torch.manual_seed(seed)`."""
+    torch.manual_seed(seed * 10_007 + rank + 1)

@@ -1,0 +1,172 @@
+"""Training steps: a model and its objective as the one module that DeepSpeed wraps.
+
+`forward(batch, norms)` returns named losses, `loss` among them, such that their MEAN over ranks and micro-steps is the
+value for the whole global batch. `norms(batches)` gives what that takes; `validate(batches)` reduces over all samples
+of all ranks exactly, so that world size 1 and N agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mbsd.batch import Batch
+from mbsd.config import SdmiConfig
+from mbsd.engine.scoring import Scores, gather_scores
+from mbsd.metrics.binary import binary_metrics
+from mbsd.model.heads import MbsdForClassification, MbsdForMaskedModelling, MbsdForMatching, ViewsOutput
+from mbsd.model.mbsd import MbsdPreTrainedModel
+from mbsd.objectives.masked import masked_patch_loss, masked_word_loss
+from mbsd.objectives.sdmi import match_loss, sdmi_loss
+
+Losses = dict[str, Tensor]
+
+
+class TrainingStep(Protocol):
+    """What the loop asks of a step."""
+
+    model: MbsdPreTrainedModel
+
+    def norms(self, batches: Sequence[Batch], device: torch.device) -> Tensor | None:
+        """Denominators for the micro-batches of one global batch (collective)."""
+
+    def validate(self, batches: Iterable[Batch], device: torch.device) -> dict[str, float]:
+        """Losses and metrics over all batches of all ranks (collective)."""
+
+
+class MaskedStep(nn.Module):
+    """Stage 1: masked words + masked patches."""
+
+    def __init__(self, model: MbsdForMaskedModelling) -> None:
+        super().__init__()
+        self.model = model
+
+    def norms(self, batches: Sequence[Batch], device: torch.device) -> Tensor:
+        """[2]: masked words and masked patches of the global batch, divided by (ranks x micro-steps).
+
+        A micro-batch's sum over this is its share of the global mean: the engine averages over ranks and micro-steps.
+        """
+        counts = _masked_counts(batches).to(device, non_blocking=True)
+        dist.all_reduce(counts)
+        return (counts / (dist.get_world_size() * len(batches))).clamp_min(1e-9)
+
+    def forward(self, batch: Batch, norms: Tensor) -> Losses:
+        """Eq. 1 + Eq. 2."""
+        assert batch.masks is not None
+        output = self.model(batch)
+        mlm = masked_word_loss(output.word_logits, batch.masks.mlm_labels_K) / norms[0]
+        mpm = masked_patch_loss(output.patch_pixels, output.patch_target) / norms[1]
+        return {"loss": mlm + mpm, "loss_mlm": mlm, "loss_mpm": mpm}
+
+    @torch.no_grad()
+    def validate(self, batches: Iterable[Batch], device: torch.device) -> dict[str, float]:
+        """Mean losses over all masked words and patches, and the share of words predicted right."""
+        totals = torch.zeros(5, dtype=torch.float64, device=device)
+        for batch in batches:
+            batch = batch.to(device)
+            assert batch.masks is not None
+            output = self.model(batch)
+            words = masked_word_loss(output.word_logits, batch.masks.mlm_labels_K)
+            patches = masked_patch_loss(output.patch_pixels, output.patch_target)
+            right = (output.word_logits.argmax(-1) == batch.masks.mlm_labels_K).sum()
+            totals += torch.stack([words, patches, right, *_masked_counts([batch]).to(device)]).double()
+        dist.all_reduce(totals)
+        words_sum, patches_sum, num_right, num_words, num_patches = totals.tolist()
+        mlm, mpm = words_sum / max(num_words, 1), patches_sum / max(num_patches, 1)
+        return {"loss": mlm + mpm, "loss_mlm": mlm, "loss_mpm": mpm, "word_accuracy": num_right / max(num_words, 1)}
+
+
+class MatchingStep(nn.Module):
+    """Stage 2: query-item matching with SDMI, all three views in one forward."""
+
+    def __init__(self, model: MbsdForMatching, sdmi: SdmiConfig) -> None:
+        super().__init__()
+        self.model, self.sdmi = model, sdmi
+
+    def norms(self, batches: Sequence[Batch], device: torch.device) -> None:
+        """Nothing: micro-batches are of equal size, so the mean of their means is the mean."""
+
+    def forward(self, batch: Batch, norms: None) -> Losses:
+        """Eq. 11."""
+        assert batch.labels_B is not None
+        return self.losses(self.model(batch), batch.labels_B)
+
+    def losses(self, output: ViewsOutput, labels_B: Tensor) -> Losses:
+        """The loss, its terms, and two numbers that tell how unequal the modalities are."""
+        terms = sdmi_loss(output.logits, output.h_VBD, labels_B, **asdict(self.sdmi))
+        return {
+            "loss": terms.loss,
+            "loss_qi": terms.qi,
+            "loss_qt": terms.qt,
+            "loss_qv": terms.qv,
+            "loss_kl": terms.kl,
+            "loss_rs": terms.rs,
+            "text_stronger": terms.text_stronger,
+            "sdmi_weight": terms.weight,
+        }
+
+    def validate(self, batches: Iterable[Batch], device: torch.device) -> dict[str, float]:
+        """Loss terms as sample means, and the five metrics of each view."""
+        return _validate_labelled(self.model, self.losses, batches, device)
+
+
+class ClassificationStep(nn.Module):
+    """A yes/no task on h (attribute prediction): binary cross-entropy, averaged over the views and the batch."""
+
+    def __init__(self, model: MbsdForClassification) -> None:
+        super().__init__()
+        self.model = model
+
+    def norms(self, batches: Sequence[Batch], device: torch.device) -> None:
+        """Nothing: see MatchingStep."""
+
+    def forward(self, batch: Batch, norms: None) -> Losses:
+        """The loss."""
+        assert batch.labels_B is not None
+        return self.losses(self.model(batch), batch.labels_B)
+
+    def losses(self, output: ViewsOutput, labels_B: Tensor) -> Losses:
+        """Mean binary cross-entropy over views and samples."""
+        return {"loss": match_loss(output.logits, labels_B.expand_as(output.logits))}
+
+    def validate(self, batches: Iterable[Batch], device: torch.device) -> dict[str, float]:
+        """The loss, and the five metrics of each view."""
+        return _validate_labelled(self.model, self.losses, batches, device)
+
+
+@torch.no_grad()
+def _validate_labelled(
+    model: nn.Module,
+    losses: Callable[[ViewsOutput, Tensor], Losses],
+    batches: Iterable[Batch],
+    device: torch.device,
+) -> dict[str, float]:
+    """Losses weighted by samples, metrics from the logits of all ranks together (no mean of means)."""
+    mine, totals, names = Scores(), torch.zeros((), dtype=torch.float64, device=device), ["samples"]
+    for batch in batches:
+        batch = batch.to(device)
+        assert batch.labels_B is not None
+        output: ViewsOutput = model(batch)
+        mine.add(batch, output.logits)
+        values = losses(output, batch.labels_B)
+        names = ["samples", *values]
+        ones = torch.ones((), device=device)
+        totals = totals + batch.num_samples * torch.stack([ones, *values.values()]).double()
+    scores = gather_scores(mine, {name: float(total) for name, total in zip(names, totals.reshape(-1), strict=True)})
+    metrics = {name: total / scores.totals["samples"] for name, total in scores.totals.items() if name != "samples"}
+    for view, logits_n in zip(scores.views, scores.logits, strict=True):
+        metrics |= {f"{name}_{view}": value for name, value in binary_metrics(logits_n, scores.labels).items()}
+    return metrics
+
+
+def _masked_counts(batches: Iterable[Batch]) -> Tensor:
+    """[2] float: masked words and patches; from shapes, so the device is not asked."""
+    masks = [batch.masks for batch in batches if batch.masks is not None]
+    words = sum(m.mlm_index_K.shape[0] for m in masks)
+    patches = sum(m.mpm_index_Q.shape[0] for m in masks)
+    return torch.tensor([words, patches], dtype=torch.float32)

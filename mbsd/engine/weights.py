@@ -1,0 +1,171 @@
+"""Which tokenizer and which weights a run starts from, and whether they fit together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from mbsd.catalog.reader import Catalog
+from mbsd.checkpoint.manager import weights_folder
+from mbsd.config import BaseConfig, DataConfig, ModelConfig
+from mbsd.data.text import build_tokenizer, load_tokenizer
+from mbsd.distributed import on_rank_zero
+from mbsd.errors import UserError
+from mbsd.model.heads import MbsdForMaskedModelling
+from mbsd.model.mbsd import MbsdConfig, MbsdPreTrainedModel, copy_backbone, load_backbone
+
+M = TypeVar("M", bound=MbsdPreTrainedModel)
+
+# Settings of ModelConfig that shape the weights, by their name in MbsdConfig: a checkpoint brings its own.
+SIZES = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patchify_strides",
+    "patchify_channels", "image_cls",
+)  # fmt: skip
+
+
+def start_tokenizer(config: BaseConfig, catalog: Catalog, run_folder: Path) -> PreTrainedTokenizerBase:
+    """data.tokenizer, else that of run.init_from or model.backbone, else one built from the catalogue (collective).
+
+    Raises:
+        UserError: data.tokenizer holds other words than the weights were trained with.
+    """
+    source = config.run.init_from and str(weights_folder(config.run.init_from)) or config.model.backbone
+    if config.data.tokenizer is not None:
+        tokenizer = load_tokenizer(config.data.tokenizer)
+        if config.run.init_from is not None and tokenizer.get_vocab() != load_tokenizer(str(source)).get_vocab():
+            raise UserError(
+                f"data.tokenizer={config.data.tokenizer}: its vocabulary is not the one that "
+                f"run.init_from={config.run.init_from} was trained with; leave data.tokenizer out",
+                shared=True,
+            )
+        return tokenizer
+    if source is not None:
+        return load_tokenizer(str(source))
+    folder = run_folder / "tokenizer"
+
+    def build() -> None:
+        if not (folder / "tokenizer.json").exists():
+            build_tokenizer(_texts(catalog), config.model.vocab_size, folder)
+
+    on_rank_zero(build)
+    return load_tokenizer(str(folder))
+
+
+def start_model(
+    model_class: type[M], config: BaseConfig, tokenizer: PreTrainedTokenizerBase, *, num_labels: int = 1
+) -> M:
+    """The model with weights from run.init_from, from model.backbone, or drawn with run.seed: the same on every rank.
+
+    Raises:
+        UserError: the weights do not fit the settings or the tokenizer.
+    """
+    torch.manual_seed(config.run.seed)
+    if config.run.init_from is not None:
+        model = load_model(model_class, config.run.init_from, config.data, _behaviour(config.model, num_labels))
+        _refuse_other_sizes(config.model, model.config, config.run.init_from)
+    elif config.model.backbone is not None:
+        wanted = _fresh_config(config, num_labels, vocab_size=len(tokenizer))
+        mbsd_config, bert = load_backbone(wanted, config.model.backbone)
+        model = model_class(mbsd_config)
+        copy_backbone(model.mbsd, bert)
+        if isinstance(model, MbsdForMaskedModelling):
+            model.copy_word_head(bert)
+    else:
+        # A multiple of 8 keeps the vocabulary projection on the tensor cores.
+        model = model_class(_fresh_config(config, num_labels, vocab_size=-(-len(tokenizer) // 8) * 8))
+    _refuse_wide_tokenizer(tokenizer, model.config, config.run.init_from or config.model.backbone or "")
+    if config.data.max_text_tokens > model.config.max_position_embeddings:
+        raise UserError(
+            f"data.max_text_tokens={config.data.max_text_tokens} is more than the model's "
+            f"{model.config.max_position_embeddings} positions; lower it",
+            shared=True,
+        )
+    return model
+
+
+def load_model(model_class: type[M], source: str, data: DataConfig, changes: dict[str, Any] | None = None) -> M:
+    """The model of a run folder or transformers folder, in float32; heads it does not hold are initialised.
+
+    Raises:
+        UserError: another kind of checkpoint, or another image size.
+    """
+    folder = weights_folder(source)
+    try:
+        saved = MbsdConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source}: {str(error).splitlines()[0]}; name a folder that mbsd wrote", shared=True) from error
+    if saved.model_type != "mbsd" or not (folder / "model.safetensors").is_file():
+        raise UserError(f"{source}: no MBSD weights there (model.safetensors of an MBSD model); name such a folder",
+                        shared=True)  # fmt: skip
+    if saved.image_size != data.image_size:
+        raise UserError(
+            f"data.image_size={data.image_size}, but {source} was trained on {saved.image_size}; set it to that",
+            shared=True,
+        )
+    model, info = model_class.from_pretrained(
+        folder, config=saved, dtype=torch.float32, output_loading_info=True, **(changes or {})
+    )
+    lacking = sorted(name for name in info["missing_keys"] if name.startswith("mbsd."))
+    if lacking:
+        raise UserError(f"{source}: lacks weights of the backbone, {lacking[0]} among {len(lacking)}", shared=True)
+    return model
+
+
+def _behaviour(model: ModelConfig, num_labels: int) -> dict[str, Any]:
+    """Settings that shape no backbone weight; a run may change them on the way."""
+    return {
+        "hidden_dropout_prob": model.dropout,
+        "attention_probs_dropout_prob": model.dropout,
+        "representation": model.representation,
+        "match_head": model.match_head,
+        "num_labels_out": num_labels,
+    }
+
+
+def _fresh_config(config: BaseConfig, num_labels: int, vocab_size: int) -> MbsdConfig:
+    sizes = {name: getattr(config.model, name) for name in SIZES}
+    if config.model.patchify == "linear":
+        side = 1
+        for stride in config.model.patchify_strides:
+            side *= stride
+        sizes |= {"patchify_strides": (side,), "patchify_channels": ()}
+    return MbsdConfig(
+        vocab_size=vocab_size, image_size=config.data.image_size, **sizes, **_behaviour(config.model, num_labels)
+    )
+
+
+def _refuse_other_sizes(wanted: ModelConfig, saved: MbsdConfig, source: str) -> None:
+    """A size that was set (is not the default) and is not the checkpoint's is a contradiction, not a wish."""
+    defaults = {f.name: f.default for f in dataclasses.fields(ModelConfig)}
+    for name in SIZES:
+        value, found = getattr(wanted, name), getattr(saved, name)
+        same = tuple(value) == tuple(found) if isinstance(value, (tuple, list)) else value == found
+        if not same and value != defaults[name]:
+            raise UserError(
+                f"model.{name}={value}, but run.init_from={source} has {found}; leave it out: a checkpoint brings its "
+                "own sizes",
+                shared=True,
+            )
+
+
+def _refuse_wide_tokenizer(tokenizer: PreTrainedTokenizerBase, config: MbsdConfig, source: str) -> None:
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} words, but the weights of {source} know {config.vocab_size}; use the "
+            "tokenizer they were trained with (leave data.tokenizer out)",
+            shared=True,
+        )
+
+
+def _texts(catalog: Catalog) -> Iterator[str]:
+    """What a vocabulary has to cover: titles, categories and attribute values."""
+    for column in ("title", "category"):
+        yield from catalog.table()[column].to_pylist()
+    for name, values in sorted(catalog.attribute_values().items()):
+        for value in values:
+            yield f"{name} {value}"

@@ -1,0 +1,46 @@
+"""The two ways a command fails: the user's mistake (one clear line, exit 2) and everything else (a traceback, exit 1)."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+EXIT_USER_ERROR = 2
+
+
+class UserError(Exception):
+    """A mistake only the user can mend.
+
+    The message is one line that names the file, key or row, what was found, what was expected and what to do.
+
+    Attributes:
+        shared: every rank raises the same error at the same place, so that rank 0 alone prints it.
+    """
+
+    def __init__(self, message: str, *, shared: bool = False) -> None:
+        super().__init__(message)
+        self.shared = shared
+
+
+def exits_cleanly(command: Callable[P, R]) -> Callable[P, R]:
+    """Wrap a command's entry point: a `UserError` becomes one line on stderr and exit code 2."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except UserError as error:
+            rank = int(os.environ.get("RANK", "0"))
+            if rank == 0:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            elif not error.shared:
+                print(f"error on rank {rank}: {error}", file=sys.stderr, flush=True)
+            sys.exit(EXIT_USER_ERROR)
+
+    return wrapped

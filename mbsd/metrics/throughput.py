@@ -1,0 +1,72 @@
+"""How fast a run is: samples and tokens a second, the share of time spent waiting for data, and MFU."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from mbsd.batch import Batch
+from mbsd.model.mbsd import MbsdConfig
+
+# Dense half-precision matmul peaks of the data sheets, in FLOP/s.
+PEAK_FLOPS = {"V100": 125e12, "A100": 312e12, "H100": 989e12, "H200": 989e12}
+
+
+def training_flops(config: MbsdConfig, batch: Batch) -> float:
+    """Matmul FLOPs of the encoder and patchify for one forward and backward of a micro-batch.
+
+    6 x (encoder weights) x (real tokens of all views) + 12 x layers x D x (sum over sequences of length^2)
+    + 6 x (patchify multiplications of each image). Heads and embeddings are left out: they are small beside it.
+    """
+    width, layers = config.hidden_size, config.num_hidden_layers
+    encoder_weights = layers * (4 * width * width + 2 * width * config.intermediate_size)
+    squares = sum(length * length for length in batch.views.lengths)
+    channels, side, patchify = (3, *config.patchify_channels, width), config.image_size, 0
+    for index, stride in enumerate(config.patchify_strides):
+        side //= stride
+        patchify += channels[index] * channels[index + 1] * stride * stride * side * side
+    tokens = 6.0 * encoder_weights * batch.num_tokens
+    return tokens + 12.0 * layers * width * squares + 6.0 * patchify * batch.images.shape[0]
+
+
+class Throughput:
+    """Counts between two logs; all of it host arithmetic.
+
+    Args:
+        config: of the model, for MFU.
+        world_size: ranks that do the same work beside this one.
+        device: MFU is told where the data sheet's peak of the device is known.
+    """
+
+    def __init__(self, config: MbsdConfig, world_size: int, device: torch.device) -> None:
+        self.config, self.world_size = config, world_size
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        self.peak = next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
+        self._reset()
+
+    def _reset(self) -> None:
+        self.started, self.samples, self.tokens, self.flops, self.waited = time.perf_counter(), 0, 0, 0.0, 0.0
+
+    def count(self, batch: Batch) -> None:
+        """One micro-batch was trained on."""
+        self.samples += batch.num_samples
+        self.tokens += batch.num_tokens
+        self.flops += training_flops(self.config, batch)
+
+    def wait(self, seconds: float) -> None:
+        """The step stood still that long for its data."""
+        self.waited += seconds
+
+    def read(self) -> dict[str, float]:
+        """Rates of all ranks together since the last read: samples/s, tokens/s, share of time waiting, MFU (0-1)."""
+        seconds = time.perf_counter() - self.started
+        rates = {
+            "samples_per_s": self.world_size * self.samples / seconds,
+            "tokens_per_s": self.world_size * self.tokens / seconds,
+            "data_wait": self.waited / seconds,
+        }
+        if self.peak is not None:
+            rates["mfu"] = self.flops / seconds / self.peak
+        self._reset()
+        return rates

@@ -1,0 +1,109 @@
+"""The heads over the backbone: masked modelling (stage 1), query-item matching (stage 2), classification (tasks)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertForPreTraining
+from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
+
+from mbsd.batch import VIEW_NAMES, Batch
+from mbsd.model.mbsd import MbsdConfig, MbsdModel, MbsdPreTrainedModel
+from mbsd.model.patchify import pixels_of_patches
+
+
+@dataclass(frozen=True)
+class MaskedOutput:
+    """Predictions of stage 1 for the masked positions only: words [K, vocabulary], pixels and their truth [Q, 3*side^2]."""
+
+    word_logits: Tensor
+    patch_pixels: Tensor
+    patch_target: Tensor
+
+
+@dataclass(frozen=True)
+class ViewsOutput:
+    """Logits and representations of each view: [V, B] (or [V, B, C]) and [V, B, D]."""
+
+    logits: Tensor
+    h_VBD: Tensor
+
+
+class MbsdForMaskedModelling(MbsdPreTrainedModel):
+    """Stage 1: the word at each masked token, the pixels of each masked patch (Eq. 1, 2)."""
+
+    def __init__(self, config: MbsdConfig) -> None:
+        super().__init__(config)
+        self.mbsd = MbsdModel(config)
+        self.word_transform = BertPredictionHeadTransform(config)
+        self.word_bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.patch_decoder = nn.Linear(config.hidden_size, 3 * config.patch_side**2)
+        # Stage 1 asks for single tokens, never for the pooled [CLS]: an optimizer must not decay what no loss reaches.
+        self.mbsd.pooler.requires_grad_(False)
+        self.post_init()
+
+    def forward(self, batch: Batch) -> MaskedOutput:
+        """The vocabulary projection (tied to the word table) runs on the K masked rows alone."""
+        assert batch.masks is not None, "stage 1 needs masks"
+        encoded = self.mbsd.encode(batch)
+        masked_KD = self.word_transform(encoded.hidden_TD[batch.masks.mlm_index_K])
+        word_logits = F.linear(masked_KD, self.mbsd.embeddings.word_embeddings.weight, self.word_bias)
+        patch_pixels = self.patch_decoder(encoded.hidden_TD[batch.masks.mpm_index_Q])
+        target = pixels_of_patches(encoded.pixels, self.config.patch_side)[batch.masks.mpm_patch_Q]
+        return MaskedOutput(word_logits, patch_pixels, target)
+
+    def copy_word_head(self, bert: BertForPreTraining) -> None:
+        """Give the word head the weights of a BERT's."""
+        self.word_transform.load_state_dict(bert.cls.predictions.transform.state_dict())
+        with torch.no_grad():
+            self.word_bias.copy_(bert.cls.predictions.bias)
+
+
+class MbsdForMatching(MbsdPreTrainedModel):
+    """Stage 2: does the query hold for the item, as each view sees it (Fig. 4)."""
+
+    def __init__(self, config: MbsdConfig) -> None:
+        super().__init__(config)
+        self.mbsd = MbsdModel(config)
+        self.match = nn.Linear(config.hidden_size, 1 if config.match_head == "shared" else len(VIEW_NAMES))
+        _freeze_unread(self.mbsd)
+        self.post_init()
+
+    def forward(self, batch: Batch) -> ViewsOutput:
+        """Logits [V, B] and representations [V, B, D] of the batch's views."""
+        h_VBD = self.mbsd.encode(batch).h_VBD
+        logits = self.match(h_VBD)
+        if self.config.match_head == "shared":
+            return ViewsOutput(logits[..., 0], h_VBD)
+        own = [logits[v, :, VIEW_NAMES.index(name)] for v, name in enumerate(batch.views.names)]
+        return ViewsOutput(torch.stack(own), h_VBD)
+
+
+class MbsdForClassification(MbsdPreTrainedModel):
+    """A linear layer on h: C classes, or one logit for a yes/no question (C = 1)."""
+
+    def __init__(self, config: MbsdConfig) -> None:
+        super().__init__(config)
+        self.mbsd = MbsdModel(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels_out)
+        _freeze_unread(self.mbsd)
+        self.post_init()
+
+    def forward(self, batch: Batch) -> ViewsOutput:
+        """Logits [V, B, C] ([V, B] where C is 1) and representations [V, B, D]."""
+        h_VBD = self.mbsd.encode(batch).h_VBD
+        logits = self.classifier(self.dropout(h_VBD))
+        return ViewsOutput(logits[..., 0] if self.config.num_labels_out == 1 else logits, h_VBD)
+
+
+def _freeze_unread(model: MbsdModel) -> None:
+    """Freeze what no loss of these heads reaches, so that no optimizer decays it: the mask vector is stage 1's alone,
+    and with `representation: cls` nobody asks the pooler.
+    """
+    model.mask_D.requires_grad_(False)
+    if model.config.representation == "cls":
+        model.pooler.requires_grad_(False)

@@ -1,0 +1,64 @@
+"""Image -> patch tokens: four small non-overlapping convolutions instead of a heavy feature extractor (Fig. 3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+# The mean and deviation of ImageNet's pixels, by which the field normalises images.
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of [I, channels, h, w]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape, each pixel normalised over its channels."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Patchify(nn.Module):
+    """Non-overlapping convolutions, kernel = stride; LayerNorm over channels and ReLU between them (SPEC 2).
+
+    Args:
+        strides: of the convolutions; their product is the side of a patch in pixels (4 * 2 * 2 * 2 = 32).
+        channels: of the outputs of all but the last convolution.
+        hidden_size: D, channels of the last. One stride and no channels: the linear patchify of Table 6, row 5.
+    """
+
+    def __init__(self, strides: Sequence[int], channels: Sequence[int], hidden_size: int) -> None:
+        super().__init__()
+        if len(channels) != len(strides) - 1:
+            raise ValueError(f"{len(strides)} convolutions have {len(strides) - 1} channels between, not {channels}")
+        widths = (3, *channels, hidden_size)
+        layers: list[nn.Module] = []
+        for index, stride in enumerate(strides):
+            if index:
+                layers += [ChannelNorm(widths[index], eps=1e-6), nn.ReLU()]
+            layers.append(nn.Conv2d(widths[index], widths[index + 1], kernel_size=stride, stride=stride))
+        self.layers = nn.Sequential(*layers)
+        self.patch_side = math.prod(strides)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels [I, 3, h, w] -> patch features [I, patches, D]; I may be 0."""
+        features: Tensor = self.layers(pixels)
+        return features.flatten(2).transpose(1, 2)
+
+
+def normalise_pixels(images: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 RGB [I, 3, h, w] -> the network's own input pixels, zero mean and unit deviation."""
+    mean = torch.tensor(IMAGE_MEAN, device=images.device).view(1, 3, 1, 1)
+    std = torch.tensor(IMAGE_STD, device=images.device).view(1, 3, 1, 1)
+    return ((images.float() / 255 - mean) / std).to(dtype)
+
+
+def pixels_of_patches(pixels: Tensor, patch_side: int) -> Tensor:
+    """Cut [I, 3, h, w] into the pixels of each patch: [I * patches, 3 * patch_side**2], channel first, row by row."""
+    images, channels, height, width = pixels.shape
+    rows, columns = height // patch_side, width // patch_side
+    grid = pixels.reshape(images, channels, rows, patch_side, columns, patch_side)
+    return grid.permute(0, 2, 4, 1, 3, 5).reshape(images * rows * columns, channels * patch_side**2)

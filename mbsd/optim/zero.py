@@ -1,0 +1,120 @@
+"""Between ZeRO's flat slices and LAMB's tensors: which slice of which tensor a rank owns, and the norms of the whole.
+
+ZeRO-1 and -2 lay the parameters of a group end to end, cut the line into one equal slice per rank and hand the
+optimizer nothing but its slice in float32. A tensor may straddle a cut, so its norm is a sum over ranks: one all-reduce
+of 2 N doubles per group and step, N the number of tensors in the group. Nothing here imports DeepSpeed; the attributes
+read from its ZeRO optimizer (0.19.8) are listed in `LAYOUT`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mbsd.errors import UserError
+from mbsd.optim.lamb import Lamb
+
+LAYOUT = (
+    "round_robin_bit16_groups",  # parameters in the order they were laid down
+    "round_robin_bit16_offsets",  # and the first element of each, alignment padding counted
+    "partition_size",  # elements of one rank's slice
+    "real_dp_process_group",  # the ranks that share a group
+    "single_partition_of_fp32_groups",  # this rank's slice
+    "param_names",
+)
+
+
+@dataclass(frozen=True)
+class FlatShard:
+    """This rank's slice of a group: the `mbsd.optim.lamb.Shard` of ZeRO-1 and -2."""
+
+    names: tuple[str, ...]  # N, in the order of the line
+    owned: slice  # the run of P tensors that meet this slice
+    spans: tuple[tuple[int, int], ...]  # P × (first element, elements) within the slice
+    process_group: dist.ProcessGroup | None
+
+    def pieces(self, flat: Tensor) -> list[Tensor]:
+        """Return the P views of `flat`; padding, at the end or between tensors, belongs to none of them."""
+        return [flat.narrow(0, first, length) for first, length in self.spans]
+
+    def whole_norms(self, norms_2P: Tensor) -> Tensor:
+        """Return norms_2N from norms_2P (float64): a collective call, also of ranks that own only padding."""
+        squares_2N = norms_2P.new_zeros(2, len(self.names))
+        squares_2N[:, self.owned] = norms_2P.square()
+        dist.all_reduce(squares_2N, group=self.process_group)
+        return squares_2N.sqrt_()
+
+
+def bind(lamb: Lamb, zero_optimizer: Any) -> None:
+    """Tell `lamb` which tensors its flat slices are made of; call it once, right after `deepspeed.initialize`.
+
+    `zero_optimizer` is `engine.optimizer` at any ZeRO stage ≤ 2; without ZeRO there is nothing to bind. Loading a
+    checkpoint, DeepSpeed's or a universal one, copies into the bound slices and needs no second call; a new engine
+    does. Collective. Raises `UserError` for a stage or wrapper it cannot serve, and `RuntimeError` on every rank if a
+    slice does not hold the values of its tensor.
+    """
+    if zero_optimizer is lamb:
+        return
+    kind = type(zero_optimizer).__name__
+    if hasattr(zero_optimizer, "fp16_groups") and hasattr(zero_optimizer, "fp32_groups"):
+        return _take_back_first_step(lamb, zero_optimizer)
+    if missing := [name for name in LAYOUT if not hasattr(zero_optimizer, name)]:
+        raise UserError(
+            f"zero_optimization: found DeepSpeed's {kind} (no {missing[0]}), expected ZeRO stage 0, 1 or 2 for Lamb; "
+            "set zero_optimization.stage to 2 and leave data_types.grad_accum_dtype out"
+        )
+    if getattr(zero_optimizer, "cpu_offload", False):
+        raise UserError("zero_optimization.offload_optimizer: found cpu, expected none for Lamb; remove it")
+    if zero_optimizer.optimizer is not lamb:
+        raise RuntimeError("bind was given another Lamb than deepspeed.initialize")
+    flats: list[Tensor] = zero_optimizer.single_partition_of_fp32_groups
+    lamb.shards = {flat: _shard(zero_optimizer, i, flat) for i, flat in enumerate(flats)}
+
+
+def _shard(zero_optimizer: Any, i: int, flat: Tensor) -> FlatShard:
+    """Return the layout of group `i`, every owned slice compared with its tensor's values."""
+    params: list[Tensor] = zero_optimizer.round_robin_bit16_groups[i]
+    starts: list[int] = zero_optimizer.round_robin_bit16_offsets[i]
+    process_group = zero_optimizer.real_dp_process_group[i]
+    size = int(zero_optimizer.partition_size[i])
+    begin = size * dist.get_rank(process_group)
+
+    # (which tensor, first element of the piece in the tensor, in the slice, elements)
+    pieces = []
+    for n, (p, start) in enumerate(zip(params, starts, strict=True)):
+        low, high = max(start, begin), min(start + p.numel(), begin + size)
+        if low < high:
+            pieces.append((n, low - start, low - begin, high - low))
+    spans = tuple((first, length) for _, _, first, length in pieces)
+    owned = slice(pieces[0][0], pieces[-1][0] + 1) if pieces else slice(0, 0)
+
+    same = [  # a master that has moved still rounds to the model's value
+        torch.equal(flat.narrow(0, first, length).to(params[n].dtype), params[n].flatten().narrow(0, inner, length))
+        for n, inner, first, length in pieces
+    ]
+    contiguous = all(b[0] == a[0] + 1 for a, b in itertools.pairwise(pieces))
+    agreed = torch.tensor(int(all(same) and contiguous and flat.numel() == size), device=flat.device)
+    dist.all_reduce(agreed, op=dist.ReduceOp.MIN, group=process_group)
+    if not agreed.item():
+        raise RuntimeError(
+            f"param group {i}: a slice of DeepSpeed's flat fp32 partition does not hold its parameter's values; "
+            "its layout has changed since 0.19.8 (see mbsd.optim.zero.LAYOUT)"
+        )
+    names = tuple(zero_optimizer.param_names[p] for p in params)
+    return FlatShard(names, owned, spans, process_group)
+
+
+def _take_back_first_step(lamb: Lamb, wrapper: Any) -> None:
+    """Undo the step that fp16 and bf16 without ZeRO (FP16_UnfusedOptimizer) take at construction to allocate state.
+
+    Its gradients are 0, but with weight decay LAMB's update is not: every fp32 master lost a share lr of itself.
+    """
+    for models, masters in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
+        for model, master in zip(models, masters, strict=True):
+            master.data.copy_(model.data)
+            lamb.state.pop(master, None)

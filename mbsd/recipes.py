@@ -1,0 +1,295 @@
+"""The composition root: what `launchers/` and `mbsd …` run, put together from the rooms of the house."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from mbsd.batch import Batch
+from mbsd.catalog.reader import Catalog
+from mbsd.catalog.tables import Table
+from mbsd.checkpoint.manager import CheckpointManager
+from mbsd.config import BaseConfig, DataConfig, EvaluateConfig, FinetuneConfig, MaskingConfig, PretrainConfig
+from mbsd.config import SdmiConfig, to_yaml
+from mbsd.data.images import make_decoder
+from mbsd.data.loader import BatchBuilder, CatalogSamples, Samples, TableSamples, TrainLoader, eval_batches
+from mbsd.data.text import load_tokenizer
+from mbsd.distributed import Place, gather_objects, on_rank_zero, process_group
+from mbsd.engine.build import batch_sizes, build_engine, resolve, seed_everything
+from mbsd.engine.loop import train
+from mbsd.engine.scoring import score
+from mbsd.engine.steps import ClassificationStep, MaskedStep, MatchingStep
+from mbsd.engine.weights import load_model, start_model, start_tokenizer
+from mbsd.errors import UserError
+from mbsd.metrics.throughput import Throughput
+from mbsd.metrics.writer import MetricsWriter
+from mbsd.model.heads import MbsdForClassification, MbsdForMaskedModelling, MbsdForMatching
+from mbsd.model.mbsd import MbsdConfig
+from mbsd.tasks import attributes
+
+DONE = "DONE"
+
+
+def pretrain(config: PretrainConfig, ds_config: dict[str, Any]) -> None:
+    """Both stages of pre-training (`launchers/pretrain.py`)."""
+    if config.stage == "masked":
+        _training(
+            config,
+            ds_config,
+            views=("full",),
+            table_kind=None,
+            masking=config.masking or MaskingConfig(),
+            make_step=lambda tokenizer: MaskedStep(start_model(MbsdForMaskedModelling, config, tokenizer)),
+        )
+    else:
+        sdmi = config.sdmi or SdmiConfig()
+        _training(
+            config,
+            ds_config,
+            views=("full", "text", "image"),
+            table_kind="pairs",
+            masking=None,
+            make_step=lambda tokenizer: MatchingStep(start_model(MbsdForMatching, config, tokenizer), sdmi),
+        )
+
+
+def finetune(config: FinetuneConfig, ds_config: dict[str, Any]) -> None:
+    """A downstream task (`launchers/finetune.py`)."""
+    _training(
+        config,
+        ds_config,
+        views=config.task.views,
+        table_kind=attributes.TABLE_KIND,
+        masking=None,
+        make_step=lambda tokenizer: ClassificationStep(start_model(MbsdForClassification, config, tokenizer)),
+    )
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Score a task's table with a fine-tuned model, each view by itself (`launchers/evaluate.py`)."""
+    _quiet_libraries()
+    with process_group() as place:
+        catalog, table = _open(config.data, attributes.TABLE_KIND)
+        assert table is not None
+        model = load_model(MbsdForClassification, config.model, config.data).to(place.device).eval()
+        tokenizer = load_tokenizer(config.data.tokenizer or str(model.config.name_or_path))
+        samples = TableSamples(table, config.split)
+        builder = _builder(config.data, catalog, tokenizer, model.config, config.views, place, config.micro_batch)
+        scores = score(model, _eval_batches(samples, builder, config.data, place, config.micro_batch, None), place.device)
+        result = {
+            "model": config.model,
+            "split": config.split,
+            "samples": len(scores.labels),
+            "views": attributes.report(scores, table, table.rows(config.split)),
+        }
+        if place.is_first:
+            Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+            Path(config.out).write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            for view, groups in result["views"].items():
+                print(f"{view}: " + "  ".join(f"{name} {value:.4f}" for name, value in groups["all"].items()))
+        return result
+
+
+def _training(
+    config: BaseConfig,
+    ds_config: dict[str, Any],
+    *,
+    views: tuple[str, ...],
+    table_kind: str | None,
+    masking: MaskingConfig | None,
+    make_step: Callable[[PreTrainedTokenizerBase], nn.Module],
+) -> None:
+    """Any training run: data, weights, engine, loop. Run again, it goes on where it was; finished, it says so."""
+    _quiet_libraries()
+    run, folder = config.run, Path(config.run.dir)
+    with process_group() as place:
+        if on_rank_zero((folder / DONE).exists):
+            _say(place, f"{folder}: finished already ({DONE} is there); nothing to do")
+            return
+        sizes = batch_sizes(ds_config, place.world_size)
+        catalog, table = _open(config.data, table_kind)
+        samples = _samples(catalog, table, "train")
+        total_steps = run.max_steps or max(1, math.ceil((run.epochs or 0) * len(samples) / sizes.global_batch))
+        resolved = resolve(ds_config, place.world_size, total_steps)
+
+        tokenizer = start_tokenizer(config, catalog, folder)
+        step = make_step(tokenizer)
+        model: Any = step.model
+        seed_everything(run.seed, place.rank)
+        engine = build_engine(step, resolved)
+
+        builder = partial(_builder, config.data, catalog, tokenizer, model.config, views, place, masking=masking,
+                          seed=run.seed)  # fmt: skip
+        loader = TrainLoader(
+            samples,
+            builder(sizes.micro_batch, train=True),
+            seed=run.seed,
+            global_batch=sizes.global_batch,
+            micro_batch=sizes.micro_batch,
+            rank=place.rank,
+            world_size=place.world_size,
+            num_workers=config.data.num_workers,
+            prefetch=config.data.prefetch,
+            pin_memory=place.device.type == "cuda",
+        )
+        held_out, validation_builder = _samples(catalog, table, "validation"), builder(sizes.micro_batch, train=False)
+
+        def validate() -> dict[str, float]:
+            batches = _eval_batches(
+                held_out, validation_builder, config.data, place, sizes.micro_batch, run.validate_samples
+            )
+            return step.validate(batches, place.device)
+
+        identity = {
+            "catalogue": catalog.fingerprint,
+            "table": table.fingerprint if table is not None else None,
+            "samples": len(samples),
+            "run.seed": run.seed,
+            "train_batch_size": sizes.global_batch,
+            "views": list(views),
+            "model": _shape(model.config),
+            "vocabulary": len(tokenizer),
+        }
+        checkpoints = CheckpointManager(folder, place, identity, run.keep_last)
+        found = checkpoints.find()
+        start_step = checkpoints.load(found, engine) if found is not None else 0
+        loader.load_state_dict({"step": start_step})
+        _write_run_folder(config, resolved, folder, place)
+        origin = f"resuming {found}" if found else f"weights of {run.init_from or config.model.backbone or 'scratch'}"
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        _say(
+            place,
+            f"{folder}: {origin}; steps {start_step + 1}-{total_steps} of {sizes.global_batch} samples "
+            f"({place.world_size} ranks x {sizes.accumulation} x {sizes.micro_batch}), {len(samples)} samples, "
+            f"{parameters / 1e6:.1f} M parameters, {engine.optimizer_name() or resolved['optimizer']['type']}, "
+            f"ZeRO-{engine.zero_optimization_stage()}, {_precision(resolved)}",
+        )
+        with MetricsWriter(folder, start_step=start_step, total_steps=total_steps, enabled=place.is_first) as writer:
+            train(
+                engine,
+                iter(loader),
+                run=run,
+                place=place,
+                start_step=start_step,
+                total_steps=total_steps,
+                samples_in_epoch=len(samples),
+                writer=writer,
+                throughput=Throughput(model.config, place.world_size, place.device),
+                validate=validate,
+                save=lambda at: writer.say(f"saved {checkpoints.save(at, engine, model, tokenizer)}"),
+            )
+        if place.is_first:
+            (folder / DONE).write_text(f"{total_steps}\n")
+
+
+def _open(data: DataConfig, table_kind: str | None) -> tuple[Catalog, Table | None]:
+    """Catalogue and table; rank 0 looks first, so that a mistake is one line and every rank's decision."""
+
+    def check() -> None:
+        catalog = Catalog(data.catalog)
+        if data.table is not None:
+            Table(data.table, catalog, kind=table_kind)
+
+    on_rank_zero(check)
+    catalog = Catalog(data.catalog)
+    return catalog, Table(data.table, catalog, kind=table_kind) if data.table is not None else None
+
+
+def _samples(catalog: Catalog, table: Table | None, split: str) -> Samples:
+    samples: Samples = TableSamples(table, split) if table is not None else CatalogSamples(catalog, split)
+    if len(samples) == 0:
+        source = table.path if table is not None else catalog.path
+        raise UserError(f"{source}: its {split} split is empty; use more items", shared=True)
+    return samples
+
+
+def _builder(
+    data: DataConfig,
+    catalog: Catalog,
+    tokenizer: PreTrainedTokenizerBase,
+    model: MbsdConfig,
+    views: tuple[str, ...],
+    place: Place,
+    micro_batch: int,
+    *,
+    masking: MaskingConfig | None = None,
+    seed: int = 0,
+    train: bool = False,
+) -> BatchBuilder:
+    decoder = make_decoder(data.decoder, data.image_size, place.device, num_threads=2, max_batch=micro_batch)
+    return BatchBuilder(
+        catalog,
+        tokenizer,
+        data,
+        views,
+        patches_per_image=model.num_patches,
+        image_cls=model.image_cls,
+        masking=masking,
+        seed=seed,
+        train=train,
+        decoder=decoder,
+        label_dtype=None if masking is not None else torch.float32,
+    )
+
+
+def _eval_batches(
+    samples: Samples, builder: BatchBuilder, data: DataConfig, place: Place, micro_batch: int, limit: int | None
+) -> Iterator[Batch]:
+    return eval_batches(
+        samples,
+        builder,
+        micro_batch=micro_batch,
+        rank=place.rank,
+        world_size=place.world_size,
+        limit=limit,
+        num_workers=data.num_workers,
+    )
+
+
+def _shape(model: MbsdConfig) -> dict[str, Any]:
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "image_size", "image_cls")
+    return {name: getattr(model, name) for name in names} | {"patchify_strides": list(model.patchify_strides)}
+
+
+def _write_run_folder(config: BaseConfig, resolved: dict[str, Any], folder: Path, place: Place) -> None:
+    device = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else platform.processor() or "cpu"
+    ranks = gather_objects({"host": platform.node(), "device": device})
+    if not place.is_first:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    packages = ("mbsd", "torch", "deepspeed", "transformers", "torchvision", "numpy")
+    environment = {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "ranks": ranks,
+    }
+    (folder / "config.yaml").write_text(to_yaml(config))
+    (folder / "ds_config.json").write_text(json.dumps(resolved, indent=1) + "\n")
+    (folder / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
+
+
+def _precision(resolved: dict[str, Any]) -> str:
+    return next((name for name in ("fp16", "bf16") if resolved.get(name, {}).get("enabled")), "fp32")
+
+
+def _quiet_libraries() -> None:
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def _say(place: Place, text: str) -> None:
+    if place.is_first:
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,120 @@
+"""A small real catalogue with pairs, built once: some titles and some pictures are missing, some texts overflow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from transformers import PreTrainedTokenizerBase
+
+from mbsd.catalog.reader import Catalog
+from mbsd.catalog.sources import Item
+from mbsd.catalog.store import build_catalog
+from mbsd.catalog.tables import Table, write_table
+from mbsd.config import DataConfig, MaskingConfig
+from mbsd.data.builder import BatchBuilder
+from mbsd.data.images import make_decoder
+from mbsd.data.text import build_tokenizer
+
+NUM_ITEMS = 41
+IMAGE_SIZE = 64
+PATCHES = 4
+
+MakeBuilder = Callable[..., BatchBuilder]
+
+
+def picture(rng: np.random.Generator, width: int, height: int) -> Image.Image:
+    """Something like a photo: soft colours with sharp-edged things on them."""
+    soft = rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)
+    image = Image.fromarray(soft).resize((width, height), Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(image)
+    for _ in range(12):
+        x, y = int(rng.integers(0, width)), int(rng.integers(0, height))
+        draw.ellipse([x, y, x + width // 6, y + height // 8], fill=tuple(rng.integers(0, 255, 3).tolist()))
+    return image
+
+
+@pytest.fixture(scope="session")
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    words = ["红色", "连衣裙", "女", "summer", "dress", "long-sleeve", "cotton", "2023", "新款", "moonlight"]
+    items = []
+    for number in range(NUM_ITEMS):
+        title = "" if number % 7 == 3 else " ".join(rng.choice(words, size=int(rng.integers(1, 12))))
+        name = "" if number % 5 == 2 else f"{number}.jpg"
+        if not title and not name:
+            name = f"{number}.jpg"
+        if name:
+            picture(rng, int(rng.integers(70, 130)), int(rng.integers(70, 130))).save(folder / name, quality=90)
+        items.append(Item(item_id=f"i{number}", title=title, image=name))
+    build_catalog(items, folder, folder / "catalog", items_per_shard=16, workers=1, progress=False)
+    return Catalog(folder / "catalog")
+
+
+@pytest.fixture(scope="session")
+def pairs(catalog: Catalog) -> Table:
+    rows = 30
+    out = catalog.path.parent / "pairs.parquet"
+    columns = {
+        "text": [f"query {row % 4} 红色 dress" for row in range(rows)],
+        "item": [row * 3 % len(catalog) for row in range(rows)],
+        "label": [row % 2 for row in range(rows)],
+        "source": ["purchase"] * rows,
+        "evidence": [2] * rows,
+        "split": ["train" if row < 23 else "test" for row in range(rows)],
+    }
+    write_table("pairs", pa.table(columns), catalog, out)
+    return Table(out, catalog)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(catalog: Catalog, tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+    texts = [catalog.title(item) for item in range(len(catalog))] + ["query 0 1 2 3"]
+    return build_tokenizer(texts, 200, tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="session")
+def make_builder(catalog: Catalog, tokenizer: PreTrainedTokenizerBase) -> MakeBuilder:
+    def make(
+        views: tuple[str, ...] = ("full",),
+        masking: MaskingConfig | None = None,
+        decoder: str = "torchvision",
+        train: bool = True,
+        label_dtype: torch.dtype | None = None,
+        image_cls: bool = False,
+    ) -> BatchBuilder:
+        data = DataConfig(str(catalog.path), image_size=IMAGE_SIZE, max_text_tokens=24, max_query_tokens=10)
+        return BatchBuilder(
+            catalog,
+            tokenizer,
+            data,
+            views,
+            patches_per_image=PATCHES,
+            image_cls=image_cls,
+            masking=masking,
+            seed=3,
+            train=train,
+            decoder=make_decoder(decoder, IMAGE_SIZE, max_batch=4),
+            label_dtype=label_dtype,
+        )
+
+    return make
+
+
+def tensors_of(batch: object) -> dict[str, object]:
+    """Every leaf of a Batch by its path; tensors as nested lists, to compare two batches exactly."""
+    leaves: dict[str, object] = {}
+    for name, value in vars(batch).items():
+        if isinstance(value, torch.Tensor):
+            leaves[name] = (value.dtype, tuple(value.shape), value.numpy().tobytes())
+        elif hasattr(value, "__dataclass_fields__"):
+            leaves |= {f"{name}.{key}": leaf for key, leaf in tensors_of(value).items()}
+        else:
+            leaves[name] = value
+    return leaves

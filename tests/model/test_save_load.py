@@ -1,0 +1,373 @@
+"""Saving, loading, starting from a BERT, parameter counts, and which parameters move."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoConfig, AutoModel, BertConfig, BertForPreTraining, ViTConfig, ViTModel
+
+from mbsd.batch import Batch
+from mbsd.errors import UserError
+from mbsd.model.heads import MbsdForClassification, MbsdForMaskedModelling, MbsdForMatching
+from mbsd.model.mbsd import MbsdConfig, MbsdModel, copy_backbone, load_backbone
+from mbsd.model.patchify import Patchify
+from mbsd.objectives.masked import masked_patch_loss, masked_word_loss
+from mbsd.objectives.sdmi import sdmi_loss
+from tests.model.reference import (
+    MASK,
+    MIXED,
+    VOCABULARY,
+    Corruption,
+    deviation,
+    hand_batch,
+    random_model,
+    random_samples,
+    randomise,
+    text_of,
+    tiny_config,
+)
+
+VIEWS = ("full", "text", "image")
+CORRUPTION = Corruption(words={(0, 1): MASK, (2, 3): MASK}, patches={(0, 1): "mask", (1, 2): "mask"})
+MODELS = (MbsdModel, MbsdForMaskedModelling, MbsdForMatching, MbsdForClassification)
+
+
+def outputs_of(model: nn.Module, config: MbsdConfig) -> list[torch.Tensor]:
+    """Every tensor a model gives for a fixed batch that shows all it can read."""
+    masked = isinstance(model, MbsdForMaskedModelling)
+    samples = random_samples(MIXED, seed=50)
+    batch = hand_batch(samples, ("full",) if masked else VIEWS, config, CORRUPTION if masked else None)
+    with torch.no_grad():
+        return list(vars(model(batch)).values())
+
+
+def assert_bitwise(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    assert len(found) == len(expected) >= 2
+    assert all(x.dtype == y.dtype and x.equal(y) for x, y in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("classes", [1, 7])
+def test_a_saved_model_loads_bitwise(kind: Callable[..., MbsdModel], classes: int, tmp_path: Path) -> None:
+    config = tiny_config(image_cls=True, match_head="per_view", representation="pooled", num_labels_out=classes)
+    model = kind(config).eval()
+    randomise(model, seed=51)
+    model.save_pretrained(tmp_path)
+    loaded = kind.from_pretrained(tmp_path).eval()
+    assert {n: p.requires_grad for n, p in loaded.named_parameters()} == {
+        n: p.requires_grad for n, p in model.named_parameters()
+    }
+    assert_bitwise(outputs_of(loaded, loaded.config), outputs_of(model, config))
+
+
+def test_every_setting_of_the_configuration_is_kept(tmp_path: Path) -> None:
+    changes = {
+        "image_size": 48, "patchify_strides": (4, 2, 2), "patchify_channels": (6, 8), "image_cls": True,
+        "representation": "cls", "match_head": "per_view", "num_labels_out": 543, "layer_norm_eps": 1e-7,
+    }  # fmt: skip
+    tiny_config(**changes).save_pretrained(tmp_path)
+    loaded = MbsdConfig.from_pretrained(tmp_path)
+    for name, value in changes.items():
+        found = getattr(loaded, name)
+        assert (tuple(found) if isinstance(value, tuple) else found) == value
+    assert loaded.patch_side == 16 and loaded.num_patches == 9
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_auto_classes_know_it(kind: Callable[..., MbsdModel], tmp_path: Path) -> None:
+    """AutoModel gives the backbone of whichever head was saved."""
+    model = kind(tiny_config()).eval()
+    randomise(model, seed=52)
+    model.save_pretrained(tmp_path)
+    assert type(AutoConfig.from_pretrained(tmp_path)) is MbsdConfig
+    loaded = AutoModel.from_pretrained(tmp_path).eval()
+    assert type(loaded) is MbsdModel
+    backbone = model if isinstance(model, MbsdModel) else model.mbsd
+    assert_bitwise(outputs_of(loaded, loaded.config), outputs_of(backbone, model.config))
+
+
+def test_stage_2_starts_from_a_stage_1_checkpoint(tmp_path: Path) -> None:
+    first = MbsdForMaskedModelling(tiny_config())
+    randomise(first, seed=53)
+    first.save_pretrained(tmp_path)
+    second = MbsdForMatching.from_pretrained(tmp_path)
+    expected = first.mbsd.state_dict()
+    assert all(weight.equal(expected[name]) for name, weight in second.mbsd.state_dict().items())
+    assert second.match.weight.isfinite().all() and second.match.weight.std() < 0.1
+
+
+@pytest.fixture(scope="module")
+def bert() -> BertForPreTraining:
+    config = BertConfig(
+        vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=3, num_attention_heads=3, intermediate_size=40,
+        max_position_embeddings=20, layer_norm_eps=1e-11, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    model = BertForPreTraining(config).eval()
+    randomise(model, seed=54)
+    return model
+
+
+def from_bert(folder: Path) -> tuple[MbsdForMaskedModelling, BertForPreTraining]:
+    config, loaded = load_backbone(tiny_config(image_cls=True), folder)
+    model = MbsdForMaskedModelling(config).eval()
+    copy_backbone(model.mbsd, loaded)
+    model.copy_word_head(loaded)
+    return model, loaded
+
+
+def assert_is_the_bert(model: MbsdForMaskedModelling, bert: BertForPreTraining) -> None:
+    found, expected = model.mbsd.state_dict(), bert.bert.state_dict()
+    assert set(expected) < set(found)
+    assert all(found[name].equal(weight) for name, weight in expected.items())
+    head = bert.cls.predictions
+    assert model.word_bias.equal(head.bias)
+    assert all(model.word_transform.state_dict()[n].equal(w) for n, w in head.transform.state_dict().items())
+
+
+def test_it_starts_from_a_bert(bert: BertForPreTraining, tmp_path: Path) -> None:
+    """Sizes and weights are the checkpoint's, the image side's settings stay, and on text it computes what BERT does."""
+    bert.save_pretrained(tmp_path)
+    model, _ = from_bert(tmp_path)
+    assert_is_the_bert(model, bert)
+    config = model.config
+    assert (config.hidden_size, config.num_hidden_layers, config.layer_norm_eps) == (24, 3, 1e-11)
+    assert config.image_cls and config.image_size == 64 and tuple(config.patchify_channels) == (6, 8, 12)
+
+    with torch.no_grad():
+        model.mbsd.modality_2D.zero_()
+    samples = random_samples([(3, 5, False), (1, None, False), (4, 9, False)], seed=55)
+    words = Corruption(words={(0, 1): MASK, (2, 7): MASK})
+    with torch.no_grad():
+        encoded = model.mbsd.encode(hand_batch(samples, ("full",), config))
+        word_logits = model(hand_batch(samples, ("full",), config, words)).word_logits
+        for b, hidden in enumerate(encoded.hidden_TD.split([len(text_of(sample)[0]) for sample in samples])):
+            ids, types = (torch.tensor(row)[None] for row in text_of(samples[b]))
+            plain = bert.bert(input_ids=ids, token_type_ids=types)
+            assert deviation(hidden, plain.last_hidden_state[0]) < 1e-5
+            assert deviation(encoded.h_VBD[0, b], plain.pooler_output[0]) < 1e-5
+        for k, (b, position) in enumerate(words.words):
+            ids, types = (torch.tensor(row)[None] for row in text_of(samples[b]))
+            ids[0, position] = MASK
+            plain = bert(input_ids=ids, token_type_ids=types).prediction_logits[0, position]
+            assert deviation(word_logits[k], plain) < 1e-5
+
+
+def test_the_names_of_old_checkpoints_are_read(bert: BertForPreTraining, tmp_path: Path) -> None:
+    """bert-base-chinese as published calls LayerNorm's weight and bias gamma and beta."""
+    bert.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    renamed = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): weight
+        for name, weight in weights.items()
+    }
+    assert renamed.keys() != weights.keys()
+    save_file(renamed, file, metadata={"format": "pt"})
+    assert_is_the_bert(from_bert(tmp_path)[0], bert)
+
+
+def write_nothing(folder: Path) -> None:
+    folder.rmdir()
+
+
+def write_no_file(folder: Path) -> None:
+    assert not list(folder.iterdir())
+
+
+def write_a_configuration_alone(folder: Path) -> None:
+    BertConfig(hidden_size=24, num_attention_heads=3).save_pretrained(folder)
+
+
+def write_a_broken_configuration(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": ')
+
+
+def write_broken_weights(folder: Path) -> None:
+    config = BertConfig(
+        vocab_size=30, hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=24
+    )  # fmt: skip
+    BertForPreTraining(config).save_pretrained(folder)
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+
+
+def write_weights_of_other_sizes(folder: Path) -> None:
+    config = BertConfig(
+        vocab_size=30, hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=24
+    )  # fmt: skip
+    BertForPreTraining(config).save_pretrained(folder)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "hidden_size": 48}))
+
+
+def write_a_vision_model(folder: Path) -> None:
+    config = ViTConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=24, image_size=32)
+    ViTModel(config).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        write_nothing, write_no_file, write_a_configuration_alone, write_a_broken_configuration, write_broken_weights,
+        write_weights_of_other_sizes, write_a_vision_model,
+    ],
+)  # fmt: skip
+def test_a_folder_without_a_bert_is_the_users_error(write: Callable[[Path], None], tmp_path: Path) -> None:
+    """Never a traceback of the loader's, and never a model with random weights in place of the BERT's."""
+    folder = tmp_path / "not a bert"
+    folder.mkdir()
+    write(folder)
+    with pytest.raises(UserError) as caught:
+        load_backbone(tiny_config(), folder)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("size", "strides", "channels"), [(65, (4, 2, 2, 2), (6, 8, 12)), (72, (16,), ())])
+def test_an_image_size_the_patches_do_not_fill_is_the_users_error(
+    size: int, strides: tuple[int, ...], channels: tuple[int, ...]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        MbsdModel(tiny_config(image_size=size, patchify_strides=strides, patchify_channels=channels))
+    assert f"image_size={size}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def patchify_count() -> int:
+    """Of the paper's patchify: kernels and biases of four convolutions, weights and biases of three norms."""
+    convolutions = (3 * 4**2 * 64 + 64) + (64 * 2**2 * 192 + 192) + (192 * 2**2 * 384 + 384) + (384 * 2**2 * 768 + 768)
+    return convolutions + 2 * (64 + 192 + 384)
+
+
+def test_patchify_has_one_and_a_half_million_parameters() -> None:
+    patchify = Patchify((4, 2, 2, 2), (64, 192, 384), 768)
+    assert count(patchify) == patchify_count() == 1_529_472
+    assert patchify(torch.zeros(2, 3, 224, 224)).shape == (2, 49, 768)
+    linear = Patchify((32,), (), 768)
+    assert count(linear) == 3 * 32**2 * 768 + 768
+    assert linear(torch.zeros(2, 3, 224, 224)).shape == (2, 49, 768)
+
+
+def test_the_default_model_is_bert_base_chinese_and_the_image_side() -> None:
+    d, inner, words = 768, 3072, 21128
+    embeddings = (words + 512 + 2) * d + 2 * d
+    layer = 4 * (d * d + d) + (d * inner + inner) + (inner * d + d) + 2 * 2 * d
+    bert = embeddings + 12 * layer + (d * d + d)
+    image_side = patchify_count() + 49 * d + 2 * d + d
+    with torch.device("meta"):
+        model = MbsdModel(MbsdConfig())
+        with_image_cls = MbsdModel(MbsdConfig(image_cls=True))
+        masked = MbsdForMaskedModelling(MbsdConfig())
+        matching = MbsdForMatching(MbsdConfig())
+    assert bert == 102_267_648  # bert-base-chinese without its heads
+    assert count(model) == bert + image_side == 103_837_056
+    assert count(with_image_cls) == bert + image_side + 2 * d
+    assert count(matching) == bert + image_side + d + 1
+    word_head, patch_head = (d * d + d) + 2 * d + words, d * 3 * 32**2 + 3 * 32**2  # the word table is tied
+    assert count(masked) == bert + image_side + word_head + patch_head
+
+
+def test_initialisation() -> None:
+    """Every parameter is finite and set on purpose: ones, zeros, or the configured spread."""
+    for kind in MODELS:
+        torch.manual_seed(0)
+        model = kind(tiny_config(image_cls=True, initializer_range=0.05, hidden_size=64))
+        for name, parameter in model.named_parameters():
+            assert parameter.isfinite().all(), name
+            if parameter.ndim == 1 and not name.endswith(("mask_D", "image_cls_D")):
+                assert parameter.unique().tolist() in ([0.0], [1.0]), name
+            elif not name.endswith("word_embeddings.weight"):  # its padding row is 0
+                assert 0.03 < parameter.std() < 0.07, name
+
+
+def stage_1_loss(model: MbsdForMaskedModelling, batch: Batch) -> torch.Tensor:
+    output = model(batch)
+    words = masked_word_loss(output.word_logits, batch.masks.mlm_labels_K)
+    return words + masked_patch_loss(output.patch_pixels, output.patch_target)
+
+
+def stage_2_loss(model: MbsdForMatching, batch: Batch) -> torch.Tensor:
+    output = model(batch)
+    return sdmi_loss(output.logits, output.h_VBD, batch.labels_B).loss
+
+
+def classification_loss(model: MbsdForClassification, batch: Batch) -> torch.Tensor:
+    return nn.functional.cross_entropy(model(batch).logits[0], batch.labels_B)
+
+
+FULL = ((3, 4, True), (2, 5, True), (1, 6, False))
+NO_IMAGE = ((3, 4, False), (2, None, False), (1, 6, False))
+MICRO_BATCHES = {
+    "no image": (NO_IMAGE, Corruption(words={(0, 1): MASK})),
+    "nothing masked": (FULL, Corruption()),
+    "no image, nothing masked": (NO_IMAGE, Corruption()),
+    "patches alone masked": (FULL, Corruption(patches={(1, 0): "mask"})),
+    "all": (FULL, CORRUPTION),
+}
+
+
+@pytest.mark.parametrize("kind", [MbsdForMaskedModelling, MbsdForMatching, MbsdForClassification])
+@pytest.mark.parametrize("micro_batch", MICRO_BATCHES)
+@pytest.mark.parametrize("representation", ["pooled", "cls"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_every_moving_parameter_has_a_gradient(
+    kind: Callable[..., nn.Module], micro_batch: str, representation: str, checkpointing: bool
+) -> None:
+    """ZeRO reduces every gradient on every rank: a micro-batch that lacks something gives zeros, never None or NaN."""
+    config = tiny_config(image_cls=True, representation=representation, num_labels_out=3)
+    model = kind(config)
+    randomise(model, seed=60)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    layout, corruption = MICRO_BATCHES[micro_batch]
+    samples = random_samples(layout, seed=61)
+    if kind is MbsdForMaskedModelling:
+        loss = stage_1_loss(model, hand_batch(samples, ("full",), config, corruption))
+    elif kind is MbsdForMatching:
+        loss = stage_2_loss(model, hand_batch(samples, VIEWS, config, labels=torch.tensor([1.0, 0.0, 1.0])))
+    else:
+        loss = classification_loss(model, hand_batch(samples, ("full",), config, labels=torch.tensor([2, 0, 1])))
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, f"{name} has no gradient"
+            assert parameter.grad.isfinite().all(), name
+            if micro_batch == "all" and "key.bias" not in name:
+                assert parameter.grad.any(), f"{name} is reached by nothing"
+        else:
+            assert parameter.grad is None, name
+
+
+@pytest.mark.parametrize("representation", ["pooled", "cls"])
+def test_what_no_loss_reaches_is_frozen(representation: str) -> None:
+    """An optimizer decays whatever it is given: the pooler is not stage 1's, the mask vector is stage 1's alone."""
+    config = tiny_config(representation=representation)
+    pooler = {"mbsd.pooler.dense.weight", "mbsd.pooler.dense.bias"}
+    frozen = {
+        kind: {name for name, p in kind(config).named_parameters() if not p.requires_grad} for kind in MODELS[1:]
+    }  # fmt: skip
+    assert frozen[MbsdForMaskedModelling] == pooler
+    later = {"mbsd.mask_D"} | (pooler if representation == "cls" else set())
+    assert frozen[MbsdForMatching] == frozen[MbsdForClassification] == later
+
+
+def test_half_precision_weights_run() -> None:
+    """In fp16 and bf16 the images are normalised in float32 and everything after is in the model's own type."""
+    config = tiny_config()
+    for dtype in (torch.float16, torch.bfloat16):
+        model = random_model(config, seed=62).to(dtype)
+        wide = random_model(config, seed=62)
+        batch = hand_batch(random_samples(MIXED, seed=63), VIEWS, config)
+        with torch.no_grad():
+            low, full = model.encode(batch), wide.encode(batch)
+        assert low.hidden_TD.dtype == low.h_VBD.dtype == low.pixels.dtype == dtype
+        assert low.pixels.equal(full.pixels.to(dtype))
+        assert deviation(low.h_VBD, full.h_VBD) < (0.01 if dtype == torch.float16 else 0.1)
