@@ -1,6 +1,7 @@
 """Fine-tune a pre-trained model on a task table.
 
-deepspeed launchers/finetune.py --config launchers/configs/attributes.yaml --deepspeed_config ds_configs/h100_finetune.json
+deepspeed launchers/finetune.py --config launchers/configs/attributes.yaml \\
+    --deepspeed_config ds_configs/h100_finetune.json
 """
 
 from mbsd.config import FinetuneConfig, parse

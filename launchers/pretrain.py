@@ -1,6 +1,7 @@
 """Pre-train: stage 1 (masked words and patches) or stage 2 (query-item matching with SDMI).
 
-deepspeed launchers/pretrain.py --config launchers/configs/stage1.yaml --deepspeed_config ds_configs/v100x16_stage1.json
+deepspeed launchers/pretrain.py --config launchers/configs/stage1.yaml \\
+    --deepspeed_config ds_configs/v100x16_stage1.json
 """
 
 from mbsd.config import PretrainConfig, parse

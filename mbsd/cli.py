@@ -42,9 +42,7 @@ def catalog_synth(
     """Draw a fashion catalogue with a behaviour log: items.jsonl, images/, log.parquet, attribute_where.json."""
     from mbsd.catalog.synthetic import synthesise
 
-    summary = synthesise(
-        out, num_items=items, seed=seed, language=language, image_side=image_side, workers=workers
-    )
+    summary = synthesise(out, num_items=items, seed=seed, language=language, image_side=image_side, workers=workers)
     print(f"{out}: {summary}")
 
 

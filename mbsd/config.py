@@ -30,8 +30,8 @@ DEEPSPEED_KEYS = {
 DEEPSPEED_SYNONYMS = {
     "batch_size": "train_batch_size", "micro_batch_size": "train_micro_batch_size_per_gpu", "lr": "optimizer",
     "learning_rate": "optimizer", "weight_decay": "optimizer", "betas": "optimizer", "warmup_steps": "scheduler",
-    "warmup_num_steps": "scheduler", "total_num_steps": "scheduler", "precision": "fp16", "zero_stage": "zero_optimization",
-    "grad_clip": "gradient_clipping",
+    "warmup_num_steps": "scheduler", "total_num_steps": "scheduler", "precision": "fp16",
+    "zero_stage": "zero_optimization", "grad_clip": "gradient_clipping",
 }  # fmt: skip
 
 
@@ -356,7 +356,7 @@ def _refuse_shared_facts(config: BaseConfig, ds_config: dict[str, Any], path: st
     if steps != "auto":
         home = "run.max_steps" if config.run.max_steps is not None else "run.epochs"
         raise UserError(
-            f"{path}: scheduler.params.total_num_steps={steps} says again what {home} says: write \"auto\" there"
+            f'{path}: scheduler.params.total_num_steps={steps} says again what {home} says: write "auto" there'
         )
     for key in ("tensorboard", "csv_monitor", "wandb", "comet"):
         if key in ds_config:

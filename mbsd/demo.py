@@ -33,7 +33,7 @@ def run_demo(out: Path, *, seed: int, ranks: int) -> None:
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: already there and not empty; remove it or choose another --out")
     if not (ROOT / "launchers" / "pretrain.py").is_file():
-        raise UserError(f"{ROOT}: no launchers/ there; the demo runs in a clone installed with `pip install --editable .`")
+        raise UserError(f"{ROOT}: no launchers/ there; run the demo in a clone (pip install --editable)")
     (out / "logs").mkdir(parents=True)
     shop, catalog, pairs, tags = out / "shop", out / "catalog", out / "pairs.parquet", out / "attributes.parquet"
     console, started = Console(soft_wrap=True), time.monotonic()
@@ -114,7 +114,8 @@ def _run(console: Console, log: Path, words: list[str], environment: Mapping[str
     if code:
         tail = log.read_text(errors="replace").splitlines()[-30:]
         console.print("\n".join(tail), markup=False, highlight=False)
-        raise RuntimeError(f"exit code {code}; the whole output is in {log}")
+        console.print(f"exit code {code}; the whole output is in {log}", style="red")
+        raise SystemExit(1)
     console.print(f"  {time.monotonic() - started:.0f} s", highlight=False)
 
 

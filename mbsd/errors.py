@@ -1,4 +1,4 @@
-"""The two ways a command fails: the user's mistake (one clear line, exit 2) and everything else (a traceback, exit 1)."""
+"""The two ways a command fails: a user's mistake (one clear line, exit 2) and anything else (a traceback, exit 1)."""
 
 from __future__ import annotations
 

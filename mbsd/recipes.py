@@ -14,15 +14,22 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from mbsd.batch import Batch
 from mbsd.catalog.reader import Catalog
-from mbsd.catalog.tables import Table
+from mbsd.catalog.tables import Kind, Table
 from mbsd.checkpoint.manager import CheckpointManager
-from mbsd.config import BaseConfig, DataConfig, EvaluateConfig, FinetuneConfig, MaskingConfig, PretrainConfig
-from mbsd.config import SdmiConfig, to_yaml
+from mbsd.config import (
+    BaseConfig,
+    DataConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    MaskingConfig,
+    PretrainConfig,
+    SdmiConfig,
+    to_yaml,
+)
 from mbsd.data.images import make_decoder
 from mbsd.data.loader import BatchBuilder, CatalogSamples, Samples, TableSamples, TrainLoader, eval_batches
 from mbsd.data.text import load_tokenizer
@@ -83,12 +90,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     with process_group() as place:
         catalog, table = _open(config.data, attributes.TABLE_KIND)
         assert table is not None
-        model = load_model(MbsdForClassification, config.model, config.data).to(place.device).eval()
+        model: Any = load_model(MbsdForClassification, config.model, config.data)
+        model.to(place.device).eval()
         tokenizer = load_tokenizer(config.data.tokenizer or str(model.config.name_or_path))
         samples = TableSamples(table, config.split)
         builder = _builder(config.data, catalog, tokenizer, model.config, config.views, place, config.micro_batch)
-        scores = score(model, _eval_batches(samples, builder, config.data, place, config.micro_batch, None), place.device)
-        result = {
+        scores = score(
+            model, _eval_batches(samples, builder, config.data, place, config.micro_batch, None), place.device
+        )
+        result: dict[str, Any] = {
             "model": config.model,
             "split": config.split,
             "samples": len(scores.labels),
@@ -107,9 +117,9 @@ def _training(
     ds_config: dict[str, Any],
     *,
     views: tuple[str, ...],
-    table_kind: str | None,
+    table_kind: Kind | None,
     masking: MaskingConfig | None,
-    make_step: Callable[[PreTrainedTokenizerBase], nn.Module],
+    make_step: Callable[[PreTrainedTokenizerBase], Any],
 ) -> None:
     """Any training run: data, weights, engine, loop. Run again, it goes on where it was; finished, it says so."""
     _quiet_libraries()
@@ -150,7 +160,8 @@ def _training(
             batches = _eval_batches(
                 held_out, validation_builder, config.data, place, sizes.micro_batch, run.validate_samples
             )
-            return step.validate(batches, place.device)
+            values: dict[str, float] = step.validate(batches, place.device)
+            return values
 
         identity = {
             "catalogue": catalog.fingerprint,
@@ -194,7 +205,7 @@ def _training(
             (folder / DONE).write_text(f"{total_steps}\n")
 
 
-def _open(data: DataConfig, table_kind: str | None) -> tuple[Catalog, Table | None]:
+def _open(data: DataConfig, table_kind: Kind | None) -> tuple[Catalog, Table | None]:
     """Catalogue and table; rank 0 looks first, so that a mistake is one line and every rank's decision."""
 
     def check() -> None:

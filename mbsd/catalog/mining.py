@@ -225,7 +225,10 @@ def _fill(engine: Any, candidates: str, source: str, longest: int) -> tuple[int,
     start, width = 0, FIRST_WINDOW
     while start < longest and _number(engine, "SELECT count(*) FROM needs WHERE need > 0"):
         engine.execute(candidates.format(start=start, end=start + width) + _CHOOSE.format(source=source))
-        start, width = start + width, 2 * width
+        # Two origins of an item may reach the same text, and the one that was given it may have preferred another:
+        # the same places are read again until that gives nothing more.
+        if not _number(engine, _SHARED_ORIGINS) or not _number(engine, "SELECT count(*) FROM picked"):
+            start, width = start + width, 2 * width
     return (
         _number(engine, f"SELECT count(*) FROM chosen WHERE source = '{source}'"),
         _number(engine, "SELECT coalesce(sum(need), 0)::BIGINT FROM needs"),
@@ -342,6 +345,10 @@ INSERT INTO chosen SELECT item, origin, text, '{source}' FROM picked;
 UPDATE needs SET need = need - p.n
 FROM (SELECT item, origin, count(*) AS n FROM picked GROUP BY item, origin) p
 WHERE p.item = needs.item AND p.origin = needs.origin;
+"""
+
+_SHARED_ORIGINS = """
+SELECT count(*) FROM (SELECT item, text FROM candidates GROUP BY item, text HAVING count(DISTINCT origin) > 1)
 """
 
 _PAIRS = """

@@ -90,7 +90,8 @@ def build_catalog(
         images: what `Item.image` is relative to.
         out: a folder that does not exist or is empty.
         items_per_shard: items of one tar.
-        workers: processes that decode pictures; 0 = one per core; 1 = this process.
+        workers: processes that decode pictures; 0 = one per core; 1 = this process. They start afresh, so a script that
+            calls this needs the usual `if __name__ == "__main__":`.
         max_side: the long side of a stored picture, in pixels.
         attribute_where: attribute name -> image | title | both | unknown; where its value can be seen.
         progress: show a bar on stderr.

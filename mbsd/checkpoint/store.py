@@ -32,13 +32,14 @@ def step_of(folder: Path) -> int:
 def open_for_writing(root: Path, step: int) -> Path:
     """An empty hidden folder for the checkpoint of `step`; what an interrupted save left there is removed."""
     folder = root / f".{name_of(step)}.writing"
-    shutil.rmtree(folder, ignore_errors=False) if folder.exists() else None
+    if folder.exists():
+        shutil.rmtree(folder)
     folder.mkdir(parents=True)
     return folder
 
 
 def commit(writing: Path) -> Path:
-    """Publish a written folder under its final name; returns that. Only one process calls it, after all have written."""
+    """Publish a written folder under its final name; returns that. One process calls it, after all have written."""
     files = {str(p.relative_to(writing)): p.stat().st_size for p in sorted(writing.rglob("*")) if p.is_file()}
     for name in files:
         _sync(writing / name)

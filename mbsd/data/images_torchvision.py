@@ -57,13 +57,21 @@ class TorchvisionDecoder:
     def decode(self, jpegs: Sequence[bytes], windows: Windows, flips: Flips) -> Tensor:
         """See ImageDecoder."""
         images = torch.empty((len(jpegs), 3, self.size, self.size), dtype=torch.uint8)
-        for index, jpeg in enumerate(jpegs):
-            image = decode_jpeg(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8), mode=ImageReadMode.RGB)
-            left, top, right, bottom = pixels(windows[index], image.shape[2], image.shape[1])
-            image = image[:, top:bottom, left:right]
-            image = functional.resize(image, [self.size, self.size], antialias=True)
-            images[index] = image.flip(-1) if flips[index] else image
+        # Pictures are small: several threads on one of them wait for each other, on a busy machine ten times as long.
+        num_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            for index, jpeg in enumerate(jpegs):
+                images[index] = self._decode_one(jpeg, windows[index], bool(flips[index]))
+        finally:
+            torch.set_num_threads(num_threads)
         return images
+
+    def _decode_one(self, jpeg: bytes, window: Windows, flip: bool) -> Tensor:
+        image: Tensor = decode_jpeg(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        left, top, right, bottom = pixels(window, image.shape[2], image.shape[1])
+        image = functional.resize(image[:, top:bottom, left:right], [self.size, self.size], antialias=True)
+        return image.flip(-1) if flip else image
 
 
 def pixels(window: Windows, width: int, height: int) -> tuple[int, int, int, int]:

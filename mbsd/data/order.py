@@ -7,6 +7,7 @@ is resumed on another number of ranks, sees the same global batches.
 
 from __future__ import annotations
 
+import functools
 import zlib
 
 import numpy as np
@@ -16,7 +17,7 @@ Int64 = npt.NDArray[np.int64]
 Uint64 = npt.NDArray[np.uint64]
 
 _ROUNDS = 8  # Four make a Feistel network a pseudo-random permutation (Luby, Rackoff 1988); tiny domains like more.
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
 
@@ -38,7 +39,7 @@ def sample_at(seed: int, num_samples: int, positions: Int64) -> Int64:
         raise ValueError(f"num_samples={num_samples}: expected 1 or more")
     epochs, offsets = np.divmod(np.asarray(positions, dtype=np.int64), num_samples)
     half_bits = max(1, (int(num_samples - 1).bit_length() + 1) // 2)
-    keys = _mix(_mix(epochs.astype(np.uint64) + _GOLDEN) ^ np.uint64(_hash_int(seed)))
+    keys = _mix(_mix(epochs.astype(np.uint64) + np.uint64(_GOLDEN)) ^ np.uint64(_hash_int(seed)))
     values = _feistel(offsets.astype(np.uint64), keys, half_bits)
     outside = values >= num_samples
     while outside.any():
@@ -93,7 +94,8 @@ def _feistel(values: Uint64, keys: Uint64, half_bits: int) -> Uint64:
     shift, low = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
     left, right = values >> shift, values & low
     for number in range(_ROUNDS):
-        left, right = right, left ^ (_mix(keys + right + np.uint64((number << 40) + 1) * _GOLDEN) & low)
+        round_key = np.uint64((number + 1) * _GOLDEN & _MASK)
+        left, right = right, left ^ (_mix((keys ^ round_key) + right) & low)
     return (left << shift) | right
 
 
@@ -104,6 +106,7 @@ def _mix(values: Uint64) -> Uint64:
     return values ^ (values >> np.uint64(31))
 
 
+@functools.lru_cache(maxsize=1024)
 def _hash_int(value: int) -> int:
     """64 well-mixed bits of any integer, a negative one too."""
-    return int(_mix(np.array([value & _MASK], dtype=np.uint64) + _GOLDEN)[0])
+    return int(_mix(np.array([value & _MASK], dtype=np.uint64) + np.uint64(_GOLDEN))[0])

@@ -1,1 +1,1 @@
-
+"""Run config + DeepSpeed's JSON -> a training run."""

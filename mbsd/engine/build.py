@@ -40,11 +40,11 @@ def batch_sizes(ds_config: dict[str, Any], world_size: int) -> BatchSizes:
         if value is not None and (not isinstance(value, int) or value < 1):
             raise UserError(f"DeepSpeed's JSON: {key}={value!r}; expected a whole number above 0")
     if total is None:
-        raise UserError("DeepSpeed's JSON: train_batch_size is missing: say the global batch, the same at any world size")
+        raise UserError("DeepSpeed's JSON: train_batch_size is missing: say the global batch")
     if total % world_size:
         raise UserError(
             f"DeepSpeed's JSON: train_batch_size={total} is not divisible by the {world_size} ranks; "
-            f"use {total - total % world_size or world_size} or {total - total % world_size + world_size}, or other ranks"
+            f"use {total - total % world_size or world_size} or {total - total % world_size + world_size}"
         )
     if accumulation is None:
         accumulation = max(1, total // (world_size * micro)) if micro is not None else 1

@@ -65,6 +65,7 @@ def start_model(
         UserError: the weights do not fit the settings or the tokenizer.
     """
     torch.manual_seed(config.run.seed)
+    model: Any  # of M; transformers' base class does not say that `config` and the backbone are ours
     if config.run.init_from is not None:
         model = load_model(model_class, config.run.init_from, config.data, _behaviour(config.model, num_labels))
         _refuse_other_sizes(config.model, model.config, config.run.init_from)
@@ -85,7 +86,8 @@ def start_model(
             f"{model.config.max_position_embeddings} positions; lower it",
             shared=True,
         )
-    return model
+    started: M = model
+    return started
 
 
 def load_model(model_class: type[M], source: str, data: DataConfig, changes: dict[str, Any] | None = None) -> M:
@@ -98,7 +100,9 @@ def load_model(model_class: type[M], source: str, data: DataConfig, changes: dic
     try:
         saved = MbsdConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise UserError(f"{source}: {str(error).splitlines()[0]}; name a folder that mbsd wrote", shared=True) from error
+        raise UserError(
+            f"{source}: {str(error).splitlines()[0]}; name a folder that mbsd wrote", shared=True
+        ) from error
     if saved.model_type != "mbsd" or not (folder / "model.safetensors").is_file():
         raise UserError(f"{source}: no MBSD weights there (model.safetensors of an MBSD model); name such a folder",
                         shared=True)  # fmt: skip
@@ -107,13 +111,15 @@ def load_model(model_class: type[M], source: str, data: DataConfig, changes: dic
             f"data.image_size={data.image_size}, but {source} was trained on {saved.image_size}; set it to that",
             shared=True,
         )
-    model, info = model_class.from_pretrained(
-        folder, config=saved, dtype=torch.float32, output_loading_info=True, **(changes or {})
-    )
+    for name, value in (changes or {}).items():
+        setattr(saved, name, value)
+    loaded: Any = model_class.from_pretrained(folder, config=saved, dtype=torch.float32, output_loading_info=True)
+    model, info = loaded
     lacking = sorted(name for name in info["missing_keys"] if name.startswith("mbsd."))
     if lacking:
         raise UserError(f"{source}: lacks weights of the backbone, {lacking[0]} among {len(lacking)}", shared=True)
-    return model
+    complete: M = model
+    return complete
 
 
 def _behaviour(model: ModelConfig, num_labels: int) -> dict[str, Any]:

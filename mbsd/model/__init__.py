@@ -1,1 +1,1 @@
-
+"""The network: attention over packed sequences, patchify, backbone and heads."""

@@ -86,11 +86,11 @@ def packed_attention(
         [1, T, H, head size], and no weights.
     """
     if plan.pad_SL is None or plan.unpad_T is None:
-        triples = zip(*(tensor.split(plan.lengths, dim=2) for tensor in (query, key, value)), strict=True)
+        triples = zip(*(torch.split(tensor, list(plan.lengths), dim=2) for tensor in (query, key, value)), strict=True)
         pieces = [F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling) for q, k, v in triples]
         return torch.cat(pieces, dim=2).transpose(1, 2), None
-    padded = [tensor[0].transpose(0, 1)[plan.pad_SL].transpose(1, 2) for tensor in (query, key, value)]
-    out_SHLd = F.scaled_dot_product_attention(*padded, attn_mask=plan.mask_S11L, dropout_p=dropout, scale=scaling)
+    q, k, v = (tensor[0].transpose(0, 1)[plan.pad_SL].transpose(1, 2) for tensor in (query, key, value))
+    out_SHLd = F.scaled_dot_product_attention(q, k, v, attn_mask=plan.mask_S11L, dropout_p=dropout, scale=scaling)
     return out_SHLd.transpose(1, 2).flatten(0, 1)[plan.unpad_T][None], None
 
 

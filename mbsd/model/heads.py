@@ -17,7 +17,7 @@ from mbsd.model.patchify import pixels_of_patches
 
 @dataclass(frozen=True)
 class MaskedOutput:
-    """Predictions of stage 1 for the masked positions only: words [K, vocabulary], pixels and their truth [Q, 3*side^2]."""
+    """What stage 1 predicts, at masked positions only: words [K, vocabulary]; pixels and their truth [Q, 3*side^2]."""
 
     word_logits: Tensor
     patch_pixels: Tensor

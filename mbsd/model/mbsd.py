@@ -184,6 +184,7 @@ def copy_backbone(model: MbsdModel, bert: BertForPreTraining) -> None:
     """Give `model` the weights of a BERT; what only the image side has keeps its initialisation."""
     model.embeddings.load_state_dict(bert.bert.embeddings.state_dict())
     model.encoder.load_state_dict(bert.bert.encoder.state_dict())
+    assert bert.bert.pooler is not None, "BertForPreTraining always has one"
     model.pooler.load_state_dict(bert.bert.pooler.state_dict())
 
 

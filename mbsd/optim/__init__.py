@@ -1,1 +1,1 @@
-
+"""LAMB, and how it knows its tensors under ZeRO."""

@@ -1,1 +1,1 @@
-
+"""Downstream tasks: table -> samples, head, metrics."""

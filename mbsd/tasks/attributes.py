@@ -1,4 +1,4 @@
-"""Attribute prediction: does the tag ("colour:red") hold for the item? A linear layer on h of the full view (SPEC 7)."""
+"""Attribute prediction: does the tag "colour:red" hold for the item? A linear layer on h (SPEC 7)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mbsd.catalog.tables import Table
+from mbsd.catalog.tables import Kind, Table
 from mbsd.engine.scoring import TableScores
 from mbsd.metrics.binary import binary_metrics
 
-TABLE_KIND = "attributes"
+TABLE_KIND: Kind = "attributes"
 
 
 def report(scores: TableScores, table: Table, rows: NDArray[np.int64]) -> dict[str, Any]:

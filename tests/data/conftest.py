@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +17,7 @@ from mbsd.catalog.store import build_catalog
 from mbsd.catalog.tables import Table, write_table
 from mbsd.config import DataConfig, MaskingConfig
 from mbsd.data.builder import BatchBuilder
-from mbsd.data.images import make_decoder
+from mbsd.data.images import dali_installed, make_decoder
 from mbsd.data.text import build_tokenizer
 
 NUM_ITEMS = 41
@@ -26,6 +25,9 @@ IMAGE_SIZE = 64
 PATCHES = 4
 
 MakeBuilder = Callable[..., BatchBuilder]
+
+needs_dali = pytest.mark.skipif(not dali_installed(), reason="NVIDIA DALI is not installed")
+DECODERS = ["torchvision", pytest.param("dali", marks=needs_dali)]
 
 
 def picture(rng: np.random.Generator, width: int, height: int) -> Image.Image:
@@ -36,7 +38,9 @@ def picture(rng: np.random.Generator, width: int, height: int) -> Image.Image:
     for _ in range(12):
         x, y = int(rng.integers(0, width)), int(rng.integers(0, height))
         draw.ellipse([x, y, x + width // 6, y + height // 8], fill=tuple(rng.integers(0, 255, 3).tolist()))
-    return image
+    # Fine texture, so that resizing without antialias shows.
+    grain = rng.integers(-25, 26, (height, width, 1))
+    return Image.fromarray(np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8))
 
 
 @pytest.fixture(scope="session")

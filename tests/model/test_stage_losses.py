@@ -171,7 +171,7 @@ def sdmi_by_hand(z_VB: Tensor, h_VBD: Tensor, y: list[int], variant: str) -> dic
 def test_stage_2(layout: str, variant: str) -> None:
     config = tiny_config(**LAYOUTS[layout])
     model = MbsdForMatching(config).eval()
-    randomise(model, seed=31)
+    randomise(model, seed=33)
     # Not the one without title and image: its views are one sequence, a tie that rounding decides.
     samples = random_samples([*MIXED[:-1], (2, 6, True), (5, 4, True), (1, 3, True)], seed=32)
     names = ("full", "text", "image")
@@ -181,7 +181,7 @@ def test_stage_2(layout: str, variant: str) -> None:
         model.match.bias.sub_(z_VB[1:].mean())
     weights = leaves(model, torch.float64)
     z_VB, h_VBD = matching_by_hand(weights, config, samples, names)
-    # The labels that make either view the teacher in turn: it is right, and the other view is less sure.
+    # Labels that make either view the teacher in turn: it is right, and the other view is less sure.
     y = [int(z_VB[1 + i % 2, i] > 0) for i in range(len(samples))]
     y[0] = int(not y[0])
     expected = sdmi_by_hand(z_VB, h_VBD, y, variant)

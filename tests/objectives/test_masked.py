@@ -29,7 +29,7 @@ def patches_by_hand(found: np.ndarray, true: np.ndarray) -> tuple[float, np.ndar
     loss, gradient = 0.0, np.zeros_like(found)
     for q in range(len(found)):
         loss += math.fsum(abs(found[q] - true[q])) / len(found[q])
-        gradient[q] = [(1 if a > b else -1 if a < b else 0) / len(found[q]) for a, b in zip(found[q], true[q], strict=True)]
+        gradient[q] = np.sign(found[q] - true[q]) / len(found[q])
     return loss, gradient
 
 

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import io
+import struct
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mbsd.catalog.normalise import ImageRejected, normalise_image
+from tests.catalog.helpers import near, picture, pixels
+
+
+def _is_baseline(jpeg: bytes) -> bool:
+    return b"\xff\xc0" in jpeg and b"\xff\xc2" not in jpeg
+
+
+def test_a_good_jpeg_keeps_its_bytes() -> None:
+    data = picture(size=(320, 200))
+    result = normalise_image(data)
+    assert (result.jpeg, result.width, result.height) == (data, 320, 200)
+
+
+def test_progressive_becomes_baseline() -> None:
+    data = picture(size=(64, 64), progressive=True)
+    assert not _is_baseline(data)
+    result = normalise_image(data)
+    assert _is_baseline(result.jpeg) and near(pixels(result.jpeg).getpixel((30, 30)), (200, 30, 40))
+
+
+def test_long_side_is_capped() -> None:
+    result = normalise_image(picture(size=(900, 450)), max_side=100)
+    assert (result.width, result.height) == pixels(result.jpeg).size == (100, 50)
+    assert normalise_image(picture(size=(2000, 2)), max_side=100).height == 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_is_made_upright(orientation: int) -> None:
+    upright = np.zeros((40, 60, 3), np.uint8)
+    upright[:20, :30] = (250, 20, 20)  # the top left corner, in red
+    # What a camera stores for each orientation: the inverse of the turn that a viewer applies.
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1),
+        7: upright.transpose(1, 0, 2)[::-1, ::-1],
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(stored)).save(buffer, "JPEG", quality=95, subsampling=0, exif=exif)
+    result = normalise_image(buffer.getvalue())
+    image = pixels(result.jpeg)
+    assert image.size == (60, 40) and image.getexif().get(0x0112, 1) == 1
+    assert near(image.getpixel((8, 8)), (250, 20, 20), 12) and near(image.getpixel((50, 30)), (0, 0, 0), 12)
+
+
+def _palette_with_transparency() -> bytes:
+    image = Image.new("P", (20, 20), 0)
+    image.putpalette([10, 200, 10, 0, 0, 0])
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", transparency=0)
+    return buffer.getvalue()
+
+
+def _animation() -> bytes:
+    frames = [Image.new("RGB", (20, 20), colour) for colour in ((250, 0, 0), (0, 0, 250))]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    return buffer.getvalue()
+
+
+def _deep_grey() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((20, 20), 128 * 257, np.uint16)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (picture((0, 255, 255, 0), mode="CMYK"), (255, 0, 0)),
+        (picture(90, mode="L"), (90, 90, 90)),
+        (picture((10, 20, 200, 0), mode="RGBA", format="PNG"), (255, 255, 255)),
+        (picture((10, 20, 200, 255), mode="RGBA", format="PNG"), (10, 20, 200)),
+        (picture((0, 128), mode="LA", format="PNG"), (127, 127, 127)),
+        (picture(1, mode="1", format="PNG"), (255, 255, 255)),
+        (_palette_with_transparency(), (255, 255, 255)),
+        (_animation(), (250, 0, 0)),
+        (_deep_grey(), (128, 128, 128)),
+        (picture((30, 140, 60), format="WEBP"), (30, 140, 60)),
+        (picture((30, 140, 60), format="BMP"), (30, 140, 60)),
+    ],
+    ids=["cmyk", "grey", "clear", "opaque", "grey+alpha", "1 bit", "palette", "gif", "16 bit", "webp", "bmp"],
+)
+def test_any_mode_becomes_rgb(data: bytes, expected: tuple[int, int, int]) -> None:
+    result = normalise_image(data)
+    image = pixels(result.jpeg)
+    assert image.mode == "RGB" and image.format == "JPEG" and image.size == (result.width, result.height)
+    assert near(image.getpixel((10, 10)), expected, 10)
+
+
+def test_truncated_is_rejected() -> None:
+    rng = np.random.default_rng(0)
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 255, (200, 200, 3), dtype=np.uint8)).save(buffer, "JPEG")
+    data = buffer.getvalue()
+    assert normalise_image(data).jpeg == data
+    for cut in (0.9, 0.5, 0.1, 0.01):
+        with pytest.raises(ImageRejected):
+            normalise_image(data[: int(len(data) * cut)])
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"<html>404</html>", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"%!PS-Adobe-3.0 EPSF"]
+)
+def test_what_is_no_picture_is_rejected(data: bytes) -> None:
+    with pytest.raises(ImageRejected, match=r".+"):
+        normalise_image(data)
+
+
+@pytest.mark.parametrize("side", [9_000, 60_000])
+def test_a_bomb_is_rejected_by_its_header(side: int) -> None:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    bomb = (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageRejected, match="too large"):
+            normalise_image(bomb)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()

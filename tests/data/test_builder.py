@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import PreTrainedTokenizerBase
+
+from mbsd.catalog.reader import Catalog
+from mbsd.catalog.tables import Table
+from mbsd.config import DataConfig, MaskingConfig
+from mbsd.data.builder import BatchBuilder
+from mbsd.data.images_torchvision import TorchvisionDecoder
+from mbsd.data.samples import CatalogSamples, Sample, TableSamples
+from mbsd.data.text import encode_pair
+from mbsd.errors import UserError
+from tests.data.conftest import DECODERS, IMAGE_SIZE, NUM_ITEMS, PATCHES, MakeBuilder, tensors_of
+
+
+def build(builder: BatchBuilder, samples: list[Sample], epoch: int = 0) -> Any:
+    n = len(samples)
+    return builder.build(samples, np.arange(n), np.full(n, epoch))
+
+
+@pytest.mark.parametrize("image_cls", [False, True])
+def test_a_masked_batch_against_the_uncorrupted_one(
+    make_builder: MakeBuilder, tokenizer: PreTrainedTokenizerBase, image_cls: bool
+) -> None:
+    samples = [Sample(item) for item in range(NUM_ITEMS)]
+    clean = build(make_builder(image_cls=image_cls), samples)
+    masking = MaskingConfig(mlm_probability=0.4, mpm_corruption="bert")
+    batch = build(make_builder(masking=masking, image_cls=image_cls), samples)
+    masks, source = batch.masks, batch.views.source_T
+    images, num_tokens = batch.images.shape[0], len(batch.input_ids_N)
+    assert clean.masks is None
+    assert torch.equal(clean.images, batch.images) and torch.equal(clean.views.source_T, source)
+    # Words: the packed row reads a text row; its label is the word that stood there, never a special one.
+    rows = source[masks.mlm_index_K]
+    assert len(rows) > 20 and rows.max() < num_tokens
+    assert torch.equal(clean.input_ids_N[rows], masks.mlm_labels_K)
+    assert not set(masks.mlm_labels_K.tolist()) & set(tokenizer.all_special_ids)
+    changed = (clean.input_ids_N != batch.input_ids_N).nonzero().flatten()
+    assert set(changed.tolist()) <= set(rows.tolist())
+    # Patches: the packed row reads just the patch whose pixels are asked for.
+    patches = PATCHES + image_cls
+    assert len(masks.mpm_index_Q) == images * 2
+    assert masks.patch_source.shape == (images * PATCHES,)
+    image, place = masks.mpm_patch_Q // PATCHES, masks.mpm_patch_Q % PATCHES
+    assert torch.equal(source[masks.mpm_index_Q], num_tokens + image * patches + place + int(image_cls))
+    # Only masked patches are replaced, by the mask vector or by a patch of the same image.
+    own = torch.arange(images * PATCHES)
+    moved = (masks.patch_source != own).nonzero().flatten()
+    assert len(moved) > images and set(moved.tolist()) <= set(masks.mpm_patch_Q.tolist())
+    swapped = moved[masks.patch_source[moved] < images * PATCHES]
+    assert torch.equal(masks.patch_source[swapped] // PATCHES, swapped // PATCHES)
+
+
+def test_masks_and_crops_follow_epoch_position_and_seed_alone(make_builder: MakeBuilder) -> None:
+    builder = make_builder(masking=MaskingConfig())
+    samples = [Sample(item) for item in (0, 1, 4, 5)]
+    whole = build(builder, samples)
+    assert tensors_of(whole) == tensors_of(build(builder, samples))
+    second = builder.build(samples[2:], np.array([2, 3]), np.array([0, 0]))
+    assert torch.equal(second.images, whole.images[2:]), "a sample's pixels do not depend on its neighbours"
+    rows = len(second.input_ids_N)
+    assert torch.equal(second.input_ids_N, whole.input_ids_N[-rows:])
+    later = build(builder, samples, epoch=1)
+    assert not torch.equal(later.images, whole.images)
+    assert not torch.equal(later.masks.mpm_patch_Q, whole.masks.mpm_patch_Q)
+
+
+def test_evaluation_shows_the_whole_picture(make_builder: MakeBuilder, catalog: Catalog) -> None:
+    batch = build(make_builder(train=False), [Sample(0), Sample(2), Sample(1)])  # item 2 has no picture
+    assert not catalog.has_image(2) and batch.images.shape[0] == 2
+    for image, item in zip(batch.images, (0, 1), strict=True):
+        jpeg = catalog.image(item)
+        assert jpeg is not None
+        resized = Image.open(io.BytesIO(jpeg)).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)
+        assert np.abs(image.numpy() - np.asarray(resized).transpose(2, 0, 1).astype(float)).mean() <= 2
+
+
+def test_pairs_in_three_views(
+    make_builder: MakeBuilder, pairs: Table, catalog: Catalog, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    table = TableSamples(pairs, "train")
+    samples = [table[i] for i in range(len(table))]
+    assert len(samples) == 23 and samples[5] == Sample(15, "query 1 红色 dress", 1)
+    batch = build(make_builder(("full", "text", "image"), label_dtype=torch.float32), samples)
+    assert batch.labels_B is not None and batch.labels_B.dtype == torch.float32
+    assert batch.labels_B.tolist() == [float(s.label or 0) for s in samples]
+    assert batch.items_B.tolist() == [s.item for s in samples]
+    ids = batch.input_ids_N.tolist()
+    streams = ids + [-1] * (batch.images.shape[0] * PATCHES)
+    shown = [streams[row] for row in batch.views.source_T.tolist()]
+    cu = batch.views.cu_seqlens.tolist()
+    for s, sample in enumerate(samples * 3):
+        view = batch.views.names[s // len(samples)]
+        text = encode_pair(tokenizer, sample.text, catalog.title(sample.item), 24, 10)
+        words = text.input_ids.tolist()[: text.num_query if view == "image" else None]
+        image = [-1] * PATCHES * (view != "text" and catalog.has_image(sample.item))
+        assert shown[cu[s] : cu[s + 1]] == words + image
+
+
+def test_the_text_view_alone_reads_no_picture(make_builder: MakeBuilder) -> None:
+    batch = build(make_builder(("text",)), [Sample(0), Sample(1)])
+    assert batch.images.shape == (0, 3, IMAGE_SIZE, IMAGE_SIZE) and batch.images.dtype == torch.uint8
+    assert batch.views.source_T.max() == len(batch.input_ids_N) - 1
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_batch_without_any_picture(make_builder: MakeBuilder, decoder: str) -> None:
+    batch = build(make_builder(masking=MaskingConfig(), decoder=decoder), [Sample(2), Sample(7)])
+    assert batch.images.shape == (0, 3, IMAGE_SIZE, IMAGE_SIZE) and batch.images.dtype == torch.uint8
+    assert batch.masks is not None
+    assert batch.masks.mpm_index_Q.shape == batch.masks.patch_source.shape == (0,)
+
+
+def test_what_does_not_fit_together_is_refused(
+    make_builder: MakeBuilder, catalog: Catalog, tokenizer: PreTrainedTokenizerBase, pairs: Table
+) -> None:
+    with pytest.raises(ValueError, match="view full"):
+        make_builder(("text",), masking=MaskingConfig())
+    with pytest.raises(ValueError, match="32 px"):
+        data = DataConfig("x", image_size=64)
+        BatchBuilder(catalog, tokenizer, data, ("full",), patches_per_image=4, decoder=TorchvisionDecoder(32))
+    with pytest.raises(ValueError, match="a label is asked for"):
+        build(make_builder(label_dtype=torch.int64), [Sample(0)])
+
+    class Alignment:
+        kind = "alignment"
+        rows = staticmethod(pairs.rows)
+        column = staticmethod(pairs.column)
+
+    with pytest.raises(UserError, match="alignment"):
+        TableSamples(Alignment())
+
+
+def test_catalog_samples_are_the_items_of_a_split(catalog: Catalog) -> None:
+    splits = [CatalogSamples(catalog, split) for split in ("train", "validation", "test")]
+    items = [samples[i] for samples in splits for i in range(len(samples))]
+    assert sorted(sample.item for sample in items) == list(range(NUM_ITEMS))
+    assert all(sample.text is None and sample.label is None for sample in items)
