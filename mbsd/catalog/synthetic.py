@@ -194,7 +194,7 @@ def _log(drawn: list[_Drawn], seed: int, language: Language) -> Any:
     # The terms with the lowest random keys are in the query; absent attributes sort last and are never terms.
     present = codes[owner] != ABSENT
     keys = np.where(present, rng.random(present.shape), 2.0)
-    num_terms = np.minimum(rng.choice([1, 2, 3, 4], p=[0.2, 0.4, 0.28, 0.12], size=len(owner)), present.sum(axis=1))
+    num_terms = np.minimum(rng.choice([1, 2, 3, 4], p=[0.45, 0.35, 0.15, 0.05], size=len(owner)), present.sum(axis=1))
     asked = np.argsort(np.argsort(keys, axis=1), axis=1) < num_terms[:, None]  # [queries, attributes]
     terms = np.where(asked, codes[owner], ABSENT)
 

@@ -141,7 +141,12 @@ def _fresh_config(config: BaseConfig, num_labels: int, vocab_size: int) -> MbsdC
             side *= stride
         sizes |= {"patchify_strides": (side,), "patchify_channels": ()}
     return MbsdConfig(
-        vocab_size=vocab_size, image_size=config.data.image_size, **sizes, **_behaviour(config.model, num_labels)
+        vocab_size=vocab_size,
+        image_size=config.data.image_size,
+        initializer_range=config.model.initializer_range,
+        position_range=config.model.position_range,
+        **sizes,
+        **_behaviour(config.model, num_labels),
     )
 
 

@@ -41,9 +41,12 @@ class MbsdForMaskedModelling(MbsdPreTrainedModel):
         self.word_transform = BertPredictionHeadTransform(config)
         self.word_bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.patch_decoder = nn.Linear(config.hidden_size, 3 * config.patch_side**2)
-        # Stage 1 asks for single tokens, never for the pooled [CLS]: an optimizer must not decay what no loss reaches.
-        self.mbsd.pooler.requires_grad_(False)
+        self.freeze_unread()
         self.post_init()
+
+    def freeze_unread(self) -> None:
+        """Stage 1 asks for single tokens, never for the pooled [CLS]."""
+        self.mbsd.pooler.requires_grad_(False)
 
     def forward(self, batch: Batch) -> MaskedOutput:
         """The vocabulary projection (tied to the word table) runs on the K masked rows alone."""
@@ -69,8 +72,12 @@ class MbsdForMatching(MbsdPreTrainedModel):
         super().__init__(config)
         self.mbsd = MbsdModel(config)
         self.match = nn.Linear(config.hidden_size, 1 if config.match_head == "shared" else len(VIEW_NAMES))
-        _freeze_unread(self.mbsd)
+        self.freeze_unread()
         self.post_init()
+
+    def freeze_unread(self) -> None:
+        """See `_freeze_unread`."""
+        _freeze_unread(self.mbsd)
 
     def forward(self, batch: Batch) -> ViewsOutput:
         """Logits [V, B] and representations [V, B, D] of the batch's views."""
@@ -90,8 +97,12 @@ class MbsdForClassification(MbsdPreTrainedModel):
         self.mbsd = MbsdModel(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels_out)
-        _freeze_unread(self.mbsd)
+        self.freeze_unread()
         self.post_init()
+
+    def freeze_unread(self) -> None:
+        """See `_freeze_unread`."""
+        _freeze_unread(self.mbsd)
 
     def forward(self, batch: Batch) -> ViewsOutput:
         """Logits [V, B, C] ([V, B] where C is 1) and representations [V, B, D]."""

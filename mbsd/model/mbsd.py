@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from huggingface_hub.dataclasses import strict
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BertConfig, BertForPreTraining, PreTrainedModel
+from transformers import initialization as init
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPooler
 
 from mbsd.batch import Batch
@@ -36,6 +38,7 @@ class MbsdConfig(BertConfig):
     representation: str = "pooled"
     match_head: str = "shared"
     num_labels_out: int = 1
+    position_range: float = 0.02
 
     @property
     def patch_side(self) -> int:
@@ -74,16 +77,30 @@ class MbsdPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', which makes every parameter it loads a moving one: freeze again what no loss reaches."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).freeze_unread()
+        return loaded
+
+    def freeze_unread(self) -> None:
+        """Freeze the parameters that no loss of this head reaches, so that no optimizer decays them."""
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, BertEmbeddings):
             module.position_ids.copy_(torch.arange(module.position_ids.shape[-1])[None])
             module.token_type_ids.zero_()
+            for table in (module.position_embeddings, module.token_type_embeddings):
+                init.normal_(table.weight, 0.0, self.config.position_range)
         elif isinstance(module, MbsdModel):
-            for parameter in (module.image_position_PD, module.modality_2D, module.mask_D, module.image_cls_D):
+            for parameter in (module.image_position_PD, module.modality_2D):
+                init.normal_(parameter, 0.0, self.config.position_range)
+            for parameter in (module.mask_D, module.image_cls_D):
                 if parameter is not None:
-                    parameter.normal_(0.0, self.config.initializer_range)
+                    init.normal_(parameter, 0.0, self.config.initializer_range)
 
 
 class MbsdModel(MbsdPreTrainedModel):
@@ -161,15 +178,24 @@ def load_backbone(config: MbsdConfig, backbone: str | Path) -> tuple[MbsdConfig,
     """A BERT checkpoint and `config` with that BERT's sizes.
 
     Raises:
-        UserError: nothing of the kind at `backbone`.
+        UserError: nothing of the kind at `backbone`, or a model of another kind.
     """
+    advice = "give a folder with config.json and model.safetensors, or a hub name that this machine can reach"
     try:
-        bert = BertForPreTraining.from_pretrained(backbone)
-    except (OSError, ValueError) as error:
+        loaded: Any = BertForPreTraining.from_pretrained(backbone, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
-            f"model.backbone={backbone}: no BERT checkpoint could be loaded ({str(error).splitlines()[0]}); give a "
-            "folder with config.json and model.safetensors, or a hub name that this machine can reach"
+            f"model.backbone={backbone}: no BERT checkpoint could be loaded ({str(error).splitlines()[0]}); {advice}"
         ) from error
+    bert: BertForPreTraining
+    bert, info = loaded
+    # What a checkpoint lacks transformers fills with random numbers and a warning. Only the heads may be lacking.
+    missing = sorted(name for name in info["missing_keys"] if name.startswith(("bert.embeddings.", "bert.encoder.")))
+    if missing:
+        raise UserError(
+            f"model.backbone={backbone}: not a BERT checkpoint, {len(missing)} of its weights are missing "
+            f"({missing[0]}, ...); {advice}"
+        )
     sizes: dict[str, Any] = {
         name: getattr(bert.config, name)
         for name in (

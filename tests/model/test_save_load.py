@@ -290,11 +290,13 @@ def test_initialisation() -> None:
     """Every parameter is finite and set on purpose: ones, zeros, or the configured spread."""
     for kind in MODELS:
         torch.manual_seed(0)
-        model = kind(tiny_config(image_cls=True, initializer_range=0.05, hidden_size=64))
+        model = kind(tiny_config(image_cls=True, initializer_range=0.05, position_range=0.005, hidden_size=64))
         for name, parameter in model.named_parameters():
             assert parameter.isfinite().all(), name
             if parameter.ndim == 1 and not name.endswith(("mask_D", "image_cls_D")):
                 assert parameter.unique().tolist() in ([0.0], [1.0]), name
+            elif name.endswith(("position_embeddings.weight", "token_type_embeddings.weight", "position_PD", "ity_2D")):
+                assert 0.003 < parameter.std() < 0.007 and abs(parameter.mean()) < 0.003, name
             elif not name.endswith("word_embeddings.weight"):  # its padding row is 0
                 assert 0.03 < parameter.std() < 0.07 and abs(parameter.mean()) < 0.03, name
 
