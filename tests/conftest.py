@@ -1,0 +1,44 @@
+"""What several rooms' tests share: a small synthetic shop, built once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A synthetic catalogue of 240 items with its pair table and attribute table."""
+
+    catalog: Path
+    pairs: Path
+    tags: Path
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-golden", action="store_true", help="write tests/golden/*.json anew from this run")
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    import json
+
+    from mbsd.catalog.mining import mine_pairs
+    from mbsd.catalog.reader import Catalog
+    from mbsd.catalog.sources import read_items
+    from mbsd.catalog.store import build_catalog
+    from mbsd.catalog.synthetic import synthesise
+    from mbsd.catalog.tables import derive_table
+
+    folder = tmp_path_factory.mktemp("shop")
+    made = Shop(folder / "catalog", folder / "pairs.parquet", folder / "tags.parquet")
+    synthesise(folder / "raw", num_items=240, seed=5, image_side=64, workers=1)
+    where = json.loads((folder / "raw" / "attribute_where.json").read_text())
+    items = read_items(folder / "raw" / "items.jsonl")
+    build_catalog(items, folder / "raw" / "images", made.catalog, workers=1, attribute_where=where, progress=False)
+    catalog = Catalog(made.catalog)
+    mine_pairs(folder / "raw" / "log.parquet", catalog, made.pairs)
+    derive_table("attributes", catalog, made.tags)
+    return made

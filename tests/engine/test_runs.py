@@ -1,0 +1,130 @@
+"""Whole runs through DeepSpeed's launcher: world sizes agree, losses are the golden ones, a killed run goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Shop
+from tests.launch import CPU, ROOT, TINY, deepspeed, deepspeed_command, losses, write_ds_config
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+STEPS = 20
+EVERY_STEP = [f"--run.max_steps={STEPS}", "--run.log_every=1", "--run.validate_samples=30", "--run.seed=3"]
+
+
+def stage_1(run: Path, shop: Shop, ds: Path) -> list[object]:
+    return ["--deepspeed_config", ds, "--run.dir", run, "--data.catalog", shop.catalog, *EVERY_STEP, *TINY]
+
+
+def stage_2(run: Path, shop: Shop, ds: Path, start: Path) -> list[object]:
+    common = ["--deepspeed_config", ds, "--run.dir", run, "--data.catalog", shop.catalog, *EVERY_STEP]
+    small = ["--data.image_size=32", "--data.num_workers=1", "--model.dropout=0.0"]
+    return ["--stage=matching", "--data.table", shop.pairs, "--run.init_from", start, *common, *small]
+
+
+@pytest.fixture(scope="module")
+def runs(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Both stages, each on 1 rank with 2 micro-steps and on 2 ranks, for the same global batch."""
+    folder = tmp_path_factory.mktemp("runs")
+    done = {}
+    for ranks in (1, 2):
+        ds = write_ds_config(folder / f"ds{ranks}", gradient_accumulation_steps=2 // ranks)
+        done[f"stage1_{ranks}"] = folder / f"stage1_{ranks}"
+        deepspeed(ranks, "pretrain", *stage_1(done[f"stage1_{ranks}"], shop, ds))
+        done[f"stage2_{ranks}"] = folder / f"stage2_{ranks}"
+        deepspeed(ranks, "pretrain", *stage_2(done[f"stage2_{ranks}"], shop, ds, done["stage1_1"]))
+    return done
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_two_ranks_learn_what_one_rank_learns(runs: dict[str, Path], stage: str) -> None:
+    one, two = losses(runs[f"{stage}_1"]), losses(runs[f"{stage}_2"])
+    assert sorted(one) == sorted(two) == list(range(1, STEPS + 1))
+    for step in one:
+        assert two[step] == pytest.approx(one[step], rel=1e-4, abs=1e-6), step
+    for step, values in losses(runs[f"{stage}_1"], "validation/").items():
+        assert losses(runs[f"{stage}_2"], "validation/")[step] == pytest.approx(values, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_golden_losses(runs: dict[str, Path], stage: str, request: pytest.FixtureRequest) -> None:
+    """The losses of 20 seeded steps; a change that moves them is either a mistake or is written anew and explained."""
+    found = {str(step): values for step, values in losses(runs[f"{stage}_1"]).items()}
+    path = GOLDEN / f"{stage}.json"
+    if request.config.getoption("--write-golden"):
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    golden = json.loads(path.read_text())
+    assert found.keys() == golden.keys()
+    for step, values in golden.items():
+        assert found[step] == pytest.approx(values, rel=1e-3, abs=1e-5), step
+
+
+@pytest.mark.distributed
+def test_losses_fall(runs: dict[str, Path]) -> None:
+    first, last = losses(runs["stage1_2"])[1], losses(runs["stage1_2"])[STEPS]
+    assert last["loss_mlm"] < first["loss_mlm"] - 0.05
+    assert last["loss_mpm"] < first["loss_mpm"] - 0.05
+
+
+@pytest.mark.distributed
+def test_a_run_folder_holds_what_it_says(runs: dict[str, Path]) -> None:
+    run = runs["stage2_2"]
+    assert {"config.yaml", "ds_config.json", "environment.json", "metrics.jsonl", "DONE"} <= set(os.listdir(run))
+    assert list((run / "tensorboard").glob("events.out.tfevents.*"))
+    checkpoint = run / "checkpoints" / f"step-{STEPS:08d}"
+    assert (run / "checkpoints" / "latest").read_text() == checkpoint.name
+    assert (checkpoint / "model" / "model.safetensors").is_file()
+    resolved = json.loads((run / "ds_config.json").read_text())
+    assert resolved["scheduler"]["params"]["total_num_steps"] == STEPS
+    assert resolved["scheduler"]["params"]["warmup_num_steps"] == STEPS // 10
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-2])
+    expected = "step epoch samples loss loss_qi loss_qt loss_qv loss_kl loss_rs lr grad_norm samples_per_s tokens_per_s"
+    assert set(expected.split()) | {"data_wait"} <= last.keys()
+
+
+@pytest.mark.distributed
+def test_a_finished_run_is_not_run_again(runs: dict[str, Path], shop: Shop) -> None:
+    run = runs["stage1_1"]
+    before = (run / "metrics.jsonl").read_bytes()
+    deepspeed(1, "pretrain", *stage_1(run, shop, write_ds_config(run.parent / "again")))
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.distributed
+def test_a_killed_run_goes_on_where_it_was(shop: Shop, runs: dict[str, Path], tmp_path: Path) -> None:
+    """kill -9 of everything after a save, then the same command: bitwise the losses of the undisturbed run."""
+    run, ds = tmp_path / "run", write_ds_config(tmp_path, gradient_accumulation_steps=1)
+    arguments = [*stage_1(run, shop, ds), "--run.save_every=6"]
+    process = subprocess.Popen(
+        deepspeed_command(2, "pretrain", *arguments), cwd=ROOT, env={**os.environ, **CPU}, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints" / "step-00000006").exists():
+        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it saved"
+        time.sleep(0.02)
+    # DeepSpeed's launcher puts each rank into its own session; all are children of what was started here.
+    for pid in _tree(process.pid):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    assert not (run / "DONE").exists()
+    shutil.rmtree(run / "tensorboard")
+
+    deepspeed(2, "pretrain", *arguments)
+    assert (run / "DONE").exists()
+    assert losses(run) == losses(runs["stage1_2"])
+
+
+def _tree(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(descendant for child in children for descendant in _tree(int(child)))]

@@ -1,0 +1,80 @@
+"""Numbers a run reports: FLOPs against torch's own counter, binary metrics by hand, files that survive a restart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from mbsd.metrics.binary import binary_metrics
+from mbsd.metrics.throughput import training_flops
+from mbsd.metrics.writer import MetricsWriter
+from mbsd.model.mbsd import MbsdModel
+from tests.model.reference import MIXED, hand_batch, random_samples, tiny_config
+
+VIEWS = ("full", "text", "image")
+
+
+def test_flops_are_those_torch_counts() -> None:
+    config = tiny_config()
+    model, batch = MbsdModel(config), hand_batch(random_samples(MIXED, 0), VIEWS, config)
+    # torch counts attention on a CPU only where it is made of matrix products
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        encoded = model.encode(batch)
+        (encoded.hidden_TD.sum() + encoded.h_VBD.sum()).backward()
+    images, pooled = batch.images.shape[0], 6 * 15 * config.hidden_size**2
+    # the formula counts the first convolution's gradient with respect to the pixels, which nobody asks for
+    unasked = 2 * 3 * 6 * 4 * 4 * 16 * 16 * images
+    assert training_flops(config, batch) + pooled - unasked == counter.get_total_flops()
+
+
+def test_binary_metrics_by_hand() -> None:
+    metrics = binary_metrics(np.array([2.0, -1.0, 0.5, -3.0, 1.0]), np.array([1, 1, 0, 0, 1]))
+    assert metrics == pytest.approx(
+        {"accuracy": 3 / 5, "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "roc_auc": 5 / 6}
+    )
+    assert "roc_auc" not in binary_metrics(np.array([1.0, 2.0]), np.array([1, 1]))
+
+
+def test_what_an_earlier_start_logged_past_its_checkpoint_is_taken_back(tmp_path: Path) -> None:
+    with MetricsWriter(tmp_path, start_step=0, total_steps=4, enabled=True) as writer:
+        for step in (1, 2, 3):
+            writer.log(step, {"loss": 10.0 * step, "tokens_per_s": 5.0})
+    with (tmp_path / "metrics.jsonl").open("a") as torn:
+        torn.write('{"step": 3, "lo')
+    with MetricsWriter(tmp_path, start_step=2, total_steps=4, enabled=True) as writer:
+        writer.log(3, {"loss": 33.0})
+        writer.log(3, {"loss": 7.0}, prefix="validation")
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 3]
+    assert lines[2]["loss"] == 33.0 and lines[3]["validation/loss"] == 7.0
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [(e.step, e.value) for e in board.Scalars("train/loss")] == [(1, 10.0), (2, 20.0), (3, 33.0)]
+    assert board.Scalars("speed/tokens_per_s")[0].value == 5.0
+    assert board.Scalars("validation/loss")[0].value == 7.0
+
+
+def test_other_ranks_write_nothing(tmp_path: Path) -> None:
+    with MetricsWriter(tmp_path, start_step=0, total_steps=1, enabled=False) as writer:
+        writer.log(1, {"loss": 1.0})
+        writer.advance()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_flops_grow_with_real_tokens_only() -> None:
+    config = tiny_config()
+    short, long = [(2, 3, True)] * 3, [(2, 3, True)] * 2 + [(2, 15, True)]
+    flops = [
+        training_flops(config, hand_batch(random_samples(layout, 0), ("text",), config)) for layout in (short, long)
+    ]
+    tokens = [hand_batch(random_samples(layout, 0), ("text",), config).num_tokens for layout in (short, long)]
+    assert tokens[1] == tokens[0] + 12
+    per_layer = 4 * 32 * 32 + 2 * 32 * 48
+    squares = (2 + 2 + 15 + 1) ** 2 - (2 + 2 + 3 + 1) ** 2
+    assert flops[1] - flops[0] == 6 * 2 * per_layer * 12 + 12 * 2 * 32 * squares
