@@ -1,0 +1,81 @@
+"""Settings: the files that ship parse, overrides win, what is written back reads back the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mbsd.config import BaseConfig, FinetuneConfig, PretrainConfig, parse, parse_evaluate, to_yaml
+from mbsd.engine.build import batch_sizes, resolve
+from tests.launch import ROOT, write_ds_config
+
+CONFIGS = ROOT / "launchers" / "configs"
+DS_CONFIGS = ROOT / "ds_configs"
+TOGETHER = [
+    (PretrainConfig, "stage1", "v100x16_stage1", 16),
+    (PretrainConfig, "stage2", "v100x16_stage2", 16),
+    (PretrainConfig, "stage1", "h100x8_stage1", 8),
+    (PretrainConfig, "stage2", "h100x8_stage2", 8),
+    (FinetuneConfig, "attributes", "h100_finetune", 1),
+    (PretrainConfig, "small_stage1", "cpu", 2),
+    (PretrainConfig, "small_stage2", "cpu", 2),
+    (FinetuneConfig, "small_attributes", "cpu_finetune", 2),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "ds_name", "ranks"), TOGETHER)
+def test_the_files_that_ship(kind: type[BaseConfig], name: str, ds_name: str, ranks: int) -> None:
+    config, ds_config = parse(
+        kind, ["--config", str(CONFIGS / f"{name}.yaml"), "--deepspeed_config", str(DS_CONFIGS / f"{ds_name}.json")]
+    )
+    sizes = batch_sizes(ds_config, ranks)
+    assert sizes.micro_batch * sizes.accumulation * ranks == sizes.global_batch == ds_config["train_batch_size"]
+    resolved = resolve(ds_config, ranks, total_steps=500)
+    assert resolved["scheduler"]["params"]["warmup_num_steps"] == 50
+    assert resolved["scheduler"]["params"]["warmup_max_lr"] == resolved["optimizer"]["params"]["lr"]
+    assert isinstance(config, kind)
+
+
+def test_every_shipped_file_is_tested() -> None:
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {name for _, name, _, _ in TOGETHER} | {"evaluate"}
+    assert {path.stem for path in DS_CONFIGS.glob("*.json")} == {name for _, _, name, _ in TOGETHER}
+    config = parse_evaluate(["--config", str(CONFIGS / "evaluate.yaml"), "--views=[image]"])
+    assert config.views == ("image",) and config.split == "test"
+
+
+def test_the_papers_numbers() -> None:
+    """LAMB, lr 2e-4, betas (0.9, 0.98), decay 0.01; batches 2,048 and 1,024; 10 and 3 epochs; fp16, ZeRO-2."""
+    for stage, batch, epochs in ((1, 2048, 10), (2, 1024, 3)):
+        arguments = ["--config", CONFIGS / f"stage{stage}.yaml", "--deepspeed_config"]
+        config, ds = parse(PretrainConfig, [*map(str, arguments), str(DS_CONFIGS / f"v100x16_stage{stage}.json")])
+        assert config.run.epochs == epochs and ds["train_batch_size"] == batch
+        assert ds["optimizer"]["type"] == "Lamb" and ds["zero_optimization"]["stage"] == 2 and ds["fp16"]["enabled"]
+        params = {"lr": 2e-4, "betas": [0.9, 0.98], "weight_decay": 0.01, "eps": 1e-6}
+        assert ds["optimizer"]["params"] == params
+        assert ds["scheduler"]["params"]["warmup_type"] == "linear"
+
+
+def test_overrides_win_and_the_result_reads_back(tmp_path: Path) -> None:
+    ds = ["--deepspeed_config", str(write_ds_config(tmp_path))]
+    first = ["--config", str(CONFIGS / "small_stage2.yaml"), *ds, "--run.seed=7", "--sdmi.weight=0.5"]
+    config, _ = parse(PretrainConfig, [*first, "--data.crop_scale=[0.5, 0.9]", "--local_rank=1"])
+    assert (config.run.seed, config.data.crop_scale) == (7, (0.5, 0.9))
+    assert config.sdmi is not None and config.sdmi.weight == 0.5 and config.sdmi.variant == "paper"
+    written = tmp_path / "config.yaml"
+    written.write_text(to_yaml(config))
+    assert parse(PretrainConfig, ["--config", str(written), *ds])[0] == config
+
+
+@pytest.mark.parametrize(
+    ("given", "ranks", "expected"),
+    [
+        ({"train_batch_size": 64}, 2, (64, 32, 1)),
+        ({"train_batch_size": 64, "train_micro_batch_size_per_gpu": 8}, 2, (64, 8, 4)),
+        ({"train_batch_size": 64, "gradient_accumulation_steps": 4}, 4, (64, 4, 4)),
+        ({"train_batch_size": 64, "train_micro_batch_size_per_gpu": "auto"}, 1, (64, 64, 1)),
+    ],
+)
+def test_batch_sizes(given: dict[str, object], ranks: int, expected: tuple[int, int, int]) -> None:
+    sizes = batch_sizes(given, ranks)
+    assert (sizes.global_batch, sizes.micro_batch, sizes.accumulation) == expected

@@ -1,0 +1,59 @@
+"""The README's first command, with another seed than its default: what it claims must hold."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.launch import ROOT
+
+
+@pytest.mark.distributed
+@pytest.mark.timeout(1500)
+def test_the_demo(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    done = subprocess.run(
+        [sys.executable, "-m", "mbsd.cli", "demo", "--out", str(out), "--seed", "1"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]
+    print(done.stdout)
+    scores = {row["model"]: row for row in json.loads((out / "summary.json").read_text())}
+    scratch, sdmi = scores["scratch"], scores["pre-trained with SDMI"]
+    assert sdmi["full"] > scratch["full"] + 0.02
+    assert sdmi["image_on_image_only"] >= 0.65
+    assert "tensorboard --logdir" in done.stdout
+    for run in ("stage1", "stage2", "stage2_no_sdmi", "finetune0", "finetune1", "finetune2"):
+        assert (out / run / "DONE").exists() and list((out / run / "tensorboard").iterdir())
+
+
+def test_every_command_the_readme_names_exists() -> None:
+    readme = (ROOT / "README.md").read_text()
+    commands = sorted(set(re.findall(r"`?mbsd ((?:catalog|tables|pairs) [a-z]+|demo)", readme)))
+    assert len(commands) >= 7
+    for command in commands:
+        words = [sys.executable, "-m", "mbsd.cli", *command.split(), "--help"]
+        done = subprocess.run(words, capture_output=True, text=True)
+        assert done.returncode == 0, command
+        documented = re.findall(rf"mbsd {command}([^`|\n]*)", readme)
+        for option in re.findall(r"--[a-z-]+", " ".join(documented)):
+            assert option in done.stdout, f"{command} {option}"
+
+
+@pytest.mark.parametrize("launcher", ["pretrain", "finetune", "evaluate"])
+def test_launchers_tell_their_settings(launcher: str) -> None:
+    words = [sys.executable, f"launchers/{launcher}.py", "--help"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "--data.catalog" in done.stdout
+
+
+def test_files_the_readme_names_exist() -> None:
+    for text in ((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")):
+        for path in re.findall(
+            r"(?<![\w/])(?:launchers|ds_configs|data|tests|mbsd)/[\w./*]*\.(?:py|yaml|json|md)", text
+        ):
+            assert list(ROOT.glob(path)), path
