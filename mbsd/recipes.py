@@ -16,7 +16,7 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
 
-from mbsd.batch import Batch
+from mbsd.batch import VIEW_NAMES, Batch
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Kind, Table
 from mbsd.checkpoint.manager import CheckpointManager
@@ -65,7 +65,8 @@ def pretrain(config: PretrainConfig, ds_config: dict[str, Any]) -> None:
         _training(
             config,
             ds_config,
-            views=("full", "text", "image"),
+            views=MatchingStep.views(sdmi),
+            validation_views=VIEW_NAMES,
             table_kind="pairs",
             masking=None,
             make_step=lambda tokenizer: MatchingStep(start_model(MbsdForMatching, config, tokenizer), sdmi),
@@ -117,6 +118,7 @@ def _training(
     ds_config: dict[str, Any],
     *,
     views: tuple[str, ...],
+    validation_views: tuple[str, ...] | None = None,
     table_kind: Kind | None,
     masking: MaskingConfig | None,
     make_step: Callable[[PreTrainedTokenizerBase], Any],
@@ -140,11 +142,10 @@ def _training(
         seed_everything(run.seed, place.rank)
         engine = build_engine(step, resolved)
 
-        builder = partial(_builder, config.data, catalog, tokenizer, model.config, views, place, masking=masking,
-                          seed=run.seed)  # fmt: skip
+        builder = partial(_builder, config.data, catalog, tokenizer, model.config, masking=masking, seed=run.seed)
         loader = TrainLoader(
             samples,
-            builder(sizes.micro_batch, train=True),
+            builder(views, place, sizes.micro_batch, train=True),
             seed=run.seed,
             global_batch=sizes.global_batch,
             micro_batch=sizes.micro_batch,
@@ -154,7 +155,8 @@ def _training(
             prefetch=config.data.prefetch,
             pin_memory=place.device.type == "cuda",
         )
-        held_out, validation_builder = _samples(catalog, table, "validation"), builder(sizes.micro_batch, train=False)
+        held_out = _samples(catalog, table, "validation")
+        validation_builder = builder(validation_views or views, place, sizes.micro_batch, train=False)
 
         def validate() -> dict[str, float]:
             batches = _eval_batches(

@@ -32,6 +32,8 @@ FIRST_DAY = np.datetime64("2024-03-01T00:00:00", "us")
 DAYS = 90
 ROWS_PER_ITEM = 17  # the mean is twice this, with a tail of power 2
 MAX_ROWS_PER_ITEM = 400
+# Shoppers ask for what they see: the smaller, the more often an attribute is among the terms of a query.
+KEY_OF_ATTRIBUTE = np.array([{"image": 0.5, "both": 1.0, "title": 2.0}[where] for where in WHERE_SEEN])
 
 
 @dataclass(frozen=True)
@@ -148,14 +150,14 @@ def _draw_words(seed: int, item: int, language: Language) -> _Drawn:
             continue
         synonym = attribute == COLOUR and rng.random() < 0.25
         said.append(rng.choice(words.colour_synonyms[code]) if synonym else words.values[attribute][code])
-    said += rng.sample(words.adjectives, rng.randint(1, 3))
+    said += rng.sample(words.adjectives, rng.randint(0, 1))
     rng.shuffle(said)
     season = f"{rng.choice(range(2020, 2025))}{words.separator}{rng.choice(words.seasons)}"
-    opening = [rng.choice(words.brands), season, rng.choice(words.genders)]
-    if rng.random() < 0.3:
-        opening[0], opening[1] = opening[1], opening[0]
-    if rng.random() < 0.2:
-        opening.pop()
+    opening = [rng.choice(words.brands)]
+    if rng.random() < 0.5:
+        opening.insert(rng.randint(0, 1), season)
+    if rng.random() < 0.5:
+        opening.append(rng.choice(words.genders))
     return _Drawn(category, codes, words.separator.join([*opening, *said, words.categories[category]]))
 
 
@@ -179,9 +181,9 @@ def _draw_images(folder: Path, items: range, seed: int, side: int) -> None:
 def _log(drawn: list[_Drawn], seed: int, language: Language) -> Any:
     """The behaviour log as a pyarrow Table.
 
-    Each item has a few queries of 1 to 4 of its own terms, its category's word last; popular items have more, and the
-    first of them are asked most. Under 45 % of the rows the item is bought; the rest are clicks, 30 % of which fall on
-    an item for which a term of the query does not hold.
+    Each item has a few queries of 1 to 4 of its own terms, its category's word last, most often terms for what can be
+    seen; popular items have more queries, and the first of them are asked most. Under 45 % of the rows the item is
+    bought; the rest are clicks, 30 % of which fall on an item for which a term of the query does not hold.
     """
     rng = np.random.default_rng([seed, len(drawn)])
     codes = np.array([item.codes for item in drawn], dtype=np.int64)  # [items, attributes]
@@ -193,7 +195,7 @@ def _log(drawn: list[_Drawn], seed: int, language: Language) -> Any:
     owner = np.repeat(np.arange(len(drawn)), num_queries)
     # The terms with the lowest random keys are in the query; absent attributes sort last and are never terms.
     present = codes[owner] != ABSENT
-    keys = np.where(present, rng.random(present.shape), 2.0)
+    keys = np.where(present, rng.random(present.shape) * KEY_OF_ATTRIBUTE, np.inf)
     num_terms = np.minimum(rng.choice([1, 2, 3, 4], p=[0.45, 0.35, 0.15, 0.05], size=len(owner)), present.sum(axis=1))
     asked = np.argsort(np.argsort(keys, axis=1), axis=1) < num_terms[:, None]  # [queries, attributes]
     terms = np.where(asked, codes[owner], ABSENT)

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mbsd.batch import Batch
+from mbsd.batch import VIEW_NAMES, Batch
 from mbsd.config import SdmiConfig
 from mbsd.engine.scoring import Scores, gather_scores
 from mbsd.metrics.binary import binary_metrics
@@ -82,11 +82,16 @@ class MaskedStep(nn.Module):
 
 
 class MatchingStep(nn.Module):
-    """Stage 2: query-item matching with SDMI, all three views in one forward."""
+    """Stage 2: query-item matching with SDMI, all views that are trained on in one forward."""
 
     def __init__(self, model: MbsdForMatching, sdmi: SdmiConfig) -> None:
         super().__init__()
         self.model, self.sdmi = model, sdmi
+
+    @staticmethod
+    def views(sdmi: SdmiConfig) -> tuple[str, ...]:
+        """The views a training batch needs: without unimodal losses and distillation, only the full one (row 6)."""
+        return VIEW_NAMES if sdmi.unimodal_losses or sdmi.distillation else ("full",)
 
     def norms(self, batches: Sequence[Batch], device: torch.device) -> None:
         """Nothing: micro-batches are of equal size, so the mean of their means is the mean."""
@@ -97,7 +102,10 @@ class MatchingStep(nn.Module):
         return self.losses(self.model(batch), batch.labels_B)
 
     def losses(self, output: ViewsOutput, labels_B: Tensor) -> Losses:
-        """The loss, its terms, and two numbers that tell how unequal the modalities are."""
+        """The loss, its terms, and how unequal the modalities are; where only the full view is shown, L_QI."""
+        if output.logits.shape[0] == 1:
+            loss = match_loss(output.logits[0], labels_B)
+            return {"loss": loss, "loss_qi": loss}
         terms = sdmi_loss(output.logits, output.h_VBD, labels_B, **asdict(self.sdmi))
         return {
             "loss": terms.loss,

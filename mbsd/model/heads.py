@@ -8,11 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertForPreTraining
+from transformers import initialization as init
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
 from mbsd.batch import VIEW_NAMES, Batch
 from mbsd.model.mbsd import MbsdConfig, MbsdModel, MbsdPreTrainedModel
 from mbsd.model.patchify import pixels_of_patches
+
+# A yes/no or class head starts near "I do not know", however wide the rest is drawn: large random logits would first
+# teach the model to say nothing.
+HEAD_RANGE = 0.02
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,11 @@ class MbsdForMatching(MbsdPreTrainedModel):
         """See `_freeze_unread`."""
         _freeze_unread(self.mbsd)
 
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self.match:
+            init.normal_(self.match.weight, 0.0, HEAD_RANGE)
+
     def forward(self, batch: Batch) -> ViewsOutput:
         """Logits [V, B] and representations [V, B, D] of the batch's views."""
         h_VBD = self.mbsd.encode(batch).h_VBD
@@ -103,6 +113,11 @@ class MbsdForClassification(MbsdPreTrainedModel):
     def freeze_unread(self) -> None:
         """See `_freeze_unread`."""
         _freeze_unread(self.mbsd)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self.classifier:
+            init.normal_(self.classifier.weight, 0.0, HEAD_RANGE)
 
     def forward(self, batch: Batch) -> ViewsOutput:
         """Logits [V, B, C] ([V, B] where C is 1) and representations [V, B, D]."""

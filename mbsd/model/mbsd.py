@@ -98,9 +98,9 @@ class MbsdPreTrainedModel(PreTrainedModel):
         elif isinstance(module, MbsdModel):
             for parameter in (module.image_position_PD, module.modality_2D):
                 init.normal_(parameter, 0.0, self.config.position_range)
-            for parameter in (module.mask_D, module.image_cls_D):
-                if parameter is not None:
-                    init.normal_(parameter, 0.0, self.config.initializer_range)
+            init.normal_(module.mask_D, 0.0, self.config.initializer_range)
+            if module.image_cls_D is not None:
+                init.normal_(module.image_cls_D, 0.0, self.config.initializer_range)
 
 
 class MbsdModel(MbsdPreTrainedModel):

@@ -297,6 +297,8 @@ def test_initialisation() -> None:
                 assert parameter.unique().tolist() in ([0.0], [1.0]), name
             elif name.endswith(("position_embeddings.weight", "token_type_embeddings.weight", "position_PD", "ity_2D")):
                 assert 0.003 < parameter.std() < 0.007 and abs(parameter.mean()) < 0.003, name
+            elif name in ("match.weight", "classifier.weight"):
+                assert 0.013 < parameter.std() < 0.027, name
             elif not name.endswith("word_embeddings.weight"):  # its padding row is 0
                 assert 0.03 < parameter.std() < 0.07 and abs(parameter.mean()) < 0.03, name
 
