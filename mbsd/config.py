@@ -252,7 +252,7 @@ def parse(config_class: type[C], argv: Sequence[str] | None = None) -> tuple[C, 
         namespace = _parse(config_class, argv, with_deepspeed=True)
         path = namespace.pop("deepspeed_config")
         if path is None:
-            raise UserError("--deepspeed_config is missing: name DeepSpeed's JSON, say ds_configs/cpu.json")
+            raise UserError("--deepspeed_config is missing: name DeepSpeed's JSON, say ds_configs/cpu_stage1.json")
         config: C = _instantiate(config_class, namespace)
         config.check()
         ds_config = _read_json(Path(path))

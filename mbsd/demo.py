@@ -49,15 +49,24 @@ def run_demo(out: Path, *, seed: int, ranks: int) -> None:
             words += [f"--{key.replace('__', '.')}", str(value.resolve() if isinstance(value, Path) else value)]
         _run(console, out / "logs" / f"{name}.log", words, _cpu_environment(ranks))
 
-    mbsd("synth", "catalog", "synth", shop, "--items", NUM_ITEMS, "--seed", seed, "--image-side", 128)
+    mbsd("synth", "catalog", "synth", shop, "--items", NUM_ITEMS, "--seed", seed, "--language", "en",
+         "--image-side", 64)  # fmt: skip
     mbsd("build", "catalog", "build", shop / "items.jsonl", "--images", shop / "images", "--out", catalog,
          "--attribute-where", shop / "attribute_where.json")  # fmt: skip
     mbsd("mine", "pairs", "mine", "--log", shop / "log.parquet", "--catalog", catalog, "--out", pairs, "--seed", seed)
     mbsd("tags", "tables", "derive", "attributes", "--catalog", catalog, "--out", tags, "--seed", seed)
 
-    launch("stage1", "pretrain", "small_stage1", "cpu", run__dir=out / "stage1", run__seed=seed, data__catalog=catalog)
+    launch(
+        "stage1",
+        "pretrain",
+        "small_stage1",
+        "cpu_stage1",
+        run__dir=out / "stage1",
+        run__seed=seed,
+        data__catalog=catalog,
+    )
     for name, distillation in (("stage2", {}), ("stage2_no_sdmi", NO_SDMI)):
-        launch(name, "pretrain", "small_stage2", "cpu", run__dir=out / name, run__seed=seed, data__catalog=catalog,
+        launch(name, "pretrain", "small_stage2", "cpu_stage2", run__dir=out / name, run__seed=seed, data__catalog=catalog,
                data__table=pairs, run__init_from=out / "stage1", **distillation)  # fmt: skip
     for index, source in enumerate(MODELS.values()):
         start = {"run__init_from": out / source} if source else {"run__init_from": "null", **_small_model()}

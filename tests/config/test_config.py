@@ -18,8 +18,8 @@ TOGETHER = [
     (PretrainConfig, "stage1", "h100x8_stage1", 8),
     (PretrainConfig, "stage2", "h100x8_stage2", 8),
     (FinetuneConfig, "attributes", "h100_finetune", 1),
-    (PretrainConfig, "small_stage1", "cpu", 2),
-    (PretrainConfig, "small_stage2", "cpu", 2),
+    (PretrainConfig, "small_stage1", "cpu_stage1", 2),
+    (PretrainConfig, "small_stage2", "cpu_stage2", 2),
     (FinetuneConfig, "small_attributes", "cpu_finetune", 2),
 ]
 
