@@ -66,8 +66,8 @@ def run_demo(out: Path, *, seed: int, ranks: int) -> None:
         data__catalog=catalog,
     )
     for name, distillation in (("stage2", {}), ("stage2_no_sdmi", NO_SDMI)):
-        launch(name, "pretrain", "small_stage2", "cpu_stage2", run__dir=out / name, run__seed=seed, data__catalog=catalog,
-               data__table=pairs, run__init_from=out / "stage1", **distillation)  # fmt: skip
+        launch(name, "pretrain", "small_stage2", "cpu_stage2", run__dir=out / name, run__seed=seed,
+               data__catalog=catalog, data__table=pairs, run__init_from=out / "stage1", **distillation)  # fmt: skip
     for index, source in enumerate(MODELS.values()):
         start = {"run__init_from": out / source} if source else {"run__init_from": "null", **_small_model()}
         launch(f"finetune{index}", "finetune", "small_attributes", "cpu_finetune", run__dir=out / f"finetune{index}",

@@ -94,6 +94,22 @@ def on_rank_zero(decide: Callable[[], R]) -> R:
     return result
 
 
+@contextmanager
+def same_on_every_rank() -> Iterator[None]:
+    """Leave the block the same way on every rank: if any rank raised a UserError in it, all raise the first one.
+
+    The block itself must hold no collective call, for a rank that failed would miss it.
+    """
+    failure = None
+    try:
+        yield
+    except UserError as error:
+        failure = str(error)
+    first = next((message for message in gather_objects(failure) if message is not None), None)
+    if first is not None:
+        raise UserError(first, shared=True)
+
+
 def gather_objects(value: R) -> list[R]:
     """Every rank's picklable `value`, in rank order, on every rank."""
     values: list[Any] = [None] * dist.get_world_size()

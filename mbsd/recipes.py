@@ -33,7 +33,7 @@ from mbsd.config import (
 from mbsd.data.images import make_decoder
 from mbsd.data.loader import BatchBuilder, CatalogSamples, Samples, TableSamples, TrainLoader, eval_batches
 from mbsd.data.text import load_tokenizer
-from mbsd.distributed import Place, gather_objects, on_rank_zero, process_group
+from mbsd.distributed import Place, gather_objects, on_rank_zero, process_group, same_on_every_rank
 from mbsd.engine.build import batch_sizes, build_engine, resolve, seed_everything
 from mbsd.engine.loop import train
 from mbsd.engine.scoring import score
@@ -89,12 +89,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Score a task's table with a fine-tuned model, each view by itself (`launchers/evaluate.py`)."""
     _quiet_libraries()
     with process_group() as place:
-        catalog, table = _open(config.data, attributes.TABLE_KIND)
-        assert table is not None
-        model: Any = load_model(MbsdForClassification, config.model, config.data)
+        with same_on_every_rank():
+            catalog, table = _open(config.data, attributes.TABLE_KIND)
+            assert table is not None
+            samples = _samples(catalog, table, config.split)
+            model: Any = load_model(MbsdForClassification, config.model, config.data)
+            tokenizer = load_tokenizer(config.data.tokenizer or str(model.config.name_or_path))
         model.to(place.device).eval()
-        tokenizer = load_tokenizer(config.data.tokenizer or str(model.config.name_or_path))
-        samples = TableSamples(table, config.split)
         builder = _builder(config.data, catalog, tokenizer, model.config, config.views, place, config.micro_batch)
         scores = score(
             model, _eval_batches(samples, builder, config.data, place, config.micro_batch, None), place.device
@@ -130,15 +131,17 @@ def _training(
         if on_rank_zero((folder / DONE).exists):
             _say(place, f"{folder}: finished already ({DONE} is there); nothing to do")
             return
-        sizes = batch_sizes(ds_config, place.world_size)
-        catalog, table = _open(config.data, table_kind)
-        samples = _samples(catalog, table, "train")
-        total_steps = run.max_steps or max(1, math.ceil((run.epochs or 0) * len(samples) / sizes.global_batch))
-        resolved = resolve(ds_config, place.world_size, total_steps)
+        with same_on_every_rank():
+            sizes = batch_sizes(ds_config, place.world_size)
+            catalog, table = _open(config.data, table_kind)
+            samples, held_out = _samples(catalog, table, "train"), _samples(catalog, table, "validation")
+            total_steps = run.max_steps or max(1, math.ceil((run.epochs or 0) * len(samples) / sizes.global_batch))
+            resolved = resolve(ds_config, place.world_size, total_steps)
 
         tokenizer = start_tokenizer(config, catalog, folder)
-        step = make_step(tokenizer)
-        model: Any = step.model
+        with same_on_every_rank():
+            step = make_step(tokenizer)
+            model: Any = step.model
         seed_everything(run.seed, place.rank)
         engine = build_engine(step, resolved)
 
@@ -155,7 +158,6 @@ def _training(
             prefetch=config.data.prefetch,
             pin_memory=place.device.type == "cuda",
         )
-        held_out = _samples(catalog, table, "validation")
         validation_builder = builder(validation_views or views, place, sizes.micro_batch, train=False)
 
         def validate() -> dict[str, float]:
@@ -208,14 +210,6 @@ def _training(
 
 
 def _open(data: DataConfig, table_kind: Kind | None) -> tuple[Catalog, Table | None]:
-    """Catalogue and table; rank 0 looks first, so that a mistake is one line and every rank's decision."""
-
-    def check() -> None:
-        catalog = Catalog(data.catalog)
-        if data.table is not None:
-            Table(data.table, catalog, kind=table_kind)
-
-    on_rank_zero(check)
     catalog = Catalog(data.catalog)
     return catalog, Table(data.table, catalog, kind=table_kind) if data.table is not None else None
 
@@ -224,7 +218,7 @@ def _samples(catalog: Catalog, table: Table | None, split: str) -> Samples:
     samples: Samples = TableSamples(table, split) if table is not None else CatalogSamples(catalog, split)
     if len(samples) == 0:
         source = table.path if table is not None else catalog.path
-        raise UserError(f"{source}: its {split} split is empty; use more items", shared=True)
+        raise UserError(f"{source}: its {split} split is empty; use more items")
     return samples
 
 

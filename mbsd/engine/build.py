@@ -10,6 +10,7 @@ import deepspeed
 import torch
 from torch import nn
 
+from mbsd.distributed import same_on_every_rank
 from mbsd.errors import UserError
 from mbsd.optim.lamb import Lamb, build_optimizer, parameter_groups
 from mbsd.optim.zero import bind
@@ -108,7 +109,8 @@ def build_engine(step: nn.Module, resolved: dict[str, Any]) -> Any:
         ]
         engine, *_ = deepspeed.initialize(model=step, model_parameters=groups, config=config)
         return engine
-    optimizer: Lamb = build_optimizer(named, config.pop("optimizer")["params"])
+    with same_on_every_rank():
+        optimizer: Lamb = build_optimizer(named, config.pop("optimizer")["params"])
     config["zero_allow_untested_optimizer"] = True
     engine, *_ = deepspeed.initialize(model=step, optimizer=optimizer, config=config)
     bind(optimizer, engine.optimizer)

@@ -14,7 +14,7 @@ from mbsd.catalog.reader import Catalog
 from mbsd.checkpoint.manager import weights_folder
 from mbsd.config import BaseConfig, DataConfig, ModelConfig
 from mbsd.data.text import build_tokenizer, load_tokenizer
-from mbsd.distributed import on_rank_zero
+from mbsd.distributed import on_rank_zero, same_on_every_rank
 from mbsd.errors import UserError
 from mbsd.model.heads import MbsdForMaskedModelling
 from mbsd.model.mbsd import MbsdConfig, MbsdPreTrainedModel, copy_backbone, load_backbone
@@ -34,18 +34,18 @@ def start_tokenizer(config: BaseConfig, catalog: Catalog, run_folder: Path) -> P
     Raises:
         UserError: data.tokenizer holds other words than the weights were trained with.
     """
-    source = config.run.init_from and str(weights_folder(config.run.init_from)) or config.model.backbone
-    if config.data.tokenizer is not None:
-        tokenizer = load_tokenizer(config.data.tokenizer)
-        if config.run.init_from is not None and tokenizer.get_vocab() != load_tokenizer(str(source)).get_vocab():
+    given, start = config.data.tokenizer, config.run.init_from
+    with same_on_every_rank():
+        source = str(weights_folder(start)) if start is not None else config.model.backbone
+        named = given or source
+        tokenizer = load_tokenizer(named) if named is not None else None
+        if tokenizer and given and start and tokenizer.get_vocab() != load_tokenizer(str(source)).get_vocab():
             raise UserError(
-                f"data.tokenizer={config.data.tokenizer}: its vocabulary is not the one that "
-                f"run.init_from={config.run.init_from} was trained with; leave data.tokenizer out",
-                shared=True,
+                f"data.tokenizer={given}: its vocabulary is not the one that run.init_from={start} was trained with; "
+                "leave data.tokenizer out"
             )
+    if tokenizer is not None:
         return tokenizer
-    if source is not None:
-        return load_tokenizer(str(source))
     folder = run_folder / "tokenizer"
 
     def build() -> None:
@@ -83,8 +83,7 @@ def start_model(
     if config.data.max_text_tokens > model.config.max_position_embeddings:
         raise UserError(
             f"data.max_text_tokens={config.data.max_text_tokens} is more than the model's "
-            f"{model.config.max_position_embeddings} positions; lower it",
-            shared=True,
+            f"{model.config.max_position_embeddings} positions; lower it"
         )
     started: M = model
     return started
@@ -104,12 +103,10 @@ def load_model(model_class: type[M], source: str, data: DataConfig, changes: dic
             f"{source}: {str(error).splitlines()[0]}; name a folder that mbsd wrote", shared=True
         ) from error
     if saved.model_type != "mbsd" or not (folder / "model.safetensors").is_file():
-        raise UserError(f"{source}: no MBSD weights there (model.safetensors of an MBSD model); name such a folder",
-                        shared=True)  # fmt: skip
+        raise UserError(f"{source}: no MBSD weights there (model.safetensors of an MBSD model); name such a folder")
     if saved.image_size != data.image_size:
         raise UserError(
-            f"data.image_size={data.image_size}, but {source} was trained on {saved.image_size}; set it to that",
-            shared=True,
+            f"data.image_size={data.image_size}, but {source} was trained on {saved.image_size}; set it to that"
         )
     for name, value in (changes or {}).items():
         setattr(saved, name, value)
@@ -117,7 +114,7 @@ def load_model(model_class: type[M], source: str, data: DataConfig, changes: dic
     model, info = loaded
     lacking = sorted(name for name in info["missing_keys"] if name.startswith("mbsd."))
     if lacking:
-        raise UserError(f"{source}: lacks weights of the backbone, {lacking[0]} among {len(lacking)}", shared=True)
+        raise UserError(f"{source}: lacks weights of the backbone, {lacking[0]} among {len(lacking)}")
     complete: M = model
     return complete
 
@@ -159,8 +156,7 @@ def _refuse_other_sizes(wanted: ModelConfig, saved: MbsdConfig, source: str) -> 
         if not same and value != defaults[name]:
             raise UserError(
                 f"model.{name}={value}, but run.init_from={source} has {found}; leave it out: a checkpoint brings its "
-                "own sizes",
-                shared=True,
+                "own sizes"
             )
 
 
@@ -168,8 +164,7 @@ def _refuse_wide_tokenizer(tokenizer: PreTrainedTokenizerBase, config: MbsdConfi
     if len(tokenizer) > config.vocab_size:
         raise UserError(
             f"the tokenizer has {len(tokenizer)} words, but the weights of {source} know {config.vocab_size}; use the "
-            "tokenizer they were trained with (leave data.tokenizer out)",
-            shared=True,
+            "tokenizer they were trained with (leave data.tokenizer out)"
         )
 
 
