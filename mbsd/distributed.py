@@ -55,7 +55,7 @@ def _start() -> Place:
         # Said before deepspeed is imported: it looks for an accelerator at import.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if "RANK" not in os.environ:
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -117,7 +117,8 @@ def gather_objects(value: R) -> list[R]:
     return values
 
 
-def _free_port() -> str:
+def free_port() -> str:
+    """A port of this machine that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])
