@@ -43,7 +43,7 @@ def catalog_synth(
     from mbsd.catalog.synthetic import synthesise
 
     summary = synthesise(out, num_items=items, seed=seed, language=language, image_side=image_side, workers=workers)
-    print(f"{out}: {summary}")
+    print(f"{out}: {summary.items} items, {summary.log_rows} rows of behaviour")
 
 
 @catalog_app.command("build")
@@ -93,7 +93,7 @@ def tables_build(
     from mbsd.catalog.reader import Catalog
     from mbsd.catalog.tables import build_table
 
-    print(f"{out}: {build_table(kind, source, Catalog(catalog), out)}")
+    print(f"{out}: {build_table(kind, source, Catalog(catalog), out).describe()}")
 
 
 @tables_app.command("derive")
@@ -109,7 +109,7 @@ def tables_derive(
     from mbsd.catalog.tables import derive_table
 
     summary = derive_table(kind, Catalog(catalog), out, seed=seed, negatives_per_positive=negatives_per_positive)
-    print(f"{out}: {summary}")
+    print(f"{out}: {summary.describe()}")
 
 
 @pairs_app.command("mine")
@@ -130,7 +130,10 @@ def pairs_mine(
         log, Catalog(catalog), out, min_buyers=min_buyers, negatives_per_positive=negatives_per_positive,
         rewrites_per_positive=rewrites_per_positive, seed=seed,
     )  # fmt: skip
-    print(f"{out}: {report}")
+    print(
+        f"{out}: {report.positives} purchases, {report.same_category} queries of the same category, {report.rewrites} "
+        f"rewrites for {report.items} items, from {report.log_rows} rows ({report.unknown_rows} of unknown items)"
+    )
 
 
 @app.command("demo")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from mbsd.catalog.layout import split_of
+from mbsd.catalog.layout import SPLITS, split_of
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import TSV_COLUMNS_OF_KIND, Kind, SourceRow, read_rows
 from mbsd.catalog.table_file import SCHEMAS, Table, write_table
@@ -29,6 +29,13 @@ class TableSummary:
     labels: Counter[int] = field(default_factory=Counter)
     skipped: int = 0
     first_skipped: str = ""
+
+    def describe(self) -> str:
+        """One line: rows by split, the share of each of two labels, and what was left out."""
+        splits = ", ".join(f"{name} {self.splits[name]}" for name in SPLITS)
+        labels = f"{self.labels[1]} positive" if set(self.labels) <= {0, 1} else f"{len(self.labels)} classes"
+        left_out = f"; {self.skipped} left out, the first: {self.first_skipped}" if self.skipped else ""
+        return f"{self.rows} rows ({splits}), {labels}{left_out}"
 
     def skip(self, why: str) -> None:
         """Count a row that was left out."""
