@@ -94,8 +94,10 @@ def _small_model() -> dict[str, object]:
 
 
 def _tabulate(console: Console, out: Path) -> None:
-    table = Table(title="Attribute prediction, test split: ROC-AUC")
-    for heading in ("model", "full", "text only", "image only", "image only, on image-only attributes"):
+    table = Table(
+        title="Attribute prediction, test split: ROC-AUC", caption="* on attributes that no title names", min_width=70
+    )
+    for heading in ("model", "full", "text only", "image only", "image only*"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     rows = []
     for index, name in enumerate(MODELS):

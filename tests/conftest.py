@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,12 @@ class Shop:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-golden", action="store_true", help="write tests/golden/*.json anew from this run")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Tensors of a few hundred numbers: a second thread only waits, for seconds where the cores are shared."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
