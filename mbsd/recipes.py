@@ -142,13 +142,15 @@ def _training(
         with same_on_every_rank():
             step = make_step(tokenizer)
             model: Any = step.model
+            build = partial(_builder, config.data, catalog, tokenizer, model.config, masking=masking, seed=run.seed)
+            builder = build(views, place, sizes.micro_batch, train=True)
+            validation_builder = build(validation_views or views, place, sizes.micro_batch, train=False)
         seed_everything(run.seed, place.rank)
         engine = build_engine(step, resolved)
 
-        builder = partial(_builder, config.data, catalog, tokenizer, model.config, masking=masking, seed=run.seed)
         loader = TrainLoader(
             samples,
-            builder(views, place, sizes.micro_batch, train=True),
+            builder,
             seed=run.seed,
             global_batch=sizes.global_batch,
             micro_batch=sizes.micro_batch,
@@ -158,7 +160,6 @@ def _training(
             prefetch=config.data.prefetch,
             pin_memory=place.device.type == "cuda",
         )
-        validation_builder = builder(validation_views or views, place, sizes.micro_batch, train=False)
 
         def validate() -> dict[str, float]:
             batches = _eval_batches(
