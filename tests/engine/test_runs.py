@@ -128,3 +128,39 @@ def test_a_killed_run_goes_on_where_it_was(shop: Shop, runs: dict[str, Path], tm
 def _tree(pid: int) -> list[int]:
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [pid, *(descendant for child in children for descendant in _tree(int(child)))]
+
+
+@pytest.mark.distributed
+def test_bf16_with_dali_learns_what_float32_with_torchvision_learns(
+    shop: Shop, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    ds = write_ds_config(tmp_path, gradient_accumulation_steps=1, bf16={"enabled": True})
+    deepspeed(2, "pretrain", *stage_1(tmp_path / "run", shop, ds), "--data.decoder=dali")
+    expected = losses(runs["stage1_2"])
+    for step, values in losses(tmp_path / "run").items():
+        assert values == pytest.approx(expected[step], rel=0.03), step
+
+
+@pytest.mark.distributed
+def test_titles_and_images_may_be_missing(tmp_path: Path) -> None:
+    """Micro-batches without any image on one rank and with some on the other: neither rank waits for the other."""
+    from PIL import Image
+
+    from mbsd.catalog.sources import Item
+    from mbsd.catalog.store import build_catalog
+
+    (tmp_path / "images").mkdir()
+    items = []
+    for number in range(60):
+        name = f"{number}.jpg" if number % 8 == 0 else ""
+        if name:
+            Image.new("RGB", (40, 40), (4 * number, 80, 120)).save(tmp_path / "images" / name)
+        items.append(Item(f"i{number}", title="" if number % 16 == 0 else f"red dress {number}", image=name))
+    build_catalog(items, tmp_path / "images", tmp_path / "catalog", workers=1, progress=False)
+    shop = Shop(tmp_path / "catalog", tmp_path, tmp_path)
+    ds = write_ds_config(tmp_path, train_batch_size=4)
+    deepspeed(2, "pretrain", *stage_1(tmp_path / "run", shop, ds))
+    logged = losses(tmp_path / "run")
+    assert sorted(logged) == list(range(1, STEPS + 1))
+    assert any(values["loss_mpm"] == 0 for values in logged.values()), "no global batch was without an image"
+    assert any(values["loss_mpm"] > 0 for values in logged.values())
