@@ -18,7 +18,7 @@ from mbsd.distributed import free_port
 from mbsd.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-NUM_ITEMS = 2400
+NUM_ITEMS = 4800
 # What is compared: a run's name -> the pre-trained run it starts from.
 MODELS = {"scratch": None, "pre-trained, no SDMI": "stage2_no_sdmi", "pre-trained with SDMI": "stage2"}
 
