@@ -34,6 +34,11 @@ DEEPSPEED_SYNONYMS = {
     "zero_stage": "zero_optimization", "grad_clip": "gradient_clipping",
 }  # fmt: skip
 
+AT_LEAST_ONE = {
+    "run.max_steps", "run.log_every", "run.save_every", "run.validate_samples", "run.keep_last", "data.image_size",
+    "data.prefetch",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -179,8 +184,12 @@ class BaseConfig:
         for name, value in _numbers(self):
             if name.endswith("probability") and not 0 <= value <= 1:
                 raise UserError(f"{name}={value}: a probability is between 0 and 1")
-            if name.endswith(("_every", "_samples", "num_workers", "image_size", "keep_last")) and value < 0:
+            if name in AT_LEAST_ONE and value < 1:
+                raise UserError(f"{name}={value}: expected 1 or more")
+            if name in ("run.validate_every", "data.num_workers") and value < 0:
                 raise UserError(f"{name}={value}: expected 0 or more")
+        if run.epochs is not None and run.epochs <= 0:
+            raise UserError(f"run.epochs={run.epochs}: expected more than 0")
 
 
 @dataclass(frozen=True)

@@ -99,9 +99,7 @@ def load_model(model_class: type[M], source: str, data: DataConfig, changes: dic
     try:
         saved = MbsdConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{source}: {str(error).splitlines()[0]}; name a folder that mbsd wrote", shared=True
-        ) from error
+        raise UserError(f"{source}: {str(error).splitlines()[0]}; name a folder that mbsd wrote") from error
     if saved.model_type != "mbsd" or not (folder / "model.safetensors").is_file():
         raise UserError(f"{source}: no MBSD weights there (model.safetensors of an MBSD model); name such a folder")
     if saved.image_size != data.image_size:

@@ -8,6 +8,7 @@ import pytest
 
 from mbsd.config import BaseConfig, FinetuneConfig, PretrainConfig, parse, parse_evaluate, to_yaml
 from mbsd.engine.build import batch_sizes, resolve
+from mbsd.errors import UserError
 from tests.launch import ROOT, write_ds_config
 
 CONFIGS = ROOT / "launchers" / "configs"
@@ -65,6 +66,17 @@ def test_overrides_win_and_the_result_reads_back(tmp_path: Path) -> None:
     written = tmp_path / "config.yaml"
     written.write_text(to_yaml(config))
     assert parse(PretrainConfig, ["--config", str(written), *ds])[0] == config
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["run.save_every=0", "run.log_every=0", "run.max_steps=0", "run.keep_last=0", "run.validate_samples=-1",
+     "run.validate_every=-1", "data.num_workers=-1", "data.prefetch=0", "data.flip_probability=1.5"],
+)  # fmt: skip
+def test_numbers_that_cannot_be_meant(wrong: str, tmp_path: Path) -> None:
+    ds = ["--deepspeed_config", str(write_ds_config(tmp_path))]
+    with pytest.raises(UserError, match=wrong):
+        parse(PretrainConfig, ["--config", str(CONFIGS / "small_stage1.yaml"), *ds, f"--{wrong}"])
 
 
 @pytest.mark.parametrize(
