@@ -3,7 +3,7 @@
 deepspeed launchers/evaluate.py --config launchers/configs/evaluate.yaml
 """
 
-from mbsd.config import parse_evaluate
+from mbsd.command_line import parse_evaluate
 from mbsd.errors import exits_cleanly
 
 

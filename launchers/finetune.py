@@ -4,7 +4,8 @@ deepspeed launchers/finetune.py --config launchers/configs/attributes.yaml \\
     --deepspeed_config ds_configs/h100_finetune.json
 """
 
-from mbsd.config import FinetuneConfig, parse
+from mbsd.command_line import parse
+from mbsd.config import FinetuneConfig
 from mbsd.errors import exits_cleanly
 
 

@@ -4,7 +4,8 @@ deepspeed launchers/pretrain.py --config launchers/configs/stage1.yaml \\
     --deepspeed_config ds_configs/v100x16_stage1.json
 """
 
-from mbsd.config import PretrainConfig, parse
+from mbsd.command_line import parse
+from mbsd.config import PretrainConfig
 from mbsd.errors import exits_cleanly
 
 

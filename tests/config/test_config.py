@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mbsd.config import BaseConfig, FinetuneConfig, PretrainConfig, parse, parse_evaluate, to_yaml
+from mbsd.command_line import parse, parse_evaluate
+from mbsd.config import BaseConfig, FinetuneConfig, PretrainConfig, to_yaml
 from mbsd.engine.build import batch_sizes, resolve
 from mbsd.errors import UserError
 from tests.launch import ROOT, write_ds_config
