@@ -12,7 +12,8 @@ from torch import nn
 
 from mbsd.distributed import same_on_every_rank
 from mbsd.errors import UserError
-from mbsd.optim.lamb import Lamb, build_optimizer, parameter_groups
+from mbsd.optim.groups import build_optimizer, parameter_groups
+from mbsd.optim.lamb import Lamb
 from mbsd.optim.zero import bind
 
 OPTIMIZERS = ("Lamb", "AdamW", "Adam")

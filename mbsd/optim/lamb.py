@@ -9,8 +9,7 @@ Shape legend: N parameter tensors of a group, P of them (or pieces of them) on t
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -18,8 +17,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from mbsd.errors import UserError
-
-JSON_KEYS = ("lr", "betas", "eps", "weight_decay", "bias_correction", "max_coeff", "min_coeff", "adapt_excluded")
+from mbsd.optim.fused import Adam, Operands, adamw_step, first_pass, norms, second_pass, step_counts
 
 
 class Shard(Protocol):
@@ -58,14 +56,15 @@ class Lamb(torch.optim.Optimizer):
         min_coeff: float = 0.0,
     ) -> None:
         for key, value in {"lr": lr, "eps": eps, "weight_decay": weight_decay, "min_coeff": min_coeff}.items():
-            _expect(_is_number(value) and value >= 0, key, value, "a number ≥ 0")
+            expect(_is_number(value) and value >= 0, key, value, "a number ≥ 0")
         expected = "two numbers in [0, 1)"
         pair = isinstance(betas, Sequence) and len(betas) == 2
-        _expect(pair and all(_is_number(b) and 0 <= b < 1 for b in betas), "betas", betas, expected)
-        _expect(isinstance(bias_correction, bool), "bias_correction", bias_correction, "true or false")
+        expect(pair and all(_is_number(b) and 0 <= b < 1 for b in betas), "betas", betas, expected)
+        expect(isinstance(bias_correction, bool), "bias_correction", bias_correction, "true or false")
         bounded = max_coeff is None or (_is_number(max_coeff) and max_coeff >= min_coeff)
-        _expect(bounded, "max_coeff", max_coeff, "null or a number ≥ min_coeff")
+        expect(bounded, "max_coeff", max_coeff, "null or a number ≥ min_coeff")
         self.shards: dict[Tensor, Shard] = {}
+        self.idle: dict[Tensor, frozenset[str]] = {}  # first tensor of a group → what had no gradient in the first step
         self._ratios: dict[Tensor, tuple[tuple[str, ...], Tensor]] = {}  # first tensor of a group → names, ratios_N
         defaults = {
             "lr": lr,
@@ -88,21 +87,16 @@ class Lamb(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every parameter that has a gradient; return the closure's loss, if one is given."""
+        """Update every parameter that has a gradient; return the closure's loss, if one is given.
+
+        The gradients of bound slices are overwritten: ZeRO drops them after its step.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            shard = self.shards.get(group["params"][0])
-            if shard is None:
-                self._check_per_tensor(group)
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                updates = self._updates(params, group)
-                if group["adapt"]:
-                    self._adapt(params, updates, group, shard)
-                torch._foreach_add_(params, updates, alpha=-group["lr"])
+            self._step_group(group, group["params"][0])
         return loss
 
     def trust_ratios(self) -> dict[str, Tensor]:
@@ -113,6 +107,73 @@ class Lamb(torch.optim.Optimizer):
             for name, ratio in zip(names, ratios_N.unbind(), strict=True)
         }
 
+    def unused(self) -> list[str]:
+        """Return the parameters that had no gradient other than 0 in the first step, the same on every rank.
+
+        ZeRO gives the optimizer gradients of 0 for what no loss reaches, and decay alone would shrink it, a share lr a
+        step. They are left alone until they get a gradient.
+        """
+        return sorted(name for names in self.idle.values() for name in names)
+
+    def _step_group(self, group: dict[str, Any], key: Tensor) -> None:
+        shard = self.shards.get(key)
+        if shard is None:
+            self._check_per_tensor(group)
+        given = [(name, p) for name, p in zip(group["names"], group["params"], strict=False) if p.grad is not None]
+        params = [p for _, p in given]
+        names = shard.names if shard is not None else tuple(name for name, _ in given)
+        if key not in self.idle:
+            self.idle[key] = self._find_unused(group, params, names, shard)
+        if not params:
+            return
+        decayed_unused = bool(self.idle[key]) and group["weight_decay"] > 0
+        adam = Adam(group["betas"], group["eps"], group["weight_decay"], group["bias_correction"])
+        if not group["adapt"] and not decayed_unused:
+            return adamw_step(self._operands(params, group, shard, overwrite=False), adam, group["lr"])
+
+        x = self._operands(params, group, shard, overwrite=True)
+        whole = shard.whole_norms if shard is not None else _same
+        nothing_2P = torch.zeros(2, 0, dtype=torch.float64, device=key.device)  # a rank may own nothing but padding
+        norms_2N = whole(first_pass(x, adam) if x.w_P else nothing_2P)
+        ratios_N = torch.ones_like(norms_2N[0])
+        if group["adapt"]:
+            ratios_N = _trust_ratios(norms_2N, group["min_coeff"], group["max_coeff"])
+        if decayed_unused:  # what has no moments has never had a gradient
+            moments_2N = whole(norms(x.m_P).expand(2, -1) if x.w_P else nothing_2P)
+            ratios_N = ratios_N * (moments_2N[0] > 0)
+        if group["adapt"]:
+            self._ratios[key] = (names, ratios_N.float())
+        owned = shard.owned if shard is not None else slice(None)
+        second_pass(x.w_P, x.g_P, (group["lr"] * ratios_N[owned]).to(key.dtype))
+
+    def _operands(self, params: list[Tensor], group: dict[str, Any], shard: Shard | None, overwrite: bool) -> Operands:
+        """Return what the step of a group works on, its steps counted; `overwrite`: the gradients will be."""
+        for p in params:
+            state = self.state[p]
+            if "exp_avg" not in state:
+                state.update(step=0, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+            state["step"] += 1
+        gradients = [p.grad for p in params if p.grad is not None]
+        m, v = ([self.state[p][name] for p in params] for name in ("exp_avg", "exp_avg_sq"))
+        counts = step_counts([self.state[p]["step"] for p in params], group["bias_correction"], params[0].device)
+        if shard is not None:
+            w_P, g_P, m_P, v_P = (shard.pieces(flats[0]) for flats in (params, gradients, m, v))
+            return Operands(w_P, g_P, m_P, v_P, counts * len(w_P))
+        if overwrite:
+            gradients = [torch.empty_like(p).copy_(g) for p, g in zip(params, gradients, strict=True)]
+        return Operands(params, gradients, m, v, counts)
+
+    def _find_unused(
+        self, group: dict[str, Any], params: list[Tensor], names: tuple[str, ...], shard: Shard | None
+    ) -> frozenset[str]:
+        """Return the names of the group's parameters without a gradient; the one time that the device is waited for."""
+        without = {name for name in group["names"] if name not in names} if shard is None else set()
+        gradients = [p.grad for p in params if p.grad is not None]
+        pieces = shard.pieces(gradients[0]) if shard is not None else gradients
+        norms_P = norms(pieces) if pieces else torch.zeros(0, dtype=torch.float64, device=group["params"][0].device)
+        norms_N = shard.whole_norms(norms_P.expand(2, -1))[0] if shard is not None else norms_P
+        return frozenset(without | {name for name, norm in zip(names, norms_N.tolist(), strict=True) if norm == 0})
+
     def _check_per_tensor(self, group: dict[str, Any]) -> None:
         """Refuse tensors that are not the parameters as given: a norm over a flat slice is no tensor's norm."""
         found = [tuple(p.shape) for p in group["params"]]
@@ -122,109 +183,23 @@ class Lamb(torch.optim.Optimizer):
                 "ZeRO has flattened them. Call mbsd.optim.zero.bind(lamb, engine.optimizer) after deepspeed.initialize"
             )
 
-    def _updates(self, params: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-        """Return u for each tensor (new storage), and move its moments in place."""
-        for p in params:
-            state = self.state[p]
-            if "exp_avg" not in state:
-                state.update(step=0, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
-            state["step"] += 1
-        gradients = [p.grad for p in params if p.grad is not None]
-        steps = [self.state[p]["step"] for p in params]
-        m = [self.state[p]["exp_avg"] for p in params]
-        v = [self.state[p]["exp_avg_sq"] for p in params]
-        beta1, beta2 = group["betas"]
-        torch._foreach_lerp_(m, gradients, 1 - beta1)
-        torch._foreach_mul_(v, beta2)
-        torch._foreach_addcmul_(v, gradients, gradients, 1 - beta2)
-        # m̂ / (√v̂ + eps) in one buffer: a second one of the size of the shard would live through the peak of the step
-        u = list(torch._foreach_sqrt(v))
-        if group["bias_correction"]:
-            torch._foreach_div_(u, [math.sqrt(1 - beta2**t) for t in steps])
-        torch._foreach_add_(u, group["eps"])
-        torch._foreach_reciprocal_(u)
-        torch._foreach_mul_(u, m)
-        if group["bias_correction"]:
-            torch._foreach_div_(u, [1 - beta1**t for t in steps])
-        if group["weight_decay"]:
-            torch._foreach_add_(u, params, alpha=group["weight_decay"])
-        return u
-
-    def _adapt(self, params: list[Tensor], updates: list[Tensor], group: dict[str, Any], shard: Shard | None) -> None:
-        """Scale each update in place by its tensor's trust ratio, and keep the ratios for the log."""
-        device = params[0].device
-        if shard is None:
-            named = zip(group["names"], group["params"], strict=True)
-            names = tuple(name for name, p in named if p.grad is not None)
-            norms_2N = torch.stack([_norms(params, device), _norms(updates, device)])
-            owned = slice(None)
-        else:
-            names, owned = shard.names, shard.owned
-            weights, updates = shard.pieces(params[0]), shard.pieces(updates[0])
-            norms_2N = shard.whole_norms(torch.stack([_norms(weights, device), _norms(updates, device)]))
-        ratios_N = _trust_ratios(norms_2N, group["min_coeff"], group["max_coeff"])
-        if updates:  # none where this rank owns nothing but padding
-            torch._foreach_mul_(updates, list(ratios_N[owned].unbind()))
-        self._ratios[group["params"][0]] = (names, ratios_N)
-
-
-def no_decay(name: str, parameter: Tensor) -> bool:
-    """Say whether a parameter is a bias or belongs to a norm: neither decayed nor, by default, adapted."""
-    return parameter.ndim <= 1 or name.endswith("bias")
-
-
-def parameter_groups(
-    named_parameters: Iterable[tuple[str, Tensor]], weight_decay: float, adapt_excluded: bool = False
-) -> list[dict[str, Any]]:
-    """Return the param groups of `Lamb`: weights, then biases and norms (no decay; r = 1 unless `adapt_excluded`).
-
-    `params` are (name, parameter) pairs, which torch turns into `params` and `param_names`. Frozen ones are left out.
-    """
-    trainable = [(name, p) for name, p in named_parameters if p.requires_grad]
-    weights = [(name, p) for name, p in trainable if not no_decay(name, p)]
-    excluded = [(name, p) for name, p in trainable if no_decay(name, p)]
-    groups: list[dict[str, Any]] = [
-        {"params": weights, "weight_decay": weight_decay, "adapt": True},
-        {"params": excluded, "weight_decay": 0.0, "adapt": adapt_excluded},
-    ]
-    return [group for group in groups if group["params"]]
-
-
-def build_optimizer(named_parameters: Iterable[tuple[str, Tensor]], ds_optimizer_params: Mapping[str, Any]) -> Lamb:
-    """Return `Lamb` from the `optimizer.params` of DeepSpeed's JSON (keys: `JSON_KEYS`, all optional).
-
-    Raises `UserError` for an unknown key or a value out of range.
-    """
-    settings = dict(ds_optimizer_params)
-    unknown = sorted(set(settings) - set(JSON_KEYS))
-    if unknown:
-        raise UserError(
-            f"optimizer.params: found unknown key {', '.join(map(repr, unknown))}, expected some of "
-            f"{', '.join(JSON_KEYS)}; correct or remove it"
-        )
-    adapt_excluded = settings.pop("adapt_excluded", False)
-    _expect(isinstance(adapt_excluded, bool), "adapt_excluded", adapt_excluded, "true or false")
-    return Lamb(parameter_groups(named_parameters, settings.get("weight_decay", 0.01), adapt_excluded), **settings)
-
 
 def _trust_ratios(norms_2N: Tensor, min_coeff: float, max_coeff: float | None) -> Tensor:
-    """Return ratios_N = ‖w‖ / ‖u‖ in float32, clamped, and 1 where either norm is 0."""
+    """Return ratios_N = ‖w‖ / ‖u‖, clamped, and 1 where either norm is 0."""
     weight_N, update_N = norms_2N
     ratio_N = (weight_N / update_N).clamp(min=min_coeff, max=max_coeff)
-    return torch.where((weight_N > 0) & (update_N > 0), ratio_N, torch.ones_like(ratio_N)).float()
+    return torch.where((weight_N > 0) & (update_N > 0), ratio_N, torch.ones_like(ratio_N))
 
 
-def _norms(tensors: list[Tensor], device: torch.device) -> Tensor:
-    """Return the 2-norms of P tensors, norms_P in float64 and accumulated in it."""
-    if not tensors:
-        return torch.zeros(0, dtype=torch.float64, device=device)
-    return torch.stack(list(torch._foreach_norm(tensors, 2, dtype=torch.float64)))
+def _same(norms_2N: Tensor) -> Tensor:
+    return norms_2N
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _expect(holds: bool, key: str, found: object, expected: str) -> None:
+def expect(holds: bool, key: str, found: object, expected: str) -> None:
+    """Raise `UserError` for a setting of the JSON that does not hold."""
     if not holds:
         raise UserError(f"optimizer.params.{key}: found {found!r}, expected {expected}; correct it")

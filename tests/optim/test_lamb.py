@@ -11,7 +11,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from mbsd.errors import UserError
-from mbsd.optim.lamb import JSON_KEYS, Lamb, build_optimizer, no_decay, parameter_groups
+from mbsd.optim import fused
+from mbsd.optim.groups import JSON_KEYS, build_optimizer, no_decay, parameter_groups
+from mbsd.optim.lamb import Lamb
 from mbsd.optim.zero import FlatShard
 from tests.optim.textbook import (
     BETA1,
@@ -86,6 +88,42 @@ def test_a_parameter_without_gradient_stays_and_keeps_its_own_step_count() -> No
     assert [optimizer.state[p]["step"] for p in (used, unused)] == [2, 1]
 
 
+def test_what_has_no_gradient_is_named_and_left_alone_until_it_gets_one() -> None:
+    """As under ZeRO, where no gradient is a gradient of 0: decay alone would shrink such a tensor by lr a step."""
+    used, idle, late, absent = (nn.Parameter(torch.ones(2, 2)) for _ in range(4))
+    optimizer = Lamb([("used", used), ("late", late), ("idle", idle), ("absent", absent)], lr=0.1)
+    for step in range(4):
+        used.grad, idle.grad = torch.ones(2, 2), torch.zeros(2, 2)
+        late.grad = torch.full((2, 2), float(step >= 2))
+        optimizer.step()
+        assert optimizer.unused() == ["absent", "idle", "late"]
+        assert torch.equal(idle, torch.ones(2, 2)) and torch.equal(absent, torch.ones(2, 2))
+        assert (late < 1).all() == (step >= 2) and (used < 1).all()
+    # A gradient of 0 later on is a gradient: the moments still move the weights.
+    before = used.detach().clone()
+    used.grad = torch.zeros(2, 2)
+    optimizer.step()
+    assert (used < before).all()
+
+
+def test_strides_and_gradients_of_the_caller_are_kept() -> None:
+    weight, gradient = torch.randn(4, 3, 2, 2), torch.randn(4, 3, 2, 2)
+    plain, channels_last = nn.Parameter(weight.clone()), nn.Parameter(weight.to(memory_format=torch.channels_last))
+    for p in (plain, channels_last):
+        p.grad = gradient.clone()  # contiguous in both
+        optimizer = Lamb([p], lr=0.1)
+        optimizer.step()
+        assert torch.equal(p.grad, gradient)
+    torch.testing.assert_close(plain, channels_last)
+
+
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, gradient = torch.randn(7, 11), torch.randn(7, 11)
+    whole = one_step(weight, gradient)
+    monkeypatch.setattr(fused, "CPU_BLOCK", 10)
+    torch.testing.assert_close(one_step(weight, gradient), whole, rtol=1e-6, atol=0)
+
+
 def test_state_dict_continues_bitwise() -> None:
     def run(optimizer: Lamb, module: Awkward, steps: range) -> None:
         gradients = mean_gradients(module, 1, 1, 0.0)
@@ -153,6 +191,7 @@ def test_the_step_never_waits_for_the_device(sharded: bool, monkeypatch: pytest.
         if sharded:
             optimizer.shards = {p: FlatShard(("a", "b", "c"), slice(1, 3), ((0, 4), (4, 5)), None)}
         p.grad = torch.ones(10)
+        optimizer.idle = {p: frozenset()}  # what has no gradient is asked once, in the first step
         optimizer.step()
         with pytest.raises(DataDependentOutputException):
             next(iter(optimizer.trust_ratios().values())).item()

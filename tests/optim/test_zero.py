@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from mbsd.errors import UserError
-from mbsd.optim.lamb import Lamb, build_optimizer, parameter_groups
+from mbsd.optim.groups import build_optimizer, parameter_groups
+from mbsd.optim.lamb import Lamb
 from mbsd.optim.zero import bind
 from tests.distributed import run_distributed
 from tests.optim.textbook import (
