@@ -17,8 +17,8 @@ import yaml
 from mbsd.errors import UserError
 
 AT_LEAST_ONE = {
-    "run.max_steps", "run.log_every", "run.save_every", "run.validate_samples", "run.keep_last", "data.image_size",
-    "data.prefetch",
+    "run.max_steps", "run.log_every", "run.save_every", "run.validate_samples", "run.keep_last",
+    "run.max_skipped_steps", "data.image_size", "data.prefetch",
 }  # fmt: skip
 
 
@@ -41,6 +41,8 @@ class RunConfig:
     """At most this many validation samples are read."""
     save_every: int = 1000
     """Steps between two checkpoints; the last step is always saved."""
+    max_skipped_steps: int = 100
+    """The run stops after so many steps in a row that fp16 skipped because gradients overflowed."""
     keep_last: int = 2
     """Checkpoints that are kept."""
     init_from: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +12,16 @@ import torch
 from torch import nn
 
 from mbsd.distributed import same_on_every_rank
+from mbsd.engine.loss_scale import leave_overflows_to_us, loss_scale
 from mbsd.errors import UserError
 from mbsd.optim.groups import build_optimizer, parameter_groups
 from mbsd.optim.lamb import Lamb
 from mbsd.optim.zero import bind
 
 OPTIMIZERS = ("Lamb", "AdamW", "Adam")
-DEFAULT_WARMUP = 0.1  # share of all steps (SPEC 5)
+ONE_BIT = {"onebitlamb": "Lamb", "onebitadam": "AdamW", "zerooneadam": "AdamW"}
+DEFAULT_WARMUP = 0.1  # share of all steps (section 4.3)
+DEFAULT_LR = 2e-4
 
 
 @dataclass(frozen=True)
@@ -73,15 +77,8 @@ def resolve(ds_config: dict[str, Any], world_size: int, total_steps: int) -> dic
     resolved["gradient_accumulation_steps"] = sizes.accumulation
     resolved.setdefault("steps_per_print", 1 << 30)  # our own log says more
 
-    optimizer = resolved.get("optimizer", {}).get("type")
-    if optimizer not in OPTIMIZERS:
-        raise UserError(f"DeepSpeed's JSON: optimizer.type={optimizer!r}; expected one of {', '.join(OPTIMIZERS)}")
-    zero = resolved.get("zero_optimization", {})
-    if zero.get("stage", 0) > 2 or zero.get("offload_optimizer", {}).get("device", "none") != "none":
-        raise UserError(
-            "DeepSpeed's JSON: zero_optimization asks for stage 3 or an offloaded optimizer; the model is small enough "
-            'for {"stage": 2} without offload, and the order of LAMB\'s slices is known only there'
-        )
+    resolved["optimizer"] = _optimizer(ds_config)
+    _refuse_zero(ds_config)
     scheduler = resolved.get("scheduler")
     if scheduler is not None:
         params = scheduler.setdefault("params", {})
@@ -90,8 +87,44 @@ def resolve(ds_config: dict[str, Any], world_size: int, total_steps: int) -> dic
         if params.get("warmup_num_steps") == "auto":
             params["warmup_num_steps"] = max(1, round(DEFAULT_WARMUP * total_steps))
         if params.get("warmup_max_lr") == "auto":
-            params["warmup_max_lr"] = resolved["optimizer"]["params"]["lr"]
+            params["warmup_max_lr"] = resolved["optimizer"]["params"].get("lr", DEFAULT_LR)
     return resolved
+
+
+def _optimizer(ds_config: dict[str, Any]) -> dict[str, Any]:
+    """The `optimizer` section with its type spelled as in `OPTIMIZERS`; DeepSpeed does not mind capitals either."""
+    section = copy.deepcopy(ds_config.get("optimizer") or {})
+    found = section.get("type")
+    kind = {name.lower(): name for name in OPTIMIZERS}.get(str(found).lower())
+    if kind is None:
+        expected = f"expected one of {', '.join(OPTIMIZERS)}"
+        if str(found).lower() in ONE_BIT:
+            expected = (
+                f"which sends compressed momentum and cannot run under ZeRO-2; use {ONE_BIT[str(found).lower()]}, and "
+                'for slow networks bf16 or fp16 with "communication_data_type"'
+            )
+        raise UserError(f"DeepSpeed's JSON: optimizer.type={found!r}; {expected}")
+    return {**section, "type": kind, "params": dict(section.get("params") or {})}
+
+
+def _refuse_zero(ds_config: dict[str, Any]) -> None:
+    """ZeRO-3 and an offloaded optimizer, for LAMB needs each rank's slice on its device."""
+    zero = ds_config.get("zero_optimization") or {}
+    if not isinstance(zero, dict):
+        raise UserError(f'DeepSpeed\'s JSON: zero_optimization={zero!r}; expected an object such as {{"stage": 2}}')
+    offload = zero.get("offload_optimizer") or {}
+    found = None
+    if zero.get("stage", 0) not in (0, 1, 2):
+        found = f"stage={zero['stage']!r}"
+    elif not isinstance(offload, dict) or offload.get("device", "none") != "none":
+        found = f"offload_optimizer={json.dumps(offload)}"
+    elif zero.get("cpu_offload"):
+        found = "cpu_offload=true"
+    if found is not None:
+        raise UserError(
+            f"DeepSpeed's JSON: zero_optimization.{found}; the model fits without, and LAMB's trust ratios need every "
+            'slice where the gradients are: use {"stage": 2} without offload, or 1 or 0'
+        )
 
 
 def build_engine(step: nn.Module, resolved: dict[str, Any]) -> Any:
@@ -109,13 +142,21 @@ def build_engine(step: nn.Module, resolved: dict[str, Any]) -> Any:
             for group in parameter_groups(named, weight_decay)
         ]
         engine, *_ = deepspeed.initialize(model=step, model_parameters=groups, config=config)
+        leave_overflows_to_us(engine)
         return engine
     with same_on_every_rank():
         optimizer: Lamb = build_optimizer(named, config.pop("optimizer")["params"])
     config["zero_allow_untested_optimizer"] = True
     engine, *_ = deepspeed.initialize(model=step, optimizer=optimizer, config=config)
     bind(optimizer, engine.optimizer)
+    leave_overflows_to_us(engine)
     return engine
+
+
+def lamb_of(engine: Any) -> Lamb | None:
+    """The engine's LAMB, whatever DeepSpeed has wrapped around it; None if it trains with another optimizer."""
+    optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    return optimizer if isinstance(optimizer, Lamb) else None
 
 
 def training_state(engine: Any) -> dict[str, float]:
@@ -125,7 +166,7 @@ def training_state(engine: Any) -> dict[str, float]:
     if norm is not None:
         state["grad_norm"] = float(norm)
     if engine.fp16_enabled():
-        state["loss_scale"] = float(engine.loss_scale() if callable(engine.loss_scale) else engine.loss_scale)
+        state["loss_scale"] = loss_scale(engine)
     return state
 
 

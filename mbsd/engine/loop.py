@@ -12,7 +12,9 @@ import torch.distributed as dist
 from mbsd.batch import Batch
 from mbsd.config import RunConfig
 from mbsd.distributed import Place
-from mbsd.engine.build import training_state
+from mbsd.engine.build import lamb_of, training_state
+from mbsd.engine.loss_scale import SkippedSteps
+from mbsd.metrics import trust_ratios
 from mbsd.metrics.throughput import Throughput
 from mbsd.metrics.writer import MetricsWriter
 
@@ -39,6 +41,7 @@ def train(
     accumulation, global_batch = engine.gradient_accumulation_steps(), engine.train_batch_size()
     totals: dict[str, torch.Tensor] = {}  # sums since the last log, on the device
     steps_since_log = 0
+    skipped, lamb = SkippedSteps(engine, run.max_skipped_steps), lamb_of(engine)
     engine.train()
     for step in range(start_step + 1, total_steps + 1):
         waiting = time.perf_counter()
@@ -52,13 +55,18 @@ def train(
             throughput.count(batch)
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + value.detach()
+        skipped.check(step)
         steps_since_log += 1
         writer.advance()
 
+        if step == start_step + 1 and lamb is not None and (names := lamb.unused()):
+            writer.say(f"no gradient in step {step}, left as they are until they get one: {', '.join(names)}")
         if step % run.log_every == 0 or step == total_steps:
             values = _mean_over_ranks(totals, steps_since_log * accumulation)
             progress = {"epoch": step * global_batch / samples_in_epoch, "samples": float(step * global_batch)}
             writer.log(step, {**progress, **values, **training_state(engine), **throughput.read()})
+            if lamb is not None:
+                writer.curves(step, "trust_ratio", trust_ratios.summarise(lamb.trust_ratios()))
             totals, steps_since_log = {}, 0
         if step == total_steps or (run.validate_every and step % run.validate_every == 0):
             engine.eval()

@@ -59,6 +59,12 @@ class MetricsWriter:
                 {f"{'' if prefix == 'train' else prefix + ' '}loss": f"{values['loss']:.4f}"}, refresh=False
             )
 
+    def curves(self, step: int, section: str, values: Mapping[str, float]) -> None:
+        """Write `values` of `step` to TensorBoard alone: what is too much for a line of metrics.jsonl."""
+        if self.enabled:
+            for name, value in values.items():
+                self._board.add_scalar(f"{section}/{name}", value, step)
+
     def say(self, text: str) -> None:
         """A line above the progress bar."""
         if self.enabled:

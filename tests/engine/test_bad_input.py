@@ -66,8 +66,13 @@ def test_a_key_in_both_files(given: list[object], tmp_path: Path) -> None:
     [
         ({"train_batch_size": 15}, ["train_batch_size=15", "2 ranks", "14", "16"]),
         ({"train_micro_batch_size_per_gpu": 3}, ["train_micro_batch_size_per_gpu=3", "train_batch_size=16"]),
-        ({"optimizer": {"type": "OneBitLamb", "params": {}}}, ["OneBitLamb", "Lamb", "AdamW"]),
-        ({"zero_optimization": {"stage": 3}}, ["stage 3", '"stage": 2']),
+        ({"optimizer": {"type": "OneBitLamb", "params": {}}}, ["OneBitLamb", "use Lamb"]),
+        ({"optimizer": {"type": "Adagrad"}}, ["Adagrad", "Lamb", "AdamW"]),
+        ({"optimizer": None}, ["optimizer.type", "Lamb", "AdamW"]),
+        ({"zero_optimization": {"stage": 3}}, ["stage=3", '"stage": 2']),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, ["offload_optimizer", "without"]),
+        ({"zero_optimization": {"stage": 2, "cpu_offload": True}}, ["cpu_offload", "without"]),
+        ({"zero_optimization": True}, ["zero_optimization", '"stage": 2']),
         ({"optimizer": {"type": "Lamb", "params": {"lr": 0.1, "momentum": 0.9}}}, ["momentum", "betas"]),
         ({"tensorboard": {"enabled": True}}, ["tensorboard", "run.dir"]),
         (

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import Shop
 from tests.launch import CPU, ROOT, TINY, deepspeed, deepspeed_command, losses, write_ds_config
@@ -80,7 +81,11 @@ def test_losses_fall(runs: dict[str, Path]) -> None:
 def test_a_run_folder_holds_what_it_says(runs: dict[str, Path]) -> None:
     run = runs["stage2_2"]
     assert {"config.yaml", "ds_config.json", "environment.json", "metrics.jsonl", "DONE"} <= set(os.listdir(run))
-    assert list((run / "tensorboard").glob("events.out.tfevents.*"))
+    board = EventAccumulator(str(run / "tensorboard"))
+    board.Reload()
+    low, middle, high = (board.Scalars(f"trust_ratio/layer_01/{kind}") for kind in ("min", "median", "max"))
+    assert [e.step for e in middle] == list(range(1, STEPS + 1))
+    assert all(0 < a.value < b.value < c.value for a, b, c in zip(low, middle, high, strict=True))
     checkpoint = run / "checkpoints" / f"step-{STEPS:08d}"
     assert (run / "checkpoints" / "latest").read_text() == checkpoint.name
     assert (checkpoint / "model" / "model.safetensors").is_file()

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mbsd.metrics.binary import binary_metrics
 from mbsd.metrics.throughput import training_flops
+from mbsd.metrics.trust_ratios import summarise
 from mbsd.metrics.writer import MetricsWriter
 from mbsd.model.mbsd import MbsdModel
 from tests.model.reference import MIXED, hand_batch, random_samples, tiny_config
@@ -39,6 +41,26 @@ def test_binary_metrics_by_hand() -> None:
         {"accuracy": 3 / 5, "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "roc_auc": 5 / 6}
     )
     assert "roc_auc" not in binary_metrics(np.array([1.0, 2.0]), np.array([1, 1]))
+
+
+def test_trust_ratios_by_layer_group() -> None:
+    ratios = {
+        "model.mbsd.embeddings.word_embeddings.weight": 0.5,
+        "model.mbsd.modality_2D": 0.25,
+        "model.mbsd.encoder.layer.3.output.dense.weight": 4.0,
+        "model.mbsd.encoder.layer.3.attention.self.key.weight": 1.0,
+        "model.mbsd.encoder.layer.3.attention.self.query.weight": 2.0,
+        "model.mbsd.encoder.layer.11.output.dense.weight": 8.0,
+        "model.mbsd.patchify.layers.0.weight": 3.0,
+        "model.match_head.weight": 0.0,
+    }
+    summary = summarise({name: torch.tensor(value) for name, value in ratios.items()})
+    groups = ["all", "embeddings", "heads", "layer_03", "layer_11", "patchify"]
+    assert list(summary) == [f"{group}/{kind}" for group in groups for kind in ("min", "median", "max")]
+    assert [summary[f"layer_03/{kind}"] for kind in ("min", "median", "max")] == [1.0, 2.0, 4.0]
+    assert [summary[f"embeddings/{kind}"] for kind in ("min", "median", "max")] == [0.25, 0.375, 0.5]
+    assert [summary[f"all/{kind}"] for kind in ("min", "median", "max")] == [0.0, 1.5, 8.0]
+    assert summarise({}) == {}
 
 
 def test_what_an_earlier_start_logged_past_its_checkpoint_is_taken_back(tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""fp16 through the real engine: what overflows is skipped and counted, and a run that only skips ends in one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from mbsd.errors import UserError
+from tests.distributed import run_distributed
+from tests.launch import DS_CONFIG
+from tests.optim.textbook import Awkward, given_gradients
+
+LIMIT = 6
+
+
+def overflowing_steps(rank: int, world_size: int, zero_stage: int, optimizer: str) -> dict[str, Any]:
+    from deepspeed.accelerator import get_accelerator
+
+    from mbsd.engine.build import build_engine, lamb_of, resolve, training_state
+    from mbsd.engine.loss_scale import SkippedSteps
+
+    # DeepSpeed offers fp16 on GPUs alone; its loss scaling is the same code on a CPU.
+    type(get_accelerator()).is_fp16_supported = lambda self: True
+    unscheduled = {key: value for key, value in DS_CONFIG.items() if key != "scheduler"}
+    ds_config = unscheduled | {
+        "train_batch_size": world_size,
+        "zero_optimization": {"stage": zero_stage},
+        "fp16": {"enabled": True, "initial_scale_power": 3, "hysteresis": 1, "min_loss_scale": 1},
+        "optimizer": {"type": optimizer, "params": {"lr": 0.01}},
+    }
+    module = Awkward()
+    engine = build_engine(module, resolve(ds_config, world_size, 100))
+    assert (lamb_of(engine) is not None) == (optimizer == "Lamb")
+    skipped = SkippedSteps(engine, LIMIT)
+
+    def step(at: int, overflow: bool) -> None:
+        gradients = {name: g / 100 for name, g in given_gradients(module, at, 0, rank).items()}
+        if overflow and rank == 0:  # one rank's overflow is everybody's
+            gradients["dense.weight"] = torch.full((5, 11), 1e30)
+        engine.backward(engine(gradients))
+        engine.step()
+        skipped.check(at)
+
+    seen = {}
+    for at in range(1, LIMIT + 4):  # two good steps in it: never LIMIT in a row
+        step(at, overflow=at not in (2, 5))
+    seen["in_a_row"], seen["skipped"] = skipped.in_a_row, training_state(engine)["skipped_steps"]
+    before = [p.detach().clone() for p in engine.module.parameters()]
+    with pytest.raises(UserError) as stopped:
+        for at in range(100, 100 + LIMIT):
+            step(at, overflow=True)
+    assert all(map(torch.equal, before, engine.module.parameters()))
+    # The good steps did count.
+    assert not all(map(torch.equal, before, [p.half() for p in Awkward().parameters()]))
+    seen["message"], seen["shared"], seen["scale"] = str(stopped.value), stopped.value.shared, training_state(engine)
+    return seen
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("zero_stage", "optimizer"), [(2, "Lamb"), (2, "AdamW"), (0, "Lamb")])
+def test_a_run_that_only_skips_is_stopped_on_every_rank(zero_stage: int, optimizer: str) -> None:
+    for seen in run_distributed(overflowing_steps, 2, zero_stage, optimizer):
+        assert seen["in_a_row"] == 4 and seen["skipped"] == LIMIT + 1
+        assert seen["shared"] and seen["scale"]["loss_scale"] == 1.0
+        # four were already skipped when the last rounds began
+        assert f"step {100 + LIMIT - 4 - 1}: {LIMIT} steps in a row" in seen["message"]
+        assert "run.max_skipped_steps" in seen["message"] and "learning rate" in seen["message"]
