@@ -128,12 +128,15 @@ class Lamb(torch.optim.Optimizer):
             return
         decayed_unused = bool(self.idle[key]) and group["weight_decay"] > 0
         adam = Adam(group["betas"], group["eps"], group["weight_decay"], group["bias_correction"])
-        if not group["adapt"] and not decayed_unused:
-            return adamw_step(self._operands(params, group, shard, overwrite=False), adam, group["lr"])
+        two_passes = group["adapt"] or decayed_unused
+        x = self._operands(params, group, shard, overwrite=two_passes)
+        if not two_passes:
+            if x.w_P:  # a rank may own nothing but padding
+                adamw_step(x, adam, group["lr"])
+            return
 
-        x = self._operands(params, group, shard, overwrite=True)
         whole = shard.whole_norms if shard is not None else _same
-        nothing_2P = torch.zeros(2, 0, dtype=torch.float64, device=key.device)  # a rank may own nothing but padding
+        nothing_2P = torch.zeros(2, 0, dtype=torch.float64, device=key.device)
         norms_2N = whole(first_pass(x, adam) if x.w_P else nothing_2P)
         ratios_N = torch.ones_like(norms_2N[0])
         if group["adapt"]:

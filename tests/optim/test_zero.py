@@ -105,7 +105,7 @@ def weights_and_ratio_errors(rank: int, world_size: int) -> dict[str, tuple[floa
     return errors
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_equals_the_textbook_under_deepspeed(world_size: int) -> None:
     for rank, errors in enumerate(run_distributed(weights_and_ratio_errors, world_size)):
         for name, (weights, ratios, count) in errors.items():
@@ -174,6 +174,27 @@ def test_save_and_load_continue_bitwise(tmp_path: Path) -> None:
         assert all(same.values()), same
 
 
+class HalfUsed(Awkward):
+    """A module with a weight that the loss does not reach."""
+
+    def forward(self, gradients: dict[str, torch.Tensor]) -> torch.Tensor:
+        reached = [(p * gradients[name]).sum() for name, p in self.named_parameters() if name != "dense.weight"]
+        return torch.stack(reached).sum()
+
+
+def unused_weights(rank: int, world_size: int) -> None:
+    for stage in (0, 1, 2):
+        module = HalfUsed()
+        before = module.dense.weight.detach().clone()
+        optimizer = make_optimizer(module)
+        engine = build_engine(module, optimizer, {"stage": stage})
+        bind(optimizer, engine.optimizer)
+        train(engine, rank, range(3))
+        assert optimizer.unused() == ["dense.weight"], stage
+        assert torch.equal(module.dense.weight, before)
+        assert not torch.equal(module.head.weight, HalfUsed().head.weight)
+
+
 def refusals(rank: int, world_size: int) -> None:
     unbound = Awkward()
     engine = build_engine(unbound, make_optimizer(unbound), {"stage": 2})
@@ -220,11 +241,12 @@ def bf16_with_zero(rank: int, world_size: int) -> None:
     bind(optimizer, engine.optimizer)  # the fp32 slices now hold more digits than the model
 
 
-def refusals_and_bf16(rank: int, world_size: int) -> None:
+def unused_refusals_and_bf16(rank: int, world_size: int) -> None:
+    unused_weights(rank, world_size)
     refusals(rank, world_size)
     bf16_without_zero(rank, world_size)
     bf16_with_zero(rank, world_size)
 
 
-def test_refusals_and_the_step_that_bf16_without_zero_takes_at_construction() -> None:
-    run_distributed(refusals_and_bf16, 2)
+def test_unused_weights_refusals_and_the_step_that_bf16_without_zero_takes_at_construction() -> None:
+    run_distributed(unused_refusals_and_bf16, 2)
