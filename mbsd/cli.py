@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -21,12 +21,16 @@ pairs_app = typer.Typer(no_args_is_help=True, help="Query-item pairs from behavi
 app.add_typer(catalog_app, name="catalog")
 app.add_typer(tables_app, name="tables")
 app.add_typer(pairs_app, name="pairs")
+bench_app = typer.Typer(no_args_is_help=True, help="Measurements, each against the alternative in the same run.")
+app.add_typer(bench_app, name="bench")
 
 # typer carries a copy of click and exports of its errors only BadParameter; what that derives from is every misuse.
 USAGE_ERROR: type[BaseException] = typer.BadParameter.__bases__[0]
 
 Out = Annotated[Path, typer.Option(help="Where the result goes.")]
 CatalogDir = Annotated[Path, typer.Option("--catalog", help="Folder written by `mbsd catalog build`.")]
+Ranks = Annotated[list[int], typer.Option(help="Numbers of ranks to measure at; may be given several times.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the numbers there.")]
 Workers = Annotated[int, typer.Option(help="Processes; 0 = one per core.")]
 
 
@@ -136,6 +140,18 @@ def pairs_mine(
     )
 
 
+@bench_app.command("lamb")
+def bench_lamb(
+    ranks: Ranks = [1, 2, 4],  # noqa: B006 (typer reads it as the option's default)
+    turns: Annotated[int, typer.Option(min=1, help="Steps of each contestant.")] = 9,
+    json_file: JsonFile = None,
+) -> None:
+    """LAMB's step under ZeRO-2 at BERT-base's size: milliseconds, bytes of state, ratios to AdamW and a plain loop."""
+    from mbsd.bench.lamb import measure_lamb
+
+    _write_json(json_file, measure_lamb(tuple(ranks), turns))
+
+
 @app.command("demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("runs/demo"),
@@ -146,6 +162,11 @@ def demo(
     from mbsd.demo import run_demo
 
     run_demo(out, seed=seed, ranks=ranks)
+
+
+def _write_json(path: Path | None, numbers: dict[str, Any]) -> None:
+    if path is not None:
+        path.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 
 
 def _read_json(path: Path) -> dict[str, str]:
