@@ -4,11 +4,15 @@ OUT ?= runs/demo
 SEED ?= 0
 BIN := .venv/bin
 
-.PHONY: help demo test check format
+CHAOS ?= runs/chaos
+KILLS ?= 200
+
+.PHONY: help demo test chaos check format
 
 help:
 	@echo "make demo    the whole story on a synthetic catalogue, 2 CPU ranks, into OUT=$(OUT) with SEED=$(SEED)"
 	@echo "make test    the test suite"
+	@echo "make chaos   a run killed KILLS=$(KILLS) times and restarted, in CHAOS=$(CHAOS): as if it had been left alone"
 	@echo "make check   ruff, mypy --strict, import-linter"
 	@echo "make format  ruff's formatter and fixes"
 
@@ -25,6 +29,12 @@ demo: .venv/installed
 test: .venv/installed
 	@echo "== pytest"
 	@$(BIN)/python -m pytest
+
+chaos: .venv/installed
+	@echo "== a run is killed $(KILLS) times and must end bitwise like one that was left alone ($(CHAOS))"
+	@$(BIN)/mbsd catalog synth $(CHAOS)/shop --items 240 --seed $(SEED) --image-side 64
+	@$(BIN)/mbsd catalog build $(CHAOS)/shop/items.jsonl --images $(CHAOS)/shop/images --out $(CHAOS)/catalog
+	@$(BIN)/python -m tests.checkpoint.chaos $(CHAOS)/catalog $(CHAOS) $(KILLS) $(SEED)
 
 check: .venv/installed
 	@echo "== ruff, mypy --strict, import-linter"

@@ -18,10 +18,12 @@ app = typer.Typer(
 catalog_app = typer.Typer(no_args_is_help=True, help="Validated catalogues: items and pictures in shards.")
 tables_app = typer.Typer(no_args_is_help=True, help="Task tables over a catalogue.")
 pairs_app = typer.Typer(no_args_is_help=True, help="Query-item pairs from behaviour logs.")
+checkpoint_app = typer.Typer(no_args_is_help=True, help="Checkpoints of a run.")
+bench_app = typer.Typer(no_args_is_help=True, help="Measurements, each against a baseline in the same run.")
 app.add_typer(catalog_app, name="catalog")
 app.add_typer(tables_app, name="tables")
 app.add_typer(pairs_app, name="pairs")
-bench_app = typer.Typer(no_args_is_help=True, help="Measurements, each against the alternative in the same run.")
+app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(bench_app, name="bench")
 
 # typer carries a copy of click and exports of its errors only BadParameter; what that derives from is every misuse.
@@ -29,6 +31,7 @@ USAGE_ERROR: type[BaseException] = typer.BadParameter.__bases__[0]
 
 Out = Annotated[Path, typer.Option(help="Where the result goes.")]
 CatalogDir = Annotated[Path, typer.Option("--catalog", help="Folder written by `mbsd catalog build`.")]
+RunDir = Annotated[Path, typer.Argument(help="A run folder, or one that holds step-… folders.")]
 Ranks = Annotated[list[int], typer.Option(help="Numbers of ranks to measure at; may be given several times.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the numbers there.")]
 Workers = Annotated[int, typer.Option(help="Processes; 0 = one per core.")]
@@ -152,6 +155,35 @@ def bench_lamb(
     _write_json(json_file, measure_lamb(tuple(ranks), turns))
 
 
+@checkpoint_app.command("list")
+def checkpoint_list(run: RunDir) -> None:
+    """Print a run's checkpoints: step, age, size, number of ranks, and whether all files are there at their sizes."""
+    from mbsd.checkpoint.report import list_checkpoints
+
+    list_checkpoints(run)
+
+
+@checkpoint_app.command("verify")
+def checkpoint_verify(run: RunDir) -> None:
+    """Read every file of every checkpoint and compare its checksum; exit code 2 names what is wrong."""
+    from mbsd.checkpoint.report import verify_checkpoints
+
+    verify_checkpoints(run)
+
+
+@bench_app.command("checkpoint")
+def bench_checkpoint(
+    ranks: Ranks = [1, 2, 4],  # noqa: B006 (as above)
+    saves: Annotated[int, typer.Option(help="Saves of each kind; medians are reported.")] = 5,
+    folder: Annotated[Path | None, typer.Option(help="Where is written; default: a temporary folder.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Stall, time to durable, bytes and time to resume at BERT-base's size, against DeepSpeed's own save."""
+    from mbsd.bench.checkpoint import measure
+
+    _write_json(json_file, measure(tuple(ranks), saves, folder))
+
+
 @app.command("demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("runs/demo"),
@@ -167,6 +199,22 @@ def demo(
 def _write_json(path: Path | None, numbers: dict[str, Any]) -> None:
     if path is not None:
         path.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+
+
+@app.command("export")
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder (its newest checkpoint), or one of its checkpoints.")],
+    out: Out,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write model.onnx too, checked against torch.")] = False,
+) -> None:
+    """Write a transformers folder for inference: float32 weights, tokenizer, image processor."""
+    from mbsd.checkpoint.export import export as export_run
+
+    done = export_run(run, out, onnx=onnx)
+    print(f"{out}: {done.architecture} of {done.source}, {done.weights}")
+    if done.differences:
+        views = ", ".join(f"{view} {largest:.1e}" for view, largest in done.differences.items())
+        print(f"{out}/model.onnx: largest difference from torch: {views}")
 
 
 def _read_json(path: Path) -> dict[str, str]:

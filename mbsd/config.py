@@ -20,6 +20,7 @@ AT_LEAST_ONE = {
     "run.max_steps", "run.log_every", "run.save_every", "run.validate_samples", "run.keep_last",
     "run.max_skipped_steps", "data.image_size", "data.prefetch",
 }  # fmt: skip
+AT_LEAST_ZERO = {"run.validate_every", "run.keep_every", "run.timeout", "data.num_workers"}
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,17 @@ class RunConfig:
     """The run stops after so many steps in a row that fp16 skipped because gradients overflowed."""
     keep_last: int = 2
     """Checkpoints that are kept."""
+    keep_every: int = 0
+    """Checkpoints of every so many steps are kept for ever. 0: none."""
+    node_local_checkpoints: str | None = None
+    """Folder on each node's own disk for the checkpoint files of its ranks, where dir/checkpoints is too slow.
+    To go on, the ranks have to start on the same nodes."""
+    resume: str = "auto"
+    """Where dir holds no checkpoint: start from the full state of another run (its folder, or one checkpoint of it)
+    instead of init_from. auto: none; dir's own checkpoints always come first."""
+    timeout: float = 1800.0
+    """Seconds without any progress (a step, a validation batch, a save) after which a rank writes its stacks and ends.
+    0: a run that hangs waits for ever."""
     init_from: str | None = None
     """Weights and tokenizer to start from: a run folder or a folder written by save_pretrained. Not the optimizer."""
 
@@ -170,7 +182,7 @@ class BaseConfig:
                 raise UserError(f"{name}={value}: a probability is between 0 and 1")
             if name in AT_LEAST_ONE and value < 1:
                 raise UserError(f"{name}={value}: expected 1 or more")
-            if name in ("run.validate_every", "data.num_workers") and value < 0:
+            if name in AT_LEAST_ZERO and value < 0:
                 raise UserError(f"{name}={value}: expected 0 or more")
         if run.epochs is not None and run.epochs <= 0:
             raise UserError(f"run.epochs={run.epochs}: expected more than 0")

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -39,9 +40,14 @@ class Place:
 
 
 @contextmanager
-def process_group() -> Iterator[Place]:
-    """Join the job's process group (NCCL on GPUs, gloo on CPUs) for the time of a recipe, and leave it at the end."""
-    place = _start()
+def process_group(timeout: float | None = None) -> Iterator[Place]:
+    """Join the job's process group (NCCL on GPUs, gloo on CPUs) for the time of a recipe, and leave it at the end.
+
+    Args:
+        timeout: seconds a rank waits for the others in one exchange; None: as DeepSpeed, 10 minutes. The environment's
+            DEEPSPEED_TIMEOUT (minutes) goes before.
+    """
+    place = _start(timeout)
     try:
         yield place
     finally:
@@ -49,7 +55,7 @@ def process_group() -> Iterator[Place]:
             dist.destroy_process_group()
 
 
-def _start() -> Place:
+def _start(timeout: float | None) -> Place:
     cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     if not cuda:
         # Said before deepspeed is imported: it looks for an accelerator at import.
@@ -71,7 +77,10 @@ def _start() -> Place:
         if "OMP_NUM_THREADS" not in os.environ:
             ranks_here = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
-    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+    waits = {}
+    if timeout is not None and "DEEPSPEED_TIMEOUT" not in os.environ:
+        waits["timeout"] = timedelta(seconds=timeout)
+    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False, **waits)
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     return Place(rank, world_size, local_rank, device)
 

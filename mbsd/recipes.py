@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
-import platform
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -20,6 +17,8 @@ from mbsd.batch import VIEW_NAMES, Batch
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Kind, Table
 from mbsd.checkpoint.manager import CheckpointManager
+from mbsd.checkpoint.resume import find_elsewhere, take_over
+from mbsd.checkpoint.storage import probe
 from mbsd.config import (
     BaseConfig,
     DataConfig,
@@ -32,21 +31,23 @@ from mbsd.config import (
 )
 from mbsd.data.images import make_decoder
 from mbsd.data.loader import BatchBuilder, CatalogSamples, Samples, TableSamples, TrainLoader, eval_batches
-from mbsd.data.text import load_tokenizer
-from mbsd.distributed import Place, gather_objects, on_rank_zero, process_group, same_on_every_rank
+from mbsd.data.text import load_tokenizer, words_digest
+from mbsd.distributed import Place, on_rank_zero, process_group, same_on_every_rank
 from mbsd.engine.build import batch_sizes, build_engine, resolve, seed_everything
+from mbsd.engine.health import DivergedError
 from mbsd.engine.loop import train
+from mbsd.engine.preempt import stop_requests
 from mbsd.engine.scoring import score
 from mbsd.engine.steps import ClassificationStep, MaskedStep, MatchingStep
+from mbsd.engine.watchdog import Watchdog
 from mbsd.engine.weights import load_model, start_model, start_tokenizer
 from mbsd.errors import UserError
 from mbsd.metrics.throughput import Throughput
-from mbsd.metrics.writer import MetricsWriter
+from mbsd.metrics.writer import MetricsWriter, say
 from mbsd.model.heads import MbsdForClassification, MbsdForMaskedModelling, MbsdForMatching
 from mbsd.model.mbsd import MbsdConfig
+from mbsd.run_folder import DONE, packages, say_how_it_ended, write_run_folder
 from mbsd.tasks import attributes
-
-DONE = "DONE"
 
 
 def pretrain(config: PretrainConfig, ds_config: dict[str, Any]) -> None:
@@ -127,7 +128,12 @@ def _training(
     """Any training run: data, weights, engine, loop. Run again, it goes on where it was; finished, it says so."""
     _quiet_libraries()
     run, folder = config.run, Path(config.run.dir)
-    with process_group() as place:
+    patience = max(600.0, 2 * run.timeout)  # the watchdog of a rank that hangs says more than those that wait for it
+    with (
+        process_group(patience) as place,
+        Watchdog(folder, place.rank, run.timeout) as watchdog,
+        stop_requests(patience) as requests,
+    ):
         if on_rank_zero((folder / DONE).exists):
             _say(place, f"{folder}: finished already ({DONE} is there); nothing to do")
             return
@@ -137,8 +143,12 @@ def _training(
             samples, held_out = _samples(catalog, table, "train"), _samples(catalog, table, "validation")
             total_steps = run.max_steps or max(1, math.ceil((run.epochs or 0) * len(samples) / sizes.global_batch))
             resolved = resolve(ds_config, place.world_size, total_steps)
+        local = run.node_local_checkpoints
+        storage = probe(Path(local or folder / "checkpoints"), place, node_local=local is not None)
 
+        watchdog.beat("starting: tokenizer")
         tokenizer = start_tokenizer(config, catalog, folder)
+        watchdog.beat("starting: model and engine")
         with same_on_every_rank():
             step = make_step(tokenizer)
             model: Any = step.model
@@ -165,7 +175,7 @@ def _training(
             batches = _eval_batches(
                 held_out, validation_builder, config.data, place, sizes.micro_batch, run.validate_samples
             )
-            values: dict[str, float] = step.validate(batches, place.device)
+            values: dict[str, float] = step.validate(watchdog.over(batches), place.device)
             return values
 
         identity = {
@@ -176,38 +186,72 @@ def _training(
             "train_batch_size": sizes.global_batch,
             "views": list(views),
             "model": _shape(model.config),
-            "vocabulary": len(tokenizer),
+            "vocabulary": words_digest(tokenizer),
+            "optimizer": resolved["optimizer"]["type"],
         }
-        checkpoints = CheckpointManager(folder, place, identity, run.keep_last)
-        found = checkpoints.find()
-        start_step = checkpoints.load(found, engine) if found is not None else 0
-        loader.load_state_dict({"step": start_step})
-        _write_run_folder(config, resolved, folder, place)
-        origin = f"resuming {found}" if found else f"weights of {run.init_from or config.model.backbone or 'scratch'}"
+        watchdog.beat("starting: checkpoint")
+        tell = partial(_say, place)
+        token, found = take_over(folder, storage, place, identity, tell)
+        if found is None and run.resume != "auto":
+            found = find_elsewhere(run.resume, place, identity, tell)
+        checkpoints = CheckpointManager(
+            folder,
+            place,
+            storage,
+            engine,
+            model,
+            tokenizer,
+            token=token,
+            facts={"identity": identity, "packages": packages()},
+            texts={"config.yaml": to_yaml(config), "ds_config.json": json.dumps(resolved, indent=1) + "\n"},
+            keep_last=run.keep_last,
+            keep_every=run.keep_every,
+            say=say,
+        )
+        start_step = 0
+        if found is not None:
+            facts = checkpoints.load(found)
+            start_step = facts["step"]
+            with same_on_every_rank():
+                loader.load_state_dict(facts["loader"])
+        write_run_folder(config, resolved, folder, place)
+        origin = f"weights of {run.init_from or config.model.backbone or 'scratch'}"
+        if found is not None:
+            other = found.facts["world_size"] != place.world_size
+            origin = f"resuming {found.folder}" + (f" of {found.facts['world_size']} ranks" if other else "")
         parameters = sum(parameter.numel() for parameter in model.parameters())
         _say(
             place,
             f"{folder}: {origin}; steps {start_step + 1}-{total_steps} of {sizes.global_batch} samples "
             f"({place.world_size} ranks x {sizes.accumulation} x {sizes.micro_batch}), {len(samples)} samples, "
             f"{parameters / 1e6:.1f} M parameters, {engine.optimizer_name() or resolved['optimizer']['type']}, "
-            f"ZeRO-{engine.zero_optimization_stage()}, {_precision(resolved)}",
+            f"ZeRO-{engine.zero_optimization_stage()}, {_precision(resolved)}; checkpoints in {storage}",
         )
         with MetricsWriter(folder, start_step=start_step, total_steps=total_steps, enabled=place.is_first) as writer:
-            train(
-                engine,
-                iter(loader),
-                run=run,
-                place=place,
-                start_step=start_step,
-                total_steps=total_steps,
-                samples_in_epoch=len(samples),
-                writer=writer,
-                throughput=Throughput(model.config, place.world_size, place.device),
-                validate=validate,
-                save=lambda at: writer.say(f"saved {checkpoints.save(at, engine, model, tokenizer)}"),
-            )
+            try:
+                stop = train(
+                    engine,
+                    iter(loader),
+                    run=run,
+                    place=place,
+                    start_step=start_step,
+                    total_steps=total_steps,
+                    samples_in_epoch=len(samples),
+                    writer=writer,
+                    throughput=Throughput(model.config, place.world_size, place.device),
+                    validate=validate,
+                    save=lambda at: checkpoints.save(at, loader.state_dict()),
+                    check_saves=checkpoints.check,
+                    stop_requests=requests,
+                    watchdog=watchdog,
+                )
+            except DivergedError:
+                checkpoints.wait()  # of an earlier step, which was good
+                raise
+            watchdog.beat("saving the last checkpoint")
+            checkpoints.wait()
         if place.is_first:
-            (folder / DONE).write_text(f"{total_steps}\n")
+            say_how_it_ended(folder, stop, total_steps)
 
 
 def _open(data: DataConfig, table_kind: Kind | None) -> tuple[Catalog, Table | None]:
@@ -271,24 +315,6 @@ def _shape(model: MbsdConfig) -> dict[str, Any]:
     return {name: getattr(model, name) for name in names} | {"patchify_strides": list(model.patchify_strides)}
 
 
-def _write_run_folder(config: BaseConfig, resolved: dict[str, Any], folder: Path, place: Place) -> None:
-    device = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else platform.processor() or "cpu"
-    ranks = gather_objects({"host": platform.node(), "device": device})
-    if not place.is_first:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    packages = ("mbsd", "torch", "deepspeed", "transformers", "torchvision", "numpy")
-    environment = {
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in packages},
-        "ranks": ranks,
-    }
-    (folder / "config.yaml").write_text(to_yaml(config))
-    (folder / "ds_config.json").write_text(json.dumps(resolved, indent=1) + "\n")
-    (folder / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
-
-
 def _precision(resolved: dict[str, Any]) -> str:
     return next((name for name in ("fp16", "bf16") if resolved.get(name, {}).get("enabled")), "fp32")
 
@@ -300,4 +326,4 @@ def _quiet_libraries() -> None:
 
 def _say(place: Place, text: str) -> None:
     if place.is_first:
-        print(text, file=sys.stderr, flush=True)
+        say(text)

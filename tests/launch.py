@@ -63,13 +63,18 @@ def deepspeed(ranks: int, launcher: str, *arguments: object) -> None:
 
 def run_ranks(ranks: int, launcher: str, *arguments: object) -> list[tuple[int, str]]:
     """Start each rank by itself; returns (exit code, stderr) of each."""
+    return wait_for(start_ranks(ranks, f"launchers/{launcher}.py", *arguments))
+
+
+def start_ranks(ranks: int, script: str, *arguments: object) -> list[subprocess.Popen[str]]:
+    """Start each rank of a script by itself."""
     port = str(free_port())
     started = []
     for rank in range(ranks):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
         started.append(
             subprocess.Popen(
-                [sys.executable, f"launchers/{launcher}.py", *map(str, arguments)],
+                [sys.executable, script, *map(str, arguments)],
                 cwd=ROOT,
                 text=True,
                 env={**os.environ, **CPU, **{name: str(value) for name, value in place.items()}},
@@ -77,6 +82,11 @@ def run_ranks(ranks: int, launcher: str, *arguments: object) -> list[tuple[int, 
                 stderr=subprocess.PIPE,
             )  # fmt: skip
         )
+    return started
+
+
+def wait_for(started: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+    """(exit code, stderr) of each process, at its end; none outlives the call."""
     try:
         return [(process.returncode, stderr) for process in started for _, stderr in [process.communicate(timeout=120)]]
     finally:

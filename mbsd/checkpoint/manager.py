@@ -1,126 +1,285 @@
 """What a run saves and how it comes back: engine, optimizer slices, schedule, random states, loader position, model.
 
-`step-00001000/` holds `engine/` (DeepSpeed's own files), `rank-0000.pt` (random states of each rank), `run.json` (step,
-world size, catalogue, what the batches depend on) and `model/`, a transformers folder with the tokenizer that later
-stages start from.
+`step-00001000/` holds
+- `state-0000.safetensors`, `state-0000.json`, … of each rank (`shards.py`): 32-bit weights, moments, random states;
+- `run.json`: step, number of ranks, what must not change, schedule, loss scale, loader state, versions; beside it the
+  run's resolved settings;
+- `model/`, a transformers folder with the tokenizer that later stages start from;
+- `manifest.json`: the size and checksum of all that (`store.py`).
+All of it is JSON and safetensors: reading a checkpoint runs nothing that is in it.
 """
 
 from __future__ import annotations
 
 import json
-import random
+import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore, TCPStore
 from transformers import PreTrainedTokenizerBase
 
-from mbsd.checkpoint import store
-from mbsd.distributed import Place, on_rank_zero
+from mbsd.checkpoint import owner, store, writer
+from mbsd.checkpoint.image import HostImage
+from mbsd.checkpoint.layout import Layout, read_layout, write_back
+from mbsd.checkpoint.resume import LAST_SAVED, Found
+from mbsd.checkpoint.shards import Shards, file_name, load_frozen, scalars_of, tensors_of
+from mbsd.checkpoint.state import draw_anew, engine_state, load_engine_state, load_random_states, random_states
+from mbsd.checkpoint.storage import Storage
+from mbsd.distributed import Place, on_rank_zero, same_on_every_rank
 from mbsd.errors import UserError
 from mbsd.model.mbsd import MbsdPreTrainedModel
 
+MAX_FAILURES = 3  # saves in a row
+MODEL = "model"
+
 
 class CheckpointManager:
-    """Saves and resumes one run.
+    """Saves a run and puts it back. Every method is collective, unless it says otherwise.
 
     Args:
         folder: the run folder.
-        identity: what must not change between save and resume (catalogue, seed, batch size, …), by name; JSON values.
-        keep_last: checkpoints that are kept.
+        place: of this process.
+        storage: where checkpoints go; this start must own it (`claim`).
+        engine: DeepSpeed's.
+        model: what `model/` is written from.
+        tokenizer: beside it.
+        facts: of `run.json`, the same at every save: `identity` and whatever else is to be known.
+        texts: file name -> text, written into each checkpoint.
+        keep_last: complete checkpoints that are kept; keep_every: and those of every so many steps (0: none).
+        say: prints a line; called on rank 0, also from the writing thread.
     """
 
-    def __init__(self, folder: Path, place: Place, identity: dict[str, Any], keep_last: int) -> None:
-        self.root, self.place, self.identity, self.keep_last = folder / "checkpoints", place, identity, keep_last
+    def __init__(
+        self,
+        folder: Path,
+        place: Place,
+        storage: Storage,
+        engine: Any,
+        model: MbsdPreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        token: str,
+        facts: dict[str, Any],
+        texts: dict[str, str],
+        keep_last: int,
+        keep_every: int = 0,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.folder, self.place, self.storage, self.engine = folder, place, storage, engine
+        self._model, self._tokenizer, self._facts, self._texts = model, tokenizer, facts, texts
+        self._token, self._keep_last, self._keep_every, self._say = token, keep_last, keep_every, say
+        self._layout: Layout = read_layout(engine)
+        self._images: dict[str, HostImage] = {}
+        self._mailbox = _mailbox(place)
+        self._writing: writer.Writing | None = None
+        self._attempt, self._saves, self._failures = "", 0, 0
+        self._constant = self._constant_files() if place.is_first else {}
+        self._finished: list[writer.Outcome] = []
 
-    def save(self, step: int, engine: Any, model: MbsdPreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
-        """Write the checkpoint of `step` (collective); when it returns, the checkpoint is published."""
-        writing = Path(on_rank_zero(lambda: str(store.open_for_writing(self.root, step))))
-        engine.save_checkpoint(str(writing), tag="engine", save_latest=False)
-        torch.save(_random_states(), writing / f"rank-{self.place.rank:04d}.pt")
-        if self.place.is_first:
-            model.save_pretrained(writing / "model")
-            tokenizer.save_pretrained(writing / "model")
-            state = {"step": step, "world_size": self.place.world_size, "identity": self.identity}
-            (writing / "run.json").write_text(json.dumps(state, indent=1))
-        dist.barrier()
-        final = Path(on_rank_zero(lambda: str(store.commit(writing))))
-        if self.place.is_first:
-            store.prune(self.root, self.keep_last)
-        return final
-
-    def find(self) -> Path | None:
-        """The checkpoint this run resumes from, the same on every rank (collective).
+    def save(self, step: int, loader_state: dict[str, Any]) -> None:
+        """Copy the state of `step` to host memory and write it behind what comes next; waits for a save in flight.
 
         Raises:
-            UserError: checkpoints are there but none is complete, or the newest was written by another number of ranks
-                or with other data; a run never starts from scratch by accident.
+            UserError: as of `check`.
         """
-        found = on_rank_zero(self._find)
-        return Path(found) if found is not None else None
-
-    def _find(self) -> str | None:
-        folder = store.newest(self.root)
-        if folder is None:
-            broken = sorted(self.root.glob("step-*")) if self.root.is_dir() else []
-            if broken:
-                why = store.broken_files(broken[-1])[0]
-                raise UserError(
-                    f"{self.root}: holds {len(broken)} checkpoints and none is complete ({broken[-1].name}: {why}); "
-                    "mend or move the folder, or choose another run.dir"
-                )
-            return None
-        state = json.loads((folder / "run.json").read_text())
-        if state["world_size"] != self.place.world_size:
-            raise UserError(
-                f"{folder}: was saved by {state['world_size']} ranks and this start has {self.place.world_size}; start "
-                f"with {state['world_size']} ranks, or begin a new run.dir with run.init_from={folder / 'model'}"
+        self._settle(wait=True)
+        files = dict(self._constant)
+        for name, image in self._snapshot().items():
+            files[name] = image.view()
+        described = {
+            "flats": scalars_of(self.engine, self._layout),
+            "random": random_states(self.place.device),
+        }
+        files[f"{file_name(self.place.rank)}.json"] = _json(described)
+        if self.place.is_first:
+            files["run.json"] = _json(
+                {
+                    "step": step,
+                    "world_size": self.place.world_size,
+                    "parameters": self._layout.shapes,
+                    "loader": loader_state,
+                    **engine_state(self.engine),
+                    **self._facts,
+                }
             )
-        for name, value in self.identity.items():
-            if state["identity"].get(name) != value:
-                raise UserError(
-                    f"{folder}: {name} was {state['identity'].get(name)!r} when it was saved and is {value!r} now; set "
-                    "it back, or choose another run.dir"
-                )
-        return str(folder)
-
-    def load(self, folder: Path, engine: Any) -> int:
-        """Put engine and random states back (collective); returns the step."""
-        path, _ = engine.load_checkpoint(str(folder), tag="engine")
-        assert path is not None, folder
-        # Our own file, verified by the manifest: it holds NumPy's and Python's states, which weights_only refuses.
-        states = torch.load(folder / f"rank-{self.place.rank:04d}.pt", weights_only=False)
-        random.setstate(states["python"])
-        np.random.set_state(states["numpy"])
-        torch.set_rng_state(states["torch"])
-        if states["cuda"] is not None:
-            torch.cuda.set_rng_state(states["cuda"])
-        return int(json.loads((folder / "run.json").read_text())["step"])
-
-
-def weights_folder(source: str) -> Path:
-    """The transformers folder that `run.init_from` or `model` means: a run folder's newest model, or the folder itself.
-
-    Raises:
-        UserError: neither.
-    """
-    path = Path(source)
-    if (path / "config.json").is_file():
-        return path
-    newest = store.newest(path / "checkpoints")
-    if newest is None:
-        raise UserError(
-            f"{source}: neither a run folder with a complete checkpoint nor a folder with config.json; name one of them"
+        if self.place.device.type == "cuda":
+            torch.cuda.current_stream(self.place.device).synchronize()
+        self._saves += 1
+        self._attempt = f"{self._token}-{self._saves}"
+        job = writer.Job(
+            root=self.storage.root,
+            step=step,
+            attempt=self._attempt,
+            rank=self.place.rank,
+            world_size=self.place.world_size,
+            leader=self.storage.leader,
+            members=self.storage.members,
+            leaders=self.storage.leaders,
+            token=self._token,
+            keep_last=self._keep_last,
+            keep_every=self._keep_every,
+            files=tuple(files.items()),
         )
-    return newest / "model"
+        self._writing = writer.Writing(job, self._mailbox)
+
+    def check(self) -> None:
+        """Take note of a save that has ended; say what became of it.
+
+        Raises:
+            UserError: a later start has taken the run over, or the last three saves have failed.
+        """
+        self._settle(wait=False)
+
+    def wait(self) -> None:
+        """Return when the last save is durable.
+
+        Raises:
+            UserError: it failed, or as of `check`.
+        """
+        self._settle(wait=True)
+        if self._failures:
+            raise UserError(
+                f"{self.storage.root}: the last checkpoint could not be written (see above); the run is not finished: "
+                "mend that and start it again, it goes on from the newest complete one",
+                shared=True,
+            )
+
+    def load(self, found: Found) -> dict[str, Any]:
+        """Put engine and random states back from a checkpoint that was found and verified; returns its `run.json`.
+
+        Raises:
+            UserError: it is of another model.
+        """
+        facts = found.facts
+        same_world = facts["world_size"] == self.place.world_size
+        with same_on_every_rank():
+            self._refuse_other_parameters(found)
+            own = found.folder / f"{file_name(self.place.rank)}.json"
+            mine = json.loads(own.read_text()) if same_world and own.is_file() else None
+            described = scalars_of(self.engine, self._layout)
+            unmoved = (
+                mine is not None
+                and self._layout.sliced
+                and {key: flat["pieces"] for key, flat in mine["flats"].items()}
+                == {key: flat["pieces"] for key, flat in described.items()}
+            )
+            ranks = [self.place.rank] if unmoved else list(range(facts["world_size"]))
+            missing = [r for r in ranks if not (found.folder / f"{file_name(r)}.safetensors").is_file()]
+            if missing:
+                raise UserError(
+                    f"{found.folder}: rank {self.place.rank} needs {file_name(missing[0])}.safetensors, which another "
+                    "node's disk holds; copy it here, or start the ranks on the nodes that wrote it"
+                )
+            Shards(found.folder, ranks).load(self.engine, self._layout)
+        write_back(self.engine, self._layout)
+        load_frozen(found.folder, self.engine, self._layout, here=self.place.is_first)
+        load_engine_state(self.engine, facts)
+        if same_world and mine is not None:
+            load_random_states(mine["random"], self.place.device)
+        else:
+            draw_anew(facts["step"], self.place.rank)
+        return facts
+
+    def _refuse_other_parameters(self, found: Found) -> None:
+        saved, mine = found.facts["parameters"], self._layout.shapes
+        for name in sorted(saved.keys() | mine.keys()):
+            if saved.get(name) != mine.get(name):
+                raise UserError(
+                    f"{found.folder}: {name} is {saved.get(name, 'not there')} in it and {mine.get(name, 'not there')} "
+                    "in this model; set the model back to what it was, or choose another run.dir"
+                )
+
+    def _snapshot(self) -> dict[str, HostImage]:
+        """File name -> its image, with the tensors of now copied in."""
+        wanted = {f"{file_name(self.place.rank)}.safetensors": tensors_of(self.engine, self._layout, self.place.rank)}
+        if self.place.is_first:
+            tied = getattr(self._model, "all_tied_weights_keys", {})
+            wanted[f"{MODEL}/model.safetensors"] = {
+                name: value for name, value in self._model.state_dict().items() if name not in tied
+            }
+        for name, tensors in wanted.items():
+            if name not in self._images or not self._images[name].fits(tensors):
+                self._images[name] = HostImage(tensors, {"format": "pt"}, pinned=self.place.device.type == "cuda")
+            self._images[name].fill(tensors)
+        return {name: self._images[name] for name in wanted}
+
+    def _constant_files(self) -> dict[str, memoryview]:
+        """What does not change while the process lives: the model's config, the tokenizer, the run's settings."""
+        files = {name: memoryview(text.encode()) for name, text in self._texts.items()}
+        with tempfile.TemporaryDirectory() as folder:
+            # As `save_pretrained` does, without the weights.
+            self._model.config.dtype = str(self._model.dtype).removeprefix("torch.")
+            self._model.config.architectures = [type(self._model).__name__]
+            self._model.config.save_pretrained(folder)
+            self._tokenizer.save_pretrained(folder)
+            for path in sorted(Path(folder).rglob("*")):
+                if path.is_file():
+                    files[f"{MODEL}/{path.relative_to(folder)}"] = memoryview(path.read_bytes())
+        return files
+
+    def _settle(self, *, wait: bool) -> None:
+        writing = self._writing
+        if writing is None:
+            return
+
+        def ended() -> writer.Outcome | None:
+            if wait:
+                writing.join()
+            return None if writing.is_alive() else writing.outcome
+
+        outcome = on_rank_zero(ended)
+        if outcome is None and not wait:
+            return
+        writing.join()
+        dist.barrier()  # no rank leaves, and rank 0's key-value store with it, while another still asks
+        self._writing = None
+        if outcome is None:
+            raise RuntimeError("rank 0's checkpoint writer died; its traceback is above")
+        self._finished.append(outcome)
+        if self.place.is_first:
+            writer.forget(self._mailbox, self._attempt, self.place.world_size)
+        if outcome.fenced is not None:
+            raise owner.FencedError(outcome.fenced, shared=True)
+        self._failures = self._failures + 1 if outcome.errors else 0
+        if self.place.is_first:
+            self._report(outcome)
+        if self._failures >= MAX_FAILURES:
+            raise UserError(
+                f"{self.storage.root}: {MAX_FAILURES} checkpoints in a row could not be written, the last because of "
+                f"{outcome.errors[0]}; the run stops: mend that and start it again",
+                shared=True,
+            )
+
+    def _report(self, outcome: writer.Outcome) -> None:
+        if outcome.errors:
+            self._say(
+                f"WARNING: checkpoint {outcome.folder.name} could not be written ({outcome.errors[0]}); failure "
+                f"{self._failures} of {MAX_FAILURES}, training goes on, the last complete one stays"
+            )
+            return
+        self._say(f"saved {outcome.folder}")
+        try:
+            store.replace_text(self.folder / LAST_SAVED, f"{outcome.folder}\n")
+        except OSError as error:
+            self._say(f"WARNING: {self.folder / LAST_SAVED} could not be written ({error.strerror})")
+        for warning in outcome.warnings:
+            self._say(f"WARNING: {warning}")
 
 
-def _random_states() -> dict[str, Any]:
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-    }
+def _json(tree: Any) -> memoryview:
+    return memoryview(json.dumps(tree).encode())
+
+
+def _mailbox(place: Place) -> Any:
+    """A key-value store of its own for the writers."""
+    if place.world_size == 1:
+        return HashStore()
+    host = os.environ["MASTER_ADDR"]
+    served = TCPStore(host, 0, None, True, wait_for_workers=False) if place.is_first else None
+    port = on_rank_zero(lambda: served.port if served is not None else 0)
+    return served or TCPStore(host, port, None, False, wait_for_workers=False)

@@ -1,20 +1,60 @@
 """The commit protocol of a run's checkpoints; it knows files, not torch.
 
-A checkpoint is written into a hidden folder, its files are listed with their sizes in `manifest.json`, one rename
-publishes it, and `latest` is then replaced atomically. `latest` is only a hint: the newest folder whose files are all
-there, at their sizes, wins. A run killed at any moment finds the last complete checkpoint.
+Every rank writes its files into a hidden folder, syncs them and hands in their sizes and checksums; these become
+`manifest.json`, one rename publishes the folder, and `latest` is then replaced atomically. `latest` is only a hint: the
+newest folder whose manifest holds wins, so a run killed at any moment finds the last complete checkpoint. Old ones are
+removed after the new one stands.
+
+Checksums are SHA-256: tamper-proof, and with the CPU's own instructions 1.7 GB/s of one core, twice BLAKE2b (CRC-32
+makes 4.0, and stops nobody). A part is what lies on one file system: all of a checkpoint, or where every node has its
+own disk the files of the node's ranks, each with a manifest of its own.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from mbsd.errors import UserError
 
 MANIFEST = "manifest.json"
+LATEST = "latest"
+CHUNK = 16 << 20  # bytes hashed and written at once: both leave the interpreter's lock to the training loop
 _NAME = re.compile(r"step-(\d{8,})")
+
+
+class FileFacts(NamedTuple):
+    """What the manifest says of a file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One part of a checkpoint: `part` of `parts`, written by some of `world_size` ranks."""
+
+    step: int
+    world_size: int
+    part: int
+    parts: int
+    files: dict[str, FileFacts]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(facts.size for facts in self.files.values())
+
+
+class BrokenError(Exception):
+    """A checkpoint is not what its manifest says, or has none; the message names the file."""
 
 
 def name_of(step: int) -> str:
@@ -29,68 +69,195 @@ def step_of(folder: Path) -> int:
     return int(match[1])
 
 
-def open_for_writing(root: Path, step: int) -> Path:
-    """An empty hidden folder for the checkpoint of `step`; what an interrupted save left there is removed."""
-    folder = root / f".{name_of(step)}.writing"
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    return folder
+def is_step(folder: Path) -> bool:
+    """Whether this is the name of a published folder."""
+    return _NAME.fullmatch(folder.name) is not None
 
 
-def commit(writing: Path) -> Path:
-    """Publish a written folder under its final name; returns that. One process calls it, after all have written."""
-    files = {str(p.relative_to(writing)): p.stat().st_size for p in sorted(writing.rglob("*")) if p.is_file()}
-    for name in files:
-        _sync(writing / name)
-    _write(writing / MANIFEST, json.dumps({"files": files}, indent=1))
-    final = writing.parent / writing.name.removeprefix(".").removesuffix(".writing")
-    if final.exists():
-        shutil.rmtree(final)
-    writing.rename(final)
-    _sync(writing.parent)
-    hint = writing.parent / ".latest.writing"
-    _write(hint, final.name)
-    hint.replace(writing.parent / "latest")
+def folders(root: Path) -> list[Path]:
+    """The published folders below `root`, newest first, complete or not."""
+    found = [p for p in root.iterdir() if _NAME.fullmatch(p.name) and p.is_dir()] if root.is_dir() else []
+    return sorted(found, key=step_of, reverse=True)
+
+
+def root_of(source: str) -> Path:
+    """Where a run folder, its `checkpoints/`, or a folder that holds `step-…` folders keeps them.
+
+    Raises:
+        UserError: there is nothing of that kind.
+    """
+    path = Path(source)
+    for root in (path / "checkpoints", path):
+        if folders(root):
+            return root
+    raise UserError(f"{source}: holds no checkpoint; name a run folder that has a checkpoints/step-… folder")
+
+
+def writing_folder(root: Path, step: int, attempt: str) -> Path:
+    """The hidden folder that one attempt to save `step` writes into; two writers never share one."""
+    return root / f".{name_of(step)}.{attempt}.writing"
+
+
+def sweep(root: Path) -> None:
+    """Remove what interrupted saves left; call it as the owner of `root`, before the first save."""
+    for path in [*root.glob(".step-*.writing"), *root.glob(".step-*.replaced")]:
+        # An older start may still be writing into it; what stays now is swept by the next start.
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def write_file(path: Path, data: memoryview) -> FileFacts:
+    """Write and sync one file, hashing what is written on the way.
+
+    Raises:
+        OSError: it cannot be written; the name is in it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest, size = hashlib.sha256(), 0
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        for start in range(0, len(data), CHUNK):
+            rest = data[start : start + CHUNK]
+            digest.update(rest)
+            while rest:
+                written = os.write(descriptor, rest)
+                size, rest = size + written, rest[written:]
+        os.fsync(descriptor)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        os.close(descriptor)
+    return FileFacts(size, digest.hexdigest())
+
+
+def write_text(path: Path, text: str) -> FileFacts:
+    """`write_file` of a text."""
+    return write_file(path, memoryview(text.encode()))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Put a file's new text in the place of the old one, atomically."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    write_text(beside, text)
+    os.replace(beside, path)
+    _sync_folder(path.parent)
+
+
+def commit(writing: Path, manifest: Manifest, allowed: Callable[[], None] = lambda: None) -> Path:
+    """Publish a written part under its final name; returns that. One process calls it, after all have written.
+
+    `allowed` is asked last, right before the rename, and raises where another start of the run has taken over.
+    """
+    write_text(writing / MANIFEST, json.dumps(asdict(manifest), indent=1))
+    for folder in {path.parent for path in writing.rglob("*")}:
+        _sync_folder(folder)
+    final = writing.parent / name_of(manifest.step)
+    allowed()
+    if final.exists():  # a broken one, or one that this run has gone back behind
+        old = writing.with_suffix(".replaced")
+        os.rename(final, old)
+        os.rename(writing, final)
+        shutil.rmtree(old)
+    else:
+        os.rename(writing, final)
+    _sync_folder(final.parent)
+    replace_text(final.parent / LATEST, final.name)
     return final
 
 
-def broken_files(folder: Path) -> list[str]:
-    """What keeps a checkpoint from being complete, in words; empty where it is complete."""
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a part.
+
+    Raises:
+        BrokenError: it is missing or is no manifest of this folder.
+    """
     try:
-        files: dict[str, int] = json.loads((folder / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return [f"{MANIFEST}: {error}"]
-    found = {name: (folder / name).stat().st_size if (folder / name).is_file() else None for name in files}
-    return [
-        f"{name}: {'missing' if found[name] is None else f'{found[name]} bytes'}, expected {size} bytes"
-        for name, size in files.items()
-        if found[name] != size
-    ]
+        tree: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        files = {str(name): FileFacts(int(size), str(digest)) for name, (size, digest) in tree.pop("files").items()}
+        manifest = Manifest(files=files, **{name: int(value) for name, value in tree.items()})
+    except FileNotFoundError as error:
+        raise BrokenError(f"{MANIFEST}: missing") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BrokenError(f"{MANIFEST}: not a manifest ({type(error).__name__}: {error})") from error
+    if name_of(manifest.step) != folder.name:
+        raise BrokenError(f"{MANIFEST}: is of {name_of(manifest.step)}")
+    return manifest
 
 
-def newest(root: Path) -> Path | None:
-    """The newest complete checkpoint below `root`, if there is one."""
-    folders = [p for p in root.iterdir() if p.is_dir() and _NAME.fullmatch(p.name)] if root.is_dir() else []
-    for folder in sorted(folders, key=step_of, reverse=True):
-        if not broken_files(folder):
-            return folder
-    return None
+def wrong_sizes(folder: Path, manifest: Manifest) -> list[str]:
+    """Files that are missing or not of their size, in words: what is quickly seen."""
+    wrong = []
+    for name, facts in manifest.files.items():
+        found = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if found != facts.size:
+            is_there = "missing" if found is None else f"{found} bytes"
+            wrong.append(f"{name}: {is_there}, expected {facts.size} bytes")
+    return wrong
 
 
-def prune(root: Path, keep_last: int) -> None:
-    """Remove all but the newest `keep_last` checkpoints; never the last one."""
-    folders = sorted((p for p in root.iterdir() if p.is_dir() and _NAME.fullmatch(p.name)), key=step_of)
-    for folder in folders[: -max(1, keep_last)]:
-        shutil.rmtree(folder)
+def wrong_checksums(folder: Path, files: Mapping[str, FileFacts]) -> list[str]:
+    """Files whose bytes are not the ones that were written, in words."""
+    wrong = []
+    for name, facts in files.items():
+        try:
+            with (folder / name).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            wrong.append(f"{name}: {error.strerror}")
+            continue
+        if found != facts.sha256:
+            wrong.append(f"{name}: its checksum is {found[:12]}…, expected {facts.sha256[:12]}…")
+    return wrong
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)
-    _sync(path)
+def broken_files(folder: Path, *, checksums: bool = False, below: str = "") -> list[str]:
+    """What keeps a part from being as it was written, in words; empty where nothing does.
+
+    Args:
+        checksums: read every file too, of those whose names begin with `below`.
+    """
+    try:
+        manifest = read_manifest(folder)
+    except BrokenError as error:
+        return [str(error)]
+    wrong = wrong_sizes(folder, manifest)
+    if wrong or not checksums:
+        return wrong
+    return wrong_checksums(folder, {name: facts for name, facts in manifest.files.items() if name.startswith(below)})
 
 
-def _sync(path: Path) -> None:
+def newest(root: Path, *, checksums: bool = False, below: str = "") -> Path | None:
+    """The newest part below `root` that is as it was written, if there is one; arguments as of `broken_files`."""
+    return next((f for f in folders(root) if not broken_files(f, checksums=checksums, below=below)), None)
+
+
+def prune(root: Path, published: int, keep_last: int, keep_every: int = 0) -> list[str]:
+    """Remove what `published`, which has just been written and stands, makes superfluous; returns what could not be.
+
+    The newest `keep_last` complete ones up to it stay, and those of every `keep_every`-th step (0: none). Folders of
+    later steps are not counted and stay: a run that went back behind broken ones writes them anew.
+    """
+    kept, failures = 0, []
+    for folder in folders(root):
+        step = step_of(folder)
+        if step > published:
+            continue
+        if step == published or not broken_files(folder):
+            kept += 1
+            if kept <= max(1, keep_last):
+                continue
+        if keep_every and step % keep_every == 0:
+            continue
+        try:
+            # Hidden first: a half-removed folder must not look like a broken checkpoint.
+            gone = root / f".{folder.name}.replaced"
+            os.rename(folder, gone)
+            shutil.rmtree(gone)
+        except OSError as error:
+            failures.append(f"{folder}: cannot be removed ({error.strerror})")
+    return failures
+
+
+def _sync_folder(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -205,6 +205,9 @@ def _data_loader(
         pin_memory=pin_memory and torch.cuda.is_available(),
         multiprocessing_context="fork" if num_workers else None,
         worker_init_fn=_start_worker,
+        # It draws a seed for its workers, who need none, where it begins: not from the generator that dropout draws
+        # from, or a resumed run would draw once more than one that was never stopped.
+        generator=torch.Generator(),
     )
 
 

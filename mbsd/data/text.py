@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -91,6 +93,12 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> PreTrai
     tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(vocabulary)}, do_lower_case=True)
     tokenizer.save_pretrained(str(out))
     return load_tokenizer(str(out))
+
+
+def words_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """How many words, and 16 digits that another vocabulary, or the same words in another order, would not give."""
+    words = json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]), ensure_ascii=False)
+    return f"{len(tokenizer)} words, {hashlib.sha256(words.encode()).hexdigest()[:16]}"
 
 
 def encode_pair(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 from dataclasses import dataclass
 from typing import Any
 
 import deepspeed
+import numpy as np
 import torch
 from torch import nn
 
 from mbsd.distributed import same_on_every_rank
-from mbsd.engine.loss_scale import leave_overflows_to_us, loss_scale
+from mbsd.engine.health import leave_overflows_to_us, loss_scale
 from mbsd.errors import UserError
 from mbsd.optim.groups import build_optimizer, parameter_groups
 from mbsd.optim.lamb import Lamb
@@ -172,4 +174,7 @@ def training_state(engine: Any) -> dict[str, float]:
 
 def seed_everything(seed: int, rank: int) -> None:
     """Dropout differs between ranks, weights do not: the model is built before with `torch.manual_seed(seed)`."""
-    torch.manual_seed(seed * 10_007 + rank + 1)
+    mine = seed * 10_007 + rank + 1
+    torch.manual_seed(mine)
+    random.seed(mine)
+    np.random.seed(mine % 2**32)

@@ -13,10 +13,12 @@ from mbsd.batch import Batch
 from mbsd.config import RunConfig
 from mbsd.distributed import Place
 from mbsd.engine.build import lamb_of, training_state
-from mbsd.engine.loss_scale import SkippedSteps
+from mbsd.engine.health import SkippedSteps, refuse_broken_weights, refuse_divergence
+from mbsd.engine.preempt import Stop, StopRequests
+from mbsd.engine.watchdog import Watchdog
 from mbsd.metrics import trust_ratios
 from mbsd.metrics.throughput import Throughput
-from mbsd.metrics.writer import MetricsWriter
+from mbsd.metrics.writer import MetricsWriter, say
 
 
 def train(
@@ -32,21 +34,33 @@ def train(
     throughput: Throughput,
     validate: Callable[[], dict[str, float]],
     save: Callable[[int], None],
-) -> None:
+    check_saves: Callable[[], None],
+    stop_requests: StopRequests,
+    watchdog: Watchdog,
+) -> Stop | None:
     """Train from `start_step` to `total_steps`; every rank calls it with its own micro-batches of the same order.
 
-    A step is `gradient_accumulation_steps` micro-batches. `validate` and `save` are collective. Losses are read from
-    the device every `run.log_every` steps only: nothing else in a step waits for it.
+    A step is `gradient_accumulation_steps` micro-batches. `validate`, `save` and `check_saves` are collective; a save
+    is written behind the steps that follow, and `check_saves` raises where saves keep failing. Losses are read from the
+    device every `run.log_every` steps and before a save only: nothing else in a step waits for it.
+
+    Returns:
+        None at the end; a Stop where a signal asked for one: the step is saved, its validation is left out.
+
+    Raises:
+        DivergedError: a loss or weight is no number any more, or fp16 skips step after step; this step is not saved.
     """
     accumulation, global_batch = engine.gradient_accumulation_steps(), engine.train_batch_size()
     totals: dict[str, torch.Tensor] = {}  # sums since the last log, on the device
     steps_since_log = 0
-    skipped, lamb = SkippedSteps(engine, run.max_skipped_steps), lamb_of(engine)
+    skipped, lamb = SkippedSteps(engine, run), lamb_of(engine)
     engine.train()
     for step in range(start_step + 1, total_steps + 1):
+        watchdog.beat(f"step {step}: waiting for data")
         waiting = time.perf_counter()
         batches = [next(micro_batches) for _ in range(accumulation)]
         throughput.wait(time.perf_counter() - waiting)
+        watchdog.beat(f"step {step}: training")
         norms = engine.module.norms(batches, place.device)
         for batch in batches:
             losses = engine(batch.to(place.device, non_blocking=True), norms)
@@ -59,23 +73,41 @@ def train(
         steps_since_log += 1
         writer.advance()
 
-        if step == start_step + 1 and lamb is not None and (names := lamb.unused()):
-            writer.say(f"no gradient in step {step}, left as they are until they get one: {', '.join(names)}")
-        if step % run.log_every == 0 or step == total_steps:
+        if step == start_step + 1 and lamb is not None and place.is_first and lamb.unused():
+            names = ", ".join(lamb.unused())
+            say(f"no gradient in step {step}, so these stay as they are until they get one: {names}")
+        last = step == total_steps
+        stopped_by = stop_requests.poll() if not last else None
+        stopping = stopped_by is not None
+        log_now = last or stopping or step % run.log_every == 0
+        save_now = last or stopping or step % run.save_every == 0
+        if log_now or save_now:
             values = _mean_over_ranks(totals, steps_since_log * accumulation)
+            state = training_state(engine)
+            refuse_divergence(values, state, step, steps_since_log, run)
+        if log_now:
             progress = {"epoch": step * global_batch / samples_in_epoch, "samples": float(step * global_batch)}
-            writer.log(step, {**progress, **values, **training_state(engine), **throughput.read()})
+            writer.log(step, {**progress, **values, **state, **throughput.read()})
             if lamb is not None:
                 writer.curves(step, "trust_ratio", trust_ratios.summarise(lamb.trust_ratios()))
             totals, steps_since_log = {}, 0
-        if step == total_steps or (run.validate_every and step % run.validate_every == 0):
+            check_saves()
+        if last or (run.validate_every and step % run.validate_every == 0 and not stopping):
+            watchdog.beat(f"step {step}: validation")
             engine.eval()
             writer.log(step, validate(), prefix="validation")
             engine.train()
             throughput.read()  # validation is no training time
-        if step == total_steps or step % run.save_every == 0:
+        if save_now:
+            watchdog.beat(f"step {step}: saving")
+            refuse_broken_weights(engine, step, run)
             save(step)
             throughput.read()
+        if stopped_by is not None:
+            stop_requests.close()
+            return Stop(step, stopped_by)
+    stop_requests.close()
+    return None
 
 
 def _mean_over_ranks(totals: dict[str, torch.Tensor], micro_steps: int) -> dict[str, float]:

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from mbsd.catalog.reader import Catalog
-from mbsd.checkpoint.manager import weights_folder
+from mbsd.checkpoint.resume import weights_folder
 from mbsd.config import BaseConfig, DataConfig, ModelConfig
 from mbsd.data.text import build_tokenizer, load_tokenizer
 from mbsd.distributed import on_rank_zero, same_on_every_rank
@@ -49,8 +49,10 @@ def start_tokenizer(config: BaseConfig, catalog: Catalog, run_folder: Path) -> P
     folder = run_folder / "tokenizer"
 
     def build() -> None:
-        if not (folder / "tokenizer.json").exists():
-            build_tokenizer(_texts(catalog), config.model.vocab_size, folder)
+        if not folder.exists():
+            beside = run_folder / ".tokenizer.writing"  # killed while it is written, it is built anew
+            build_tokenizer(_texts(catalog), config.model.vocab_size, beside)
+            beside.rename(folder)
 
     on_rank_zero(build)
     return load_tokenizer(str(folder))
@@ -93,7 +95,7 @@ def load_model(model_class: type[M], source: str, data: DataConfig, changes: dic
     """The model of a run folder or transformers folder, in float32; heads it does not hold are initialised.
 
     Raises:
-        UserError: another kind of checkpoint, or another image size.
+        UserError: another kind of checkpoint, another image size, or weights that are no numbers.
     """
     folder = weights_folder(source)
     try:
@@ -113,6 +115,12 @@ def load_model(model_class: type[M], source: str, data: DataConfig, changes: dic
     lacking = sorted(name for name in info["missing_keys"] if name.startswith("mbsd."))
     if lacking:
         raise UserError(f"{source}: lacks weights of the backbone, {lacking[0]} among {len(lacking)}")
+    broken = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
+    if broken:
+        raise UserError(
+            f"{source}: {len(broken)} weights hold values that are no numbers, {broken[0]} among them; name an earlier "
+            "checkpoint"
+        )
     complete: M = model
     return complete
 

@@ -65,11 +65,6 @@ class MetricsWriter:
             for name, value in values.items():
                 self._board.add_scalar(f"{section}/{name}", value, step)
 
-    def say(self, text: str) -> None:
-        """A line above the progress bar."""
-        if self.enabled:
-            tqdm.write(text, file=sys.stderr)
-
     def __enter__(self) -> MetricsWriter:
         """The writer."""
         return self
@@ -79,9 +74,15 @@ class MetricsWriter:
     ) -> None:
         """Close the files; what was logged stands whatever happened."""
         if self.enabled:
+            self._bar.delay = 0  # or a bar that `say` has drawn before its time is left without an end of line
             self._bar.close()
             self._board.close()
             self._file.close()
+
+
+def say(text: str) -> None:
+    """A line above the progress bar, if there is one; any thread may call it."""
+    tqdm.write(text, file=sys.stderr)
 
 
 def _drop_lines_after(path: Path, step: int) -> None:
@@ -89,4 +90,6 @@ def _drop_lines_after(path: Path, step: int) -> None:
         return
     lines = path.read_text(encoding="utf-8").splitlines()
     kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    beside = path.with_suffix(".writing")  # killed in between, the old lines still stand
+    beside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    beside.replace(path)

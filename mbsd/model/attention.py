@@ -71,7 +71,7 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    plan: AttentionPlan,
+    plan: AttentionPlan | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     **_: Any,
@@ -80,11 +80,18 @@ def packed_attention(
 
     Args:
         query, key, value: [1, H, T, head size], all sequences one after the other.
-        attention_mask: unused; the plan says which rows belong together.
+        attention_mask: unused where a plan says which rows belong together.
+        plan: None for padded input (`mbsd.model.padded`): query, key and value are [B, H, L, head size] then, and
+            attention_mask, bool [B, 1, 1, L], says which rows are real.
 
     Returns:
-        [1, T, H, head size], and no weights.
+        [1, T, H, head size] ([B, L, H, head size]), and no weights.
     """
+    if plan is None:
+        out_BHLd = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
+        )
+        return out_BHLd.transpose(1, 2), None
     if plan.pad_SL is None or plan.unpad_T is None:
         triples = zip(*(torch.split(tensor, list(plan.lengths), dim=2) for tensor in (query, key, value)), strict=True)
         pieces = [F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling) for q, k, v in triples]

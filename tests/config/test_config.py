@@ -72,7 +72,7 @@ def test_overrides_win_and_the_result_reads_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wrong",
     ["run.save_every=0", "run.log_every=0", "run.max_steps=0", "run.keep_last=0", "run.validate_samples=-1",
-     "run.validate_every=-1", "data.num_workers=-1", "data.prefetch=0", "data.flip_probability=1.5"],
+     "run.validate_every=-1", "run.timeout=-1", "data.num_workers=-1", "data.prefetch=0", "data.flip_probability=1.5"],
 )  # fmt: skip
 def test_numbers_that_cannot_be_meant(wrong: str, tmp_path: Path) -> None:
     ds = ["--deepspeed_config", str(write_ds_config(tmp_path))]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from mbsd.config import RunConfig
 from mbsd.errors import UserError
 from tests.distributed import run_distributed
 from tests.launch import DS_CONFIG
@@ -19,7 +20,7 @@ def overflowing_steps(rank: int, world_size: int, zero_stage: int, optimizer: st
     from deepspeed.accelerator import get_accelerator
 
     from mbsd.engine.build import build_engine, lamb_of, resolve, training_state
-    from mbsd.engine.loss_scale import SkippedSteps
+    from mbsd.engine.health import SkippedSteps
 
     # DeepSpeed offers fp16 on GPUs alone; its loss scaling is the same code on a CPU.
     type(get_accelerator()).is_fp16_supported = lambda self: True
@@ -33,7 +34,7 @@ def overflowing_steps(rank: int, world_size: int, zero_stage: int, optimizer: st
     module = Awkward()
     engine = build_engine(module, resolve(ds_config, world_size, 100))
     assert (lamb_of(engine) is not None) == (optimizer == "Lamb")
-    skipped = SkippedSteps(engine, LIMIT)
+    skipped = SkippedSteps(engine, RunConfig("run", max_steps=1, max_skipped_steps=LIMIT))
 
     def step(at: int, overflow: bool) -> None:
         gradients = {name: g / 100 for name, g in given_gradients(module, at, 0, rank).items()}
@@ -66,4 +67,4 @@ def test_a_run_that_only_skips_is_stopped_on_every_rank(zero_stage: int, optimiz
         assert seen["shared"] and seen["scale"]["loss_scale"] == 1.0
         # four were already skipped when the last rounds began
         assert f"step {100 + LIMIT - 4 - 1}: {LIMIT} steps in a row" in seen["message"]
-        assert "run.max_skipped_steps" in seen["message"] and "learning rate" in seen["message"]
+        assert "run.max_skipped_steps" in seen["message"] and "optimizer.params.lr" in seen["message"]

@@ -1,0 +1,210 @@
+"""Which checkpoint a start goes on from: the newest one that every rank can read and whose checksums hold."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mbsd.checkpoint import owner, store
+from mbsd.checkpoint.shards import file_name
+from mbsd.checkpoint.storage import Storage
+from mbsd.distributed import Place, gather_objects, on_rank_zero, same_on_every_rank
+from mbsd.errors import UserError
+
+LAST_SAVED = "last_saved"  # in the run folder: checkpoints were there once, so to find none is no fresh start
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint to go on from."""
+
+    folder: Path
+    facts: dict[str, Any]
+    """Its `run.json`."""
+
+
+def take_over(
+    folder: Path, storage: Storage, place: Place, identity: Mapping[str, Any], say: Callable[[str], None]
+) -> tuple[str, Found | None]:
+    """Make this start the owner of the run `folder` and find its newest checkpoint (collective).
+
+    Returns:
+        The owner's token, which a save needs, and what to go on from; None: the run has never saved.
+
+    Raises:
+        UserError: as of `find`; or checkpoints were written and are gone; or a later restart owns the run already.
+    """
+    find(storage, place, identity, say=say, verify=False)  # what this start cannot go on from it does not take over
+    token = on_rank_zero(lambda: secrets.token_hex(4))
+    with same_on_every_rank():
+        if place.rank == storage.leader:
+            owner.claim(storage.root, token)
+            store.sweep(storage.root)
+    found = find(storage, place, identity, say=say)
+    if found is None and on_rank_zero((folder / LAST_SAVED).exists):
+        raise UserError(
+            f"{folder / LAST_SAVED}: names a checkpoint that the run wrote, and {storage.root} holds none; bring the "
+            "checkpoints back, or choose another run.dir to start anew",
+            shared=True,
+        )
+    return token, found
+
+
+def find_elsewhere(source: str, place: Place, identity: Mapping[str, Any], say: Callable[[str], None]) -> Found:
+    """The checkpoint that `run.resume` names: a run folder's newest, or one `step-…` folder (collective).
+
+    Raises:
+        UserError: there is none, or as of `find`.
+    """
+    path = Path(source)
+    one = store.step_of(path) if store.is_step(path) else None
+    root = on_rank_zero(lambda: path.parent if one is not None else store.root_of(source))
+    everyone = Storage(root, 0, tuple(range(place.world_size)), (0,))
+    found = find(everyone, place, identity, say=say, only=one)
+    if found is None:
+        raise UserError(f"run.resume={source}: there is no such checkpoint; name a run folder or a step-… folder")
+    return found
+
+
+def find(
+    storage: Storage,
+    place: Place,
+    identity: Mapping[str, Any],
+    *,
+    say: Callable[[str], None],
+    verify: bool = True,
+    only: int | None = None,
+) -> Found | None:
+    """The checkpoint to go on from, the same on every rank (collective); None where there is none at all.
+
+    Args:
+        verify: read every file; False: only what says which run it is of.
+        only: this step and no other.
+
+    Sizes choose; then the checksums of every file are verified, the ranks sharing the work. A file that is not as it
+    was written makes all ranks take the next older checkpoint, and a line says which it was.
+
+    Raises:
+        UserError: checkpoints are there but none is complete, or the newest is of another run; a run never starts from
+            scratch by accident.
+    """
+    seen = gather_objects(_parts(storage.root) if place.rank == storage.leader else {})
+    reasons: dict[int, str] = {}
+    steps = {step for parts in seen for step in parts}
+    for step in sorted(steps if only is None else steps & {only}, reverse=True):
+        folder = storage.root / store.name_of(step)
+        parts = [answer[step] for answer in seen if step in answer]
+        why = _incomplete(parts)
+        if why is None:
+            needs = _needs(folder, parts[0], place)
+            why = next((reason for reason in gather_objects(needs) if reason is not None), None)
+        if why is None:
+            share = _share(folder, storage, place) if verify else {}
+            why = next((reason for reason in gather_objects(_corrupt(folder, share, place)) if reason), None)
+        if why is None:
+            facts: dict[str, Any] = on_rank_zero(lambda at=folder: json.loads((at / "run.json").read_text()))  # type: ignore[misc]
+            with same_on_every_rank():
+                _refuse_another_run(folder, facts, identity)
+            return Found(folder, facts)
+        reasons[step] = why
+        if verify:
+            say(f"WARNING: {folder} is not taken: {why}")
+    if reasons:
+        newest = max(reasons)
+        raise UserError(
+            f"{storage.root}: holds {len(reasons)} checkpoints and none is complete ({store.name_of(newest)}: "
+            f"{reasons[newest]}); mend or move the folder, or choose another run.dir",
+            shared=True,
+        )
+    return None
+
+
+def weights_folder(source: str) -> Path:
+    """The transformers folder that `run.init_from` or `model` means: a run folder's newest model, or the folder itself.
+
+    A checkpoint's model is taken only if its checksums hold.
+
+    Raises:
+        UserError: neither.
+    """
+    path = Path(source)
+    if (path / "config.json").is_file():
+        return path
+    for root in (path / "checkpoints", path):
+        newest = store.newest(root, checksums=True, below="model/")
+        if newest is not None:
+            return newest / "model"
+    raise UserError(
+        f"{source}: neither a run folder with a complete checkpoint nor a folder with config.json; name one of them"
+    )
+
+
+def _parts(root: Path) -> dict[int, store.Manifest | str]:
+    """Step -> the manifest of the part that lies here, or why it is none."""
+    parts: dict[int, store.Manifest | str] = {}
+    for folder in store.folders(root):
+        try:
+            manifest = store.read_manifest(folder)
+            wrong = store.wrong_sizes(folder, manifest)
+            parts[store.step_of(folder)] = wrong[0] if wrong else manifest
+        except store.BrokenError as error:
+            parts[store.step_of(folder)] = str(error)
+    return parts
+
+
+def _incomplete(parts: list[store.Manifest | str]) -> str | None:
+    manifests = [part for part in parts if isinstance(part, store.Manifest)]
+    broken = next((part for part in parts if isinstance(part, str)), None)
+    if broken is not None:
+        return broken
+    there = {manifest.part for manifest in manifests}
+    lacking = set(range(manifests[0].parts)) - there
+    if lacking:
+        return f"{len(lacking)} of its {manifests[0].parts} parts are on no disk of these nodes"
+    return None
+
+
+def _needs(folder: Path, part: store.Manifest | str, place: Place) -> str | None:
+    """What this rank has to read and does not see."""
+    assert isinstance(part, store.Manifest)
+    same = part.world_size == place.world_size
+    for rank in [place.rank] if same else range(part.world_size):
+        name = f"{file_name(rank)}.safetensors"
+        if not (folder / name).is_file():
+            moved = "" if same else f" ({part.world_size} ranks wrote it, {place.world_size} would read it)"
+            return f"rank {place.rank} does not find {name} on its node's disk{moved}"
+    return None
+
+
+def _share(folder: Path, storage: Storage, place: Place) -> dict[str, store.FileFacts]:
+    """This rank's share of the files on its disk: where no rank has moved, its own state among them."""
+    if not (folder / store.MANIFEST).is_file():
+        return {}  # another disk's checkpoint, of which this one has nothing
+    files, index, among = store.read_manifest(folder).files, storage.members.index(place.rank), len(storage.members)
+    states = sorted(name for name in files if name.startswith("state-"))
+    others = [name for name in files if not name.startswith("state-")]
+    mine = [name for i, name in enumerate(states) if i // 2 % among == index]  # two files a rank
+    mine += [name for i, name in enumerate(others) if i % among == index]
+    return {name: files[name] for name in mine}
+
+
+def _corrupt(folder: Path, share: dict[str, store.FileFacts], place: Place) -> str | None:
+    """The first file of the share that is not as it was written; rank 0 always looks at `run.json`, which is read."""
+    if place.is_first:
+        share = {"run.json": store.read_manifest(folder).files["run.json"]} | share
+    wrong = store.wrong_checksums(folder, share)
+    return wrong[0] if wrong else None
+
+
+def _refuse_another_run(folder: Path, facts: dict[str, Any], identity: Mapping[str, Any]) -> None:
+    for name, value in identity.items():
+        saved = facts["identity"].get(name)
+        if saved != value:
+            raise UserError(
+                f"{folder}: {name} was {saved!r} when it was saved and is {value!r} now; set it back, or choose "
+                "another run.dir"
+            )

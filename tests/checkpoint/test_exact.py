@@ -1,0 +1,94 @@
+"""k steps, kill -9, the same command: bitwise N steps in one go, mid-epoch, with dropout, crops and flips."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.checkpoint.forked import Start, train
+from tests.checkpoint.runs import HALF, STEPS, arguments, checksums, kill_after, step
+from tests.conftest import Shop
+from tests.launch import losses
+
+pytestmark = pytest.mark.distributed
+
+ADAMW = {"type": "AdamW", "params": {"lr": 0.004, "weight_decay": 0.01, "torch_adam": True}}
+# A first scale that overflows, so that steps are skipped, the scale falls, and both have to come back.
+FP16 = {"enabled": True, "initial_scale_power": 19, "loss_scale_window": 4, "hysteresis": 2, "min_loss_scale": 1}
+CASES: dict[str, dict[str, Any]] = {
+    "fp32": {"gradient_accumulation_steps": 2},
+    "bf16": {"bf16": {"enabled": True}},
+    "fp16": {"fp16": FP16},
+    "fp32, AdamW, no ZeRO": {"optimizer": ADAMW, "zero_optimization": {"stage": 0}},
+}
+
+
+def allow_fp16(rank: int) -> None:
+    """DeepSpeed trains fp16 on CPUs once its accelerator says that it may."""
+    from deepspeed.accelerator import get_accelerator
+
+    get_accelerator().is_fp16_supported = lambda: True
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_killed_run_ends_bitwise_like_an_undisturbed_one(case: str, shop: Shop, tmp_path: Path) -> None:
+    before = (allow_fp16, ())
+    whole, cut = (arguments(tmp_path / name, shop.catalog, ds=CASES[case]) for name in ("whole", "cut"))
+    train(2, whole, tmp_path / "log", before=before)
+    kill_after(Start(2, cut, tmp_path / "log", before=before), step(tmp_path / "cut", HALF))
+    assert not (tmp_path / "cut" / "DONE").exists()
+    resumed = train(2, cut, tmp_path / "log", before=before)
+    assert f"resuming {step(tmp_path / 'cut', HALF)}" in resumed.said()
+    expected = checksums(step(tmp_path / "whole", STEPS))
+    assert {"run.json", "state-0000.safetensors", "state-0001.json", "model/model.safetensors"} <= expected.keys()
+    assert checksums(step(tmp_path / "cut", STEPS)) == expected
+    if case == "fp16":
+        import json
+
+        facts = json.loads((step(tmp_path / "whole", HALF) / "run.json").read_text())
+        assert 0 < facts["counters"]["skipped_steps"] < HALF  # else nothing was learned about the scale
+
+
+def test_the_saved_model_is_what_save_pretrained_writes(shop: Shop, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from mbsd.model.heads import MbsdForMaskedModelling
+
+    train(1, arguments(tmp_path / "run", shop.catalog, "--run.max_steps=2"), tmp_path / "log")
+    folder = step(tmp_path / "run", 2) / "model"
+    model = MbsdForMaskedModelling.from_pretrained(folder)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    model.save_pretrained(tmp_path / "again")
+    assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in (tmp_path / "again").iterdir())
+    mine, theirs = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "again"))
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert (folder / "config.json").read_text() == (tmp_path / "again" / "config.json").read_text()
+
+
+@pytest.mark.parametrize(("optimizer", "before", "after"), [("Lamb", 2, (1, 3)), ("Lamb", 3, (2,)), ("AdamW", 2, (3,))])
+def test_another_number_of_ranks_goes_on(
+    optimizer: str, before: int, after: tuple[int, ...], shop: Shop, tmp_path: Path
+) -> None:
+    """The losses that follow are those of the undisturbed run to 1e-5: the same samples, weights, moments, schedule."""
+    ds = {"train_batch_size": 12} | ({"optimizer": ADAMW} if optimizer == "AdamW" else {})
+    whole = arguments(tmp_path / "whole", shop.catalog, "--model.dropout=0.0", ds=ds)
+    train(before, whole, tmp_path / "log")
+    expected = losses(tmp_path / "whole")
+    cut = arguments(tmp_path / "cut", shop.catalog, "--model.dropout=0.0", ds=ds)
+    kill_after(Start(before, cut, tmp_path / "log"), step(tmp_path / "cut", HALF))
+    for ranks in after:
+        run = tmp_path / f"to{ranks}"
+        shutil.copytree(tmp_path / "cut", run)
+        shutil.rmtree(step(run, STEPS), ignore_errors=True)
+        resumed = train(ranks, arguments(run, shop.catalog, "--model.dropout=0.0", ds=ds), tmp_path / "log")
+        assert f"resuming {step(run, HALF)} of {before} ranks" in resumed.said()
+        found = losses(run)
+        assert sorted(found) == list(range(1, STEPS + 1))
+        for number, values in expected.items():
+            assert found[number] == pytest.approx(values, rel=1e-5), number

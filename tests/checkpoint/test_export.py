@@ -1,0 +1,196 @@
+"""A run's checkpoint leaves as a transformers folder and an ONNX graph that say what the trained model says."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torchvision.io import ImageReadMode, decode_jpeg
+from transformers import AutoImageProcessor
+
+from mbsd.checkpoint import onnx_graph, store
+from mbsd.checkpoint.export import export
+from mbsd.checkpoint.onnx_graph import write_graph
+from mbsd.data.images_torchvision import WHOLE_IMAGE, TorchvisionDecoder
+from mbsd.engine.weights import load_model
+from mbsd.errors import UserError
+from mbsd.model.heads import MbsdForClassification, MbsdForMaskedModelling, MbsdForMatching
+from mbsd.model.mbsd import MbsdModel
+from mbsd.model.patchify import normalise_pixels
+from tests.conftest import Shop
+from tests.launch import ROOT, TINY, deepspeed, write_ds_config
+from tests.model.reference import MIXED, deviation, hand_batch, random_samples, randomise, shown, text_of, tiny_config
+
+VIEWS = ("full", "text", "image")
+
+
+def common(run: Path, shop: Shop) -> list[object]:
+    return ["--run.dir", run, "--run.max_steps=4", "--run.validate_samples=16", "--data.catalog", shop.catalog, *TINY]
+
+
+@pytest.fixture(scope="module")
+def half(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of stage 2 in bf16 on two ranks, whose master weights lie in two shards."""
+    run = tmp_path_factory.mktemp("half") / "run"
+    ds = write_ds_config(run.parent, bf16={"enabled": True})
+    matching = ["--stage=matching", "--data.table", shop.pairs, "--data.max_text_tokens=80"]
+    deepspeed(2, "pretrain", "--deepspeed_config", ds, *matching, *common(run, shop))
+    return run
+
+
+@pytest.fixture(scope="module")
+def full(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fine-tuning in float32."""
+    run = tmp_path_factory.mktemp("full") / "run"
+    deepspeed(
+        1, "finetune", "--deepspeed_config", write_ds_config(run.parent), "--data.table", shop.tags, *common(run, shop)
+    )
+    return run
+
+
+LOAD = """
+import json, sys
+import mbsd
+assert "torch" not in sys.modules and "transformers" not in sys.modules
+from transformers import AutoModel, AutoTokenizer, AutoImageProcessor
+model, tokenizer = AutoModel.from_pretrained(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[1])
+pictures = AutoImageProcessor.from_pretrained(sys.argv[1])
+print(json.dumps({
+    "model": type(model).__name__, "dtype": str(model.dtype), "length": tokenizer.model_max_length,
+    "cls": tokenizer.cls_token, "size": dict(pictures.size), "query": pictures.max_query_tokens,
+}))
+"""
+
+
+@pytest.mark.distributed
+def test_a_half_precision_run_leaves_in_float32(half: Path, tmp_path: Path) -> None:
+    """`mbsd export --onnx` and then the Auto classes, each in a process of its own."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "mbsd.cli", "export", str(half), "--out", str(out), "--onnx"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "MbsdForMatching" in done.stdout and "step-00000004" in done.stdout
+    assert "float32, the optimizer's master weights of a bfloat16 run" in done.stdout
+    largest = [float(word) for word in done.stdout.split("torch: ")[1].replace(",", "").split() if word not in VIEWS]
+    assert len(largest) == 3 and max(largest) < 1e-4
+
+    loaded = subprocess.run([sys.executable, "-c", LOAD, str(out)], cwd=ROOT, capture_output=True, text=True)
+    assert loaded.returncode == 0, loaded.stderr[-3000:]
+    assert json.loads(loaded.stdout) == {
+        "model": "MbsdModel", "dtype": "torch.float32", "length": 80, "cls": "[CLS]",
+        "size": {"height": 32, "width": 32}, "query": 64,
+    }  # fmt: skip
+
+    rounded = load_file(half / "checkpoints" / "step-00000004" / "model" / "model.safetensors")
+    exported = load_file(out / "model.safetensors")
+    assert exported.keys() == rounded.keys()
+    assert all(weight.dtype == torch.float32 for weight in exported.values())
+    assert all(exported[name].bfloat16().equal(weight) for name, weight in rounded.items())
+    finer = [name for name, weight in rounded.items() if not exported[name].equal(weight.float())]
+    assert len(finer) > len(rounded) / 2, "the master weights are finer than the rounded ones"
+
+
+@pytest.mark.distributed
+def test_what_is_loaded_computes_what_the_trained_model_computes(full: Path, tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    from mbsd.config import DataConfig
+
+    done = export(full / "checkpoints" / store.name_of(4), tmp_path / "out")
+    assert done.architecture == "MbsdForClassification" and done.weights == "float32" and not done.differences
+    trained = load_model(MbsdForClassification, str(full), DataConfig(catalog="", image_size=32)).eval()
+    loaded = AutoModel.from_pretrained(tmp_path / "out").eval()
+    assert type(loaded) is MbsdModel
+    batch = hand_batch(random_samples(MIXED, seed=70, side=32), VIEWS, loaded.config)
+    with torch.no_grad():
+        assert deviation(loaded(batch).h_VBD, trained(batch).h_VBD) < 1e-6
+        again = MbsdForClassification.from_pretrained(tmp_path / "out").eval()
+        assert deviation(again(batch).logits, trained(batch).logits) < 1e-6
+
+
+@pytest.mark.distributed
+def test_the_image_processor_gives_the_networks_pixels(full: Path, tmp_path: Path) -> None:
+    export(full, tmp_path / "out")
+    noise = np.random.default_rng(0).integers(0, 256, (9, 14, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).resize((140, 90)).save(file, "JPEG")
+    whole = np.array([WHOLE_IMAGE])
+    decoded = TorchvisionDecoder(32).decode([file.getvalue()], whole, np.array([False]))
+    picture = decode_jpeg(torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    found = AutoImageProcessor.from_pretrained(tmp_path / "out")(picture, return_tensors="pt")["pixel_values"]
+    assert deviation(found, normalise_pixels(decoded, torch.float32)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        (MbsdForMatching, {"match_head": "per_view", "image_cls": True, "representation": "cls"}),
+        (MbsdForClassification, {"num_labels_out": 7}),
+        (MbsdForMaskedModelling, {}),
+    ],
+)
+def test_the_graph_gives_each_sample_of_each_view_what_torch_gives_it(
+    kind: Callable[..., MbsdModel], changes: dict[str, object], tmp_path: Path
+) -> None:
+    """One sample at a time and without padding, against the packed forward of all samples in all views."""
+    import onnxruntime
+
+    config = tiny_config(**changes)
+    model = kind(config).eval()
+    randomise(model, seed=71)
+    largest = write_graph(model, tmp_path / "model.onnx", 144)
+    assert set(largest) == set(VIEWS) and max(largest.values()) < 1e-4
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    samples = random_samples(MIXED, seed=72)
+    samples = [sample for sample in samples if sample.query is not None]
+    batch = hand_batch(samples, VIEWS, config)
+    with torch.no_grad():
+        h_VBD = getattr(model, "mbsd", model).encode(batch).h_VBD
+        logits = None if kind is MbsdForMaskedModelling else model(batch).logits
+    for v, view in enumerate(VIEWS):
+        for b, sample in enumerate(samples):
+            length, with_image = shown(sample, view)
+            ids, types = (np.array([row[:length]]) for row in text_of(sample))
+            image = sample.image if sample.image is not None else torch.zeros(3, 64, 64, dtype=torch.uint8)
+            found = session.run(None, {
+                "input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": types,
+                "pixel_values": normalise_pixels(image[None], torch.float32).numpy(),
+                "image_mask": np.array([int(with_image)]),
+            })  # fmt: skip
+            assert deviation(torch.from_numpy(found[0][0]), h_VBD[v, b]) < 1e-5
+            if logits is not None:
+                expected = logits[v, b]
+                column = found[1][0, v] if kind is MbsdForMatching else found[1][0]
+                assert deviation(torch.as_tensor(column), expected) < 1e-5
+
+
+@pytest.mark.distributed
+def test_mistakes_are_one_line_and_leave_nothing(full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UserError, match="there: exists already"):
+        export(full, tmp_path / "there")
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        export(tmp_path / "there", tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx_graph, "PACKAGES", ("onnx", "a_package_nobody_has"))
+        with pytest.raises(UserError, match=r"a_package_nobody_has is not installed; pip install 'mbsd\[onnx\]'"):
+            export(full, tmp_path / "out", onnx=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx_graph, "TOLERANCE", -1.0)
+        with pytest.raises(ArithmeticError, match="differs from torch"):
+            export(full, tmp_path / "out", onnx=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+    command = [sys.executable, "-m", "mbsd.cli", "export", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ})
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
