@@ -14,12 +14,14 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch._C._distributed_c10d import HashStore, TCPStore
 from transformers import PreTrainedTokenizerBase
 
@@ -75,6 +77,7 @@ class CheckpointManager:
         self._token, self._keep_last, self._keep_every, self._say = token, keep_last, keep_every, say
         self._layout: Layout = read_layout(engine)
         self._images: dict[str, HostImage] = {}
+        self._preparing: threading.Thread | None = None
         self._mailbox = _mailbox(place)
         self._writing: writer.Writing | None = None
         self._attempt, self._saves, self._failures = "", 0, 0
@@ -134,6 +137,17 @@ class CheckpointManager:
             UserError: a later start has taken the run over, or the last three saves have failed.
         """
         self._settle(wait=False)
+        if not self._images and self._preparing is None:
+            self.prepare()
+
+    def prepare(self) -> None:
+        """Begin to lay out the host memory that saves copy into, behind the steps; not collective.
+
+        Called when the optimizer has made a step and so has its state; the first save would else wait for it.
+        """
+        wanted = self._wanted()
+        self._preparing = threading.Thread(target=self._lay_out, args=(wanted,), name="checkpoint-memory", daemon=True)
+        self._preparing.start()
 
     def wait(self) -> None:
         """Return when the last save is durable.
@@ -196,17 +210,28 @@ class CheckpointManager:
 
     def _snapshot(self) -> dict[str, HostImage]:
         """File name -> its image, with the tensors of now copied in."""
+        if self._preparing is not None:
+            self._preparing.join()
+        wanted = self._wanted()
+        self._lay_out(wanted)
+        for name, tensors in wanted.items():
+            self._images[name].fill(tensors)
+        return {name: self._images[name] for name in wanted}
+
+    def _wanted(self) -> dict[str, dict[str, Tensor]]:
+        """File name -> the tensors that go into it."""
         wanted = {f"{file_name(self.place.rank)}.safetensors": tensors_of(self.engine, self._layout, self.place.rank)}
         if self.place.is_first:
             tied = getattr(self._model, "all_tied_weights_keys", {})
             wanted[f"{MODEL}/model.safetensors"] = {
                 name: value for name, value in self._model.state_dict().items() if name not in tied
             }
+        return wanted
+
+    def _lay_out(self, wanted: dict[str, dict[str, Tensor]]) -> None:
         for name, tensors in wanted.items():
             if name not in self._images or not self._images[name].fits(tensors):
                 self._images[name] = HostImage(tensors, {"format": "pt"}, pinned=self.place.device.type == "cuda")
-            self._images[name].fill(tensors)
-        return {name: self._images[name] for name in wanted}
 
     def _constant_files(self) -> dict[str, memoryview]:
         """What does not change while the process lives: the model's config, the tokenizer, the run's settings."""
