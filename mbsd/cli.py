@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from mbsd.cli_bench import bench_app
 from mbsd.errors import UserError, exits_cleanly
 
 app = typer.Typer(
@@ -19,7 +20,6 @@ catalog_app = typer.Typer(no_args_is_help=True, help="Validated catalogues: item
 tables_app = typer.Typer(no_args_is_help=True, help="Task tables over a catalogue.")
 pairs_app = typer.Typer(no_args_is_help=True, help="Query-item pairs from behaviour logs.")
 checkpoint_app = typer.Typer(no_args_is_help=True, help="Checkpoints of a run.")
-bench_app = typer.Typer(no_args_is_help=True, help="Measurements, each against a baseline in the same run.")
 app.add_typer(catalog_app, name="catalog")
 app.add_typer(tables_app, name="tables")
 app.add_typer(pairs_app, name="pairs")
@@ -32,8 +32,6 @@ USAGE_ERROR: type[BaseException] = typer.BadParameter.__bases__[0]
 Out = Annotated[Path, typer.Option(help="Where the result goes.")]
 CatalogDir = Annotated[Path, typer.Option("--catalog", help="Folder written by `mbsd catalog build`.")]
 RunDir = Annotated[Path, typer.Argument(help="A run folder, or one that holds step-… folders.")]
-Ranks = Annotated[list[int], typer.Option(help="Numbers of ranks to measure at; may be given several times.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the numbers there.")]
 Workers = Annotated[int, typer.Option(help="Processes; 0 = one per core.")]
 
 
@@ -121,38 +119,47 @@ def tables_derive(
 
 @pairs_app.command("mine")
 def pairs_mine(
-    log: Annotated[Path, typer.Option(help="Parquet: user, query, item, kind (click | purchase), time.")],
+    log: Annotated[str, typer.Option(help="Parquet, CSV or JSONL: a file, folder, glob, or URL of Parquet.")],
     catalog: CatalogDir,
     out: Out,
     min_buyers: Annotated[int, typer.Option(help="Distinct buyers that make a pair a positive.")] = 2,
     negatives_per_positive: Annotated[int, typer.Option(help="Queries of the same category.")] = 1,
     rewrites_per_positive: Annotated[int, typer.Option(help="Queries with one term replaced.")] = 1,
+    max_pairs_per_item: Annotated[int, typer.Option(help="Most rows of an item; 0 = no limit.")] = 0,
     seed: Annotated[int, typer.Option(help="Of the negatives' draw.")] = 0,
+    column: Annotated[
+        list[str] | None, typer.Option(help="OURS=NAME for user, query, item, kind or time; may be repeated.")
+    ] = None,
+    split: Annotated[
+        Literal["item", "time"], typer.Option(help="What train, validation and test are cut by.")
+    ] = "item",
+    validation_from: Annotated[str, typer.Option(help="Of --split time: a date, or a share such as 0.8.")] = "",
+    test_from: Annotated[str, typer.Option(help="Of --split time: a date, or a share such as 0.9.")] = "",
+    tagger: Annotated[str, typer.Option(help="What finds terms: gazetteer, or transformers:PATH.")] = "gazetteer",
+    lexicon: Annotated[Path | None, typer.Option(help="Terms of your own for the tagger.")] = None,
+    engine: Annotated[Literal["duckdb", "spark"], typer.Option(help="Both give the same table.")] = "duckdb",
+    master: Annotated[str, typer.Option(help="Of Spark, such as spark://host:7077; without: this machine.")] = "",
+    memory_limit: Annotated[str, typer.Option(help="Of the engine, such as 4GB.")] = "",
+    spill: Annotated[str, typer.Option(help="Folder for what does not fit into memory.")] = "",
+    threads: Annotated[int, typer.Option(help="0 = one per core.")] = 0,
+    report: Annotated[Path | None, typer.Option(help="Folder of report.json; without: OUT's name + .report.")] = None,
 ) -> None:
     """Write the pair table of stage 2: purchases, and hard negatives without any behaviour."""
-    from mbsd.catalog.mining import mine_pairs
+    from mbsd.catalog.mining import MiningSettings, mine_pairs, write_json
     from mbsd.catalog.reader import Catalog
+    from mbsd.catalog.tagging import make_tagger
 
-    report = mine_pairs(
-        log, Catalog(catalog), out, min_buyers=min_buyers, negatives_per_positive=negatives_per_positive,
-        rewrites_per_positive=rewrites_per_positive, seed=seed,
+    columns = dict(_name_and_value(text) for text in column or [])
+    settings = MiningSettings(
+        min_buyers=min_buyers, negatives_per_positive=negatives_per_positive, seed=seed, columns=columns, split=split,
+        rewrites_per_positive=rewrites_per_positive, max_pairs_per_item=max_pairs_per_item, master=master,
+        validation_from=validation_from, test_from=test_from, engine=engine, memory_limit=memory_limit, spill=spill,
+        threads=threads,
     )  # fmt: skip
-    print(
-        f"{out}: {report.positives} purchases, {report.same_category} queries of the same category, {report.rewrites} "
-        f"rewrites for {report.items} items, from {report.log_rows} rows ({report.unknown_rows} of unknown items)"
-    )
-
-
-@bench_app.command("lamb")
-def bench_lamb(
-    ranks: Ranks = [1, 2, 4],  # noqa: B006 (typer reads it as the option's default)
-    turns: Annotated[int, typer.Option(min=1, help="Steps of each contestant.")] = 9,
-    json_file: JsonFile = None,
-) -> None:
-    """LAMB's step under ZeRO-2 at BERT-base's size: milliseconds, bytes of state, ratios to AdamW and a plain loop."""
-    from mbsd.bench.lamb import measure_lamb
-
-    _write_json(json_file, measure_lamb(tuple(ranks), turns))
+    shop = Catalog(catalog)
+    found = mine_pairs(log, shop, out, settings, make_tagger(tagger, shop, lexicon))
+    file = write_json(found, report or out.with_name(out.stem + ".report"))
+    print(f"{out}: {found.describe()}; report: {file}")
 
 
 @checkpoint_app.command("list")
@@ -171,36 +178,6 @@ def checkpoint_verify(run: RunDir) -> None:
     verify_checkpoints(run)
 
 
-@bench_app.command("checkpoint")
-def bench_checkpoint(
-    ranks: Ranks = [1, 2, 4],  # noqa: B006 (as above)
-    saves: Annotated[int, typer.Option(help="Saves of each kind; medians are reported.")] = 5,
-    folder: Annotated[Path | None, typer.Option(help="Where is written; default: a temporary folder.")] = None,
-    json_file: JsonFile = None,
-) -> None:
-    """Stall, time to durable, bytes and time to resume at BERT-base's size, against DeepSpeed's own save."""
-    from mbsd.bench.checkpoint import measure
-
-    _write_json(json_file, measure(tuple(ranks), saves, folder))
-
-
-@app.command("demo")
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(help="Another seed: another shop, another draw of everything.")] = 0,
-    ranks: Annotated[int, typer.Option(help="Processes of each training run.")] = 2,
-) -> None:
-    """The whole story on a synthetic catalogue, on CPUs: synth, build, mine, two stages, fine-tune, evaluate."""
-    from mbsd.demo import run_demo
-
-    run_demo(out, seed=seed, ranks=ranks)
-
-
-def _write_json(path: Path | None, numbers: dict[str, Any]) -> None:
-    if path is not None:
-        path.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-
-
 @app.command("export")
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder (its newest checkpoint), or one of its checkpoints.")],
@@ -215,6 +192,25 @@ def export(
     if done.differences:
         views = ", ".join(f"{view} {largest:.1e}" for view, largest in done.differences.items())
         print(f"{out}/model.onnx: largest difference from torch: {views}")
+
+
+@app.command("demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Another seed: another shop, another draw of everything.")] = 0,
+    ranks: Annotated[int, typer.Option(help="Processes of each training run.")] = 2,
+) -> None:
+    """The whole story on a synthetic catalogue, on CPUs: synth, build, mine, two stages, fine-tune, evaluate."""
+    from mbsd.demo import run_demo
+
+    run_demo(out, seed=seed, ranks=ranks)
+
+
+def _name_and_value(text: str) -> tuple[str, str]:
+    name, found, value = text.partition("=")
+    if not (name and found and value):
+        raise UserError(f"--column {text}: expected OURS=NAME, such as query=search_term")
+    return name, value
 
 
 def _read_json(path: Path) -> dict[str, str]:

@@ -2,14 +2,15 @@
 
     positives        (query, item) with at least `min_buyers` distinct buyers; clicks never make one
     same-category    a query that led to purchases in the item's category
-    rewrite          a positive's query with one term replaced by another value of the same attribute
+    rewrite          a positive's query with one term replaced by another of the same type
 
 Nobody has done anything at all with a negative's item under its query, not even clicked.
 
 Every draw is a hash of (seed, what is drawn for), ties are broken by the text, and the hash is md5, so that the table
-is the same for any number of threads, any order of the log and any engine. Negatives are drawn by rotation: a hash
-gives the place in a hash-ordered list where an item starts to read. The work is then items x draws, where a join of
-items with all queries of their category would be thousands of times that.
+is the same for any number of threads, any order of the log and either engine. Negatives are drawn by rotation: a hash
+gives the place in a random list where an item starts to read. The work is then items x draws, where a join of items
+with all queries of their category would be thousands of times that. The SQL is in `mining_sql`, in the order of
+`mine_pairs`.
 """
 
 from __future__ import annotations
@@ -17,345 +18,288 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-import unicodedata
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import duckdb
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from mbsd.catalog import mining_sql as sql
+from mbsd.catalog.engines import Engine, UndecodableText, number, open_engine, rows
+from mbsd.catalog.layout import SPLITS
+from mbsd.catalog.log_files import LogFiles, check_columns, find_log
+from mbsd.catalog.mining_counts import MiningReport, write_json
+from mbsd.catalog.mining_settings import LOG_COLUMNS, MiningSettings, bound
+from mbsd.catalog.queries import MAX_QUERY_CHARACTERS, normalise_query
 from mbsd.catalog.reader import Catalog
-from mbsd.catalog.tables import write_table
+from mbsd.catalog.table_file import write_batches
+from mbsd.catalog.tagging import Tagger, make_tagger
 from mbsd.errors import UserError
 
-LOG_COLUMNS = ("user", "query", "item", "kind")
-FIRST_WINDOW = 8  # places of a rotation read in the first round; each further round reads twice as many
+__all__ = ["LOG_COLUMNS", "MiningReport", "MiningSettings", "mine_pairs", "write_json"]
 
-
-@dataclass
-class MiningReport:
-    """What was found; `*_short` are negatives that were asked for and do not exist."""
-
-    log_rows: int = 0
-    unknown_rows: int = 0  # of items that the catalogue does not have, or without query
-    positives: int = 0
-    same_category: int = 0
-    rewrites: int = 0
-    same_category_short: int = 0
-    rewrites_short: int = 0
-    items: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Term:
-    """A value of attribute `name` in a query: the query is head + value + tail."""
-
-    name: str
-    value: str
-    head: str
-    tail: str
-
-
-def normalise_query(text: str) -> str:
-    """NFKC, case folded, runs of white space as one space: two spellings of a query are one query."""
-    return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).split())
+KINDS_IN_REPORT = 50
 
 
 def mine_pairs(
-    log: Path,
+    log: Path | str,
     catalog: Catalog,
     out: Path,
-    *,
-    min_buyers: int = 2,
-    negatives_per_positive: int = 1,
-    rewrites_per_positive: int = 1,
-    seed: int = 0,
-    threads: int = 0,
+    settings: MiningSettings | None = None,
+    tagger: Tagger | None = None,
 ) -> MiningReport:
     """Write the table of kind `pairs` for a log: rows in the order of (item, text).
 
     Args:
-        log: a Parquet file, or a folder of them, with columns user, query, item (the item's id) and kind; kind
-            `purchase` makes positives, any other is behaviour (such as `click`).
+        log: Parquet, CSV or JSONL: a file, a folder of them, a glob, or the URL of Parquet that the engine can read;
+            columns user, query, item (the item's id), kind (`purchase` makes positives, any other is behaviour) and,
+            for a split by time, time.
         catalog: its items' categories and attributes steer the negatives.
         out: the table's file.
-        min_buyers: distinct users who bought the item under the query.
-        negatives_per_positive: same-category negatives for each positive of an item.
-        rewrites_per_positive: rewritten queries for each positive. A term is rewritten only where the item's own value
-            of that attribute is known, and neither contains the new value nor is contained in it ("navy blue", "blue").
-        seed: of all draws.
-        threads: of the engine; 0 = its default. The result does not depend on it.
+        settings: None = the defaults.
+        tagger: finds the terms that can be replaced; None = the gazetteer of the catalogue's attributes. A term is
+            replaced only where the item's own value of its type is known, never by a value that the item has, nor by
+            one that contains its own or is contained in it ("navy blue", "blue").
 
     Raises:
-        UserError: the log cannot be read, lacks a column, or holds no positive.
+        UserError: the log cannot be read, lacks a column, or holds no positive; or the engine cannot do it.
     """
+    settings = settings or MiningSettings()
     started = time.monotonic()
-    least = {"min_buyers": 1, "negatives_per_positive": 0, "rewrites_per_positive": 0, "threads": 0}
-    given = (min_buyers, negatives_per_positive, rewrites_per_positive, threads)
-    for (name, lowest), value in zip(least.items(), given, strict=True):
-        if value < lowest:
-            raise UserError(f"{name} is {value}; expected at least {lowest}")
-    report = MiningReport()
-    with tempfile.TemporaryDirectory(prefix="mbsd-mining-") as spill, duckdb.connect(":memory:") as engine:
-        engine.execute(f"SET temp_directory = '{spill}'; SET preserve_insertion_order = false")
-        if threads:
-            engine.execute(f"SET threads = {threads}")
-        engine.execute(f"CREATE MACRO draw(s) AS ('0x' || substr(md5('{int(seed)}' || chr(9) || s), 1, 15))::BIGINT")
-        _load(engine, log, catalog, report)
-        _positives(engine, log, min_buyers, report)
-        values = _load_terms(engine, catalog)
-        longest = max((len(of_name) for of_name in values.values()), default=0)
-        # Rewrites first: they have fewer places to come from.
-        engine.execute(_REWRITE_NEEDS.format(per_positive=rewrites_per_positive))
-        report.rewrites, report.rewrites_short = _fill(engine, _REWRITE_CANDIDATES, "rewrite", longest)
-        engine.execute(_CATEGORY_POOL + _CATEGORY_NEEDS.format(per_positive=negatives_per_positive))
-        largest = _number(engine, "SELECT coalesce(max(n), 0) FROM pool_sizes")
-        report.same_category, report.same_category_short = _fill(engine, _CATEGORY_CANDIDATES, "same-category", largest)
-        report.items = _number(engine, "SELECT count(DISTINCT item) FROM positives")
-        write_table("pairs", engine.sql(_PAIRS).to_arrow_reader().read_all(), catalog, out)
+    bounds = [
+        bound(name, getattr(settings, name)) for name in ("validation_from", "test_from") if settings.split == "time"
+    ]
+    tagger = tagger or make_tagger("gazetteer", catalog)
+    report = MiningReport(settings=asdict(replace(settings, columns=dict(settings.columns))))
+    if settings.spill:
+        Path(settings.spill).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="mbsd-mining-", dir=settings.spill or None) as folder:
+        columns = {name: settings.columns.get(name, name) for name in LOG_COLUMNS if name != "time"}
+        if settings.split == "time" or "time" in settings.columns:
+            columns["time"] = settings.columns.get("time", "time")
+        files = find_log(log, columns, Path(folder))
+        engine = open_engine(
+            settings.engine, seed=settings.seed, folder=Path(folder), threads=settings.threads,
+            memory_limit=settings.memory_limit, master=settings.master,
+        )  # fmt: skip
+        try:
+            report.engine = engine.version
+            items = catalog.table().select(["item_id", "category", "split"])
+            engine.load("items", items.append_column("item", pa.array(np.arange(len(catalog)))))
+            open_log(engine, files, columns, settings, report)
+            declared = load_positives(engine, files.name, settings, bounds, report)
+            _load_terms(engine, catalog, tagger)
+            _draw_negatives(engine, settings, report)
+            split_by = json.dumps({"by": settings.split, **declared})
+            splits = sql.SPLITS_OF_SLOTS if settings.split == "time" else sql.SPLITS_OF_ITEMS
+            report.split_rows = dict.fromkeys(SPLITS, 0)
+            write_batches(
+                "pairs",
+                _counted(engine.batches(sql.PAIRS.format(splits=splits)), report),
+                catalog,
+                out,
+                split_by=split_by,
+            )
+        finally:
+            engine.close()
     report.seconds = time.monotonic() - started
     return report
 
 
-def tag_terms(query: str, names_of_value: dict[str, tuple[str, ...]]) -> list[Term]:
-    """The terms of a normalised query: per attribute its longest value that occurs, the leftmost of equals.
-
-    A value inside a longer one is no term ("blue" in "navy blue"), nor is one cut out of a Latin word or number; in
-    Chinese, where words touch, any place can begin or end a term.
-
-    Args:
-        query: normalised.
-        names_of_value: normalised value -> the attributes that have it.
-    """
-    lengths = sorted({len(value) for value in names_of_value}, reverse=True)
-    spans = [
-        (start, start + length)
-        for start in range(len(query))
-        for length in lengths
-        if query[start : start + length] in names_of_value
-        and start + length <= len(query)
-        and not _inside_word(query, start)
-        and not _inside_word(query, start + length)
-    ]
-    outer = [(a, b) for a, b in spans if not any(c <= a and b <= d and (c, d) != (a, b) for c, d in spans)]
-    best: dict[str, tuple[int, int]] = {}
-    for start, end in outer:
-        for name in names_of_value[query[start:end]]:
-            if name not in best or end - start > best[name][1] - best[name][0]:
-                best[name] = (start, end)
-    return [Term(name, query[a:b], query[:a], query[b:]) for name, (a, b) in sorted(best.items())]
-
-
-def _inside_word(text: str, place: int) -> bool:
-    """Whether the cut before text[place] falls between two Latin letters or digits."""
-    return 0 < place < len(text) and all(c.isalnum() and c < "\u0250" for c in text[place - 1 : place + 1])
-
-
-def _load(engine: Any, log: Path, catalog: Catalog, report: MiningReport) -> None:
-    """Tables `items` (item, item_id, category, split) and `events` (text, item, user, bought)."""
-    files = sorted(log.rglob("*.parquet")) if log.is_dir() else [log]
-    if not files or not files[0].is_file():
-        raise UserError(f"log {log}: no such Parquet file, or a folder without one")
-    try:
-        source = engine.read_parquet([str(file) for file in files], union_by_name=True)
-        found = source.columns
-    except duckdb.Error as error:
-        raise UserError(f"log {log}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
-    for name in LOG_COLUMNS:
-        if name not in found:
-            raise UserError(f"log {log}: no column {name!r}; found {', '.join(found)}; needs {', '.join(LOG_COLUMNS)}")
-    source.create_view("log")
-    items = catalog.table().select(["item_id", "category", "split"])
-    _create(engine, "items", items.append_column("item", pa.array(range(len(catalog)), pa.int64())))
-    # The engines fold case in different ways, so the text of a query is normalised here, once for each spelling.
-    raw = [row[0] for row in engine.execute("SELECT DISTINCT query::VARCHAR FROM log").fetchall() if row[0]]
-    _create(engine, "queries", pa.table({"raw": raw, "text": [normalise_query(text) for text in raw]}, _QUERIES))
-    engine.execute(_EVENTS)
-    report.log_rows = _number(engine, "SELECT count(*) FROM log")
-    report.unknown_rows = report.log_rows - _number(engine, "SELECT count(*) FROM events")
-
-
-def _positives(engine: Any, log: Path, min_buyers: int, report: MiningReport) -> None:
-    engine.execute(_POSITIVES.format(min_buyers=min_buyers))
-    report.positives = _number(engine, "SELECT count(*) FROM positives")
-    if report.positives == 0:
-        known = report.log_rows - report.unknown_rows
-        bought = _number(engine, "SELECT count(*) FROM events WHERE bought")
-        raise UserError(
-            f"log {log}: no query led {min_buyers} users to buy the same item ({report.log_rows} rows, {known} of "
-            f"items in the catalogue, {bought} of them of kind 'purchase'); check the item ids or lower min_buyers"
+def open_log(
+    engine: Engine, files: LogFiles, columns: dict[str, str], settings: MiningSettings, report: MiningReport
+) -> None:
+    """Views `log` and `purchases`, tables `spellings` and `respelled`; counts of the rows, good and bad."""
+    words = {"longest": MAX_QUERY_CHARACTERS, "timed": str(settings.split == "time").lower()}
+    for as_bytes in (False, True):
+        found = engine.open_log(files.paths, as_bytes=as_bytes)
+        check_columns(files.name, columns, [name for name, _ in found])
+        kind_of = dict(found)
+        text = {name: engine.text((theirs, kind_of[theirs])) for name, theirs in columns.items() if name != "time"}
+        times = columns.get("time", "time")
+        micros = engine.micros((times, kind_of[times])) if times in kind_of else "CAST(0 AS BIGINT)"
+        undecodable = " OR ".join(bad for _, bad in text.values())
+        engine.view(
+            "log",
+            f"SELECT {text['user'][0]} AS user_id, {text['query'][0]} AS query, {text['item'][0]} AS item_id, "
+            f"{text['kind'][0]} AS kind, {micros} AS micros, {undecodable} AS undecodable FROM raw_log",
         )
+        try:
+            engine.stage("strangers", sql.STRANGERS)
+            engine.stage("spellings", sql.SPELLINGS.format(**words))
+            kinds = rows(engine, "SELECT coalesce(kind, 'null') AS kind, count(*) AS n FROM log GROUP BY 1")
+        except UndecodableText:
+            if as_bytes:
+                raise
+            continue
+        break
+    # Once for each spelling, and in Python: the engines fold case in different ways.
+    distinct = "SELECT DISTINCT raw FROM spellings WHERE raw IS NOT NULL"
+    report.distinct_queries = engine.changed("respelled", distinct, normalise_query)
+    engine.view("purchases", sql.PURCHASES.format(**words))
+    _count(rows(engine, sql.COUNTS.format(**words)), kinds, files.unreadable, report)
+    engine.drop("spellings")
 
 
-def _load_terms(engine: Any, catalog: Catalog) -> dict[str, list[str]]:
-    """Tables `item_values`, `value_ranks` and `terms` (of the positives' queries); return the values by attribute."""
-    values = {
-        name: sorted({normalise_query(value) for value in of_name} - {""})
-        for name, of_name in catalog.attribute_values().items()
-    }
-    names_of_value: dict[str, tuple[str, ...]] = {}
-    for name, of_name in values.items():
-        for value in of_name:
-            names_of_value[value] = (*names_of_value.get(value, ()), name)
-    text = pa.string()
-    item_values = [
-        (item, name, normalise_query(value))
-        for item, attributes in enumerate(catalog.table()["attributes"].to_pylist())
-        for name, value in json.loads(attributes).items()
-    ]
-    _create_rows(engine, "item_values", item_values, [("item", pa.int64()), ("name", text), ("value", text)])
-    all_values = [(name, value) for name, of_name in values.items() for value in of_name]
-    _create_rows(engine, "all_values", all_values, [("name", text), ("value", text)])
-    queries = [row[0] for row in engine.execute("SELECT DISTINCT text FROM positives").fetchall()]
-    terms = [(q, t.name, t.value, t.head, t.tail) for q in queries for t in tag_terms(q, names_of_value)]
-    columns = [(name, text) for name in ("text", "name", "value", "head", "tail")]
-    _create_rows(engine, "terms", terms, columns)
-    engine.execute(_VALUE_RANKS)
-    return values
+def _count(faults: list[dict[str, Any]], kinds: list[dict[str, Any]], unreadable: int, report: MiningReport) -> None:
+    rejected = Counter({"unreadable line": unreadable})
+    for row in faults:
+        number_of_rows, fault = int(row["n"]), sql.FAULTS[row["fault"]]
+        # A row without a query or an item is that, whatever else is wrong with it.
+        of_query = sql.QUERY_FAULTS[row["query_fault"]] if row["fault"] not in (1, 2, 3) else ""
+        rejected[of_query or fault] += number_of_rows
+        report.bad_times += int(row["bad_times"])
+    report.log_rows = rejected.total()
+    report.rejected = {reason: rejected[reason] for reason in sorted(rejected) if reason and rejected[reason]}
+    by_kind = Counter({row["kind"]: int(row["n"]) for row in kinds})
+    frequent = sorted(by_kind, key=lambda kind: (-by_kind[kind], kind))[:KINDS_IN_REPORT]
+    report.rows_by_kind, report.kinds = {kind: by_kind[kind] for kind in frequent}, len(by_kind)
 
 
-def _fill(engine: Any, candidates: str, source: str, longest: int) -> tuple[int, int]:
-    """Draw for every row of `needs` (item, origin, need) until it is filled or all places of its rotation are read.
+def load_positives(
+    engine: Engine, name: str, settings: MiningSettings, bounds: list[float | int], report: MiningReport
+) -> dict[str, int]:
+    """Tables `bought` and `positives` (text, item, buyers, split); return a time split's bounds in microseconds."""
+    by_time = settings.split == "time"
+    engine.stage("bought", (sql.BOUGHT_WITH_TIME if by_time else sql.BOUGHT).format(min_buyers=settings.min_buyers))
+    engine.view("found", sql.FOUND.format(min_buyers=settings.min_buyers))
+    report.positives_found = number(engine, "SELECT count(*) FROM found")
+    if report.positives_found == 0:
+        left_out = ", ".join(f"{count} {reason}" for reason, count in report.rejected.items()) or "no row left out"
+        kinds = ", ".join(f"{count} {kind}" for kind, count in report.rows_by_kind.items())
+        raise UserError(
+            f"log {name}: no query led {settings.min_buyers} users to buy the same item ({report.log_rows} rows: "
+            f"{kinds}; {left_out}); check the item ids and the kind 'purchase', or lower min_buyers"
+        )
+    declared: dict[str, int] = {}
+    split = sql.SPLIT_OF_ITEM
+    if by_time:
+        validation, test = _resolve(engine, bounds)
+        declared = {"validation_from": validation, "test_from": test}
+        split = sql.SPLIT_OF_TIME.format(validation=validation, test=test)
+    engine.stage("positives", sql.POSITIVES.format(split=split, cap=settings.positives_per_item()))
+    report.positives = number(engine, "SELECT count(*) FROM positives")
+    report.items = number(engine, "SELECT count(*) FROM (SELECT DISTINCT item FROM positives) AS sold")
+    return declared
 
-    Returns (drawn, short); the drawn are appended to `chosen`.
+
+def _resolve(engine: Engine, bounds: list[float | int]) -> tuple[int, int]:
+    batches = list(engine.batches("SELECT micros FROM found"))
+    times = np.sort(np.concatenate([batch.column(0).to_numpy() for batch in batches]))
+    validation, test = (
+        int(times[min(int(value * len(times)), len(times) - 1)]) if isinstance(value, float) else value
+        for value in bounds
+    )
+    if validation > test:
+        raise UserError(f"validation begins at {validation} and test at {test} microseconds since 1970; test is last")
+    return validation, test
+
+
+def _load_terms(engine: Engine, catalog: Catalog, tagger: Tagger) -> None:
+    """Tables `terms` (of the positives' queries), `own_values` (of their items), `ranked_values` and `open_terms`."""
+    schema = [("text", pa.string()), ("type", pa.string()), ("script", pa.string()), ("value", pa.string())]
+    schema += [("first", pa.int64()), ("behind", pa.int64())]
+    script = {value: _script(value) for of_name in tagger.values.values() for value in of_name}
+    terms = [pa.RecordBatch.from_pylist([], pa.schema(schema))]
+    for batch in engine.batches("SELECT DISTINCT text FROM positives"):
+        queries = batch.column(0).to_pylist()
+        found = [
+            (query, span.type, script.get(span.value) or _script(span.value), span.value, span.start, span.end)
+            for query, spans in zip(queries, tagger.tag(queries), strict=True)
+            for span in spans
+        ]
+        if found:
+            terms.append(
+                pa.RecordBatch.from_arrays(list(map(pa.array, zip(*found, strict=True))), schema=pa.schema(schema))
+            )
+    engine.load("terms", pa.Table.from_batches(terms))
+    items = [batch.column(0) for batch in engine.batches("SELECT DISTINCT item FROM positives")]
+    engine.load("own_values", _own_values(catalog, pa.chunked_array(items), tagger))
+    values = [(name, script[value], value) for name, of_name in tagger.values.items() for value in of_name]
+    columns = [pa.array([row[place] for row in values], pa.string()) for place in range(3)]
+    engine.load("term_values", pa.table(columns, names=["type", "script", "value"]))
+    engine.stage("ranked_values", sql.RANKED_VALUES)
+    engine.stage("open_terms", sql.OPEN_TERMS)
+
+
+def _own_values(catalog: Catalog, items: Any, tagger: Tagger) -> Any:
+    """The canonical values of items, as a table (item, type, value); of "red / blue" both.
+
+    Equal attributes are equal strings (see `layout.INDEX_SCHEMA`), each of which is read once.
     """
-    start, width = 0, FIRST_WINDOW
-    while start < longest and _number(engine, "SELECT count(*) FROM needs WHERE need > 0"):
-        engine.execute(candidates.format(start=start, end=start + width) + _CHOOSE.format(source=source))
-        # Two origins of an item may reach the same text, and the one that was given it may have preferred another:
-        # the same places are read again until that gives nothing more.
-        if not _number(engine, _SHARED_ORIGINS) or not _number(engine, "SELECT count(*) FROM picked"):
-            start, width = start + width, 2 * width
+    encoded = catalog.table()["attributes"].take(items).combine_chunks().dictionary_encode()
+    attributes = [json.loads(text) for text in encoded.dictionary.to_pylist()]
+    said = sorted({pair for of_item in attributes for pair in of_item.items()})
+    canonical = {
+        (name, value): sorted(
+            {tagger.canonical(name, value), *(span.value for span in spans if span.type == name)} - {""}
+        )
+        for (name, value), spans in zip(said, tagger.tag([normalise_query(value) for _, value in said]), strict=True)
+    }
+    listed = [[(name, own) for name, value in of.items() for own in canonical[name, value]] for of in attributes]
+    lengths = np.array([len(pairs) for pairs in listed], dtype=np.int64)
+    codes = encoded.indices.to_numpy()
+    # Row k of `places` reads pair k of its item in the flat list of all distinct items' pairs.
+    ends = np.cumsum(lengths[codes])
+    within = np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - lengths[codes], lengths[codes])
+    places = pa.array(np.repeat((np.cumsum(lengths) - lengths)[codes], lengths[codes]) + within)
+    flat = [pair for pairs in listed for pair in pairs]
+    item = np.repeat(items.to_numpy(), lengths[codes])
+    names, values = (pa.array([pair[side] for pair in flat], pa.string()).take(places) for side in (0, 1))
+    return pa.table({"item": item, "type": names, "value": values})
+
+
+def _script(value: str) -> str:
+    """Which values may replace which: those with a character of Chinese, Japanese or Korean, and the others."""
     return (
-        _number(engine, f"SELECT count(*) FROM chosen WHERE source = '{source}'"),
-        _number(engine, "SELECT coalesce(sum(need), 0)::BIGINT FROM needs"),
+        "east" if any("\u2e80" <= character <= "\uffdc" or character >= "\U00020000" for character in value) else "west"
     )
 
 
-def _create(engine: Any, name: str, table: Any) -> None:
-    engine.register("incoming", table)
-    engine.execute(f"CREATE TABLE {name} AS SELECT * FROM incoming")
-    engine.unregister("incoming")
+def _draw_negatives(engine: Engine, settings: MiningSettings, report: MiningReport) -> None:
+    """Table `chosen`: a negative for every place that has one, in one pass over the log a round."""
+    amounts = {"rewrites": settings.rewrites_per_positive, "negatives": settings.negatives_per_positive}
+    if settings.split == "time":
+        engine.stage("slots", sql.SLOTS.format(**amounts))
+    engine.stage("pool", sql.POOL)
+    engine.stage("pool_sizes", sql.POOL_SIZES)
+    engine.drop("bought")
+    engine.stage("short", sql.SHORT.format(**amounts))
+    empty = [("item", pa.int64()), ("source", pa.string()), ("text", pa.string()), ("replaced", pa.string())]
+    engine.load("chosen_0", pa.schema([*empty, ("slot", pa.int64())]).empty_table())
+    engine.view("chosen", "SELECT * FROM chosen_0")
+    while number(engine, "SELECT count(*) FROM short"):
+        report.rounds += 1
+        engine.stage("candidates", sql.CANDIDATES.format(longest=MAX_QUERY_CHARACTERS))
+        engine.stage("keys", sql.KEYS)
+        engine.stage("hit", sql.HIT)
+        engine.drop("keys")
+        engine.stage("free", sql.FREE)
+        engine.stage("picked_rewrites", sql.PICKED_REWRITES)
+        engine.stage("picked", sql.PICKED)
+        engine.stage(f"chosen_{report.rounds}", "SELECT * FROM picked")
+        parts = [f"SELECT * FROM chosen_{n}" for n in range(report.rounds + 1)]
+        engine.view("chosen", " UNION ALL ".join(parts))
+        engine.stage("still_short", sql.STILL_SHORT)
+        engine.stage("short", "SELECT * FROM still_short")
+        for name in ("candidates", "free"):
+            engine.drop(name)
+    counts = {
+        row["source"]: int(row["n"]) for row in rows(engine, "SELECT source, count(*) AS n FROM chosen GROUP BY source")
+    }
+    report.rewrites, report.same_category = counts.get("rewrite", 0), counts.get("same-category", 0)
+    report.rewrites_asked = report.positives * settings.rewrites_per_positive
+    report.same_category_asked = report.positives * settings.negatives_per_positive
+    report.rewrites_short = report.rewrites_asked - report.rewrites
+    report.same_category_short = report.same_category_asked - report.same_category
 
 
-def _create_rows(engine: Any, name: str, rows: Iterable[tuple[Any, ...]], columns: list[tuple[str, Any]]) -> None:
-    columns_of = list(zip(*rows, strict=True)) or [()] * len(columns)
-    arrays = [pa.array(list(values), kind) for values, (_, kind) in zip(columns_of, columns, strict=True)]
-    _create(engine, name, pa.table(arrays, names=[column for column, _ in columns]))
-
-
-def _number(engine: Any, query: str) -> int:
-    return int(engine.execute(query).fetchall()[0][0])
-
-
-_QUERIES = pa.schema([("raw", pa.string()), ("text", pa.string())])
-
-_EVENTS = """
-CREATE TABLE events AS
-SELECT q.text, i.item, l."user", l.kind = 'purchase' AS bought
-FROM log l JOIN queries q ON l.query::VARCHAR = q.raw JOIN items i ON l.item::VARCHAR = i.item_id
-WHERE q.text <> '';
-"""
-
-_POSITIVES = """
-CREATE TABLE positives AS
-SELECT text, item, count(DISTINCT "user") AS buyers FROM events WHERE bought
-GROUP BY text, item HAVING count(DISTINCT "user") >= {min_buyers};
-CREATE TABLE chosen (item BIGINT, origin VARCHAR, text VARCHAR, source VARCHAR);
-"""
-
-_VALUE_RANKS = """
-CREATE TABLE value_ranks AS
-SELECT name, value, row_number() OVER (PARTITION BY name ORDER BY draw(name || chr(9) || value), value) - 1 AS r,
-       count(*) OVER (PARTITION BY name) AS n
-FROM all_values;
-"""
-
-# A need's origin is the positive's query of a rewrite, and empty for same-category negatives, which an item pools.
-_REWRITE_NEEDS = """
-CREATE OR REPLACE TABLE needs AS
-SELECT item, text AS origin, {per_positive}::BIGINT AS need FROM positives;
-"""
-
-_REWRITE_CANDIDATES = """
-CREATE OR REPLACE TABLE candidates AS
-WITH rotated AS (
-    SELECT d.item, d.origin, t.name, t.head, t.tail, t.value AS old, own.value AS own, sizes.n,
-           draw(d.item || chr(9) || d.origin || chr(9) || t.name) % sizes.n AS o
-    FROM needs d
-    JOIN terms t ON t.text = d.origin
-    JOIN item_values own ON own.item = d.item AND own.name = t.name
-    JOIN (SELECT DISTINCT name, n FROM value_ranks) sizes ON sizes.name = t.name
-    WHERE d.need > 0
-)
-SELECT c.item, c.origin, c.head || v.value || c.tail AS text,
-       draw(c.item || chr(9) || c.origin || chr(9) || c.head || v.value || c.tail) AS place
-FROM rotated c
-JOIN (SELECT unnest(range({start}, {end})) AS j) w ON w.j < c.n
-JOIN value_ranks v ON v.name = c.name AND v.r = (c.o + w.j) % c.n
-WHERE v.value <> c.old AND NOT contains(c.own, v.value) AND NOT contains(v.value, c.own);
-"""
-
-_CATEGORY_POOL = """
-CREATE TABLE pool AS
-SELECT category, text,
-       row_number() OVER (PARTITION BY category ORDER BY draw(category || chr(9) || text), text) - 1 AS r
-FROM (SELECT DISTINCT i.category, e.text FROM events e JOIN items i USING (item) WHERE e.bought AND i.category <> '');
-CREATE TABLE pool_sizes AS SELECT category, count(*) AS n FROM pool GROUP BY category;
-"""
-
-_CATEGORY_NEEDS = """
-CREATE OR REPLACE TABLE needs AS
-SELECT item, '' AS origin, count(*) * {per_positive} AS need FROM positives GROUP BY item;
-"""
-
-_CATEGORY_CANDIDATES = """
-CREATE OR REPLACE TABLE candidates AS
-WITH rotated AS (
-    SELECT d.item, d.origin, i.category, s.n, draw(d.item || chr(9) || i.category) % s.n AS o
-    FROM needs d JOIN items i USING (item) JOIN pool_sizes s USING (category)
-    WHERE d.need > 0
-)
-SELECT c.item, c.origin, p.text, w.j AS place
-FROM rotated c
-JOIN (SELECT unnest(range({start}, {end})) AS j) w ON w.j < c.n
-JOIN pool p ON p.category = c.category AND p.r = (c.o + w.j) % c.n;
-"""
-
-# One pass over the log for all candidates of a round: first what of the log concerns them, then what it rules out.
-_CHOOSE = """
-CREATE OR REPLACE TABLE picked AS
-WITH hit AS (
-    SELECT DISTINCT e.text, e.item FROM events e SEMI JOIN candidates c ON c.text = e.text AND c.item = e.item
-),
-free AS (
-    SELECT c.* FROM candidates c
-    ANTI JOIN hit h ON h.text = c.text AND h.item = c.item
-    ANTI JOIN chosen k ON k.text = c.text AND k.item = c.item
-),
-once AS (
-    SELECT * FROM free QUALIFY row_number() OVER (PARTITION BY item, text ORDER BY place, origin) = 1
-)
-SELECT o.item, o.origin, o.text FROM once o JOIN needs d ON d.item = o.item AND d.origin = o.origin
-QUALIFY row_number() OVER (PARTITION BY o.item, o.origin ORDER BY o.place, o.text) <= d.need;
-INSERT INTO chosen SELECT item, origin, text, '{source}' FROM picked;
-UPDATE needs SET need = need - p.n
-FROM (SELECT item, origin, count(*) AS n FROM picked GROUP BY item, origin) p
-WHERE p.item = needs.item AND p.origin = needs.origin;
-"""
-
-_SHARED_ORIGINS = """
-SELECT count(*) FROM (SELECT item, text FROM candidates GROUP BY item, text HAVING count(DISTINCT origin) > 1)
-"""
-
-_PAIRS = """
-SELECT pair.*, i.split FROM (
-    SELECT text, item, 1 AS label, 'purchase' AS source, buyers AS evidence FROM positives
-    UNION ALL
-    SELECT text, item, 0, source, 0 FROM chosen
-) pair JOIN items i ON i.item = pair.item
-ORDER BY pair.item, pair.text
-"""
+def _counted(batches: Iterator[Any], report: MiningReport) -> Iterator[Any]:
+    for batch in batches:
+        for count in pc.value_counts(batch.column("split")).to_pylist():
+            report.split_rows[count["values"]] += count["counts"]
+        yield batch

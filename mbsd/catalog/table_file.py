@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Kind
 from mbsd.errors import UserError
 
-TABLE_VERSION = 1
+TABLE_VERSION = 2
+ROW_GROUP = 1 << 17
+ITEM_SPLIT = '{"by": "item"}'
 
 # `split` of a pair, tag or category is its item's. That of an alignment row is its pair's (see `tables.build_table`).
 SCHEMAS: dict[Kind, Any] = {
@@ -29,6 +33,7 @@ SCHEMAS: dict[Kind, Any] = {
             ("label", pa.int8()),
             ("source", pa.string()),  # purchase | same-category | rewrite, or what the source file says
             ("evidence", pa.int32()),  # distinct buyers
+            ("replaced", pa.string()),  # of a rewrite: the term that another took the place of, "type:value"
             ("split", pa.string()),
         ]
     ),
@@ -75,16 +80,51 @@ def write_table(kind: Kind, table: Any, catalog: Catalog, out: Path) -> None:
     table = table.select(schema.names).cast(schema)
     class_names = _class_names(table, out) if kind == "categories" else []
     _check_values(kind, table, len(catalog), len(class_names), out)
+    with _replacing(out, kind, catalog, class_names, ITEM_SPLIT) as writer:
+        writer.write_table(table)
+
+
+def write_batches(kind: Kind, batches: Iterable[Any], catalog: Catalog, out: Path, *, split_by: str) -> int:
+    """Write a table of record batches, of which a few are held at a time, as `write_table` does; return its rows.
+
+    The bytes of the file depend on the rows alone, not on where batches begin.
+
+    Args:
+        kind: not `categories`, whose class names need all rows.
+        batches: with at least the columns of the kind.
+        catalog: that the item numbers are of.
+        out: the table's file.
+        split_by: JSON, what the split is made by: {"by": "item"}, or {"by": "time", …} with its bounds.
+    """
+    schema = SCHEMAS[kind]
+    held, rows = schema.empty_table(), 0
+    with _replacing(out, kind, catalog, [], split_by) as writer:
+        for batch in batches:
+            part = pa.Table.from_batches([batch]).select(schema.names).cast(schema)
+            _check_values(kind, part, len(catalog), 0, out)
+            held, rows = pa.concat_tables([held, part]), rows + part.num_rows
+            while held.num_rows >= ROW_GROUP:
+                writer.write_table(held.slice(0, ROW_GROUP).combine_chunks())
+                held = held.slice(ROW_GROUP)
+        writer.write_table(held.combine_chunks())
+    return rows
+
+
+@contextmanager
+def _replacing(out: Path, kind: Kind, catalog: Catalog, class_names: list[str], split_by: str) -> Iterator[Any]:
+    """A writer of the table's file, which takes the place of an existing one when all is written."""
     metadata = {
         "mbsd.kind": kind,
         "mbsd.version": str(TABLE_VERSION),
         "mbsd.fingerprint": catalog.fingerprint,
         "mbsd.num_items": str(len(catalog)),
         "mbsd.class_names": json.dumps(class_names, ensure_ascii=False),
+        "mbsd.split": split_by,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     building = out.with_name(out.name + ".building")
-    pq.write_table(table.replace_schema_metadata(metadata), building, compression="zstd")
+    with pq.ParquetWriter(building, SCHEMAS[kind].with_metadata(metadata), compression="zstd") as writer:
+        yield writer
     os.replace(building, out)
 
 
@@ -96,6 +136,8 @@ class Table:
         fingerprint: of the catalogue whose item numbers it holds.
         num_classes: 2 for a match, C for categories.
         class_names: the C category names by label; empty for a match.
+        split_by: what the rows are split by: {"by": "item"}, or {"by": "time", "validation_from": …, "test_from": …}
+            with microseconds since 1970.
     """
 
     def __init__(self, path: Path | str, catalog: Catalog | None = None, kind: Kind | None = None):
@@ -129,6 +171,7 @@ class Table:
             raise UserError(f"table {self.path}: columns {', '.join(table.column_names)}; expected {expected}")
         self.class_names: list[str] = json.loads(metadata["mbsd.class_names"])
         self.num_classes = len(self.class_names) or 2
+        self.split_by: dict[str, Any] = json.loads(metadata["mbsd.split"])
         _check_values(self.kind, table, int(metadata["mbsd.num_items"]), len(self.class_names), self.path)
         self._table = table
         self._columns: dict[str, Any] = {}

@@ -114,7 +114,7 @@ def _values(kind: Kind, row: SourceRow, numbers: list[int], catalog: Catalog) ->
         return {"item": numbers[0], "category": row.category, "split": split}
     values: dict[str, Any] = {"text": row.text, "item": numbers[0], "label": row.label, "split": split}
     if kind == "pairs":
-        return {**values, "source": row.source or "given", "evidence": row.evidence}
+        return {**values, "source": row.source or "given", "evidence": row.evidence, "replaced": ""}
     name = row.text.partition(":")[0]
     return {**values, "attribute": name, "where": row.where or catalog.attribute_where.get(name, "unknown")}
 

@@ -1,214 +1,258 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from mbsd.catalog.mining import MiningReport, mine_pairs, normalise_query, tag_terms
+from mbsd.catalog.mining import MiningReport, MiningSettings, mine_pairs
 from mbsd.catalog.sources import Item
 from mbsd.catalog.store import Catalog
 from mbsd.catalog.tables import Table
 from mbsd.errors import UserError
 from tests.catalog.helpers import small_catalog
+from tests.catalog.mining_reference import Event, Pair, Row, check, expected_of
 
-COLOURS = ("red", "blue", "navy blue", "green", "black", "white")
-SLEEVES = ("long", "short", "none")
-CATEGORIES = ("shirt", "dress", "hat")
-Event = tuple[str, str, str, str]
+VALUES = {"colour": ("red", "blue", "navyblue", "green", "black"), "sleeve": ("long", "short", "none")}
+CATEGORIES = ("shirt", "dress", "")
+KINDS = ("click", "cart", "purchase", "purchase", "Wish")
+
+WORDS = [*VALUES["colour"], *VALUES["sleeve"], "shirt", "dress", "new"]
+SPELLINGS = (str, str.upper, lambda text: f"  {text.replace(' ', '   ')}\t", lambda text: text.replace("e", "\uff45"))
+shops = st.lists(
+    st.tuples(
+        st.sampled_from(CATEGORIES),
+        st.fixed_dictionaries({}, optional={name: st.sampled_from(values) for name, values in VALUES.items()}),
+    ),
+    min_size=1,
+    max_size=6,
+)
+logs = st.lists(
+    st.tuples(
+        st.integers(0, 3),
+        st.lists(st.sampled_from(WORDS), min_size=1, max_size=3).map(" ".join),
+        st.sampled_from(SPELLINGS),
+        st.integers(0, 6),  # the last is often an item that is not in the catalogue
+        st.sampled_from(KINDS),
+    ),
+    min_size=4,
+    max_size=150,
+)
 
 
-def _items(rng: random.Random, count: int) -> list[Item]:
-    items = []
-    for n in range(count):
-        attributes = {"colour": rng.choice(COLOURS)}
-        if rng.random() < 0.8:
-            attributes["sleeve"] = rng.choice(SLEEVES)
-        items.append(Item(f"i{n}", f"item {n}", "", rng.choice(CATEGORIES), attributes))
-    return items
-
-
-def _events(rng: random.Random, items: list[Item], count: int) -> list[Event]:
-    events = []
-    for _ in range(count):
-        item = rng.choice(items)
-        words = [rng.choice([item.attributes["colour"], rng.choice(COLOURS)])] if rng.random() < 0.9 else []
-        words += [item.attributes["sleeve"]] if "sleeve" in item.attributes and rng.random() < 0.4 else []
-        query = " ".join([*words, item.category])
-        query = rng.choice([query, query.upper(), f"  {query.replace(' ', '   ')}"])
-        seen = item if rng.random() < 0.8 else rng.choice(items)
-        events.append((f"u{rng.randrange(12)}", query, seen.item_id, rng.choice(["click", "purchase"])))
-    return events
-
-
-def _write_log(path: Path, events: list[Event]) -> Path:
+def write_log(path: Path, events: list[Event]) -> Path:
     names = ("user", "query", "item", "kind")
     columns = dict(zip(names, map(list, zip(*events, strict=True)), strict=True))
     pq.write_table(pa.table(columns), path)
     return path
 
 
-@pytest.fixture
-def shop(tmp_path: Path) -> tuple[Catalog, list[Event]]:
-    rng = random.Random(5)
-    items = _items(rng, 40)
-    return small_catalog(tmp_path / "catalog", items), _events(rng, items, 1500)
+def mine(folder: Path, catalog: Catalog, log: Path, **options: Any) -> tuple[MiningReport, dict[Pair, Row]]:
+    report = mine_pairs(log, catalog, folder / "pairs.parquet", MiningSettings(**options))
+    return report, read_pairs(folder / "pairs.parquet", catalog)
 
 
-Pairs = dict[tuple[str, int], tuple[int, str, int]]
-
-
-def _mine(folder: Path, catalog: Catalog, events: list[Event], **options: int) -> tuple[MiningReport, Pairs]:
-    report = mine_pairs(_write_log(folder / "log.parquet", events), catalog, folder / "pairs.parquet", **options)
-    table = Table(folder / "pairs.parquet", catalog, "pairs")
+def read_pairs(path: Path, catalog: Catalog) -> dict[Pair, Row]:
+    table = Table(path, catalog, "pairs")
     keys = list(zip(table.column("text"), table.column("item").tolist(), strict=True))
-    assert keys == sorted(keys, key=lambda key: (key[1], key[0])) and len(set(keys)) == len(keys)
-    assert table.column("split") == [catalog.record(item).split for _, item in keys]
-    values = zip(*(table.column(name) for name in ("label", "source", "evidence")), strict=True)
-    return report, {key: (int(a), b, int(c)) for key, (a, b, c) in zip(keys, values, strict=True)}
-
-
-@pytest.mark.parametrize(("min_buyers", "negatives", "rewrites"), [(2, 1, 1), (1, 3, 2), (3, 0, 1), (2, 1, 0)])
-def test_against_a_brute_force(
-    tmp_path: Path, shop: tuple[Catalog, list[Event]], min_buyers: int, negatives: int, rewrites: int
-) -> None:
-    catalog, events = shop
-    options = {"min_buyers": min_buyers, "negatives_per_positive": negatives, "rewrites_per_positive": rewrites}
-    report, pairs = _mine(tmp_path, catalog, events, **options)
-    buyers: dict[tuple[str, int], set[str]] = defaultdict(set)
-    behaviour, sold = set(), defaultdict(set)
-    for user, query, item_id, kind in events:
-        item = catalog.item_number(item_id)
-        assert item is not None
-        key = (normalise_query(query), item)
-        behaviour.add(key)
-        if kind == "purchase":
-            buyers[key].add(user)
-            sold[catalog.record(item).category].add(key[0])
-    expected = {key: len(users) for key, users in buyers.items() if len(users) >= min_buyers}
-    assert len(expected) > 20
-    assert {key: evidence for key, (label, _, evidence) in pairs.items() if label} == expected
-    assert {source for _, source, _ in (v for v in pairs.values() if v[0])} == {"purchase"}
-    by_source = {
-        source: {key for key, value in pairs.items() if value[1] == source} for source in ("same-category", "rewrite")
+    # In order of (item, text), and no pair is there twice.
+    assert keys == sorted(keys, key=lambda key: (key[1], key[0].encode())) and len(set(keys)) == len(keys)
+    values = (table.column(name) for name in ("label", "source", "evidence", "replaced", "split"))
+    return {
+        key: (int(label), source, int(evidence), replaced, split)
+        for key, label, source, evidence, replaced, split in zip(keys, *values, strict=True)
     }
-    assert sum(map(len, by_source.values())) + len(expected) == len(pairs)
-    for key in by_source["same-category"] | by_source["rewrite"]:
-        assert key not in behaviour and pairs[key][0] == pairs[key][2] == 0
-    of_item: dict[int, list[str]] = defaultdict(list)
-    for query, item in expected:
-        of_item[item].append(query)
-
-    # Rewrites: all that are allowed, worked out from the words instead of by tagging spans.
-    allowed: dict[tuple[str, int], set[str]] = {}
-    for item, queries in of_item.items():
-        own = catalog.record(item).attributes
-        for query in queries:
-            allowed[query, item] = _rewrites_of(query, own) - {q for q, i in behaviour if i == item}
-    for query, item in by_source["rewrite"]:
-        assert any(query in allowed[origin, item] for origin in of_item[item])
-    for item, queries in of_item.items():
-        drawn = [query for query, i in by_source["rewrite"] if i == item]
-        assert len(drawn) <= rewrites * len(queries)
-        if len(drawn) < rewrites * len(queries):  # short only where all that some query could become is used up
-            assert any(allowed[query, item] <= set(drawn) for query in queries)
-    # Same category: as many as asked for, or all there are.
-    for item, queries in of_item.items():
-        category = catalog.record(item).category
-        free = {q for q in sold[category] if (q, item) not in behaviour and (q, item) not in by_source["rewrite"]}
-        drawn_free = {q for q, i in by_source["same-category"] if i == item}
-        assert drawn_free <= free and len(drawn_free) == min(negatives * len(queries), len(free))
-    assert (report.positives, report.log_rows, report.unknown_rows) == (len(expected), len(events), 0)
-    assert report.same_category == len(by_source["same-category"]) and report.rewrites == len(by_source["rewrite"])
-    assert report.same_category + report.same_category_short == negatives * len(expected)
-    assert report.rewrites + report.rewrites_short == rewrites * len(expected)
 
 
-def _rewrites_of(query: str, own: dict[str, str]) -> set[str]:
-    words = query.split()
-    result = set()
-    for name, values in (("colour", COLOURS), ("sleeve", SLEEVES)):
-        said = max((v for v in values if f" {v} " in f" {query} "), key=len, default=None)
-        if said is None or name not in own:
-            continue
-        for new in values:
-            if new != said and new not in own[name] and own[name] not in new:
-                result.add(f" {' '.join(words)} ".replace(f" {said} ", f" {new} ", 1).strip())
-    return result
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(shop=shops, log=logs, buyers=st.integers(1, 3), negatives=st.integers(0, 3), rewrites=st.integers(0, 3))
+def test_against_a_brute_force(shop: Any, log: Any, buyers: int, negatives: int, rewrites: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        items = [Item(f"i{n}", f"item {n}", "", category, attributes) for n, (category, attributes) in enumerate(shop)]
+        catalog = small_catalog(folder / "catalog", items)
+        events = [(f"u{user}", spell(query), f"i{item}", kind) for user, query, spell, item, kind in log]
+        found = expected_of(events, catalog, buyers)
+        options = {"min_buyers": buyers, "negatives_per_positive": negatives, "rewrites_per_positive": rewrites}
+        path = write_log(folder / "log.parquet", events)
+        if not found.positives:
+            with pytest.raises(UserError, match=f"no query led {buyers} users to buy the same item"):
+                mine(folder, catalog, path, **options)
+            return
+        report, rows = mine(folder, catalog, path, **options)
+        check(rows, found, catalog, negatives, rewrites)
+    by_source = [row[1] for row in rows.values()]
+    assert (report.positives, report.same_category, report.rewrites) == tuple(
+        by_source.count(source) for source in ("purchase", "same-category", "rewrite")
+    )
+    assert report.same_category + report.same_category_short == report.same_category_asked
+    assert report.rewrites + report.rewrites_short == report.rewrites_asked == rewrites * len(found.positives)
+    assert report.log_rows == len(events) == sum(report.rows_by_kind.values())
+    unknown = sum(event[2] >= f"i{len(items)}" for event in events)
+    assert report.rejected == ({"unknown item": unknown} if unknown else {})
+    assert sum(report.split_rows.values()) == len(rows)
 
 
-def test_same_for_any_threads_and_log_order(tmp_path: Path, shop: tuple[Catalog, list[Event]]) -> None:
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Catalog, list[Event]]:
+    rng = random.Random(5)
+    items = [
+        Item(f"i{n}", "", "", CATEGORIES[n % 2], {name: rng.choice(values) for name, values in VALUES.items()})
+        for n in range(40)
+    ]
+    events = []
+    for _ in range(3000):
+        item = rng.choice(items)
+        said = [item.attributes[name] for name in VALUES if rng.random() < 0.6]
+        query = " ".join([*said, *(["new"] if rng.random() < 0.2 else []), item.category])
+        seen = item if rng.random() < 0.8 else rng.choice(items)
+        events.append((f"u{rng.randrange(20)}", rng.choice(SPELLINGS)(query), seen.item_id, rng.choice(KINDS)))
+    titled = [Item(item.item_id, f"title of {item.item_id}", "", item.category, item.attributes) for item in items]
+    return small_catalog(tmp_path_factory.mktemp("mining") / "catalog", titled), events
+
+
+@pytest.mark.parametrize(("negatives", "rewrites", "most"), [(1, 1, 0), (3, 0, 12), (0, 2, 7), (1, 1, 3), (9, 9, 0)])
+def test_a_larger_log(tmp_path: Path, shop: Any, negatives: int, rewrites: int, most: int) -> None:
     catalog, events = shop
-    _, first = _mine(tmp_path, catalog, events, seed=1, threads=1)
-    expected = (tmp_path / "pairs.parquet").read_bytes()
-    _mine(tmp_path, catalog, events[::-1], seed=1, threads=3)
-    assert (tmp_path / "pairs.parquet").read_bytes() == expected
-    _, other = _mine(tmp_path, catalog, events, seed=2)
+    report, rows = mine(
+        tmp_path, catalog, write_log(tmp_path / "log.parquet", events),
+        negatives_per_positive=negatives, rewrites_per_positive=rewrites, max_pairs_per_item=most,
+    )  # fmt: skip
+    found = expected_of(events, catalog, 2)
+    assert len(found.positives) > 60
+    check(rows, found, catalog, negatives, rewrites, cap=most // (1 + negatives + rewrites))
+    assert report.positives_found == len(found.positives) and report.items == 40
+    if most:
+        per_item = [item for _, item in rows]
+        assert max(map(per_item.count, set(per_item))) <= most and report.positives < report.positives_found
+    if negatives == 9:
+        assert report.rounds > 1  # the first places of a rotation do not hold that many
+
+
+def test_same_for_any_threads_memory_and_log_order(tmp_path: Path, shop: Any) -> None:
+    catalog, events = shop
+    out = tmp_path / "pairs.parquet"
+    _, first = mine(tmp_path, catalog, write_log(tmp_path / "a.parquet", events), seed=1, threads=1)
+    expected = out.read_bytes()
+    shuffled = random.Random(0).sample(events, len(events))
+    spill = tmp_path / "spill"
+    _, again = mine(
+        tmp_path, catalog, write_log(tmp_path / "b.parquet", shuffled), seed=1, threads=3, memory_limit="200MB",
+        spill=str(spill),
+    )  # fmt: skip
+    assert out.read_bytes() == expected and again == first and list(spill.iterdir()) == []
+    _, other = mine(tmp_path, catalog, tmp_path / "a.parquet", seed=2)
     assert other != first and {k for k, v in other.items() if v[0]} == {k for k, v in first.items() if v[0]}
 
 
-def test_clicks_and_unknown_items_make_no_positive(tmp_path: Path, shop: tuple[Catalog, list[Event]]) -> None:
+def test_clicks_and_unknown_items_make_no_positive(tmp_path: Path, shop: Any) -> None:
     catalog, _ = shop
     events = [
         *((f"u{n}", "red hat", "i0", "click") for n in range(9)),
         *((f"u{n}", "red hat", "stranger", "purchase") for n in range(9)),
         *(("u1", "red hat", "i1", "purchase") for _ in range(9)),
-        *((f"u{n}", query, "i2", "purchase") for n, query in enumerate(["ＲＥＤ hat", " Red  Hat"])),
-        ("u1", " ", "i3", "purchase"),
+        *((f"u{n}", query, "i2", "purchase") for n, query in enumerate(["\uff32\uff25\uff24 hat", " Red  Hat"])),
     ]
-    report, pairs = _mine(tmp_path, catalog, events, negatives_per_positive=0, rewrites_per_positive=0)
-    assert pairs == {("red hat", 2): (1, "purchase", 2)} and report.unknown_rows == 10
+    log = write_log(tmp_path / "log.parquet", events)
+    report, pairs = mine(tmp_path, catalog, log, negatives_per_positive=0, rewrites_per_positive=0)
+    assert {key: row[:3] for key, row in pairs.items()} == {("red hat", 2): (1, "purchase", 2)}
+    assert report.rejected == {"unknown item": 9} and report.distinct_queries == 3
 
 
-def test_a_folder_of_logs(tmp_path: Path, shop: tuple[Catalog, list[Event]]) -> None:
+def test_terms_of_another_script_are_no_substitutes(tmp_path: Path) -> None:
+    attributes = [{"颜色": value} for value in ("红色", "蓝色", "red", "blue", "Navy blue", "深红色")]
+    items = [Item(f"i{n}", f"item {n}", "", "裙", of_item) for n, of_item in enumerate(attributes)]
+    catalog = small_catalog(tmp_path / "catalog", items)
+    events = [
+        (f"u{n}", query, item, "purchase") for n in range(2) for query, item in [("红色裙", "i0"), ("red裙", "i2")]
+    ]
+    log = write_log(tmp_path / "log.parquet", events)
+    report, rows = mine(tmp_path, catalog, log, rewrites_per_positive=9, negatives_per_positive=0)
+    # 深红色 holds for no item that is 红色, as far as anyone knows: each contains the other.
+    assert {key for key, row in rows.items() if row[1] == "rewrite"} == {
+        ("蓝色裙", 0),
+        ("blue裙", 2),
+        ("navy blue裙", 2),
+    }
+    assert {row[3] for row in rows.values()} == {"", "颜色:红色", "颜色:red"} and report.rewrites_short == 18 - 3
+
+
+DAY = 86_400_000_000
+
+
+@pytest.mark.parametrize("bounds", [("2024-03-03", "2024-03-05T00:00:00Z"), ("0.5", "0.8")])
+def test_split_by_time(tmp_path: Path, shop: Any, bounds: tuple[str, str]) -> None:
     catalog, events = shop
-    _, expected = _mine(tmp_path, catalog, events)
-    (tmp_path / "logs/day=1").mkdir(parents=True)
-    _write_log(tmp_path / "logs/day=1/a.parquet", events[:700])
-    _write_log(tmp_path / "logs/b.parquet", events[700:])
-    report = mine_pairs(tmp_path / "logs", catalog, tmp_path / "again.parquet")
-    assert report.log_rows == len(events) and len(Table(tmp_path / "again.parquet", catalog)) == len(expected)
-
-
-def test_users_mistakes(tmp_path: Path, shop: tuple[Catalog, list[Event]]) -> None:
-    catalog, events = shop
-    log = _write_log(tmp_path / "log.parquet", events)
-    with pytest.raises(UserError, match="no query led 99 users to buy the same item .*1500 rows"):
-        mine_pairs(log, catalog, tmp_path / "p.parquet", min_buyers=99)
-    with pytest.raises(UserError, match="min_buyers is 0; expected at least 1"):
-        mine_pairs(log, catalog, tmp_path / "p.parquet", min_buyers=0)
-    pq.write_table(
-        pa.table({"user": ["u"], "search": ["q"], "item": ["i0"], "kind": ["click"]}), tmp_path / "x.parquet"
+    rng = random.Random(3)
+    first = 1_709_251_200_000_000  # 2024-03-01
+    times = [first + rng.randrange(6 * DAY) for _ in events]
+    timed = pa.table(
+        {
+            **dict(zip(("user", "query", "item", "kind"), map(list, zip(*events, strict=True)), strict=True)),
+            "time": pa.array(times, pa.timestamp("us", tz="Asia/Shanghai")),
+        }
     )
-    with pytest.raises(UserError, match="no column 'query'; found user, search, item, kind"):
-        mine_pairs(tmp_path / "x.parquet", catalog, tmp_path / "p.parquet")
-    with pytest.raises(UserError, match="no such Parquet file"):
-        mine_pairs(tmp_path / "none.parquet", catalog, tmp_path / "p.parquet")
-    (tmp_path / "bad.parquet").write_text("no parquet")
-    with pytest.raises(UserError, match="cannot be read as Parquet"):
-        mine_pairs(tmp_path / "bad.parquet", catalog, tmp_path / "p.parquet")
-
-
-def test_normalise_query() -> None:
-    assert normalise_query("  ＮＩＫＥ　红色\tT恤 ") == "nike 红色 t恤"
-    assert normalise_query("Straße") == "strasse" and normalise_query("\u3000") == ""
+    pq.write_table(timed, tmp_path / "log.parquet")
+    options = {"split": "time", "validation_from": bounds[0], "test_from": bounds[1]}
+    report, rows = mine(tmp_path, catalog, tmp_path / "log.parquet", **options)
+    found = expected_of(events, catalog, 2)
+    # A pair is a positive from the day of its second buyer on.
+    firsts: dict[Pair, dict[str, int]] = {pair: {} for pair in found.positives}
+    for (user, query, item_id, kind), time in zip(events, times, strict=True):
+        pair = (" ".join(query.replace("\uff45", "e").lower().split()), catalog.item_number(item_id) or 0)
+        if kind == "purchase" and pair in firsts:
+            firsts[pair][user] = min(time, firsts[pair].get(user, time))
+    since = {pair: sorted(of_user.values())[1] for pair, of_user in firsts.items()}
+    declared = Table(tmp_path / "pairs.parquet", catalog).split_by
+    assert declared.pop("by") == "time"
+    ordered = sorted(since.values())
+    expected = (
+        {"validation_from": first + 2 * DAY, "test_from": first + 4 * DAY}
+        if "-" in bounds[0]
+        else {"validation_from": ordered[int(0.5 * len(ordered))], "test_from": ordered[int(0.8 * len(ordered))]}
+    )
+    assert declared == expected
+    wanted = {"train": 0, "validation": 0, "test": 0}
+    for pair, time in since.items():
+        name = (
+            "train" if time < expected["validation_from"] else "validation" if time < expected["test_from"] else "test"
+        )
+        assert rows[pair][4] == name
+        wanted[name] += 1
+    assert min(wanted.values()) > 10 and report.bad_times == 0
+    negatives = [row[4] for row in rows.values() if row[1] == "same-category"]
+    assert report.same_category_short == 0 and {name: negatives.count(name) for name in wanted} == wanted
+    by_item = {key: row[:4] for key, row in mine(tmp_path, catalog, tmp_path / "log.parquet")[1].items()}
+    assert by_item == {key: row[:4] for key, row in rows.items()}
+    assert Table(tmp_path / "pairs.parquet", catalog).split_by == {"by": "item"}
 
 
 @pytest.mark.parametrize(
-    ("query", "expected"),
+    ("options", "message"),
     [
-        ("navy blue hat", [("colour", "navy blue", "", " hat")]),
-        ("nike红色t恤", [("brand", "nike", "", "红色t恤"), ("colour", "红色", "nike", "t恤")]),
-        ("credit blueish", []),
-        ("red2 red", [("colour", "red", "red2 ", "")]),
-        ("blue or red hat", [("colour", "blue", "", " or red hat")]),
-        ("圆领 长袖", [("sleeve", "长袖", "圆领 ", "")]),
+        ({"min_buyers": 0}, "min_buyers is 0; expected at least 1"),
+        ({"threads": -1}, "threads is -1; expected at least 0"),
+        ({"max_pairs_per_item": 2}, "max_pairs_per_item is 2; expected at least 3"),
+        ({"columns": {"word": "q"}}, "column 'word'; a log has user, query"),
+        ({"split": "time"}, "needs --validation-from and --test-from"),
+        ({"test_from": "0.5"}, "the split is by item"),
+        ({"memory_limit": "many"}, "memory limit 'many'"),
+        ({"master": "local"}, "the engine is duckdb"),
+        ({"engine": "flink"}, "engine 'flink'; expected duckdb or spark"),
+        ({"split": "time", "validation_from": "2", "test_from": "0.9"}, "validation_from is 2; expected a share"),
+        ({"split": "time", "validation_from": "May", "test_from": "0.9"}, "validation_from is 'May'; expected a date"),
     ],
 )
-def test_tagging(query: str, expected: list[tuple[str, str, str, str]]) -> None:
-    names = {"red": ("colour",), "blue": ("colour",), "navy blue": ("colour",), "红色": ("colour",)}
-    names |= {"nike": ("brand",), "长袖": ("sleeve",), "袖": ("style",), "navy": ("mood",)}
-    assert [(t.name, t.value, t.head, t.tail) for t in tag_terms(query, names)] == expected
+def test_settings_that_cannot_be_meant(tmp_path: Path, shop: Any, options: dict[str, Any], message: str) -> None:
+    catalog, events = shop
+    log = tmp_path / "log.parquet"
+    pq.write_table(pa.table({**pq.read_table(write_log(log, events)).to_pydict(), "time": [0] * len(events)}), log)
+    with pytest.raises(UserError, match=message):
+        mine(tmp_path, catalog, log, **options)
+    assert not (tmp_path / "pairs.parquet").exists()

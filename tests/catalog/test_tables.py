@@ -174,6 +174,7 @@ def test_bad_values_name_the_row(
     tmp_path: Path, catalog: Catalog, change: dict[str, list[object]], message: str
 ) -> None:
     good = {"text": ["q", "r"], "item": [0, 1], "label": [1, 0], "source": ["s", "s"], "evidence": [0, 0]}
+    good |= {"replaced": ["", ""]}
     columns = {**good, "split": ["train", "test"], **change}
     with pytest.raises(UserError, match=message.replace("|", r"\|")):
         write_table("pairs", pa.table(columns), catalog, tmp_path / "t.parquet")

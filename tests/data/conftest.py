@@ -71,6 +71,7 @@ def pairs(catalog: Catalog) -> Table:
         "label": [row % 2 for row in range(rows)],
         "source": ["purchase"] * rows,
         "evidence": [2] * rows,
+        "replaced": [""] * rows,
         "split": ["train" if row < 23 else "test" for row in range(rows)],
     }
     write_table("pairs", pa.table(columns), catalog, out)

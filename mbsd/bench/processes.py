@@ -1,0 +1,87 @@
+"""What a process and all that it starts use, seen from outside: no process counts a Java that outlives it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+INTERVAL = 0.05
+
+
+@dataclass
+class Usage:
+    """Attributes: exit code (or None when the time was up), wall and CPU seconds, bytes of peak memory and of files."""
+
+    exit_code: int | None
+    seconds: float
+    cpu_seconds: float
+    peak_rss_bytes: int
+    peak_spill_bytes: int
+    output: str
+
+
+def run_measured(words: Sequence[str], spill: Path, *, time_limit: float) -> Usage:
+    """Run a command to its end and watch it and its descendants twenty times a second.
+
+    Memory is the sum of resident sets. CPU seconds are those of each process when it was last seen, so that up to a
+    twentieth of a second is missing at its end.
+
+    Args:
+        words: the command.
+        spill: a folder whose files are counted.
+        time_limit: seconds after which the command and its descendants are stopped.
+    """
+    started = time.monotonic()
+    cpu: dict[int, float] = {}
+    peak_rss = peak_spill = 0
+    in_time = True
+    log = spill.with_name(spill.name + ".log")
+    with log.open("w") as output, psutil.Popen(list(words), stdout=output, stderr=subprocess.STDOUT) as child:
+        try:
+            while child.poll() is None and in_time:
+                rss = 0
+                for process in _family(child):
+                    try:
+                        used = process.cpu_times()
+                        cpu[process.pid] = max(cpu.get(process.pid, 0.0), used.user + used.system)
+                        rss += process.memory_info().rss
+                    except psutil.Error:
+                        continue  # it ended between two looks
+                peak_rss, peak_spill = max(peak_rss, rss), max(peak_spill, _bytes(spill))
+                in_time = time.monotonic() - started < time_limit
+                time.sleep(INTERVAL)
+        finally:
+            for process in reversed(_family(child) if child.poll() is None else []):
+                process.kill()
+    return Usage(
+        exit_code=child.returncode if in_time else None,
+        seconds=time.monotonic() - started,
+        cpu_seconds=sum(cpu.values()),
+        peak_rss_bytes=peak_rss,
+        peak_spill_bytes=peak_spill,
+        output=log.read_text(errors="replace"),
+    )
+
+
+def _family(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _bytes(folder: Path) -> int:
+    total = 0
+    for directory, _, files in os.walk(folder):
+        for file in files:
+            try:
+                total += os.stat(os.path.join(directory, file)).st_size
+            except FileNotFoundError:
+                continue  # the engine removed it between two looks
+    return total

@@ -1,0 +1,237 @@
+"""The one SQL text of mining, in the subset that DuckDB and Spark share (see `engines`): a statement a stage.
+
+Text is compared and ordered by its bytes in both. `draw` is the portable hash of the seed and a string; ties are broken
+by the string itself. Names in braces are filled in by `mining`.
+"""
+
+# Items that the catalogue does not know: few, so that no row needs to be looked up among all that it knows.
+STRANGERS = """
+SELECT l.item_id FROM (SELECT DISTINCT item_id FROM log WHERE item_id IS NOT NULL) l
+ANTI JOIN items i ON i.item_id = l.item_id
+"""
+
+# The one pass over all columns before the draws: spellings of queries, and why rows are left out (places in `FAULTS`).
+FAULTS = ("", "undecodable text", "null query", "null item", "unknown item", "null user", "bad time")
+SPELLINGS = """
+SELECT raw, fault, count(*) AS n, count(*) - count(micros) AS bad_times FROM (
+    SELECT l.query AS raw, l.micros,
+           CASE WHEN l.undecodable THEN 1 WHEN l.query IS NULL THEN 2 WHEN l.item_id IS NULL OR l.item_id = '' THEN 3
+                WHEN s.item_id IS NOT NULL THEN 4 WHEN l.user_id IS NULL OR l.user_id = '' THEN 5
+                WHEN {timed} AND l.micros IS NULL THEN 6 ELSE 0 END AS fault
+    FROM log l LEFT JOIN strangers s ON s.item_id = l.item_id
+) judged GROUP BY raw, fault
+"""
+
+QUERY_FAULTS = ("", "empty query", "query too long")
+COUNTS = """
+SELECT fault, query_fault, sum(n) AS n, sum(bad_times) AS bad_times FROM (
+    SELECT s.fault, s.n, s.bad_times, CASE WHEN coalesce(q.text, s.raw) = '' THEN 1
+           WHEN length(coalesce(q.text, s.raw)) > {longest} THEN 2 ELSE 0 END AS query_fault
+    FROM spellings s LEFT JOIN respelled q ON q.raw = s.raw
+) judged GROUP BY fault, query_fault
+"""
+
+PURCHASES = """
+SELECT text, item, buyer, micros FROM (
+    SELECT coalesce(q.text, l.query) AS text, i.item, l.user_id AS buyer, l.micros
+    FROM log l JOIN items i ON i.item_id = l.item_id LEFT JOIN respelled q ON q.raw = l.query
+    WHERE l.kind = 'purchase' AND l.user_id <> '' AND l.query IS NOT NULL AND NOT l.undecodable
+    AND (NOT {timed} OR l.micros IS NOT NULL)
+) joined WHERE text <> '' AND length(text) <= {longest}
+"""
+
+BOUGHT = (
+    "SELECT text, item, count(DISTINCT buyer) AS buyers, CAST(0 AS BIGINT) AS micros FROM purchases GROUP BY text, item"
+)
+
+# The same with the time when a pair became a positive: that of its `min_buyers`th buyer.
+BOUGHT_WITH_TIME = """
+SELECT text, item, buyers, micros FROM (
+    SELECT text, item, micros, row_number() OVER (PARTITION BY text, item ORDER BY micros, buyer) AS place,
+           count(*) OVER (PARTITION BY text, item) AS buyers
+    FROM (SELECT text, item, buyer, min(micros) AS micros FROM purchases GROUP BY text, item, buyer) first_times
+) ranked WHERE place = least(buyers, {min_buyers})
+"""
+
+FOUND = "SELECT * FROM bought WHERE buyers >= {min_buyers}"
+
+# Where an item has too many, those with the most buyers stay.
+POSITIVES = """
+SELECT f.text, f.item, f.buyers, {split} AS split FROM (
+    SELECT text, item, buyers, micros,
+           row_number() OVER (PARTITION BY item ORDER BY buyers DESC, draw(item || chr(9) || text), text) AS place
+    FROM found
+) f JOIN items i ON i.item = f.item WHERE {cap} = 0 OR f.place <= {cap}
+"""
+SPLIT_OF_ITEM = "i.split"
+SPLIT_OF_TIME = (
+    "CASE WHEN f.micros < {validation} THEN 'train' WHEN f.micros < {test} THEN 'validation' ELSE 'test' END"
+)
+
+# For a split by time: the split of an item's nth negative, in an order of its own, so that what an item lacks is
+# lacking at random.
+SLOTS = """
+SELECT item, source, split,
+       row_number() OVER (
+           PARTITION BY item, source ORDER BY draw(source || chr(9) || item || chr(9) || text), text, copy
+       ) AS slot
+FROM (
+    SELECT item, text, split, 'rewrite' AS source, explode(sequence(1, {rewrites})) AS copy FROM positives
+    WHERE {rewrites} > 0
+    UNION ALL
+    SELECT item, text, split, 'same-category' AS source, explode(sequence(1, {negatives})) AS copy FROM positives
+    WHERE {negatives} > 0
+) wanted
+"""
+
+# Queries that led to a purchase in a category, in the category's random order.
+POOL = """
+SELECT category, text,
+       row_number() OVER (PARTITION BY category ORDER BY draw(category || chr(9) || text), text) - 1 AS r
+FROM (
+    SELECT DISTINCT i.category, b.text FROM bought b JOIN items i ON i.item = b.item WHERE i.category <> ''
+) distinct_queries
+"""
+POOL_SIZES = "SELECT category, count(*) AS n FROM pool GROUP BY category"
+
+# The same for the values of a type, apart by script: a Chinese query gets no Latin term.
+RANKED_VALUES = """
+SELECT type, script, value,
+       row_number() OVER (PARTITION BY type, script ORDER BY draw(type || chr(9) || value), value) - 1 AS r,
+       count(*) OVER (PARTITION BY type, script) AS n
+FROM term_values
+"""
+
+# The terms of each positive's query that can be replaced: the item's own value of the type is known.
+OPEN_TERMS = """
+SELECT item, origin, type, script, value, first, behind, n, shift,
+       row_number() OVER (PARTITION BY item, origin ORDER BY shift, first) - 1 AS k,
+       count(*) OVER (PARTITION BY item, origin) AS terms, max(n) OVER (PARTITION BY item, origin) AS most
+FROM (
+    SELECT p.item, p.text AS origin, t.type, t.script, t.value, t.first, t.behind, v.n,
+           draw(p.item || chr(9) || p.text || chr(9) || t.first) AS shift
+    FROM positives p JOIN terms t ON t.text = p.text
+    JOIN (SELECT DISTINCT type, script, n FROM ranked_values) v ON v.type = t.type AND v.script = t.script
+    SEMI JOIN own_values o ON o.item = p.item AND o.type = t.type
+) known
+"""
+
+# The places of a rotation that an item reads in this round, of all that there are for it.
+SHORT = """
+SELECT s.item, s.source, s.need, s.need AS missing, CAST(0 AS BIGINT) AS low,
+       CASE WHEN s.source = 'rewrite' THEN {rewrites} + 2
+            ELSE s.need + CAST(floor(s.need / 3) AS BIGINT) + 2 END AS high, l.places
+FROM (
+    SELECT item, 'rewrite' AS source, {rewrites} * count(*) AS need FROM positives GROUP BY item
+    UNION ALL
+    SELECT item, 'same-category' AS source, {negatives} * count(*) AS need FROM positives GROUP BY item
+) s
+JOIN (
+    SELECT item, 'rewrite' AS source, max(terms * most) AS places FROM open_terms GROUP BY item
+    UNION ALL
+    SELECT i.item, 'same-category' AS source, z.n AS places FROM items i JOIN pool_sizes z ON z.category = i.category
+) l ON l.item = s.item AND l.source = s.source
+WHERE s.need > 0
+"""
+
+STILL_SHORT = """
+SELECT s.item, s.source, s.need, s.missing - coalesce(p.n, 0) AS missing, s.high AS low, s.high * 8 AS high, s.places
+FROM short s LEFT JOIN (SELECT item, source, count(*) AS n FROM picked GROUP BY item, source) p
+ON p.item = s.item AND p.source = s.source
+WHERE s.missing > coalesce(p.n, 0) AND s.high < s.places
+"""
+
+# Rotation: a hash says where in a random order an item begins to read, so that the work is items x draws. A query's
+# terms take turns: its place j is of term j mod terms, which is then at its place floor(j / terms).
+REWRITES = """
+WITH drawn AS (
+    SELECT o.item, o.origin, o.terms, explode(sequence(s.low, least(s.high, o.terms * o.most) - 1)) AS j
+    FROM open_terms o JOIN short s ON s.item = o.item
+    WHERE o.k = 0 AND s.source = 'rewrite' AND s.low < o.terms * o.most
+),
+placed AS (
+    SELECT item, origin, j, j % terms AS k, CAST(floor(j / terms) AS BIGINT) AS turn FROM drawn
+),
+rewritten AS (
+    SELECT d.item, d.j, d.origin, t.first, t.shift, t.type, t.value AS old, v.value,
+           substr(d.origin, 1, t.first) AS head, substr(d.origin, t.behind + 1) AS tail
+    FROM placed d
+    JOIN open_terms t ON t.item = d.item AND t.origin = d.origin AND t.k = d.k AND d.turn < t.n
+    JOIN ranked_values v ON v.type = t.type AND v.script = t.script AND v.r = (t.shift + d.turn) % t.n
+    WHERE v.value <> t.value
+)
+SELECT item, 'rewrite' AS source, text, j, replaced, shift FROM (
+    SELECT item, j, shift, type || ':' || old AS replaced, head || value || tail AS text,
+           row_number() OVER (PARTITION BY item, head || value || tail ORDER BY j, shift, origin, first) AS place
+    FROM rewritten w
+    WHERE NOT contains(head || chr(9) || tail, value) AND length(head || value || tail) <= {longest}
+    AND NOT EXISTS (
+        SELECT 1 FROM own_values o WHERE o.item = w.item AND (
+            o.value = w.value OR (o.type = w.type AND (contains(o.value, w.value) OR contains(w.value, o.value)))
+        )
+    )
+) once WHERE place = 1
+"""
+
+SAME_CATEGORY = """
+WITH drawn AS (
+    SELECT s.item, i.category, z.n, explode(sequence(s.low, least(s.high, z.n) - 1)) AS j
+    FROM short s JOIN items i ON i.item = s.item JOIN pool_sizes z ON z.category = i.category
+    WHERE s.source = 'same-category' AND s.low < z.n
+)
+SELECT d.item, 'same-category' AS source, p.text, d.j, '' AS replaced, CAST(0 AS BIGINT) AS shift
+FROM drawn d JOIN pool p ON p.category = d.category AND p.r = (draw(d.item || chr(9) || d.category) + d.j) % d.n
+"""
+
+CANDIDATES = f"SELECT * FROM ({REWRITES}) AS rewrites UNION ALL SELECT * FROM ({SAME_CATEGORY}) AS same_category"
+
+# The one pass over the log for all candidates of a round. Of its rows only those are joined whose hash is that of a
+# candidate in one of its spellings; the hash is the engine's own, and decides nothing.
+KEYS = """
+SELECT xxhash64(c.text, i.item_id) AS key FROM candidates c JOIN items i ON i.item = c.item
+UNION
+SELECT xxhash64(q.raw, i.item_id) AS key
+FROM candidates c JOIN items i ON i.item = c.item JOIN respelled q ON q.text = c.text
+"""
+HIT = """
+SELECT DISTINCT b.text, b.item FROM (
+    SELECT coalesce(q.text, n.query) AS text, i.item
+    FROM (SELECT l.query, l.item_id FROM log l SEMI JOIN keys k ON k.key = xxhash64(l.query, l.item_id)) n
+    JOIN items i ON i.item_id = n.item_id LEFT JOIN respelled q ON q.raw = n.query
+) b SEMI JOIN candidates c ON c.text = b.text AND c.item = b.item
+"""
+
+FREE = """
+SELECT c.* FROM candidates c ANTI JOIN hit h ON h.text = c.text AND h.item = c.item
+ANTI JOIN chosen k ON k.text = c.text AND k.item = c.item
+"""
+
+# Rewrites come first: they have fewer places to come from.
+PICKED_REWRITES = """
+SELECT item, source, text, replaced, need - missing + place AS slot FROM (
+    SELECT f.item, f.source, f.text, f.replaced, s.need, s.missing,
+           row_number() OVER (PARTITION BY f.item ORDER BY f.j, f.shift, f.text) AS place
+    FROM free f JOIN short s ON s.item = f.item AND s.source = f.source WHERE f.source = 'rewrite'
+) ranked WHERE place <= missing
+"""
+
+PICKED = """
+SELECT * FROM picked_rewrites
+UNION ALL
+SELECT item, source, text, replaced, need - missing + place AS slot FROM (
+    SELECT f.item, f.source, f.text, f.replaced, s.need, s.missing,
+           row_number() OVER (PARTITION BY f.item ORDER BY f.j, f.text) AS place
+    FROM free f JOIN short s ON s.item = f.item AND s.source = f.source
+    ANTI JOIN picked_rewrites r ON r.item = f.item AND r.text = f.text
+    WHERE f.source = 'same-category'
+) ranked WHERE place <= missing
+"""
+
+PAIRS = """
+SELECT text, item, 1 AS label, 'purchase' AS source, buyers AS evidence, '' AS replaced, split FROM positives
+UNION ALL
+SELECT c.text, c.item, 0 AS label, c.source, 0 AS evidence, c.replaced, s.split FROM chosen c JOIN {splits}
+ORDER BY item, text
+"""
+SPLITS_OF_ITEMS = "items s ON s.item = c.item"
+SPLITS_OF_SLOTS = "slots s ON s.item = c.item AND s.source = c.source AND s.slot = c.slot"

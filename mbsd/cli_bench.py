@@ -1,0 +1,64 @@
+"""`mbsd bench …`: what the project claims of its speed, measured against the alternative in the same run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+bench_app = typer.Typer(no_args_is_help=True, help="Measurements, each against the alternative in the same run.")
+
+Ranks = Annotated[list[int], typer.Option(help="Numbers of ranks to measure at; may be given several times.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the numbers there.")]
+
+
+@bench_app.command("lamb")
+def bench_lamb(
+    ranks: Ranks = [1, 2, 4],  # noqa: B006 (typer reads it as the option's default)
+    turns: Annotated[int, typer.Option(min=1, help="Steps of each contestant.")] = 9,
+    json_file: JsonFile = None,
+) -> None:
+    """LAMB's step under ZeRO-2 at BERT-base's size: milliseconds, bytes of state, ratios to AdamW and a plain loop."""
+    from mbsd.bench.lamb import measure_lamb
+
+    _write_json(json_file, measure_lamb(tuple(ranks), turns))
+
+
+@bench_app.command("checkpoint")
+def bench_checkpoint(
+    ranks: Ranks = [1, 2, 4],  # noqa: B006 (as above)
+    saves: Annotated[int, typer.Option(help="Saves of each kind; medians are reported.")] = 5,
+    folder: Annotated[Path | None, typer.Option(help="Where is written; default: a temporary folder.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Stall, time to durable, bytes and time to resume at BERT-base's size, against DeepSpeed's own save."""
+    from mbsd.bench.checkpoint import measure
+
+    _write_json(json_file, measure(tuple(ranks), saves, folder))
+
+
+@bench_app.command("mining")
+def bench_mining(
+    rows: Annotated[list[int] | None, typer.Option(help="Rows of a generated log; may be repeated.")] = None,
+    spark: Annotated[bool, typer.Option(help="Spark on local[2] too, at up to --compare-rows.")] = True,
+    naive: Annotated[bool, typer.Option(help="The cross join of categories too, at up to --compare-rows.")] = True,
+    compare_rows: Annotated[int, typer.Option(help="The largest log that Spark and the cross join get.")] = 20_000_000,
+    memory_limit: Annotated[str, typer.Option(help="Of DuckDB; Spark's driver gets 4GB.")] = "2GB",
+    threads: Annotated[int, typer.Option(help="Of each engine.")] = 2,
+    folder: Annotated[Path | None, typer.Option(help="For the logs, which are kept; without: a temporary one.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """CPU seconds, peak memory and spill of mining, by rows and engine; 2 M and 20 M rows unless said otherwise."""
+    from mbsd.bench.mining import measure_mining
+
+    measure_mining(
+        rows or [2_000_000, 20_000_000], spark=spark, naive=naive, compare_rows=compare_rows, threads=threads,
+        memory_limit=memory_limit, folder=folder, json_file=json_file,
+    )  # fmt: skip
+
+
+def _write_json(path: Path | None, numbers: dict[str, Any]) -> None:
+    if path is not None:
+        path.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,199 @@
+"""Logs as shops have them: in several formats, with other column names, and with rows that are wrong."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mbsd.catalog.mining import MiningReport, MiningSettings, mine_pairs
+from mbsd.catalog.queries import MAX_QUERY_CHARACTERS
+from mbsd.catalog.store import Catalog
+from mbsd.errors import UserError
+from tests.catalog.helpers import items_of, small_catalog
+from tests.catalog.mining_reference import Pair, Row
+from tests.catalog.test_mining import read_pairs
+
+COLUMNS = ("user", "query", "item", "kind", "time")
+LONG = "q" * 10_000
+BROKEN = b"\xff\xfe\xba"
+DAY = b"2024-03-02"
+# Rows as bytes: what is wrong with each, and the reason under which it is counted.
+ROWS: list[tuple[tuple[bytes | None, ...], str]] = [
+    *(((f"u{n}".encode(), b"Red  Kind", b"id-0", b"purchase", DAY), "") for n in range(3)),
+    *(((f"u{n}".encode(), b"blue kind", b"id-2", b"purchase", b"1709424000"), "") for n in range(2)),
+    ((b"u8", b"green kind", b"id-4", b"purchase", b"2024-03-02T10:00:00+08:00"), ""),
+    ((b"u9", "\u3000Green\u3000kind".encode(), b"id-4", b"purchase", b"2024-03-02 02:00:00.5"), ""),
+    ((b"u1", b"black kind", b"id-6", b"gaze", DAY), ""),
+    ((b"u1", b"black kind", b"id-6", None, DAY), ""),
+    ((None, b"red kind", b"id-2", b"purchase", DAY), "null user"),
+    ((b"", b"red kind", b"id-2", b"purchase", DAY), "null user"),
+    ((b"u1", None, b"id-0", b"purchase", DAY), "null query"),
+    ((b"u1", b" \t", b"id-0", b"purchase", DAY), "empty query"),
+    ((b"u2", "\u3000".encode(), b"id-0", b"purchase", DAY), "empty query"),
+    ((b"u1", LONG.encode(), b"id-0", b"purchase", DAY), "query too long"),
+    ((b"u2", LONG.upper().encode(), b"id-0", b"purchase", DAY), "query too long"),
+    ((b"u1", b"red kind", None, b"purchase", DAY), "null item"),
+    ((b"u1", b"red kind", b"nobody's", b"purchase", DAY), "unknown item"),
+    ((b"u1", b"red " + BROKEN, b"id-0", b"purchase", DAY), "undecodable text"),
+    ((b"u1", "红".encode("gbk"), b"id-0", b"purchase", DAY), "undecodable text"),
+    ((BROKEN, b"red kind", b"id-4", b"purchase", DAY), "undecodable text"),
+    ((b"u1", b"red kind", b"id-6", b"purchase", b"the other day"), "bad time"),
+    ((b"u2", b"red kind", b"id-6", b"purchase", None), "bad time"),
+]
+REASONS = {
+    "bad time": 2,
+    "empty query": 2,
+    "null item": 1,
+    "null query": 1,
+    "null user": 2,
+    "query too long": 2,
+    "undecodable text": 3,
+    "unknown item": 1,
+}
+BY_TIME = {"split": "time", "validation_from": "2024-03-02T01:59:00", "test_from": "2024-03-03"}
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
+    return small_catalog(tmp_path_factory.mktemp("input") / "catalog", items_of(12))
+
+
+def parquet_of_bytes(path: Path, *, as_text: bool = False) -> Path:
+    """The rows as binary columns, or as columns that claim to be text whatever their bytes are."""
+
+    def text(values: list[bytes | None]) -> Any:
+        ends = [0]
+        for value in values:
+            ends.append(ends[-1] + len(value or b""))
+        validity = sum(1 << k for k, value in enumerate(values) if value is not None)
+        buffers = [validity.to_bytes(len(values) // 8 + 1, "little"), struct.pack(f"<{len(ends)}i", *ends)]
+        buffers.append(b"".join(value or b"" for value in values))
+        return pa.Array.from_buffers(pa.string(), len(values), [pa.py_buffer(buffer) for buffer in buffers])
+
+    columns = [list(column) for column in zip(*(row for row, _ in ROWS), strict=True)]
+    arrays = [text(column) if as_text else pa.array(column, pa.binary()) for column in columns]
+    pq.write_table(pa.table(arrays, names=list(COLUMNS)), path)
+    return path
+
+
+def mine(folder: Path, catalog: Catalog, log: Path | str, **options: Any) -> tuple[MiningReport, dict[Pair, Row]]:
+    report = mine_pairs(log, catalog, folder / "pairs.parquet", MiningSettings(**options))
+    return report, read_pairs(folder / "pairs.parquet", catalog)
+
+
+def check_bad_rows(report: MiningReport, rows: dict[Pair, Row], *, unreadable: int = 0, nulls: bool = True) -> None:
+    assert report.log_rows == len(ROWS) + unreadable
+    expected = {**REASONS, **({"unreadable line": unreadable} if unreadable else {})}
+    if not nulls:  # CSV has no null: an empty field is all it can say
+        expected["empty query"] += expected.pop("null query")
+    assert report.rejected == expected and report.bad_times == 2
+    assert report.rows_by_kind["gaze"] == 1 and report.rows_by_kind["null" if nulls else ""] == 1
+    positives = {key: row[2:] for key, row in rows.items() if row[0]}
+    assert positives == {
+        ("red kind", 0): (3, "", "train"),
+        ("blue kind", 2): (2, "", "test"),
+        ("green kind", 4): (2, "", "validation"),
+    }
+    # A purchase by nobody, or at no time, is still behaviour.
+    assert not {("red kind", 2), ("red kind", 4), ("red kind", 6), ("black kind", 6)} & set(rows)
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_bad_rows_are_counted_and_never_stop(tmp_path: Path, catalog: Catalog, as_text: bool) -> None:
+    assert len(LONG) > MAX_QUERY_CHARACTERS and sum(REASONS.values()) == sum(bool(reason) for _, reason in ROWS)
+    log = parquet_of_bytes(tmp_path / "log.parquet", as_text=as_text)
+    check_bad_rows(*mine(tmp_path, catalog, log, **BY_TIME))
+    report, rows = mine(tmp_path, catalog, log)  # a split by item reads no times
+    assert report.rejected == {reason: count for reason, count in REASONS.items() if reason != "bad time"}
+    assert report.bad_times == 2 and rows["red kind", 6][:3] == (1, "purchase", 2)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".csv"])
+def test_csv_and_jsonl(tmp_path: Path, catalog: Catalog, suffix: str) -> None:
+    def field(value: bytes | None) -> bytes:
+        # Escapes for what JSON must escape, the bytes as they are for the rest.
+        text = (value or b"").decode("utf-8", "surrogateescape")
+        return b"null" if value is None else json.dumps(text, ensure_ascii=False).encode("utf-8", "surrogateescape")
+
+    if suffix == ".csv":
+        lines = [b",".join(reversed([b'"' + (value or b"") + b'"' for value in row])) for row, _ in ROWS]
+        data = b"\n".join([b"\xef\xbb\xbftime,kind,item,query,user", *lines, b"too,few"]) + b"\n"
+    else:
+        lines = [
+            b"{"
+            + b", ".join(f'"{name}": '.encode() + field(value) for name, value in zip(COLUMNS, row, strict=True))
+            + b"}"
+            for row, _ in ROWS
+        ]
+        data = b"\n".join([*lines[:3], b"no json", b"", *lines[3:], b"[1]"]) + b"\n"
+    log = tmp_path / f"log{suffix}"
+    log.write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
+    report, rows = mine(tmp_path, catalog, log, **BY_TIME)
+    check_bad_rows(report, rows, unreadable=1 if suffix == ".csv" else 2, nulls=suffix != ".csv")
+
+
+def test_numbers_as_ids_and_times(tmp_path: Path) -> None:
+    items = [(str(n), f"item {n}", "kind") for n in range(3)]
+    from mbsd.catalog.sources import Item
+
+    catalog = small_catalog(tmp_path / "catalog", [Item(id_, title, "", kind) for id_, title, kind in items])
+    micros = 1_709_251_200_000_000
+    for times in (
+        [micros // 10**6] * 4, [micros // 1000] * 4, [micros] * 4, [micros * 1000] * 4,
+        pa.array([micros * 1000] * 4, pa.timestamp("ns")), pa.array([19783] * 4, pa.date32()), ["2024-03-01"] * 4,
+    ):  # fmt: skip
+        columns = {"user": [1, 2, 1, 2], "query": ["a", "a", "b", "b"], "item": [0, 0, 2, 2], "kind": ["purchase"] * 4}
+        pq.write_table(pa.table({**columns, "time": times}), tmp_path / "log.parquet")
+        options = {"split": "time", "validation_from": "2024-02-29", "test_from": "2024-03-01T00:00:01"}
+        report, rows = mine(tmp_path, catalog, tmp_path / "log.parquet", **options)
+        assert {key: row[4] for key, row in rows.items() if row[0]} == {("a", 0): "validation", ("b", 2): "validation"}
+        assert report.bad_times == 0 and report.rejected == {}
+
+
+def test_folders_globs_and_other_column_names(tmp_path: Path, catalog: Catalog) -> None:
+    table = pq.read_table(parquet_of_bytes(tmp_path / "whole.parquet")).slice(0, 9)
+    expected = mine(tmp_path, catalog, tmp_path / "whole.parquet")[1]
+    table = table.rename_columns(["who", "search term", "sku", "kind", "time"])
+    table = table.select(["sku", "kind", "who", "search term"])
+    (tmp_path / "logs/day=1").mkdir(parents=True)
+    pq.write_table(table.slice(0, 4), tmp_path / "logs/day=1/a.parquet")
+    pq.write_table(table.slice(4), tmp_path / "logs/b.parquet")
+    (tmp_path / "logs/_temporary.parquet").write_text("half written")
+    (tmp_path / "logs/_SUCCESS").write_text("")
+    columns = {"user": "who", "query": "search term", "item": "sku"}
+    for log in (tmp_path / "logs", str(tmp_path / "logs/**/[ab].parquet")):
+        report, rows = mine(tmp_path, catalog, log, columns=columns)
+        assert report.log_rows == 9
+        assert {key for key, row in rows.items() if row[0]} == {
+            key for key, row in expected.items() if row[0] and key != ("red kind", 6)
+        }
+
+
+def test_users_mistakes(tmp_path: Path, catalog: Catalog) -> None:
+    def fails(log: Path | str, message: str, **options: Any) -> None:
+        with pytest.raises(UserError, match=message):
+            mine(tmp_path, catalog, log, **options)
+        assert not (tmp_path / "pairs.parquet").exists()
+
+    row = {"user": "u", "search": "q", "item": "id-0", "kind": "click"}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "x.parquet")
+    (tmp_path / "x.csv").write_text(",".join(row) + "\n" + ",".join(row.values()) + "\n")
+    (tmp_path / "x.jsonl").write_text(json.dumps(row) + "\n")
+    for suffix in ("parquet", "csv", "jsonl"):
+        log = tmp_path / f"x.{suffix}"
+        fails(log, "no column 'query'; found .*search.*; needs user, query, item, kind .*--column query=NAME")
+        fails(log, "no column 'term'; found", columns={"query": "term"})
+        fails(log, "no query led 2 users to buy .*1 rows: 1 click", columns={"query": "search"})
+        fails(log, "no column 'time'; found", columns={"query": "search"}, **BY_TIME)
+    fails(tmp_path / "none.parquet", "no such file")
+    fails(tmp_path, "files of different formats \\(CSV, JSONL, Parquet\\)")
+    fails("s3://shop/log.csv", "a URL is read as Parquet")
+    (tmp_path / "bad.parquet").write_text("no parquet")
+    fails(tmp_path / "bad.parquet", "cannot be read as Parquet")

@@ -1,0 +1,91 @@
+"""The other engine: the same rows from the same SQL, on Spark."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from mbsd.bench.mining_log import write_log
+from mbsd.catalog.mining import MiningReport, MiningSettings, mine_pairs
+from mbsd.catalog.reader import Catalog
+from tests.catalog.helpers import items_of, small_catalog
+from tests.catalog.test_mining_input import BY_TIME, check_bad_rows, parquet_of_bytes, read_pairs
+
+pytestmark = pytest.mark.spark
+ROWS = 2_000_000
+
+
+@pytest.fixture(autouse=True)
+def quick_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Java that compiles once: the second compiler pays for itself after minutes only."""
+    monkeypatch.setenv("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
+
+
+def _both(log: Path, catalog: Catalog, folder: Path, settings: MiningSettings) -> dict[str, MiningReport]:
+    """Mine with both engines and assert that neither table has a row that the other lacks."""
+    reports, tables = {}, {}
+    for engine in ("duckdb", "spark"):
+        out = folder / f"{engine}.parquet"
+        reports[engine] = mine_pairs(log, catalog, out, replace(settings, engine=engine, threads=2))
+        tables[engine] = pq.read_table(out)
+    assert tables["duckdb"].equals(tables["spark"])
+    assert (folder / "duckdb.parquet").read_bytes() == (folder / "spark.parquet").read_bytes()
+    same = [{**vars(report), "seconds": 0, "engine": "", "settings": {}} for report in reports.values()]
+    assert same[0] == same[1]
+    assert reports["spark"].engine.startswith("spark ")
+    return reports
+
+
+def test_two_million_rows(tmp_path: Path) -> None:
+    write_log(tmp_path, rows=ROWS)
+    settings = MiningSettings(memory_limit="2GB", spill=str(tmp_path / "spill"))
+    report = _both(tmp_path / "log.parquet", Catalog(tmp_path / "catalog"), tmp_path, settings)["duckdb"]
+    assert report.log_rows == ROWS
+    assert min(report.positives, report.same_category, report.rewrites) > 20_000
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_bad_rows_and_times(tmp_path: Path, as_text: bool) -> None:
+    catalog = small_catalog(tmp_path / "catalog", items_of(12))
+    log = parquet_of_bytes(tmp_path / "log.parquet", as_text=as_text)
+    reports = _both(log, catalog, tmp_path, MiningSettings(**BY_TIME))
+    check_bad_rows(reports["spark"], read_pairs(tmp_path / "spark.parquet", catalog))
+
+
+def test_a_machine_without_java(tmp_path: Path) -> None:
+    """The extra `spark` brings a Java of its own, which is found where the machine has none."""
+    catalog = small_catalog(tmp_path / "catalog", items_of(12))
+    log = parquet_of_bytes(tmp_path / "log.parquet")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("bash", "sh", "dirname", "basename", "cat", "rm", "uname", "ps", "nice", "env"):
+        tool = next((Path(p, name) for p in ("/usr/bin", "/bin") if Path(p, name).exists()), None)
+        if tool is not None:
+            (tools / name).symlink_to(tool)
+    environment = {name: value for name, value in os.environ.items() if name != "JAVA_HOME"}
+    words = [
+        "-m",
+        "mbsd.cli",
+        "pairs",
+        "mine",
+        "--log",
+        log,
+        "--catalog",
+        catalog.path,
+        "--out",
+        tmp_path / "pairs.parquet",
+    ]
+    words += ["--engine", "spark", "--threads", "2", "--min-buyers", "3"]
+    run = subprocess.run(
+        [sys.executable, *map(str, words)], env={**environment, "PATH": str(tools)}, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert {key for key, row in read_pairs(tmp_path / "pairs.parquet", catalog).items() if row[0]} == {("red kind", 0)}
+    assert (tmp_path / "pairs.report" / "report.json").is_file() and "1 purchases" in run.stdout
