@@ -145,7 +145,8 @@ def pairs_mine(
     report: Annotated[Path | None, typer.Option(help="Folder of report.json; without: OUT's name + .report.")] = None,
 ) -> None:
     """Write the pair table of stage 2: purchases, and hard negatives without any behaviour."""
-    from mbsd.catalog.mining import MiningSettings, mine_pairs, write_json
+    from mbsd.catalog.mining import MiningSettings, mine_pairs
+    from mbsd.catalog.mining_report import write_report
     from mbsd.catalog.reader import Catalog
     from mbsd.catalog.tagging import make_tagger
 
@@ -158,8 +159,8 @@ def pairs_mine(
     )  # fmt: skip
     shop = Catalog(catalog)
     found = mine_pairs(log, shop, out, settings, make_tagger(tagger, shop, lexicon))
-    file = write_json(found, report or out.with_name(out.stem + ".report"))
-    print(f"{out}: {found.describe()}; report: {file}")
+    page = write_report(found, out, report or out.with_name(out.stem + ".report"), shop)
+    print(f"{out}: {found.describe()}; report: {page}")
 
 
 @checkpoint_app.command("list")

@@ -34,9 +34,9 @@ def bench_checkpoint(
     json_file: JsonFile = None,
 ) -> None:
     """Stall, time to durable, bytes and time to resume at BERT-base's size, against DeepSpeed's own save."""
-    from mbsd.bench.checkpoint import measure
+    from mbsd.bench.checkpoint import measure_checkpoint
 
-    _write_json(json_file, measure(tuple(ranks), saves, folder))
+    _write_json(json_file, measure_checkpoint(tuple(ranks), saves, folder))
 
 
 @bench_app.command("mining")

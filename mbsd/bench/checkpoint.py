@@ -8,7 +8,6 @@ time to durable ends when every file is synced, checksummed and published.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import statistics
@@ -24,13 +23,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from mbsd.bench.ranks import on_ranks
 from mbsd.checkpoint.manager import CheckpointManager
 from mbsd.checkpoint.resume import take_over
 from mbsd.checkpoint.storage import probe
 from mbsd.config import ModelConfig
 from mbsd.data.text import build_tokenizer, load_tokenizer
-from mbsd.distributed import free_port, on_rank_zero, process_group
-from mbsd.errors import UserError
+from mbsd.distributed import on_rank_zero
 from mbsd.model.heads import MbsdForMaskedModelling
 from mbsd.model.mbsd import MbsdConfig
 
@@ -42,53 +41,21 @@ ROWS = (
 )  # fmt: skip
 
 
-def measure(ranks: tuple[int, ...], saves: int, folder: Path | None) -> dict[str, Any]:
+def measure_checkpoint(ranks: tuple[int, ...], saves: int, folder: Path | None) -> dict[str, Any]:
     """Run the measurement at each number of ranks, print a table, and return its numbers by number of ranks.
 
     Raises:
         UserError: more ranks than this machine's GPUs, where it has any.
     """
-    if torch.cuda.is_available() and max(ranks) > torch.cuda.device_count():
-        raise UserError(
-            f"--ranks={max(ranks)}: this machine has {torch.cuda.device_count()} GPUs; name no more, or set "
-            "CUDA_VISIBLE_DEVICES to nothing to measure on CPUs"
-        )
     results = {}
     for world_size in ranks:
         with tempfile.TemporaryDirectory(dir=folder, prefix="mbsd-bench-") as scratch:
-            results[str(world_size)] = _on_ranks(world_size, saves, Path(scratch))
+            results[str(world_size)] = on_ranks(world_size, _measure, saves, Path(scratch))
     table = Table("", *(f"{world_size} ranks" for world_size in results))
     for title, key in ROWS:
         table.add_row(title, *(f"{result[key]:.3f}" for result in results.values()))
     Console(soft_wrap=True).print(table)
     return {"saves": saves, "ranks": results}
-
-
-def _on_ranks(world_size: int, saves: int, scratch: Path) -> dict[str, float]:
-    context = multiprocessing.get_context("spawn")
-    answers: Any = context.SimpleQueue()
-    port = free_port()
-    processes = []
-    for rank in range(world_size):
-        place: dict[str, object] = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}
-        place |= {"LOCAL_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        words = {name: str(value) for name, value in place.items()}
-        processes.append(context.Process(target=_rank, args=(words, saves, scratch, answers)))
-        processes[-1].start()
-    for process in processes:
-        process.join()
-    if any(process.exitcode for process in processes):
-        raise RuntimeError(f"a rank failed; exit codes {[process.exitcode for process in processes]}")
-    result: dict[str, float] = answers.get()
-    return result
-
-
-def _rank(words: dict[str, str], saves: int, scratch: Path, answers: Any) -> None:
-    os.environ.update(words)
-    with process_group() as place:
-        result = _measure(place, saves, scratch)
-        if place.is_first:
-            answers.put(result)
 
 
 def _measure(place: Any, saves: int, scratch: Path) -> dict[str, float]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from mbsd.catalog.engines import number, open_engine
 from mbsd.catalog.log_files import find_log
 from mbsd.catalog.mining import load_positives, open_log
-from mbsd.catalog.mining_counts import MiningReport
+from mbsd.catalog.mining_report import MiningReport
 from mbsd.catalog.mining_settings import MiningSettings
 from mbsd.catalog.mining_sql import POOL
 from mbsd.catalog.reader import Catalog

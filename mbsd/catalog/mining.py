@@ -32,7 +32,7 @@ from mbsd.catalog import mining_sql as sql
 from mbsd.catalog.engines import Engine, UndecodableText, number, open_engine, rows
 from mbsd.catalog.layout import SPLITS
 from mbsd.catalog.log_files import LogFiles, check_columns, find_log
-from mbsd.catalog.mining_counts import MiningReport, write_json
+from mbsd.catalog.mining_report import MiningReport
 from mbsd.catalog.mining_settings import LOG_COLUMNS, MiningSettings, bound
 from mbsd.catalog.queries import MAX_QUERY_CHARACTERS, normalise_query
 from mbsd.catalog.reader import Catalog
@@ -40,7 +40,7 @@ from mbsd.catalog.table_file import write_batches
 from mbsd.catalog.tagging import Tagger, make_tagger
 from mbsd.errors import UserError
 
-__all__ = ["LOG_COLUMNS", "MiningReport", "MiningSettings", "mine_pairs", "write_json"]
+__all__ = ["LOG_COLUMNS", "MiningReport", "MiningSettings", "mine_pairs"]
 
 KINDS_IN_REPORT = 50
 

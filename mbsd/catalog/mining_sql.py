@@ -161,7 +161,7 @@ rewritten AS (
     WHERE v.value <> t.value
 )
 SELECT item, 'rewrite' AS source, text, j, replaced, shift FROM (
-    SELECT item, j, shift, type || ':' || old AS replaced, head || value || tail AS text,
+    SELECT item, j, shift, type || ':' || old || '>' || value AS replaced, head || value || tail AS text,
            row_number() OVER (PARTITION BY item, head || value || tail ORDER BY j, shift, origin, first) AS place
     FROM rewritten w
     WHERE NOT contains(head || chr(9) || tail, value) AND length(head || value || tail) <= {longest}

@@ -78,19 +78,19 @@ def read_items(source: Path) -> Iterator[Item]:
     Raises:
         UserError: at the first row that cannot be read, naming file and row.
     """
-    if _format_of(source) == "tsv":
+    if format_of(source) == "tsv":
         for line, fields in _tsv_rows(source):
             _tsv_label(source, line, fields)
             yield from _tsv_items(fields)
         return
-    for row, record in _records(source, ITEM_COLUMNS):
-        title, image = _text(source, row, record, "title"), _text(source, row, record, "image")
-        item_id = _text(source, row, record, "item_id")
+    for row, record in read_records(source, ITEM_COLUMNS):
+        title, image = text_of(source, row, record, "title"), text_of(source, row, record, "image")
+        item_id = text_of(source, row, record, "item_id")
         yield Item(
             item_id=item_id or item_id_of(title, image),
             title=title,
             image=image,
-            category=_text(source, row, record, "category"),
+            category=text_of(source, row, record, "category"),
             attributes=_attributes(source, row, record.get("attributes")),
         )
 
@@ -105,7 +105,7 @@ def read_rows(source: Path, kind: Kind) -> Iterator[SourceRow]:
     Raises:
         UserError: at the first row that cannot be read or belongs to another kind, naming file and row.
     """
-    if _format_of(source) == "tsv":
+    if format_of(source) == "tsv":
         for line, fields in _tsv_rows(source, TSV_COLUMNS_OF_KIND[kind]):
             ids = tuple(item.item_id for item in _tsv_items(fields))
             label = _tsv_label(source, line, fields)
@@ -121,7 +121,7 @@ def read_rows(source: Path, kind: Kind) -> Iterator[SourceRow]:
         kind, ("category",)
     )
     optional = {"pairs": ("source", "evidence", "split"), "attributes": ("where", "split")}.get(kind, ("split",))
-    for row, record in _records(source, (*id_columns, *needed, *optional)):
+    for row, record in read_records(source, (*id_columns, *needed, *optional)):
         for name in (*id_columns, *needed):
             if record.get(name) in (None, ""):
                 raise UserError(
@@ -132,18 +132,23 @@ def read_rows(source: Path, kind: Kind) -> Iterator[SourceRow]:
             raise UserError(f"{source}, row {row}: 'evidence' is {evidence!r}; expected a count of buyers (0, 1, 2 …)")
         yield SourceRow(
             row=row,
-            item_ids=tuple(_text(source, row, record, name) for name in id_columns),
-            text=_text(source, row, record, "text"),
+            item_ids=tuple(text_of(source, row, record, name) for name in id_columns),
+            text=text_of(source, row, record, "text"),
             label=_label(source, row, record["label"]) if "label" in needed else 0,
-            category=_text(source, row, record, "category"),
-            split=_text(source, row, record, "split"),
-            source=_text(source, row, record, "source"),
+            category=text_of(source, row, record, "category"),
+            split=text_of(source, row, record, "split"),
+            source=text_of(source, row, record, "source"),
             evidence=evidence,
-            where=_text(source, row, record, "where"),
+            where=text_of(source, row, record, "where"),
         )
 
 
-def _format_of(source: Path) -> str:
+def format_of(source: Path) -> str:
+    """Return tsv, jsonl or parquet, by the file's ending.
+
+    Raises:
+        UserError: another ending, or no such file.
+    """
     if source.suffix.lower() not in SUFFIXES:
         raise UserError(f"{source}: unknown kind of file {source.suffix!r}; expected one of {', '.join(SUFFIXES)}")
     if not source.is_file():
@@ -151,8 +156,12 @@ def _format_of(source: Path) -> str:
     return SUFFIXES[source.suffix.lower()]
 
 
-def _lines(source: Path) -> Iterator[tuple[int, str]]:
-    """(number, line without its end) of every line that is not empty; the number counts from 1."""
+def text_lines(source: Path) -> Iterator[tuple[int, str]]:
+    """Yield (number, line without its end) of every line that is not empty; the number counts from 1.
+
+    Raises:
+        UserError: at the first line that is not UTF-8.
+    """
     with source.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             try:
@@ -167,7 +176,7 @@ def _lines(source: Path) -> Iterator[tuple[int, str]]:
 
 
 def _tsv_rows(source: Path, num_columns: int | None = None) -> Iterator[tuple[int, list[str]]]:
-    for number, line in _lines(source):
+    for number, line in text_lines(source):
         fields = line.split("\t")
         if num_columns is None:
             if len(fields) not in TSV_COLUMNS:
@@ -205,10 +214,14 @@ def _label(source: Path, row: int, value: Any) -> int:
     raise UserError(f"{source}, row {row}: the label is {value!r}; expected 0 (no match) or 1 (match)")
 
 
-def _records(source: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """(row, record) of a JSONL or Parquet file; the row counts from 1."""
-    if _format_of(source) == "jsonl":
-        for number, line in _lines(source):
+def read_records(source: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield (row, record) of a JSONL or Parquet file, of Parquet only these columns; the row counts from 1.
+
+    Raises:
+        UserError: at the first line that is not an object, or the file is not Parquet.
+    """
+    if format_of(source) == "jsonl":
+        for number, line in text_lines(source):
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
@@ -239,7 +252,12 @@ def _check_names(source: Path, row: int, names: Any, columns: tuple[str, ...]) -
         raise UserError(f"{where}: neither 'title' nor 'image'; found {found}; an item has at least one of them")
 
 
-def _text(source: Path, row: int, record: Mapping[str, Any], name: str) -> str:
+def text_of(source: Path, row: int, record: Mapping[str, Any], name: str) -> str:
+    """Return a record's field as text: a number as it is printed, "" where it is missing.
+
+    Raises:
+        UserError: a list or object, or text that cannot be encoded.
+    """
     return _scalar(source, row, name, record.get(name))
 
 

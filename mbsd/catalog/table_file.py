@@ -33,7 +33,7 @@ SCHEMAS: dict[Kind, Any] = {
             ("label", pa.int8()),
             ("source", pa.string()),  # purchase | same-category | rewrite, or what the source file says
             ("evidence", pa.int32()),  # distinct buyers
-            ("replaced", pa.string()),  # of a rewrite: the term that another took the place of, "type:value"
+            ("replaced", pa.string()),  # of a rewrite: the term that another took the place of, "type:old>new"
             ("split", pa.string()),
         ]
     ),

@@ -1,15 +1,28 @@
-"""Term types of a query: which of its words are a colour, a sleeve, a material."""
+"""Term types of a query: which of its words are a colour, a sleeve, a material. A gazetteer by default.
+
+A tagger is anything with `values`, `tag` and `canonical`; `mbsd.catalog.tagging_model` is the other one.
+"""
 
 from __future__ import annotations
 
+import json
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from mbsd.catalog.queries import normalise_query
+import pyarrow.compute as pc
+from ahocorasick_rs import AhoCorasick
+
+from mbsd.catalog.lexicon import Entry, read_lexicon
+from mbsd.catalog.queries import MAX_QUERY_CHARACTERS, normalise_query
 from mbsd.catalog.reader import Catalog
 from mbsd.errors import UserError
+
+MODEL_PREFIX = "transformers:"
+# Latin letters, those of Vietnamese included, and digits: the scripts of a query whose words do not touch.
+LATIN = frozenset(character for code in (*range(0x250), *range(0x1E00, 0x1F00)) if (character := chr(code)).isalnum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +36,7 @@ class Span:
 
 
 class Tagger(Protocol):
-    """Finds terms in normalised queries.
+    """Finds terms in normalised queries; it can be pickled.
 
     Attributes:
         values: type -> its canonical values, sorted: what a term of the type can be replaced by.
@@ -41,50 +54,121 @@ class Tagger(Protocol):
 
 
 class Gazetteer:
-    """The catalogue's own attribute values; at any place the longest that begins there."""
+    """Terms from a list: Aho-Corasick over all of them, of the matches the longest from left to right.
 
-    def __init__(self, values: Mapping[str, tuple[str, ...]]) -> None:
-        self.values = values
-        self._type_of = {value: name for name, of_name in reversed(list(values.items())) for value in of_name}
-        self._beginning_with: dict[str, list[str]] = {}
-        for value in sorted(self._type_of, key=len, reverse=True):
-            self._beginning_with.setdefault(value[0], []).append(value)
+    A match cut out of a Latin word or number is none ("red" in "credit"), and is dropped before the longest is chosen,
+    so that it hides no other. Words of Chinese touch each other and Latin ones: there any place begins or ends a term.
+
+    Args:
+        terms: normalised surface form -> (type, canonical value).
+        synonyms: (type, normalised surface form) -> canonical value, where it is another; also of forms that `terms`
+            gives to another type.
+        values: type -> its canonical values, sorted.
+    """
+
+    def __init__(
+        self,
+        terms: Mapping[str, tuple[str, str]],
+        synonyms: Mapping[tuple[str, str], str],
+        values: Mapping[str, tuple[str, ...]],
+    ) -> None:
+        self.terms, self.synonyms = dict(terms), dict(synonyms)
+        self.values: Mapping[str, tuple[str, ...]] = dict(values)
+        self._meanings = list(self.terms.values())
+        self._find = AhoCorasick(self.terms, store_patterns=False).find_matches_as_indexes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Gazetteer, (self.terms, self.synonyms, self.values))
 
     def tag(self, queries: Sequence[str]) -> list[list[Span]]:
-        """As in `Tagger`."""
+        """As in `Tagger`; at any place the longest term that begins there, then on behind it."""
         return [self._tag(query) for query in queries]
 
     def canonical(self, type: str, value: str) -> str:
         """As in `Tagger`."""
-        return normalise_query(value)
+        text = normalise_query(value)
+        return self.synonyms.get((type, text), text)
 
     def _tag(self, query: str) -> list[Span]:
+        matches = [(start, -end, term) for term, start, end in self._find(query, overlapping=True)]
+        matches.sort()
         spans: list[Span] = []
-        start = 0
-        while start < len(query):
-            for value in self._beginning_with.get(query[start], ()):
-                end = start + len(value)
-                if query.startswith(value, start) and not _inside_word(query, start) and not _inside_word(query, end):
-                    spans.append(Span(start, end, self._type_of[value], value))
-                    start = end
-                    break
-            else:
-                start += 1
+        behind = 0
+        for start, minus_end, term in matches:
+            # A match cut out of a word is passed over here, before it could hide a shorter one that begins with it.
+            if start >= behind and not cuts_word(query, start) and not cuts_word(query, -minus_end):
+                behind = -minus_end
+                spans.append(Span(start, behind, *self._meanings[term]))
         return spans
 
 
-def _inside_word(text: str, place: int) -> bool:
+def cuts_word(text: str, place: int) -> bool:
     """Whether the cut before text[place] falls between two Latin letters or digits."""
-    return 0 < place < len(text) and all(c.isalnum() and c < "\u0250" for c in text[place - 1 : place + 1])
+    return 0 < place < len(text) and text[place] in LATIN and text[place - 1] in LATIN
 
 
 def make_tagger(name: str, catalog: Catalog, lexicon: Path | None = None) -> Tagger:
-    """The tagger of this name."""
-    if name != "gazetteer" or lexicon is not None:
-        raise UserError(f"tagger {name!r}; expected gazetteer, without a lexicon")
+    """The tagger `gazetteer`, or `transformers:PATH`, a token-classification model in a folder.
+
+    Raises:
+        UserError: another name, or as `gazetteer` and `tagging_model.ModelTagger` raise it.
+    """
+    if name == "gazetteer":
+        return gazetteer(catalog, lexicon)
+    if name.startswith(MODEL_PREFIX):
+        from mbsd.catalog.tagging_model import ModelTagger
+
+        return ModelTagger(Path(name.removeprefix(MODEL_PREFIX)), gazetteer(catalog, lexicon))
+    raise UserError(f"tagger {name!r}; expected gazetteer, or {MODEL_PREFIX}PATH with the folder of a model")
+
+
+def gazetteer(catalog: Catalog, lexicon: Path | None = None) -> Gazetteer:
+    """The gazetteer of a catalogue's attribute values and, where there is one, a user's lexicon.
+
+    A surface form has one meaning. A lexicon's goes before the catalogue's, its earlier rows before later ones, a
+    surface form before a canonical value; of the catalogue's types that with the most such items, then the first by
+    name. What is longer than any query is no term.
+
+    Raises:
+        UserError: the lexicon cannot be read (see `lexicon.read_lexicon`), or not one of its types is an attribute.
+    """
+    in_items = _catalogue_values(catalog)
+    entries = read_lexicon(lexicon) if lexicon is not None else []
+    types = sorted({name for name, _ in in_items})
+    if entries and not {entry.type for entry in entries} & set(types):
+        found = ", ".join(sorted({entry.type for entry in entries})[:10])
+        raise UserError(
+            f"lexicon {lexicon}: types {found}; expected names of the catalogue's attributes ({', '.join(types)})"
+        )
+    synonyms = {(entry.type, entry.surface): entry.value for entry in entries if entry.surface != entry.value}
+    values: defaultdict[str, set[str]] = defaultdict(set)
+    for name, value in [*in_items, *((entry.type, entry.value) for entry in entries)]:
+        values[name].add(synonyms.get((name, value), value))
     return Gazetteer(
-        {
-            name: tuple(sorted({normalise_query(value) for value in values} - {""}))
-            for name, values in catalog.attribute_values().items()
-        }
+        _terms(entries, in_items, synonyms), synonyms, {name: tuple(sorted(values[name])) for name in sorted(values)}
     )
+
+
+def _catalogue_values(catalog: Catalog) -> Counter[tuple[str, str]]:
+    """How many items have each (attribute, normalised value)."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for distinct in pc.value_counts(catalog.table()["attributes"]).to_pylist():
+        for name, value in json.loads(distinct["values"]).items():
+            counts[name, value] += distinct["counts"]
+    normalised: Counter[tuple[str, str]] = Counter()
+    for (name, value), count in counts.items():
+        normalised[name, normalise_query(value)] += count
+    return Counter({key: n for key, n in normalised.items() if 0 < len(key[1]) <= MAX_QUERY_CHARACTERS})
+
+
+def _terms(
+    entries: Sequence[Entry], in_items: Counter[tuple[str, str]], synonyms: Mapping[tuple[str, str], str]
+) -> dict[str, tuple[str, str]]:
+    terms: dict[str, tuple[str, str]] = {}
+    for entry in entries:
+        terms.setdefault(entry.surface, (entry.type, entry.value))
+    for entry in entries:
+        terms.setdefault(entry.value, (entry.type, entry.value))
+    for name, value in sorted(in_items, key=lambda key: (-in_items[key], key)):
+        terms.setdefault(value, (name, synonyms.get((name, value), value)))
+    return terms

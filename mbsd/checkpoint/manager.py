@@ -82,7 +82,6 @@ class CheckpointManager:
         self._writing: writer.Writing | None = None
         self._attempt, self._saves, self._failures = "", 0, 0
         self._constant = self._constant_files() if place.is_first else {}
-        self._finished: list[writer.Outcome] = []
 
     def save(self, step: int, loader_state: dict[str, Any]) -> None:
         """Copy the state of `step` to host memory and write it behind what comes next; waits for a save in flight.
@@ -128,10 +127,10 @@ class CheckpointManager:
             keep_every=self._keep_every,
             files=tuple(files.items()),
         )
-        self._writing = writer.Writing(job, self._mailbox)
+        self._writing = writer.Writing(job, self._mailbox, self._report)
 
     def check(self) -> None:
-        """Take note of a save that has ended; say what became of it.
+        """Take note of a save that has ended; what became of it has been said by then.
 
         Raises:
             UserError: a later start has taken the run over, or the last three saves have failed.
@@ -265,14 +264,11 @@ class CheckpointManager:
         self._writing = None
         if outcome is None:
             raise RuntimeError("rank 0's checkpoint writer died; its traceback is above")
-        self._finished.append(outcome)
         if self.place.is_first:
             writer.forget(self._mailbox, self._attempt, self.place.world_size)
         if outcome.fenced is not None:
             raise owner.FencedError(outcome.fenced, shared=True)
         self._failures = self._failures + 1 if outcome.errors else 0
-        if self.place.is_first:
-            self._report(outcome)
         if self._failures >= MAX_FAILURES:
             raise UserError(
                 f"{self.storage.root}: {MAX_FAILURES} checkpoints in a row could not be written, the last because of "
@@ -281,10 +277,13 @@ class CheckpointManager:
             )
 
     def _report(self, outcome: writer.Outcome) -> None:
+        """Say how a save ended, from its own thread as soon as it has."""
+        if not self.place.is_first or outcome.fenced is not None:
+            return
         if outcome.errors:
             self._say(
                 f"WARNING: checkpoint {outcome.folder.name} could not be written ({outcome.errors[0]}); failure "
-                f"{self._failures} of {MAX_FAILURES}, training goes on, the last complete one stays"
+                f"{self._failures + 1} of {MAX_FAILURES}, training goes on, the last complete one stays"
             )
             return
         self._say(f"saved {outcome.folder}")

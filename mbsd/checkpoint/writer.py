@@ -18,6 +18,7 @@ import platform
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -79,17 +80,19 @@ class Outcome:
 
 
 class Writing(threading.Thread):
-    """The thread of a save; `outcome` is there when it has ended, complete on rank 0."""
+    """The thread of a save; `outcome` is there when it has ended, complete on rank 0, and `tell` has been called."""
 
-    def __init__(self, job: Job, mailbox: Mailbox) -> None:
+    def __init__(self, job: Job, mailbox: Mailbox, tell: Callable[[Outcome], None]) -> None:
         super().__init__(name=f"checkpoint-{job.step}", daemon=True)
-        self._job, self._mailbox = job, mailbox
+        self._job, self._mailbox, self._tell = job, mailbox, tell
         self.outcome: Outcome | None = None
         self.start()
 
     def run(self) -> None:
         """See the module's text."""
-        self.outcome = write(self._job, self._mailbox)
+        outcome = write(self._job, self._mailbox)
+        self._tell(outcome)
+        self.outcome = outcome
 
 
 def write(job: Job, mailbox: Mailbox) -> Outcome:

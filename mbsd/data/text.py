@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
+from mbsd.catalog.queries import normalise_query
 from mbsd.data.views import TextTokens
 from mbsd.errors import UserError
 
@@ -106,12 +107,14 @@ def encode_pair(
 ) -> TextTokens:
     """The text of one sample (SPEC 1): `[CLS] query [SEP] title [SEP]`, or `[CLS] title [SEP]` where query is None.
 
+    The query is normalised here, for training, scoring and inference alike: whatever its spelling in a table or in a
+    call, it reads as the same tokens. A title stays the seller's own.
     A missing title (no token left of it) leaves `[CLS] query [SEP]`, or `[CLS] [SEP]`. Both are cut at tokens: the
     title first, the query only past max_query_tokens.
 
     Args:
         tokenizer: from load_tokenizer.
-        query: or tag; None for a single text.
+        query: or tag, in any spelling; None for a single text.
         title: "" where it is missing.
         max_text_tokens: of the whole, specials included.
         max_query_tokens: of `[CLS] query [SEP]`.
@@ -121,7 +124,11 @@ def encode_pair(
     if query is None:
         ids = [cls_id, *title_ids[: max_text_tokens - 2], sep_id]
         return TextTokens(np.array(ids, dtype=np.int64), np.zeros(len(ids), dtype=np.int64), 0)
-    first = [cls_id, *_word_ids(tokenizer, query)[: min(max_query_tokens, max_text_tokens) - 2], sep_id]
+    first = [
+        cls_id,
+        *_word_ids(tokenizer, normalise_query(query))[: min(max_query_tokens, max_text_tokens) - 2],
+        sep_id,
+    ]
     second = title_ids[: max(0, max_text_tokens - len(first) - 1)]
     if second:
         second.append(sep_id)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from mbsd.catalog.queries import normalise_query
 from mbsd.catalog.reader import Catalog
 from mbsd.checkpoint.resume import weights_folder
 from mbsd.config import BaseConfig, DataConfig, ModelConfig
@@ -175,9 +176,9 @@ def _refuse_wide_tokenizer(tokenizer: PreTrainedTokenizerBase, config: MbsdConfi
 
 
 def _texts(catalog: Catalog) -> Iterator[str]:
-    """What a vocabulary has to cover: titles, categories and attribute values."""
-    for column in ("title", "category"):
-        yield from catalog.table()[column].to_pylist()
+    """What a vocabulary has to cover: titles as they are; categories and attribute values as queries say them."""
+    yield from catalog.table()["title"].to_pylist()
+    yield from map(normalise_query, catalog.table()["category"].to_pylist())
     for name, values in sorted(catalog.attribute_values().items()):
         for value in values:
-            yield f"{name} {value}"
+            yield normalise_query(f"{name} {value}")

@@ -22,7 +22,7 @@ class Expected:
         behaviour: every (query, item) that anything happened to.
         positives: pair -> distinct buyers.
         sold: category -> queries that led to a purchase of one of its items.
-        rewrites: pair of a positive -> replaced term -> texts that may stand for it.
+        rewrites: pair of a positive -> replaced term ("type:old>new") -> texts that may stand for it.
     """
 
     behaviour: set[Pair] = field(default_factory=set)
@@ -67,7 +67,7 @@ def expected_of(events: Iterable[Event], catalog: Catalog, min_buyers: int) -> E
                 if value != word and not holds and not any(value in other for other in rest):
                     text = " ".join([*words[:place], value, *words[place + 1 :]])
                     if (text, item) not in found.behaviour:
-                        allowed[f"{name}:{word}"].add(text)
+                        allowed[f"{name}:{word}>{value}"].add(text)
         found.rewrites[query, item] = allowed
     return found
 

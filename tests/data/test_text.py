@@ -104,6 +104,16 @@ def test_pairs_single_texts_and_missing_titles(built: PreTrainedTokenizerBase) -
     assert decode(built, encode_pair(built, None, "  ", 144, 64).input_ids) == "[CLS] [SEP]"
 
 
+@pytest.mark.parametrize("spelling", ["ＤＲＥＳＳ　红裙", " dress\t 红裙 ", "Dreſs 红裙"])
+def test_a_query_or_tag_reads_the_same_in_any_spelling(built: PreTrainedTokenizerBase, spelling: str) -> None:
+    expected = encode_pair(built, "dress 红裙", "ＤＲＥＳＳ", 144, 64)
+    assert decode(built, expected.input_ids) == "[CLS] dress 红 裙 [SEP] [UNK] [SEP]", "a title stays as it is"
+    found = encode_pair(built, spelling, "ＤＲＥＳＳ", 144, 64)
+    assert found.input_ids.tolist() == expected.input_ids.tolist()
+    tag, wide = (encode_pair(built, text, "", 144, 64) for text in ("red:dress", "ＲＥＤ：Dress"))
+    assert tag.input_ids.tolist() == wide.input_ids.tolist()
+
+
 def test_the_title_is_cut_first_and_the_query_only_past_its_own_limit(built: PreTrainedTokenizerBase) -> None:
     query, title = "红 色 连 衣 裙", "女 士 长 袖 恤"
     cut = {
