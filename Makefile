@@ -17,9 +17,9 @@ help:
 	@echo "make format  ruff's formatter and fixes"
 
 .venv/installed: pyproject.toml constraints.txt
-	@echo "== installing mbsd and what it needs into .venv (about 9 GB, minutes)"
+	@echo "== installing mbsd and what it needs into .venv (about 10 GB, minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cu12,mpi,test]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cu12,mpi,spark,test]'
 	@touch $@
 
 demo: .venv/installed

@@ -45,7 +45,7 @@ def bench_mining(
     spark: Annotated[bool, typer.Option(help="Spark on local[2] too, at up to --compare-rows.")] = True,
     naive: Annotated[bool, typer.Option(help="The cross join of categories too, at up to --compare-rows.")] = True,
     compare_rows: Annotated[int, typer.Option(help="The largest log that Spark and the cross join get.")] = 20_000_000,
-    memory_limit: Annotated[str, typer.Option(help="Of DuckDB; Spark's driver gets 4GB.")] = "2GB",
+    memory_limit: Annotated[str, typer.Option(help="Of DuckDB; Spark's driver gets 2GB.")] = "2GB",
     threads: Annotated[int, typer.Option(help="Of each engine.")] = 2,
     folder: Annotated[Path | None, typer.Option(help="For the logs, which are kept; without: a temporary one.")] = None,
     json_file: JsonFile = None,

@@ -21,7 +21,7 @@ from mbsd.errors import UserError, exits_cleanly
 
 TIME_LIMIT = 3600.0
 NAIVE_TIME_LIMIT = 600.0
-SPARK_MEMORY = "4GB"
+SPARK_MEMORY = "2GB"
 
 
 def measure_mining(

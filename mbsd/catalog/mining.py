@@ -129,7 +129,6 @@ def open_log(
             f"{text['kind'][0]} AS kind, {micros} AS micros, {undecodable} AS undecodable FROM raw_log",
         )
         try:
-            engine.stage("strangers", sql.STRANGERS)
             engine.stage("spellings", sql.SPELLINGS.format(**words))
             kinds = rows(engine, "SELECT coalesce(kind, 'null') AS kind, count(*) AS n FROM log GROUP BY 1")
         except UndecodableText:
@@ -274,7 +273,11 @@ def _draw_negatives(engine: Engine, settings: MiningSettings, report: MiningRepo
     engine.view("chosen", "SELECT * FROM chosen_0")
     while number(engine, "SELECT count(*) FROM short"):
         report.rounds += 1
-        engine.stage("candidates", sql.CANDIDATES.format(longest=MAX_QUERY_CHARACTERS))
+        engine.stage("turns", sql.TURNS)
+        engine.stage("rewrites", sql.REWRITES.format(longest=MAX_QUERY_CHARACTERS))
+        engine.drop("turns")
+        engine.stage("same_category", sql.SAME_CATEGORY)
+        engine.view("candidates", sql.CANDIDATES)
         engine.stage("keys", sql.KEYS)
         engine.stage("hit", sql.HIT)
         engine.drop("keys")
@@ -286,8 +289,7 @@ def _draw_negatives(engine: Engine, settings: MiningSettings, report: MiningRepo
         engine.view("chosen", " UNION ALL ".join(parts))
         engine.stage("still_short", sql.STILL_SHORT)
         engine.stage("short", "SELECT * FROM still_short")
-        for name in ("candidates", "free"):
-            engine.drop(name)
+        engine.drop("free")
     counts = {
         row["source"]: int(row["n"]) for row in rows(engine, "SELECT source, count(*) AS n FROM chosen GROUP BY source")
     }

@@ -4,21 +4,15 @@ Text is compared and ordered by its bytes in both. `draw` is the portable hash o
 by the string itself. Names in braces are filled in by `mining`.
 """
 
-# Items that the catalogue does not know: few, so that no row needs to be looked up among all that it knows.
-STRANGERS = """
-SELECT l.item_id FROM (SELECT DISTINCT item_id FROM log WHERE item_id IS NOT NULL) l
-ANTI JOIN items i ON i.item_id = l.item_id
-"""
-
 # The one pass over all columns before the draws: spellings of queries, and why rows are left out (places in `FAULTS`).
 FAULTS = ("", "undecodable text", "null query", "null item", "unknown item", "null user", "bad time")
 SPELLINGS = """
 SELECT raw, fault, count(*) AS n, count(*) - count(micros) AS bad_times FROM (
     SELECT l.query AS raw, l.micros,
            CASE WHEN l.undecodable THEN 1 WHEN l.query IS NULL THEN 2 WHEN l.item_id IS NULL OR l.item_id = '' THEN 3
-                WHEN s.item_id IS NOT NULL THEN 4 WHEN l.user_id IS NULL OR l.user_id = '' THEN 5
+                WHEN i.item IS NULL THEN 4 WHEN l.user_id IS NULL OR l.user_id = '' THEN 5
                 WHEN {timed} AND l.micros IS NULL THEN 6 ELSE 0 END AS fault
-    FROM log l LEFT JOIN strangers s ON s.item_id = l.item_id
+    FROM log l LEFT JOIN items i ON i.item_id = l.item_id
 ) judged GROUP BY raw, fault
 """
 
@@ -143,47 +137,49 @@ WHERE s.missing > coalesce(p.n, 0) AND s.high < s.places
 
 # Rotation: a hash says where in a random order an item begins to read, so that the work is items x draws. A query's
 # terms take turns: its place j is of term j mod terms, which is then at its place floor(j / terms).
-REWRITES = """
-WITH drawn AS (
-    SELECT o.item, o.origin, o.terms, explode(sequence(s.low, least(s.high, o.terms * o.most) - 1)) AS j
-    FROM open_terms o JOIN short s ON s.item = o.item
-    WHERE o.k = 0 AND s.source = 'rewrite' AND s.low < o.terms * o.most
+TURNS = """
+WITH due AS (
+    SELECT o.*, CAST(ceil((s.low - o.k) / o.terms) AS BIGINT) AS early,
+           least(o.n - 1, CAST(floor((s.high - 1 - o.k) / o.terms) AS BIGINT)) AS late
+    FROM open_terms o JOIN short s ON s.item = o.item WHERE s.source = 'rewrite'
 ),
-placed AS (
-    SELECT item, origin, j, j % terms AS k, CAST(floor(j / terms) AS BIGINT) AS turn FROM drawn
-),
-rewritten AS (
-    SELECT d.item, d.j, d.origin, t.first, t.shift, t.type, t.value AS old, v.value,
-           substr(d.origin, 1, t.first) AS head, substr(d.origin, t.behind + 1) AS tail
-    FROM placed d
-    JOIN open_terms t ON t.item = d.item AND t.origin = d.origin AND t.k = d.k AND d.turn < t.n
-    JOIN ranked_values v ON v.type = t.type AND v.script = t.script AND v.r = (t.shift + d.turn) % t.n
-    WHERE v.value <> t.value
+drawn AS (
+    SELECT due.*, explode(sequence(early, late)) AS turn FROM due WHERE early <= late
 )
+SELECT d.item, d.type, v.value, d.type || ':' || d.value || '>' || v.value AS replaced,
+       d.k + d.turn * d.terms AS j, d.shift, d.origin, d.first,
+       substr(d.origin, 1, d.first) || v.value || substr(d.origin, d.behind + 1) AS text
+FROM drawn d JOIN ranked_values v ON v.type = d.type AND v.script = d.script AND v.r = (d.shift + d.turn) % d.n
+WHERE v.value <> d.value AND NOT contains(substr(d.origin, 1, d.first), v.value)
+AND NOT contains(substr(d.origin, d.behind + 1), v.value)
+"""
+
+REWRITES = """
 SELECT item, 'rewrite' AS source, text, j, replaced, shift FROM (
-    SELECT item, j, shift, type || ':' || old || '>' || value AS replaced, head || value || tail AS text,
-           row_number() OVER (PARTITION BY item, head || value || tail ORDER BY j, shift, origin, first) AS place
-    FROM rewritten w
-    WHERE NOT contains(head || chr(9) || tail, value) AND length(head || value || tail) <= {longest}
-    AND NOT EXISTS (
-        SELECT 1 FROM own_values o WHERE o.item = w.item AND (
-            o.value = w.value OR (o.type = w.type AND (contains(o.value, w.value) OR contains(w.value, o.value)))
-        )
-    )
+    SELECT t.item, t.text, t.j, t.replaced, t.shift,
+           row_number() OVER (PARTITION BY t.item, t.text ORDER BY t.j, t.shift, t.origin, t.first) AS place
+    FROM turns t
+    ANTI JOIN own_values a ON a.item = t.item AND a.value = t.value
+    ANTI JOIN own_values b ON b.item = t.item AND b.type = t.type
+    AND (contains(b.value, t.value) OR contains(t.value, b.value))
+    WHERE length(t.text) <= {longest}
 ) once WHERE place = 1
 """
 
 SAME_CATEGORY = """
-WITH drawn AS (
-    SELECT s.item, i.category, z.n, explode(sequence(s.low, least(s.high, z.n) - 1)) AS j
+WITH shifted AS (
+    SELECT s.item, i.category, z.n, s.low, s.high, draw(s.item || chr(9) || i.category) AS shift
     FROM short s JOIN items i ON i.item = s.item JOIN pool_sizes z ON z.category = i.category
     WHERE s.source = 'same-category' AND s.low < z.n
+),
+drawn AS (
+    SELECT item, category, n, shift, explode(sequence(low, least(high, n) - 1)) AS j FROM shifted
 )
-SELECT d.item, 'same-category' AS source, p.text, d.j, '' AS replaced, CAST(0 AS BIGINT) AS shift
-FROM drawn d JOIN pool p ON p.category = d.category AND p.r = (draw(d.item || chr(9) || d.category) + d.j) % d.n
+SELECT d.item, 'same-category' AS source, p.text, d.j, '' AS replaced, d.shift
+FROM drawn d JOIN pool p ON p.category = d.category AND p.r = (d.shift + d.j) % d.n
 """
 
-CANDIDATES = f"SELECT * FROM ({REWRITES}) AS rewrites UNION ALL SELECT * FROM ({SAME_CATEGORY}) AS same_category"
+CANDIDATES = "SELECT * FROM rewrites UNION ALL SELECT * FROM same_category"
 
 # The one pass over the log for all candidates of a round. Of its rows only those are joined whose hash is that of a
 # candidate in one of its spellings; the hash is the engine's own, and decides nothing.

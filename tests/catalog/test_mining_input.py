@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +199,31 @@ def test_users_mistakes(tmp_path: Path, catalog: Catalog) -> None:
     fails("s3://shop/log.csv", "a URL is read as Parquet")
     (tmp_path / "bad.parquet").write_text("no parquet")
     fails(tmp_path / "bad.parquet", "cannot be read as Parquet")
+
+
+def test_the_command(tmp_path: Path, catalog: Catalog) -> None:
+    columns = ["who", "search", "item", "kind", "time"]
+    log = tmp_path / "renamed.parquet"
+    pq.write_table(pq.read_table(parquet_of_bytes(log)).rename_columns(columns), log)
+    out = tmp_path / "mined" / "pairs.parquet"
+    words = ["pairs", "mine", "--log", str(log), "--catalog", str(catalog.path), "--out", str(out)]
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "mbsd.cli", *words, *more], capture_output=True, text=True)
+
+    found = run(
+        "--column", "user=who", "--column", "query=search", "--split", "time", "--threads", "1",
+        "--memory-limit", "1GB",
+        "--validation-from", str(BY_TIME["validation_from"]), "--test-from", str(BY_TIME["test_from"]),
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    report = json.loads((tmp_path / "mined" / "pairs.report" / "report.json").read_text())
+    assert report["rejected"] == REASONS and report["log_rows"] == len(ROWS)
+    assert report["settings"]["columns"] == {"user": "who", "query": "search"}
+    assert report["split_rows"] == {
+        split: [row[4] for row in read_pairs(out, catalog).values()].count(split)
+        for split in ("train", "validation", "test")
+    }
+    for more, message in ((["--column", "user"], "--column user: expected OURS=NAME"), ([], "no column 'user'")):
+        refused = run(*more)
+        assert refused.returncode == 2 and message in refused.stderr and refused.stderr.count("\n") == 1

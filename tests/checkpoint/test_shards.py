@@ -40,7 +40,7 @@ def same_gradients(engine: Any, steps: range) -> None:
 def begin(zero: dict[str, Any], optimizer: str, seed: int) -> Any:
     import deepspeed
 
-    from mbsd.optim.lamb import parameter_groups
+    from mbsd.optim.groups import parameter_groups
     from mbsd.optim.zero import bind
     from tests.optim.test_zero import build_engine, make_optimizer
 
