@@ -148,7 +148,7 @@ def pairs_mine(
     from mbsd.catalog.mining import MiningSettings, mine_pairs
     from mbsd.catalog.mining_report import write_report
     from mbsd.catalog.reader import Catalog
-    from mbsd.catalog.tagging import make_tagger
+    from mbsd.catalog.taggers import make_tagger
 
     columns = dict(_name_and_value(text) for text in column or [])
     settings = MiningSettings(

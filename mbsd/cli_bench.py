@@ -11,6 +11,7 @@ import typer
 bench_app = typer.Typer(no_args_is_help=True, help="Measurements, each against the alternative in the same run.")
 
 Ranks = Annotated[list[int], typer.Option(help="Numbers of ranks to measure at; may be given several times.")]
+Layers = Annotated[int, typer.Option(min=1, help="Of the model's encoder; 12 is BERT-base.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the numbers there.")]
 
 
@@ -18,12 +19,13 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the nu
 def bench_lamb(
     ranks: Ranks = [1, 2, 4],  # noqa: B006 (typer reads it as the option's default)
     turns: Annotated[int, typer.Option(min=1, help="Steps of each contestant.")] = 9,
+    layers: Layers = 12,
     json_file: JsonFile = None,
 ) -> None:
     """LAMB's step under ZeRO-2 at BERT-base's size: milliseconds, bytes of state, ratios to AdamW and a plain loop."""
     from mbsd.bench.lamb import measure_lamb
 
-    _write_json(json_file, measure_lamb(tuple(ranks), turns))
+    _write_json(json_file, measure_lamb(tuple(ranks), turns, layers))
 
 
 @bench_app.command("checkpoint")
@@ -31,12 +33,13 @@ def bench_checkpoint(
     ranks: Ranks = [1, 2, 4],  # noqa: B006 (as above)
     saves: Annotated[int, typer.Option(help="Saves of each kind; medians are reported.")] = 5,
     folder: Annotated[Path | None, typer.Option(help="Where is written; default: a temporary folder.")] = None,
+    layers: Layers = 12,
     json_file: JsonFile = None,
 ) -> None:
     """Stall, time to durable, bytes and time to resume at BERT-base's size, against DeepSpeed's own save."""
     from mbsd.bench.checkpoint import measure_checkpoint
 
-    _write_json(json_file, measure_checkpoint(tuple(ranks), saves, folder))
+    _write_json(json_file, measure_checkpoint(tuple(ranks), saves, folder, layers))
 
 
 @bench_app.command("mining")

@@ -41,7 +41,7 @@ ROWS = (
 )  # fmt: skip
 
 
-def measure_checkpoint(ranks: tuple[int, ...], saves: int, folder: Path | None) -> dict[str, Any]:
+def measure_checkpoint(ranks: tuple[int, ...], saves: int, folder: Path | None, layers: int = 12) -> dict[str, Any]:
     """Run the measurement at each number of ranks, print a table, and return its numbers by number of ranks.
 
     Raises:
@@ -50,16 +50,16 @@ def measure_checkpoint(ranks: tuple[int, ...], saves: int, folder: Path | None) 
     results = {}
     for world_size in ranks:
         with tempfile.TemporaryDirectory(dir=folder, prefix="mbsd-bench-") as scratch:
-            results[str(world_size)] = on_ranks(world_size, _measure, saves, Path(scratch))
+            results[str(world_size)] = on_ranks(world_size, _measure, saves, Path(scratch), layers)
     table = Table("", *(f"{world_size} ranks" for world_size in results))
     for title, key in ROWS:
         table.add_row(title, *(f"{result[key]:.3f}" for result in results.values()))
     Console(soft_wrap=True).print(table)
-    return {"saves": saves, "ranks": results}
+    return {"saves": saves, "layers": layers, "ranks": results}
 
 
-def _measure(place: Any, saves: int, scratch: Path) -> dict[str, float]:
-    engine, model, tokenizer = _engine(place, scratch)
+def _measure(place: Any, saves: int, scratch: Path, layers: int) -> dict[str, float]:
+    engine, model, tokenizer = _engine(place, scratch, layers)
     run = scratch / "run"
     storage = probe(run / "checkpoints", place, node_local=False)
     token, _ = take_over(run, storage, place, {}, print)
@@ -127,13 +127,13 @@ class _Weights(nn.Module):
         return torch.stack([p.float().mean() for p in self.model.parameters() if p.requires_grad]).sum()
 
 
-def _engine(place: Any, scratch: Path) -> tuple[Any, Any, Any]:
+def _engine(place: Any, scratch: Path, layers: int) -> tuple[Any, Any, Any]:
     """An engine whose optimizer has made a step: all there is to save is there."""
     from mbsd.engine.build import build_engine, resolve  # it imports deepspeed, which looks for a device: not earlier
 
     on_rank_zero(lambda: str(build_tokenizer(["one two three"], 32, scratch / "words").name_or_path))
     torch.manual_seed(0)
-    model: Any = MbsdForMaskedModelling(MbsdConfig(vocab_size=ModelConfig().vocab_size))
+    model: Any = MbsdForMaskedModelling(MbsdConfig(vocab_size=ModelConfig().vocab_size, num_hidden_layers=layers))
     config: dict[str, Any] = {
         "train_batch_size": place.world_size,
         "zero_optimization": {"stage": 2},

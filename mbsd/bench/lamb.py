@@ -46,13 +46,18 @@ class Contestant:
     state_bytes: Callable[[], int]  # of this rank, after a step
 
 
-def measure_lamb(ranks: tuple[int, ...], turns: int) -> dict[str, Any]:
+def measure_lamb(ranks: tuple[int, ...], turns: int, layers: int = 12) -> dict[str, Any]:
     """Measure at each number of ranks, print a table, and return its numbers: ranks → contestant → number → value.
+
+    Args:
+        ranks: numbers of ranks.
+        turns: steps of each contestant.
+        layers: of the model's encoder.
 
     Raises:
         UserError: more ranks than this machine's GPUs, where it has any.
     """
-    results = {str(world_size): on_ranks(world_size, _measure, turns) for world_size in ranks}
+    results = {str(world_size): on_ranks(world_size, _measure, turns, layers) for world_size in ranks}
     table = Table()
     for heading in ("ranks", "step", "ms", "x AdamW", "x loop", "state, bytes/parameter/rank"):
         table.add_column(heading, justify="left" if heading == "step" else "right")
@@ -67,17 +72,22 @@ def measure_lamb(ranks: tuple[int, ...], turns: int) -> dict[str, Any]:
                 f"{found['state_bytes_per_parameter']:.2f}",
             )
     Console(soft_wrap=True).print(table)
-    return {"turns": turns, "ranks": results}
+    return {"turns": turns, "layers": layers, "ranks": results}
 
 
-def _measure(place: Place, turns: int) -> dict[str, dict[str, float]]:
+def _measure(place: Place, turns: int, layers: int) -> dict[str, dict[str, float]]:
     torch.manual_seed(0)
-    num_parameters = sum(p.numel() for p in _model(place).parameters())
-    contestants = {"Lamb, ZeRO-2": _lamb_engine(place), ADAMW: _adamw_engine(place)}
+
+    def model() -> nn.Module:
+        network: nn.Module = MbsdForMaskedModelling(MbsdConfig(num_hidden_layers=layers))
+        return network.to(place.device)
+
+    num_parameters = sum(p.numel() for p in model().parameters())
+    contestants = {"Lamb, ZeRO-2": _lamb_engine(model()), ADAMW: _adamw_engine(model())}
     if place.world_size == 1:
-        contestants["Lamb, no ZeRO"] = _plain(_model(place), lambda named: build_optimizer(named, SETTINGS))
-        contestants[TEXTBOOK] = _textbook(_model(place))
-        if (fused := _fused_lamb(place)) is not None:
+        contestants["Lamb, no ZeRO"] = _plain(model(), lambda named: build_optimizer(named, SETTINGS))
+        contestants[TEXTBOOK] = _textbook(model())
+        if (fused := _fused_lamb(model(), place)) is not None:
             contestants["DeepSpeed's FusedLamb, no ZeRO"] = fused
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(turns + 1):
@@ -119,18 +129,12 @@ def _wait(place: Place) -> None:
         torch.cuda.synchronize(place.device)
 
 
-def _model(place: Place) -> nn.Module:
-    model: nn.Module = MbsdForMaskedModelling(MbsdConfig())
-    return model.to(place.device)
-
-
-def _lamb_engine(place: Place) -> Contestant:
+def _lamb_engine(model: nn.Module) -> Contestant:
     settings = {**SETTINGS, "betas": list(SETTINGS["betas"])}
-    return _sharded(build_engine(_model(place), {**DEEPSPEED, "optimizer": {"type": "Lamb", "params": settings}}))
+    return _sharded(build_engine(model, {**DEEPSPEED, "optimizer": {"type": "Lamb", "params": settings}}))
 
 
-def _adamw_engine(place: Place) -> Contestant:
-    model = _model(place)
+def _adamw_engine(model: nn.Module) -> Contestant:
     groups = parameter_groups(model.named_parameters(), SETTINGS["weight_decay"])
     plain = [{"params": [p for _, p in group["params"]], "weight_decay": group["weight_decay"]} for group in groups]
     optimizer = torch.optim.AdamW(plain, **SETTINGS, fused=True)
@@ -192,7 +196,7 @@ def _textbook(model: nn.Module) -> Contestant:
     return Contestant(_gradients_of(model), step, lambda: sum(m.nbytes + v.nbytes for m, v in moments))
 
 
-def _fused_lamb(place: Place) -> Contestant | None:
+def _fused_lamb(model: nn.Module, place: Place) -> Contestant | None:
     """DeepSpeed's CUDA kernel, where this machine has or can compile it."""
     from deepspeed.ops.op_builder import FusedLambBuilder
 
@@ -200,7 +204,7 @@ def _fused_lamb(place: Place) -> Contestant | None:
         return None
     from deepspeed.ops.lamb import FusedLamb
 
-    return _plain(_model(place), lambda named: FusedLamb([p for _, p in named], **SETTINGS))
+    return _plain(model, lambda named: FusedLamb([p for _, p in named], **SETTINGS))
 
 
 def _gradients_of(model: nn.Module) -> Callable[[], None]:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from mbsd.catalog.engines import number, open_engine
+from mbsd.catalog.engine import number
+from mbsd.catalog.engines import open_engine
 from mbsd.catalog.log_files import find_log
 from mbsd.catalog.mining import load_positives, open_log
 from mbsd.catalog.mining_report import MiningReport

@@ -10,7 +10,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset as pa_dataset
 
-from mbsd.catalog.engines import FUNCTIONS, Column, UndecodableText, first_line, micros_of, quoted
+from mbsd.catalog.engine import FUNCTIONS, Column, UndecodableText, first_line, micros_of, quoted
 from mbsd.errors import UserError
 
 

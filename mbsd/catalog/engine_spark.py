@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mbsd.catalog.engines import FUNCTIONS, Column, first_line, micros_of, quoted
+from mbsd.catalog.engine import FUNCTIONS, Column, first_line, micros_of, quoted
 from mbsd.catalog.java import java_home
 from mbsd.errors import UserError
 

@@ -29,7 +29,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mbsd.catalog import mining_sql as sql
-from mbsd.catalog.engines import Engine, UndecodableText, number, open_engine, rows
+from mbsd.catalog.engine import Engine, UndecodableText, number, rows
+from mbsd.catalog.engines import open_engine
 from mbsd.catalog.layout import SPLITS
 from mbsd.catalog.log_files import LogFiles, check_columns, find_log
 from mbsd.catalog.mining_report import MiningReport
@@ -37,7 +38,8 @@ from mbsd.catalog.mining_settings import LOG_COLUMNS, MiningSettings, bound
 from mbsd.catalog.queries import MAX_QUERY_CHARACTERS, normalise_query
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.table_file import write_batches
-from mbsd.catalog.tagging import Tagger, make_tagger
+from mbsd.catalog.taggers import make_tagger
+from mbsd.catalog.tagging import Tagger
 from mbsd.errors import UserError
 
 __all__ = ["LOG_COLUMNS", "MiningReport", "MiningSettings", "mine_pairs"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Literal
 
-from mbsd.catalog.engines import EngineName
+from mbsd.catalog.engine import EngineName
 from mbsd.errors import UserError
 
 LOG_COLUMNS = ("user", "query", "item", "kind", "time")

@@ -20,7 +20,6 @@ from mbsd.catalog.queries import MAX_QUERY_CHARACTERS, normalise_query
 from mbsd.catalog.reader import Catalog
 from mbsd.errors import UserError
 
-MODEL_PREFIX = "transformers:"
 # Latin letters, those of Vietnamese included, and digits: the scripts of a query whose words do not touch.
 LATIN = frozenset(character for code in (*range(0x250), *range(0x1E00, 0x1F00)) if (character := chr(code)).isalnum())
 
@@ -105,21 +104,6 @@ class Gazetteer:
 def cuts_word(text: str, place: int) -> bool:
     """Whether the cut before text[place] falls between two Latin letters or digits."""
     return 0 < place < len(text) and text[place] in LATIN and text[place - 1] in LATIN
-
-
-def make_tagger(name: str, catalog: Catalog, lexicon: Path | None = None) -> Tagger:
-    """The tagger `gazetteer`, or `transformers:PATH`, a token-classification model in a folder.
-
-    Raises:
-        UserError: another name, or as `gazetteer` and `tagging_model.ModelTagger` raise it.
-    """
-    if name == "gazetteer":
-        return gazetteer(catalog, lexicon)
-    if name.startswith(MODEL_PREFIX):
-        from mbsd.catalog.tagging_model import ModelTagger
-
-        return ModelTagger(Path(name.removeprefix(MODEL_PREFIX)), gazetteer(catalog, lexicon))
-    raise UserError(f"tagger {name!r}; expected gazetteer, or {MODEL_PREFIX}PATH with the folder of a model")
 
 
 def gazetteer(catalog: Catalog, lexicon: Path | None = None) -> Gazetteer:

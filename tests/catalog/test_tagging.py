@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from mbsd.catalog.queries import normalise_query
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Item
-from mbsd.catalog.tagging import Gazetteer, Span, gazetteer, make_tagger
+from mbsd.catalog.taggers import make_tagger
+from mbsd.catalog.tagging import Gazetteer, Span, gazetteer
 from mbsd.errors import UserError
 from tests.catalog.helpers import small_catalog, write_jsonl, write_lines
 

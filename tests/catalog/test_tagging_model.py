@@ -20,7 +20,8 @@ from transformers import (
 from mbsd.catalog.queries import MAX_QUERY_CHARACTERS
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Item
-from mbsd.catalog.tagging import Tagger, make_tagger
+from mbsd.catalog.taggers import make_tagger
+from mbsd.catalog.tagging import Tagger
 from mbsd.data.text import build_tokenizer
 from mbsd.errors import UserError
 from tests.catalog.helpers import small_catalog, write_lines

@@ -1,0 +1,47 @@
+"""The two measurements on ranks, at a size that a test can wait for: contestants, ratios and bytes are all there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.distributed
+
+
+def bench(out: Path, *words: object) -> dict[str, Any]:
+    command = [sys.executable, "-m", "mbsd.cli", "bench", *map(str, words), "--layers", "1", "--json", str(out)]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # threads that wait for each other crawl beside other work
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=one_thread)
+    assert done.returncode == 0, done.stderr[-4000:]
+    numbers: dict[str, Any] = json.loads(out.read_text())["ranks"]
+    assert list(numbers) == ["1", "2"]
+    return numbers
+
+
+def test_lamb(tmp_path: Path) -> None:
+    numbers = bench(tmp_path / "lamb.json", "lamb", "--ranks", 1, "--ranks", 2, "--turns", 2)
+    ours, adamw, plain, loop = numbers["1"].values()
+    assert list(numbers["1"]) == [
+        "Lamb, ZeRO-2", "torch's fused AdamW, ZeRO-2", "Lamb, no ZeRO", "LAMB as a loop over tensors",
+    ]  # fmt: skip
+    assert list(numbers["2"]) == list(numbers["1"])[:2]
+    for found in (ours, adamw, plain, loop):
+        assert 7.5 < found["state_bytes_per_parameter"] <= 8.0 and found["seconds"] > 0
+    # Two moments of 4 bytes each, shared between the ranks.
+    assert 3.7 < numbers["2"]["Lamb, ZeRO-2"]["state_bytes_per_parameter"] < 4.1
+    assert {"x_adamw", "x_textbook"} <= ours.keys() & plain.keys()
+
+
+def test_checkpoint(tmp_path: Path) -> None:
+    numbers = bench(tmp_path / "c.json", "checkpoint", "--ranks", 1, "--ranks", 2, "--saves", 1, "--folder", tmp_path)
+    for found in numbers.values():
+        assert found["stall_ratio"] == pytest.approx(found["stall_s"] / found["plain_s"])
+        # Masters, two moments and the model in 4 bytes each; the tokenizer is small.
+        assert found["megabytes"] == pytest.approx(16e-6 * found["parameters"], rel=0.02)
+        assert found["durable_s"] >= found["stall_s"] > 0 and found["resume_s"] > 0
