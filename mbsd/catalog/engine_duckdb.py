@@ -25,10 +25,7 @@ class DuckDB:
         if threads:
             self._db.execute("SET threads = $threads", {"threads": threads})
         if memory_limit:
-            try:
-                self._db.execute("SET memory_limit = $limit", {"limit": memory_limit})
-            except duckdb.Error as error:
-                raise UserError(f"memory limit {memory_limit!r}: {first_line(error)}; expected such as 4GB") from None
+            self._db.execute("SET memory_limit = $limit", {"limit": memory_limit})
         self._db.execute("CREATE MACRO explode(list) AS unnest(list)")
         self._db.execute("CREATE MACRO sequence(first, last) AS range(first, last + 1)")
         self._db.execute("CREATE MACRO regexp_like(s, pattern) AS regexp_matches(s, pattern)")

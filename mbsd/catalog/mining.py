@@ -218,8 +218,10 @@ def _load_terms(engine: Engine, catalog: Catalog, tagger: Tagger) -> None:
                 pa.RecordBatch.from_arrays(list(map(pa.array, zip(*found, strict=True))), schema=pa.schema(schema))
             )
     engine.load("terms", pa.Table.from_batches(terms))
-    items = [batch.column(0) for batch in engine.batches("SELECT DISTINCT item FROM positives")]
-    engine.load("own_values", _own_values(catalog, pa.chunked_array(items), tagger))
+    known: dict[tuple[str, str], list[str]] = {}
+    items = engine.batches("SELECT DISTINCT item FROM positives")
+    owned = [_own_values(catalog, batch.column(0), tagger, known) for batch in items]
+    engine.load("own_values", pa.Table.from_batches(owned))
     values = [(name, script[value], value) for name, of_name in tagger.values.items() for value in of_name]
     columns = [pa.array([row[place] for row in values], pa.string()) for place in range(3)]
     engine.load("term_values", pa.table(columns, names=["type", "script", "value"]))
@@ -227,31 +229,26 @@ def _load_terms(engine: Engine, catalog: Catalog, tagger: Tagger) -> None:
     engine.stage("open_terms", sql.OPEN_TERMS)
 
 
-def _own_values(catalog: Catalog, items: Any, tagger: Tagger) -> Any:
-    """The canonical values of items, as a table (item, type, value); of "red / blue" both.
+def _own_values(catalog: Catalog, items: Any, tagger: Tagger, known: dict[tuple[str, str], list[str]]) -> Any:
+    """The canonical values of some items, as a record batch (item, type, value); of "red / blue" both.
 
-    Equal attributes are equal strings (see `layout.INDEX_SCHEMA`), each of which is read once.
+    `known` keeps what each (type, value as it is written) means, since few are written in many items.
     """
-    encoded = catalog.table()["attributes"].take(items).combine_chunks().dictionary_encode()
-    attributes = [json.loads(text) for text in encoded.dictionary.to_pylist()]
-    said = sorted({pair for of_item in attributes for pair in of_item.items()})
-    canonical = {
-        (name, value): sorted(
-            {tagger.canonical(name, value), *(span.value for span in spans if span.type == name)} - {""}
-        )
-        for (name, value), spans in zip(said, tagger.tag([normalise_query(value) for _, value in said]), strict=True)
-    }
-    listed = [[(name, own) for name, value in of.items() for own in canonical[name, value]] for of in attributes]
-    lengths = np.array([len(pairs) for pairs in listed], dtype=np.int64)
-    codes = encoded.indices.to_numpy()
-    # Row k of `places` reads pair k of its item in the flat list of all distinct items' pairs.
-    ends = np.cumsum(lengths[codes])
-    within = np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - lengths[codes], lengths[codes])
-    places = pa.array(np.repeat((np.cumsum(lengths) - lengths)[codes], lengths[codes]) + within)
-    flat = [pair for pairs in listed for pair in pairs]
-    item = np.repeat(items.to_numpy(), lengths[codes])
-    names, values = (pa.array([pair[side] for pair in flat], pa.string()).take(places) for side in (0, 1))
-    return pa.table({"item": item, "type": names, "value": values})
+    attributes = [json.loads(text) for text in catalog.table()["attributes"].take(items).to_pylist()]
+    new = sorted({pair for of_item in attributes for pair in of_item.items()} - known.keys())
+    for (name, value), spans in zip(new, tagger.tag([normalise_query(value) for _, value in new]), strict=True):
+        meant = {tagger.canonical(name, value), *(span.value for span in spans if span.type == name)}
+        known[name, value] = sorted(meant - {""})
+    rows = [
+        (item, name, own)
+        for item, of_item in zip(items.to_pylist(), attributes, strict=True)
+        for name, value in of_item.items()
+        for own in known[name, value]
+    ]
+    columns = zip(*rows, strict=True) if rows else ([], [], [])
+    schema = pa.schema([("item", pa.int64()), ("type", pa.string()), ("value", pa.string())])
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def _script(value: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -64,6 +65,8 @@ class MiningSettings:
                 f"max_pairs_per_item is {self.max_pairs_per_item}; expected at least {group}, a positive and its "
                 "negatives, or 0 for no limit"
             )
+        if self.memory_limit and not re.fullmatch("[0-9]+(MB|GB|TB)", self.memory_limit):
+            raise UserError(f"memory limit {self.memory_limit!r}; expected such as 500MB or 4GB")
         unknown = next((name for name in self.columns if name not in LOG_COLUMNS), None)
         if unknown is not None:
             raise UserError(f"column {unknown!r}; a log has {', '.join(LOG_COLUMNS)}: give --column query=search_term")
