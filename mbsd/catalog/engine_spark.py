@@ -42,9 +42,7 @@ class Spark:
             settings |= {"spark.sql.shuffle.partitions": str(2 * cores)}
             settings |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
         if memory_limit:
-            settings["spark.driver.memory" if local else "spark.executor.memory"] = memory_limit.upper().removesuffix(
-                "B"
-            )
+            settings["spark.driver.memory" if local else "spark.executor.memory"] = memory_limit.removesuffix("B")
         for name, value in settings.items():
             builder = builder.config(name, value)
         environment = {"PYSPARK_PYTHON": sys.executable} if local else {}
