@@ -21,9 +21,8 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
-from mbsd.bench.ranks import on_ranks
+from mbsd.bench.ranks import SumOfWeights, on_ranks
 from mbsd.checkpoint.manager import CheckpointManager
 from mbsd.checkpoint.resume import take_over
 from mbsd.checkpoint.storage import probe
@@ -116,17 +115,6 @@ def _found(run: Path, storage: Any, place: Any) -> Any:
     return found
 
 
-class _Weights(nn.Module):
-    """A training step whose loss reads nothing but weights: it costs little and gives every parameter a gradient."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self) -> torch.Tensor:
-        return torch.stack([p.float().mean() for p in self.model.parameters() if p.requires_grad]).sum()
-
-
 def _engine(place: Any, scratch: Path, layers: int) -> tuple[Any, Any, Any]:
     """An engine whose optimizer has made a step: all there is to save is there."""
     from mbsd.engine.build import build_engine, resolve  # it imports deepspeed, which looks for a device: not earlier
@@ -141,7 +129,7 @@ def _engine(place: Any, scratch: Path, layers: int) -> tuple[Any, Any, Any]:
     }
     if place.device.type == "cuda":
         config["bf16"] = {"enabled": True}
-    engine = build_engine(_Weights(model), resolve(config, place.world_size, 10))
+    engine = build_engine(SumOfWeights(model), resolve(config, place.world_size, 10))
     engine.backward(engine())
     engine.step()
     return engine, model, load_tokenizer(str(scratch / "words"))

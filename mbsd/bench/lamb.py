@@ -1,8 +1,9 @@
 """`mbsd bench lamb`: what a step of LAMB costs under ZeRO-2, against AdamW there and against LAMB written by hand.
 
-The parameters are those of BERT-base with the patchify network and stage 1's heads. Only the optimizer's step is timed,
-on the slices and gradients that ZeRO hands it; the contestants take turns, of each turn the slowest rank counts, and a
-ratio is the median over turns of ratios within a turn.
+The parameters are those of BERT-base with the patchify network and stage 1's heads. The optimizer's own step is timed
+on the slices and gradients that ZeRO hands it, and the engine's whole one (reduced gradients → weights on every rank)
+around it. The contestants take turns, of each turn the slowest rank counts, and a ratio is the median over turns of
+ratios within a turn.
 """
 
 from __future__ import annotations
@@ -20,18 +21,20 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from mbsd.bench.ranks import on_ranks
+from mbsd.bench.ranks import SumOfWeights, on_ranks
 from mbsd.distributed import Place
 from mbsd.engine.build import build_engine
 from mbsd.model.heads import MbsdForMaskedModelling
 from mbsd.model.mbsd import MbsdConfig
 from mbsd.optim.groups import build_optimizer, parameter_groups
 
-ADAMW, TEXTBOOK = "torch's fused AdamW, ZeRO-2", "LAMB as a loop over tensors"
+LAMB, ADAMW, TEXTBOOK = "Lamb, ZeRO-2", "torch's fused AdamW, ZeRO-2", "LAMB as a loop over tensors"
+WHOLE = ", engine.step()"
 SETTINGS: dict[str, Any] = {"lr": 1e-4, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.01}
 DEEPSPEED: dict[str, Any] = {
     "train_micro_batch_size_per_gpu": 1,
     "bf16": {"enabled": True},
+    "gradient_clipping": 1.0,
     "zero_optimization": {"stage": 2},
     "zero_allow_untested_optimizer": True,
 }
@@ -59,8 +62,8 @@ def measure_lamb(ranks: tuple[int, ...], turns: int, layers: int = 12) -> dict[s
     """
     results = {str(world_size): on_ranks(world_size, _measure, turns, layers) for world_size in ranks}
     table = Table()
-    for heading in ("ranks", "step", "ms", "x AdamW", "x loop", "state, bytes/parameter/rank"):
-        table.add_column(heading, justify="left" if heading == "step" else "right")
+    for heading in ("ranks", "step", "ms", "x AdamW", "x loop", "state B/parameter"):
+        table.add_column(heading, justify="left" if heading == "step" else "right", no_wrap=True)
     for world_size, contestants in results.items():
         for name, found in contestants.items():
             relative = [f"{found[key]:.2f}" if key in found else "" for key in ("x_adamw", "x_textbook")]
@@ -71,7 +74,7 @@ def measure_lamb(ranks: tuple[int, ...], turns: int, layers: int = 12) -> dict[s
                 *relative,
                 f"{found['state_bytes_per_parameter']:.2f}",
             )
-    Console(soft_wrap=True).print(table)
+    Console(width=110).print(table)  # narrower, it would cut the numbers
     return {"turns": turns, "layers": layers, "ranks": results}
 
 
@@ -83,7 +86,9 @@ def _measure(place: Place, turns: int, layers: int) -> dict[str, dict[str, float
         return network.to(place.device)
 
     num_parameters = sum(p.numel() for p in model().parameters())
-    contestants = {"Lamb, ZeRO-2": _lamb_engine(model()), ADAMW: _adamw_engine(model())}
+    contestants: dict[str, Contestant] = {}
+    for name, engine in ((LAMB, _lamb_engine(model())), (ADAMW, _adamw_engine(model()))):
+        contestants |= {name: _sharded(engine), name + WHOLE: _whole(engine)}
     if place.world_size == 1:
         contestants["Lamb, no ZeRO"] = _plain(model(), lambda named: build_optimizer(named, SETTINGS))
         contestants[TEXTBOOK] = _textbook(model())
@@ -106,8 +111,9 @@ def _summary(
         "seconds": statistics.median(seconds[name]),
         "state_bytes_per_parameter": contestant.state_bytes() / num_parameters,
     }
-    for key, other in (("x_adamw", ADAMW), ("x_textbook", TEXTBOOK)):
-        if other in seconds and name != other:
+    adamw = ADAMW + WHOLE if name.endswith(WHOLE) else ADAMW
+    for key, other in (("x_adamw", adamw), ("x_textbook", TEXTBOOK)):
+        if other in seconds and name != other and (other != TEXTBOOK or not name.endswith(WHOLE)):
             found[key] = statistics.median(a / b for a, b in zip(seconds[name], seconds[other], strict=True))
     return found
 
@@ -129,17 +135,18 @@ def _wait(place: Place) -> None:
         torch.cuda.synchronize(place.device)
 
 
-def _lamb_engine(model: nn.Module) -> Contestant:
+def _lamb_engine(model: nn.Module) -> Any:
     settings = {**SETTINGS, "betas": list(SETTINGS["betas"])}
-    return _sharded(build_engine(model, {**DEEPSPEED, "optimizer": {"type": "Lamb", "params": settings}}))
+    optimizer = {"optimizer": {"type": "Lamb", "params": settings}}
+    return build_engine(SumOfWeights(model), {**DEEPSPEED, **optimizer})
 
 
-def _adamw_engine(model: nn.Module) -> Contestant:
+def _adamw_engine(model: nn.Module) -> Any:
     groups = parameter_groups(model.named_parameters(), SETTINGS["weight_decay"])
     plain = [{"params": [p for _, p in group["params"]], "weight_decay": group["weight_decay"]} for group in groups]
     optimizer = torch.optim.AdamW(plain, **SETTINGS, fused=True)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=DEEPSPEED)
-    return _sharded(engine)
+    engine, *_ = deepspeed.initialize(model=SumOfWeights(model), optimizer=optimizer, config=DEEPSPEED)
+    return engine
 
 
 def _sharded(engine: Any) -> Contestant:
@@ -157,6 +164,15 @@ def _sharded(engine: Any) -> Contestant:
             zero._optimizer_step(i)
 
     return Contestant(prepare, step, lambda: _state_bytes(zero.optimizer))
+
+
+def _whole(engine: Any) -> Contestant:
+    """All that follows a backward pass: norm, clipping, optimizer, 16-bit weights, all-gather."""
+
+    def prepare() -> None:
+        engine.backward(engine())
+
+    return Contestant(prepare, engine.step, lambda: _state_bytes(engine.optimizer.optimizer))
 
 
 def _plain(model: nn.Module, make: Callable[[Any], torch.optim.Optimizer]) -> Contestant:

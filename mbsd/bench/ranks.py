@@ -1,4 +1,4 @@
-"""Run a measurement on several ranks of this machine."""
+"""What measurements on ranks share: ranks of this machine, and a training step that is all weights."""
 
 from __future__ import annotations
 
@@ -8,12 +8,25 @@ from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
+from torch import nn
 
 from mbsd.distributed import Place, free_port, process_group
 from mbsd.errors import UserError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class SumOfWeights(nn.Module):
+    """A training step whose loss reads nothing but weights: it costs little and gives every parameter a gradient."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self) -> torch.Tensor:
+        """The loss, 0-d."""
+        return torch.stack([p.float().mean() for p in self.model.parameters() if p.requires_grad]).sum()
 
 
 def on_ranks(world_size: int, measure: Callable[Concatenate[Place, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
