@@ -29,8 +29,8 @@ def write_log(folder: Path, *, rows: int, seed: int = 0) -> None:
     """Write `catalog` (a built catalogue without pictures) and `log.parquet` with `rows` rows below a folder.
 
     There are rows / 200 items with up to six queries each. The item of popularity rank r is met as often as
-    r^(-2/3); so is a user. A fifth of the rows are purchases, a tenth of the clicks stray to another item of any kind,
-    and one query in twenty is shouted in capitals.
+    r^(-2/3); so is a user. One row in twenty is a purchase and one in ten a cart, a tenth of the clicks stray to
+    another item of any kind, and one query in twenty is shouted in capitals.
     """
     folder.mkdir(parents=True, exist_ok=True)
     num_items = max(rows // ROWS_PER_ITEM, 50)
@@ -86,7 +86,7 @@ def _rows(rng: np.random.Generator, count: int, rows: int, queries: Any, num_ite
     item = (num_items * rng.random(count) ** 3).astype(np.int64)
     place = item * QUERIES_PER_ITEM + (QUERIES_PER_ITEM * rng.random(count) ** 2).astype(np.int64)
     user = (max(rows // ROWS_PER_USER, 50) * rng.random(count) ** 3).astype(np.int64)
-    kind = rng.choice(3, count, p=[0.7, 0.1, 0.2])
+    kind = rng.choice(3, count, p=[0.85, 0.1, 0.05])
     stray = (kind == 0) & (rng.random(count) < 0.1)
     seen = np.where(stray, rng.integers(0, num_items, count), item)
     text = queries.take(pa.array(place))

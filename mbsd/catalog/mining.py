@@ -131,13 +131,15 @@ def open_log(
             f"{text['kind'][0]} AS kind, {micros} AS micros, {undecodable} AS undecodable FROM raw_log",
         )
         try:
-            engine.stage("spellings", sql.SPELLINGS.format(**words))
+            engine.stage("spellings", sql.SPELLINGS.format(of="", **words))
             kinds = rows(engine, "SELECT coalesce(kind, 'null') AS kind, count(*) AS n FROM log GROUP BY 1")
         except UndecodableText:
             if as_bytes:
                 raise
             continue
         break
+    engine.stage("strangers", sql.STRANGERS)
+    engine.stage("of_strangers", sql.SPELLINGS.format(of=sql.OF_STRANGERS, **words))
     # Once for each spelling, and in Python: the engines fold case in different ways.
     distinct = "SELECT DISTINCT raw FROM spellings WHERE raw IS NOT NULL"
     report.distinct_queries = engine.changed("respelled", distinct, normalise_query)

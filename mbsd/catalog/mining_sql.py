@@ -5,23 +5,34 @@ by the string itself. Names in braces are filled in by `mining`.
 """
 
 # The one pass over all columns before the draws: spellings of queries, and why rows are left out (places in `FAULTS`).
-FAULTS = ("", "undecodable text", "null query", "null item", "unknown item", "null user", "bad time")
+FAULTS = ("", "undecodable text", "null query", "null item", "null user", "bad time", "unknown item")
 SPELLINGS = """
 SELECT raw, fault, count(*) AS n, count(*) - count(micros) AS bad_times FROM (
     SELECT l.query AS raw, l.micros,
            CASE WHEN l.undecodable THEN 1 WHEN l.query IS NULL THEN 2 WHEN l.item_id IS NULL OR l.item_id = '' THEN 3
-                WHEN i.item IS NULL THEN 4 WHEN l.user_id IS NULL OR l.user_id = '' THEN 5
-                WHEN {timed} AND l.micros IS NULL THEN 6 ELSE 0 END AS fault
-    FROM log l LEFT JOIN items i ON i.item_id = l.item_id
+                WHEN l.user_id IS NULL OR l.user_id = '' THEN 4 WHEN {timed} AND l.micros IS NULL THEN 5 ELSE 0 END
+           AS fault
+    FROM log l {of}
 ) judged GROUP BY raw, fault
 """
+# Items that the catalogue does not know are few or none: their rows are looked up again, instead of every row's item
+# among all that it knows.
+STRANGERS = (
+    "SELECT DISTINCT l.item_id FROM log l ANTI JOIN items i ON i.item_id = l.item_id WHERE l.item_id IS NOT NULL"
+)
+OF_STRANGERS = "SEMI JOIN strangers s ON s.item_id = l.item_id"
 
 QUERY_FAULTS = ("", "empty query", "query too long")
 COUNTS = """
 SELECT fault, query_fault, sum(n) AS n, sum(bad_times) AS bad_times FROM (
-    SELECT s.fault, s.n, s.bad_times, CASE WHEN coalesce(q.text, s.raw) = '' THEN 1
+    SELECT s.fault, s.n, s.bad_times,
+           CASE WHEN coalesce(q.text, s.raw) = '' THEN 1
            WHEN length(coalesce(q.text, s.raw)) > {longest} THEN 2 ELSE 0 END AS query_fault
-    FROM spellings s LEFT JOIN respelled q ON q.raw = s.raw
+    FROM (
+        SELECT raw, fault, n, bad_times FROM spellings
+        UNION ALL SELECT raw, fault, -n AS n, -bad_times AS bad_times FROM of_strangers
+        UNION ALL SELECT raw, CASE WHEN fault IN (0, 4, 5) THEN 6 ELSE fault END, n, bad_times FROM of_strangers
+    ) s LEFT JOIN respelled q ON q.raw = s.raw
 ) judged GROUP BY fault, query_fault
 """
 
