@@ -44,24 +44,29 @@ def bench_checkpoint(
 
 @bench_app.command("mining")
 def bench_mining(
-    rows: Annotated[list[int] | None, typer.Option(help="Rows of a generated log; may be repeated.")] = None,
+    rows: Annotated[list[int], typer.Option(help="Rows of a generated log; may be repeated.")] = [  # noqa: B006
+        2_000_000,
+        20_000_000,
+    ],  # fmt: skip
     spark: Annotated[bool, typer.Option(help="Spark on local[2] too, at up to --compare-rows.")] = True,
     naive: Annotated[bool, typer.Option(help="The cross join of categories too, at up to --compare-rows.")] = True,
     compare_rows: Annotated[int, typer.Option(help="The largest log that Spark and the cross join get.")] = 20_000_000,
-    memory_limit: Annotated[str, typer.Option(help="Of DuckDB; Spark's driver gets 2GB.")] = "2GB",
+    memory_limit: Annotated[str, typer.Option(help="Of DuckDB (200 M rows: 2GB); Spark's driver gets 2GB.")] = "700MB",
     threads: Annotated[int, typer.Option(help="Of each engine.")] = 2,
     folder: Annotated[Path | None, typer.Option(help="For the logs, which are kept; without: a temporary one.")] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """CPU seconds, peak memory and spill of mining, by rows and engine; 2 M and 20 M rows unless said otherwise."""
+    """CPU seconds, peak memory and spill of mining a generated log, by rows and engine."""
     from mbsd.bench.mining import measure_mining
 
-    measure_mining(
-        rows or [2_000_000, 20_000_000], spark=spark, naive=naive, compare_rows=compare_rows, threads=threads,
-        memory_limit=memory_limit, folder=folder, json_file=json_file,
+    numbers = measure_mining(
+        rows, spark=spark, naive=naive, compare_rows=compare_rows, threads=threads, memory_limit=memory_limit,
+        folder=folder,
     )  # fmt: skip
+    _write_json(json_file, numbers)
 
 
 def _write_json(path: Path | None, numbers: dict[str, Any]) -> None:
     if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")

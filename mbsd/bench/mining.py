@@ -33,11 +33,10 @@ def measure_mining(
     threads: int,
     memory_limit: str,
     folder: Path | None,
-    json_file: Path | None,
 ) -> dict[str, Any]:
     """Generate a log of each size, mine it in a process of its own with each engine, and print a table.
 
-    Returns the numbers that `json_file` holds: `runs` (rows, way, exit_code, seconds, cpu_seconds, peak_rss_bytes,
+    Returns `runs` (rows, way, exit_code, seconds, cpu_seconds, peak_rss_bytes,
     peak_spill_bytes, positives …) and `growth_exponent` of DuckDB's CPU seconds: 1 is linear.
 
     Args:
@@ -48,7 +47,6 @@ def measure_mining(
         threads: of each engine.
         memory_limit: of DuckDB, both ways.
         folder: of the logs, which stay there and are used again; None = a temporary one.
-        json_file: where the numbers go.
 
     Raises:
         UserError: a size makes no sense.
@@ -85,9 +83,6 @@ def measure_mining(
         "spark_memory": SPARK_MEMORY,
     }
     _print(console, result)
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     return result
 
 
