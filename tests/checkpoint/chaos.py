@@ -34,7 +34,7 @@ PHASES = {
 }
 LAUNCHER = ("the launcher", "the launcher and all", "SIGTERM to the launcher")
 RANKS = ("one rank", "all ranks", "SIGTERM to all", "SIGTERM to one rank")
-GIVE_UP = 120  # seconds after which a start must have ended or been killed
+GIVE_UP = 300  # seconds after which a start must have ended or been killed
 
 
 def die_inside(rank: int, victim: int, phase: str, occurrence: int) -> None:

@@ -94,7 +94,7 @@ class Start:
         return [line for line in self.said().splitlines() if word in line]
 
 
-def train(ranks: int, arguments: Sequence[object], log: Path, timeout: float = 120, **more: Any) -> Start:
+def train(ranks: int, arguments: Sequence[object], log: Path, timeout: float = 300, **more: Any) -> Start:
     """A run that is expected to end well."""
     start = Start(ranks, arguments, log, **more)
     assert start.wait(timeout) == [0] * ranks, start.said()[-6000:]

@@ -17,11 +17,12 @@ KILLS = 20
 
 
 @pytest.mark.distributed
+@pytest.mark.timeout(2400)  # minutes on two idle cores; many more beside other work
 def test_a_run_survives_twenty_kills(shop: Shop, tmp_path: Path) -> None:
     whole, cut = (chaos_arguments(tmp_path / name, shop.catalog, KILLS) for name in ("whole", "cut"))
-    train(2, whole, tmp_path / "log")
+    train(2, whole, tmp_path / "log", timeout=900)
     chaos(cut, tmp_path / "cut", tmp_path / "log", KILLS, seed=11, tell=print)
-    train(2, cut, tmp_path / "log")
+    train(2, cut, tmp_path / "log", timeout=900)
     expected, found = newest_step(tmp_path / "whole"), newest_step(tmp_path / "cut")
     assert found.name == expected.name == store.name_of(10 * KILLS)
     assert checksums(found) == checksums(expected)
