@@ -21,7 +21,7 @@ from typing import Any
 import torch.multiprocessing as mp
 
 
-def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120) -> list[Any]:
+def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any, timeout: float = 300) -> list[Any]:
     """Return [fn(rank, world_size, *args) for each rank], each called in its own process with gloo up.
 
     `fn` is a module-level function; its arguments and results can be pickled. Raises `RuntimeError` with the traceback

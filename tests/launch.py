@@ -88,7 +88,7 @@ def start_ranks(ranks: int, script: str, *arguments: object) -> list[subprocess.
 def wait_for(started: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
     """(exit code, stderr) of each process, at its end; none outlives the call."""
     try:
-        return [(process.returncode, stderr) for process in started for _, stderr in [process.communicate(timeout=120)]]
+        return [(process.returncode, stderr) for process in started for _, stderr in [process.communicate(timeout=300)]]
     finally:
         for process in started:
             process.kill()

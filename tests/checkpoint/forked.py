@@ -61,7 +61,7 @@ class Start:
             process.start()
             self.ranks.append(process)
 
-    def wait(self, timeout: float = 120) -> list[int | None]:
+    def wait(self, timeout: float = 300) -> list[int | None]:
         """Every rank's exit code; kills what is not done in time, or still waits for a rank that died."""
         deadline = time.monotonic() + timeout
         try:

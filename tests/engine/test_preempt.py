@@ -52,7 +52,7 @@ def command(run: Path, shop: Shop, *more: object, **ds_changes: Any) -> list[obj
 
 
 def wait_until(true: Callable[[], bool], *processes: subprocess.Popen[Any]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not true():
         assert time.monotonic() < deadline and all(process.poll() is None for process in processes)
         time.sleep(0.01)
