@@ -77,7 +77,7 @@ def test_a_half_precision_run_leaves_in_float32(half: Path, tmp_path: Path) -> N
     """`mbsd export --onnx` and then the Auto classes, each in a process of its own."""
     out = tmp_path / "out"
     command = [sys.executable, "-m", "mbsd.cli", "export", str(half), "--out", str(out), "--onnx"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "MbsdForMatching" in done.stdout and "step-00000004" in done.stdout
     assert "float32, the optimizer's master weights of a bfloat16 run" in done.stdout
