@@ -41,7 +41,8 @@ class SkippedSteps:
         if self.in_a_row >= self.run.max_skipped_steps:
             raise DivergedError(
                 f"step {step}: {self.in_a_row} steps in a row were skipped (run.max_skipped_steps) because gradients "
-                f"overflow at a loss scale of {loss_scale(self.engine):g}; a broken batch, or {_what_to_do(self.run)}",
+                f"overflow at a loss scale of {loss_scale(self.engine):g}: the learning rate is too high or a batch "
+                f"broken; {_what_to_do(self.run)}",
                 shared=True,
             )
 

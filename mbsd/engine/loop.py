@@ -54,6 +54,7 @@ def train(
     totals: dict[str, torch.Tensor] = {}  # sums since the last log, on the device
     steps_since_log = 0
     skipped, lamb = SkippedSteps(engine, run), lamb_of(engine)
+    unnamed = lamb  # until its unused parameters have been named
     engine.train()
     for step in range(start_step + 1, total_steps + 1):
         watchdog.beat(f"step {step}: waiting for data")
@@ -73,9 +74,10 @@ def train(
         steps_since_log += 1
         writer.advance()
 
-        if step == start_step + 1 and lamb is not None and place.is_first and lamb.unused():
-            names = ", ".join(lamb.unused())
-            say(f"no gradient in step {step}, so these stay as they are until they get one: {names}")
+        if unnamed is not None and unnamed.idle:  # LAMB has made its first step: fp16 may have skipped some before
+            if place.is_first and (names := unnamed.unused()):
+                say(f"no gradient in step {step}, so these stay as they are until they get one: {', '.join(names)}")
+            unnamed = None
         last = step == total_steps
         stopped_by = stop_requests.poll() if not last else None
         stopping = stopped_by is not None

@@ -41,7 +41,8 @@ class Lamb(torch.optim.Optimizer):
         w ← w - lr · r · u,    r = ‖w‖ / ‖u‖, or 1 where either norm is 0
 
     A param group with `adapt: False` takes r = 1. `max_coeff` and `min_coeff` clamp r (`None`: no bound).
-    The step launches no host synchronisation. A flat slice that was not bound is refused with `RuntimeError`.
+    The first step asks the device what has no gradient; no other waits for it. A flat slice that was not bound is
+    refused with `RuntimeError`.
     """
 
     def __init__(

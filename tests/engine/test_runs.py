@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import Shop
-from tests.launch import CPU, ROOT, TINY, deepspeed, deepspeed_command, losses, write_ds_config
+from tests.launch import CPU, ROOT, TINY, deepspeed, deepspeed_command, losses, run_ranks, write_ds_config
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STEPS = 20
@@ -95,6 +97,20 @@ def test_a_run_folder_holds_what_it_says(runs: dict[str, Path]) -> None:
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-2])
     expected = "step epoch samples loss loss_qi loss_qt loss_qv loss_kl loss_rs lr grad_norm samples_per_s tokens_per_s"
     assert set(expected.split()) | {"data_wait"} <= last.keys()
+
+
+@pytest.mark.distributed
+def test_what_gets_no_gradient_is_named_once_and_stays(shop: Shop, tmp_path: Path) -> None:
+    """Without masked patches nothing reaches their decoder; ZeRO gives it gradients of 0, and LAMB would decay it."""
+    run, ds = tmp_path / "run", write_ds_config(tmp_path)
+    arguments = [*stage_1(run, shop, ds), "--masking.mpm_probability=0", "--run.max_steps=4", "--run.save_every=1"]
+    answers = run_ranks(2, "pretrain", *arguments, "--run.keep_last=9")
+    assert [code for code, _ in answers] == [0, 0], answers[0][1][-3000:]
+    named = [line for _, stderr in answers for line in stderr.splitlines() if "no gradient in step 1" in line]
+    assert len(named) == 1 and "model.patch_decoder.weight" in named[0] and "encoder" not in named[0]
+    first, last = (load_file(run / f"checkpoints/step-0000000{step}/model/model.safetensors") for step in (1, 4))
+    assert torch.equal(first["patch_decoder.weight"], last["patch_decoder.weight"])
+    assert not torch.equal(first["word_transform.dense.weight"], last["word_transform.dense.weight"])
 
 
 @pytest.mark.distributed
