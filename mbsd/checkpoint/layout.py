@@ -3,8 +3,8 @@
 Master weights and moments are saved as each rank holds them, with this map beside them. Parameters are named, so that
 any other world size, ZeRO stage, order or padding finds its elements again: what DeepSpeed's universal checkpoint is
 for, without a conversion, and without its trouble with ranks that own only padding and with `round_robin_gradients`.
-The attributes read are those of DeepSpeed 0.19.8; every piece is compared with its parameter's values when the map is
-made.
+Where DeepSpeed does not slice, the attributes read are those of 0.19.8; every piece is compared with its parameter's
+values when the map is made.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mbsd.errors import UserError
+from mbsd.zero_slices import slice_pieces
 
 
 class Piece(NamedTuple):
@@ -105,15 +106,9 @@ def write_back(engine: Any, layout: Layout) -> None:
 
 
 def _zero(optimizer: Any, names: dict[Tensor, str]) -> Iterator[Flat]:
-    for i, params in enumerate(optimizer.round_robin_bit16_groups):
-        size = int(optimizer.partition_size[i])
-        begin = size * dist.get_rank(optimizer.real_dp_process_group[i])
-        pieces = []
-        for p, offset in zip(params, optimizer.round_robin_bit16_offsets[i], strict=True):
-            low, high = max(offset, begin), min(offset + p.numel(), begin + size)
-            if low < high:
-                pieces.append(Piece(names[p], low - offset, low - begin, high - low))
-        yield Flat(f"group{i}", optimizer.single_partition_of_fp32_groups[i], i, tuple(pieces), mine=True)
+    for i, flat in enumerate(optimizer.single_partition_of_fp32_groups):
+        pieces = (Piece(names[p], first, start, length) for _, p, first, start, length in slice_pieces(optimizer, i))
+        yield Flat(f"group{i}", flat, i, tuple(pieces), mine=True)
 
 
 def _whole(key: str, master: Tensor, group: int, params: list[Tensor], names: dict[Tensor, str]) -> Flat:

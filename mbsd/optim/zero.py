@@ -2,8 +2,8 @@
 
 ZeRO-1 and -2 lay the parameters of a group end to end, cut the line into one equal slice per rank and hand the
 optimizer nothing but its slice in float32. A tensor may straddle a cut, so its norm is a sum over ranks: one all-reduce
-of 2 N doubles per group and step, N the number of tensors in the group. Nothing here imports DeepSpeed; the attributes
-read from its ZeRO optimizer (0.19.8) are listed in `LAYOUT`.
+of 2 N doubles per group and step, N the number of tensors in the group. Nothing here imports DeepSpeed;
+`mbsd.zero_slices` knows its layout.
 """
 
 from __future__ import annotations
@@ -18,15 +18,7 @@ from torch import Tensor
 
 from mbsd.errors import UserError
 from mbsd.optim.lamb import Lamb
-
-LAYOUT = (
-    "round_robin_bit16_groups",  # parameters in the order they were laid down
-    "round_robin_bit16_offsets",  # and the first element of each, alignment padding counted
-    "partition_size",  # elements of one rank's slice
-    "real_dp_process_group",  # the ranks that share a group
-    "single_partition_of_fp32_groups",  # this rank's slice
-    "param_names",
-)
+from mbsd.zero_slices import LAYOUT, slice_pieces
 
 
 @dataclass(frozen=True)
@@ -78,34 +70,25 @@ def bind(lamb: Lamb, zero_optimizer: Any) -> None:
 
 def _shard(zero_optimizer: Any, i: int, flat: Tensor) -> FlatShard:
     """Return the layout of group `i`, every owned slice compared with its tensor's values."""
-    params: list[Tensor] = zero_optimizer.round_robin_bit16_groups[i]
-    starts: list[int] = zero_optimizer.round_robin_bit16_offsets[i]
     process_group = zero_optimizer.real_dp_process_group[i]
-    size = int(zero_optimizer.partition_size[i])
-    begin = size * dist.get_rank(process_group)
-
-    # (which tensor, first element of the piece in the tensor, in the slice, elements)
-    pieces = []
-    for n, (p, start) in enumerate(zip(params, starts, strict=True)):
-        low, high = max(start, begin), min(start + p.numel(), begin + size)
-        if low < high:
-            pieces.append((n, low - start, low - begin, high - low))
-    spans = tuple((first, length) for _, _, first, length in pieces)
-    owned = slice(pieces[0][0], pieces[-1][0] + 1) if pieces else slice(0, 0)
+    pieces = slice_pieces(zero_optimizer, i)
+    spans = tuple((start, length) for *_, start, length in pieces)
+    owned = slice(pieces[0].n, pieces[-1].n + 1) if pieces else slice(0, 0)
 
     same = [  # a master that has moved still rounds to the model's value
-        torch.equal(flat.narrow(0, first, length).to(params[n].dtype), params[n].flatten().narrow(0, inner, length))
-        for n, inner, first, length in pieces
+        torch.equal(flat.narrow(0, start, length).to(p.dtype), p.flatten().narrow(0, first, length))
+        for _, p, first, start, length in pieces
     ]
-    contiguous = all(b[0] == a[0] + 1 for a, b in itertools.pairwise(pieces))
+    contiguous = all(b.n == a.n + 1 for a, b in itertools.pairwise(pieces))
+    size = int(zero_optimizer.partition_size[i])
     agreed = torch.tensor(int(all(same) and contiguous and flat.numel() == size), device=flat.device)
     dist.all_reduce(agreed, op=dist.ReduceOp.MIN, group=process_group)
     if not agreed.item():
         raise RuntimeError(
             f"param group {i}: a slice of DeepSpeed's flat fp32 partition does not hold its parameter's values; "
-            "its layout has changed since 0.19.8 (see mbsd.optim.zero.LAYOUT)"
+            "its layout has changed since 0.19.8 (see mbsd.zero_slices.LAYOUT)"
         )
-    names = tuple(zero_optimizer.param_names[p] for p in params)
+    names = tuple(zero_optimizer.param_names[p] for p in zero_optimizer.round_robin_bit16_groups[i])
     return FlatShard(names, owned, spans, process_group)
 
 
