@@ -92,8 +92,8 @@ def _measure(place: Place, turns: int, layers: int) -> dict[str, dict[str, float
     if place.world_size == 1:
         contestants["Lamb, no ZeRO"] = _plain(model(), lambda named: build_optimizer(named, SETTINGS))
         contestants[TEXTBOOK] = _textbook(model())
-        if (fused := _fused_lamb(model(), place)) is not None:
-            contestants["DeepSpeed's FusedLamb, no ZeRO"] = fused
+        if _has_fused_lamb(place):
+            contestants["DeepSpeed's FusedLamb, no ZeRO"] = _fused_lamb(model())
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(turns + 1):
         for name, contestant in contestants.items():
@@ -212,12 +212,14 @@ def _textbook(model: nn.Module) -> Contestant:
     return Contestant(_gradients_of(model), step, lambda: sum(m.nbytes + v.nbytes for m, v in moments))
 
 
-def _fused_lamb(model: nn.Module, place: Place) -> Contestant | None:
-    """DeepSpeed's CUDA kernel, where this machine has or can compile it."""
+def _has_fused_lamb(place: Place) -> bool:
+    """Whether this machine has DeepSpeed's CUDA kernel, or can compile it; if not, DeepSpeed says why."""
     from deepspeed.ops.op_builder import FusedLambBuilder
 
-    if place.device.type != "cuda" or not FusedLambBuilder().is_compatible(verbose=True):
-        return None
+    return place.device.type == "cuda" and bool(FusedLambBuilder().is_compatible(verbose=True))
+
+
+def _fused_lamb(model: nn.Module) -> Contestant:
     from deepspeed.ops.lamb import FusedLamb
 
     return _plain(model, lambda named: FusedLamb([p for _, p in named], **SETTINGS))
