@@ -92,27 +92,34 @@ def find(
         UserError: checkpoints are there but none is complete, or the newest is of another run; a run never starts from
             scratch by accident.
     """
-    seen = gather_objects(_parts(storage.root) if place.rank == storage.leader else {})
-    reasons: dict[int, str] = {}
-    steps = {step for parts in seen for step in parts}
-    for step in sorted(steps if only is None else steps & {only}, reverse=True):
-        folder = storage.root / store.name_of(step)
-        parts = [answer[step] for answer in seen if step in answer]
-        why = _incomplete(parts)
-        if why is None:
-            needs = _needs(folder, parts[0], place)
-            why = next((reason for reason in gather_objects(needs) if reason is not None), None)
-        if why is None:
-            share = _share(folder, storage, place) if verify else {}
-            why = next((reason for reason in gather_objects(_corrupt(folder, share, place)) if reason), None)
-        if why is None:
-            facts: dict[str, Any] = on_rank_zero(lambda at=folder: json.loads((at / "run.json").read_text()))  # type: ignore[misc]
-            with same_on_every_rank():
-                _refuse_another_run(folder, facts, identity)
-            return Found(folder, facts)
-        reasons[step] = why
-        if verify:
-            say(f"WARNING: {folder} is not taken: {why}")
+    while True:
+        listed = _parts(storage.root) if place.rank == storage.leader else {}
+        seen = gather_objects(listed)
+        reasons: dict[int, str] = {}
+        steps = {step for parts in seen for step in parts}
+        for step in sorted(steps if only is None else steps & {only}, reverse=True):
+            folder = storage.root / store.name_of(step)
+            parts = [answer[step] for answer in seen if step in answer]
+            why = _incomplete(parts)
+            if why is None:
+                needs = _needs(folder, parts[0], place)
+                why = next((reason for reason in gather_objects(needs) if reason is not None), None)
+            if why is None:
+                why = next(
+                    (reason for reason in gather_objects(_corrupt(folder, storage, place, verify)) if reason), None
+                )
+            facts: dict[str, Any] | str = why or on_rank_zero(lambda at=folder: _facts(at))  # type: ignore[misc]
+            if isinstance(facts, dict):
+                with same_on_every_rank():
+                    _refuse_another_run(folder, facts, identity)
+                return Found(folder, facts)
+            if any(gather_objects(step in listed and not folder.is_dir())):
+                break  # an older start still lives and has removed it meanwhile: look again
+            reasons[step] = facts
+            if verify:
+                say(f"WARNING: {folder} is not taken: {facts}")
+        else:
+            break
     if reasons:
         newest = max(reasons)
         raise UserError(
@@ -192,12 +199,25 @@ def _share(folder: Path, storage: Storage, place: Place) -> dict[str, store.File
     return {name: files[name] for name in mine}
 
 
-def _corrupt(folder: Path, share: dict[str, store.FileFacts], place: Place) -> str | None:
-    """The first file of the share that is not as it was written; rank 0 always looks at `run.json`, which is read."""
-    if place.is_first:
-        share = {"run.json": store.read_manifest(folder).files["run.json"]} | share
+def _corrupt(folder: Path, storage: Storage, place: Place, verify: bool) -> str | None:
+    """The first file of this rank's share that is not as it was written; rank 0 always looks at `run.json`."""
+    try:
+        share = _share(folder, storage, place) if verify else {}
+        if place.is_first:
+            share = {"run.json": store.read_manifest(folder).files["run.json"]} | share
+    except store.BrokenError as error:
+        return str(error)
     wrong = store.wrong_checksums(folder, share)
     return wrong[0] if wrong else None
+
+
+def _facts(folder: Path) -> dict[str, Any] | str:
+    """`run.json`, or why it cannot be read."""
+    try:
+        facts: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    except OSError as error:
+        return f"run.json: {error.strerror}"
+    return facts
 
 
 def _refuse_another_run(folder: Path, facts: dict[str, Any], identity: Mapping[str, Any]) -> None:

@@ -187,7 +187,11 @@ def wrong_sizes(folder: Path, manifest: Manifest) -> list[str]:
     """Files that are missing or not of their size, in words: what is quickly seen."""
     wrong = []
     for name, facts in manifest.files.items():
-        found = (folder / name).stat().st_size if (folder / name).is_file() else None
+        found: int | None
+        try:
+            found = (folder / name).stat().st_size
+        except FileNotFoundError:
+            found = None
         if found != facts.size:
             is_there = "missing" if found is None else f"{found} bytes"
             wrong.append(f"{name}: {is_there}, expected {facts.size} bytes")

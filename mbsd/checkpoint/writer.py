@@ -25,6 +25,7 @@ from typing import Any, Protocol
 
 from mbsd.checkpoint import owner, store
 from mbsd.checkpoint.store import FileFacts
+from mbsd.errors import UserError
 
 PAUSE = 0.02  # seconds between two looks at the key-value store
 
@@ -131,8 +132,11 @@ def write(job: Job, mailbox: Mailbox) -> Outcome:
         fenced = next((str(answer["fenced"]) for answer in parts if answer["fenced"]), None)
         if not errors and fenced is None:
             try:
+                owner.check(job.root, job.token)  # a start that took over meanwhile may be reading an older one
                 warnings = store.prune(job.root, job.step, job.keep_last, job.keep_every)
-            except OSError as error:  # too many checkpoints are no reason to lose one
+            except owner.FencedError as error:
+                fenced = str(error)
+            except (OSError, UserError) as error:  # too many checkpoints are no reason to lose one
                 warnings = [_words(error)]
     return Outcome(folder, tuple(errors), fenced, tuple(warnings), size, time.perf_counter() - began)
 

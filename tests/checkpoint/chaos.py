@@ -87,7 +87,7 @@ def chaos(arguments: list[object], run: Path, log: Path, kills: int, seed: int, 
         else:
             what = phases[(starts // 2) % len(phases)]
             victim = 0 if what not in list(phases)[:3] else rng.randrange(2)
-            killed = _inside(arguments, log / f"{starts}", what, victim, rng.randint(1, 3))
+            killed = _inside(arguments, run, log / f"{starts}", what, victim, rng.randint(1, 3), survivors)
         done += killed
         tell(f"start {starts}: {what}: {'killed' if killed else 'not reached'}; newest {_newest(run)}")
     # The run's owner is the last start; an older one has been fenced, or is ended before it could be.
@@ -96,8 +96,15 @@ def chaos(arguments: list[object], run: Path, log: Path, kills: int, seed: int, 
     return starts
 
 
-def _inside(arguments: list[object], log: Path, phase: str, victim: int, occurrence: int) -> bool:
+def _inside(
+    arguments: list[object], run: Path, log: Path, phase: str, victim: int, occurrence: int, survivors: list[int]
+) -> bool:
+    before = _owner(run)
     start = Start(2, arguments, log, before=(die_inside, (victim, phase, occurrence)))
+    if survivors:
+        _wait(lambda: _owner(run) != before or not any(p.is_alive() for p in start.ranks))
+        for pid in survivors:
+            _signal(pid, signal.SIGCONT)  # back from their pause they have to find out that the run is not theirs
     codes = start.wait(GIVE_UP)
     assert set(codes) <= {0, 1, -signal.SIGKILL}, start.said()[-4000:]
     return codes[victim] == -signal.SIGKILL
@@ -134,12 +141,21 @@ def _launched(arguments: list[object], run: Path, what: str, rng: random.Random,
     if what.endswith("all"):
         _wait(lambda: not any(_lives(pid) for pid in family))
     else:
-        survivors.extend(family)  # the ranks live on without their launcher; the next start has to fence them
+        # The ranks live on without their launcher, and the next start has to fence them. Until it owns the run they
+        # pause, as behind a network that is cut: on a slow machine they would else reach the end of the run first.
+        survivors.extend(family)
+        for pid in family:
+            _signal(pid, signal.SIGSTOP)
     return not (run / "DONE").exists()
 
 
 def _newest(run: Path) -> str:
     return max((path.name for path in (run / "checkpoints").glob("step-*")), default="none")
+
+
+def _owner(run: Path) -> str:
+    path = run / "checkpoints" / "owner.json"
+    return path.read_text() if path.exists() else ""
 
 
 def _wait(happened: Callable[[], bool]) -> None:
