@@ -47,6 +47,15 @@ class _Tensors:
         """The same with every tensor on `device`."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Say that `stream` uses these tensors, which another one made."""
+
+        def record(tensor: Tensor) -> Tensor:
+            tensor.record_stream(stream)
+            return tensor
+
+        self._map(record)
+
     def pin_memory(self: T_) -> T_:
         """The same in page-locked memory; torch's DataLoader calls this where pinning is asked for."""
         return self._map(lambda tensor: tensor.pin_memory())
@@ -99,7 +108,8 @@ class Batch(_Tensors):
         images: uint8 [I, 3, height, width]; RGB of the samples that have an image, in the order of the samples. The
             model normalises them: a quarter of the bytes of float32 travels from worker to device.
         views: the index plan.
-        items_B: int64; the catalogue's item number of each sample.
+        items_B: int64; the catalogue's item number of each sample. Rows of an alignment table have two items: their
+            first ones are samples 0 ... B/2 - 1, their second ones the rest, in the same order, and labels_B is [B/2].
         labels_B: float32 (match) or int64 (class); None in stage 1.
         masks: stage 1 only.
     """

@@ -18,8 +18,9 @@ from mbsd.errors import UserError
 
 AT_LEAST_ONE = {
     "run.max_steps", "run.log_every", "run.save_every", "run.validate_samples", "run.keep_last",
-    "run.max_skipped_steps", "data.image_size", "data.prefetch",
+    "run.max_skipped_steps", "data.image_size", "data.prefetch", "data.shuffle_block", "data.shuffle_window",
 }  # fmt: skip
+SHARES = {"data.colour_jitter", "data.max_corrupt"}
 AT_LEAST_ZERO = {"run.validate_every", "run.keep_every", "run.timeout", "data.num_workers"}
 
 
@@ -85,6 +86,16 @@ class DataConfig:
     crop_scale: tuple[float, float] = (0.8, 1.0)
     """Share of the image's area a training crop keeps; (1, 1): no cropping."""
     flip_probability: float = 0.5
+    colour_jitter: float = 0.0
+    """Training pictures' brightness, contrast and saturation change by up to this share. A colour is often what an
+    attribute says, so none by default."""
+    shuffle_block: int = 64
+    """Neighbouring samples that an epoch keeps near each other, so that disks read on."""
+    shuffle_window: int = 512
+    """Blocks that are mixed with each other. A catalogue of no more than a window is shuffled as a whole."""
+    max_corrupt: float = 0.001
+    """Pictures whose bytes on disk are damaged are left out and named; the run stops where they are a larger share of
+    those read. 0: at the first one."""
 
 
 @dataclass(frozen=True)
@@ -178,8 +189,8 @@ class BaseConfig:
         if not 0 < low <= high <= 1:
             raise UserError(f"data.crop_scale={[low, high]}: expected 0 < low <= high <= 1")
         for name, value in _numbers(self):
-            if name.endswith("probability") and not 0 <= value <= 1:
-                raise UserError(f"{name}={value}: a probability is between 0 and 1")
+            if (name.endswith("probability") or name in SHARES) and not 0 <= value <= 1:
+                raise UserError(f"{name}={value}: expected a number between 0 and 1")
             if name in AT_LEAST_ONE and value < 1:
                 raise UserError(f"{name}={value}: expected 1 or more")
             if name in AT_LEAST_ZERO and value < 0:

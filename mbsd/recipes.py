@@ -29,8 +29,10 @@ from mbsd.config import (
     SdmiConfig,
     to_yaml,
 )
+from mbsd.data.corrupt import CorruptImages
 from mbsd.data.images import make_decoder
 from mbsd.data.loader import BatchBuilder, CatalogSamples, Samples, TableSamples, TrainLoader, eval_batches
+from mbsd.data.order import Order
 from mbsd.data.text import load_tokenizer, words_digest
 from mbsd.distributed import Place, on_rank_zero, process_group, same_on_every_rank
 from mbsd.engine.build import batch_sizes, build_engine, resolve, seed_everything
@@ -98,13 +100,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             tokenizer = load_tokenizer(config.data.tokenizer or str(model.config.name_or_path))
         model.to(place.device).eval()
         builder = _builder(config.data, catalog, tokenizer, model.config, config.views, place, config.micro_batch)
-        scores = score(
-            model, _eval_batches(samples, builder, config.data, place, config.micro_batch, None), place.device
-        )
+        corrupt = CorruptImages(config.data.max_corrupt, say)
+        batches = _eval_batches(samples, builder, config.data, place, config.micro_batch, None, corrupt)
+        scores = score(model, batches, place.device)
+        damaged = corrupt.check()
         result: dict[str, Any] = {
             "model": config.model,
             "split": config.split,
             "samples": len(scores.labels),
+            "corrupt_images": damaged,
             "views": attributes.report(scores, table, table.rows(config.split)),
         }
         if place.is_first:
@@ -158,22 +162,24 @@ def _training(
         seed_everything(run.seed, place.rank)
         engine = build_engine(step, resolved)
 
+        corrupt = CorruptImages(config.data.max_corrupt, say)
         loader = TrainLoader(
             samples,
             builder,
-            seed=run.seed,
+            order=Order(run.seed, len(samples), config.data.shuffle_block, config.data.shuffle_window),
             global_batch=sizes.global_batch,
             micro_batch=sizes.micro_batch,
             rank=place.rank,
             world_size=place.world_size,
             num_workers=config.data.num_workers,
             prefetch=config.data.prefetch,
-            pin_memory=place.device.type == "cuda",
+            device=place.device,
+            corrupt=corrupt,
         )
 
         def validate() -> dict[str, float]:
             batches = _eval_batches(
-                held_out, validation_builder, config.data, place, sizes.micro_batch, run.validate_samples
+                held_out, validation_builder, config.data, place, sizes.micro_batch, run.validate_samples, corrupt
             )
             values: dict[str, float] = step.validate(watchdog.over(batches), place.device)
             return values
@@ -242,6 +248,7 @@ def _training(
                     validate=validate,
                     save=lambda at: checkpoints.save(at, loader.state_dict()),
                     check_saves=checkpoints.check,
+                    check_images=corrupt.check,
                     stop_requests=requests,
                     watchdog=watchdog,
                 )
@@ -297,7 +304,13 @@ def _builder(
 
 
 def _eval_batches(
-    samples: Samples, builder: BatchBuilder, data: DataConfig, place: Place, micro_batch: int, limit: int | None
+    samples: Samples,
+    builder: BatchBuilder,
+    data: DataConfig,
+    place: Place,
+    micro_batch: int,
+    limit: int | None,
+    corrupt: CorruptImages,
 ) -> Iterator[Batch]:
     return eval_batches(
         samples,
@@ -307,6 +320,8 @@ def _eval_batches(
         world_size=place.world_size,
         limit=limit,
         num_workers=data.num_workers,
+        device=place.device,
+        corrupt=corrupt,
     )
 
 

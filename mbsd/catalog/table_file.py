@@ -190,6 +190,10 @@ class Table:
             self._columns[name] = column.to_pylist() if is_text else column.to_numpy().astype(np.int64)
         return self._columns[name]
 
+    def row(self, row: int, columns: tuple[str, ...]) -> dict[str, Any]:
+        """Some columns of one row as Python values; nothing is kept."""
+        return {name: self._table[name][row].as_py() for name in columns}
+
     def rows(self, split: str | None = None) -> NDArray[np.int64]:
         """Row numbers of a split in rising order, int64 [rows]; None = all."""
         if split is None:

@@ -13,8 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mbsd.batch import Batch, Masks
+from mbsd.catalog.reader import CorruptRecord
 from mbsd.config import DataConfig, MaskingConfig
-from mbsd.data.images_torchvision import WHOLE_IMAGE, Flips, ImageDecoder, Windows, training_window
+from mbsd.data.augment import Augmentation, draw_augmentation, no_augmentation
+from mbsd.data.images_torchvision import ImageDecoder
 from mbsd.data.masking import mask_patches, mask_text
 from mbsd.data.order import sample_rng
 from mbsd.data.samples import ItemSource, Sample
@@ -22,27 +24,37 @@ from mbsd.data.text import encode_pair
 from mbsd.data.views import TextTokens, pack
 
 Int64 = npt.NDArray[np.int64]
+Key = tuple[int, int, str]
+"""Epoch and position of a sample, and which of its items: what its random numbers are drawn from."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Pictures still to be decoded: I JPEGs, their windows [I, 4] and whether to mirror them, bool [I]."""
+    """Pictures still to be decoded: I JPEGs, and what becomes of each."""
 
     jpegs: list[bytes]
-    windows: Windows
-    flips: Flips
+    augmentation: Augmentation
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A micro-batch as a worker delivers it; `encoded` is left for the training process unless it is None."""
+    """A micro-batch as a worker delivers it.
+
+    Attributes:
+        batch: all of it, but for the pictures that are still encoded.
+        encoded: what is left for the training process, unless it is None.
+        num_read: pictures that were asked for.
+        damaged: a line for each of them whose bytes are not those that were written; it has been left out.
+    """
 
     batch: Batch
     encoded: Encoded | None
+    num_read: int = 0
+    damaged: tuple[str, ...] = ()
 
     def pin_memory(self) -> Prepared:
         """The same with the batch in page-locked memory; torch's DataLoader calls this."""
-        return Prepared(self.batch.pin_memory(), self.encoded)
+        return dataclasses.replace(self, batch=self.batch.pin_memory())
 
 
 class BatchBuilder:
@@ -92,27 +104,34 @@ class BatchBuilder:
         self.train = train
         self.decoder = decoder
         self.label_dtype = label_dtype
-        self._special_ids = np.array(sorted(tokenizer.all_special_ids), dtype=np.int64)
-        self._vocab_size = len(tokenizer)
+        self._special_ids = sorted(tokenizer.all_special_ids)
+        self._is_special = np.zeros(len(tokenizer), dtype=bool)  # by word
+        self._is_special[self._special_ids] = True
 
     def build(self, samples: Sequence[Sample], positions: Int64, epochs: Int64) -> Batch:
         """The micro-batch of B samples.
 
         Args:
-            samples: B.
-            positions: int64 [B]; of each in the order of its epoch.
-            epochs: int64 [B].
+            samples: B, or B/2 with two items each.
+            positions: int64; of each of `samples` in the order of its epoch.
+            epochs: int64; of each of `samples`.
 
         Raises:
-            CorruptRecord: a picture's bytes are not those that were written.
             ValueError: labels are asked for and a sample has none.
         """
         return self.finish(self.prepare(samples, positions, epochs))
 
     def prepare(self, samples: Sequence[Sample], positions: Int64, epochs: Int64) -> Prepared:
         """The part of `build` that a worker does: all of it if the decoder runs in workers, else all but decoding."""
-        keys = list(zip(epochs.tolist(), positions.tolist(), strict=True))
-        jpegs_B = self._read_images(samples)
+        labels = self._labels(samples)
+        keys = [(*key, "") for key in zip(epochs.tolist(), positions.tolist(), strict=True)]
+        others = [sample.other for sample in samples if sample.other is not None]
+        if others:
+            if len(others) != len(samples):
+                raise ValueError(f"{len(others)} of {len(samples)} samples have a second item: expected all or none")
+            samples = [*samples, *(Sample(other) for other in others)]
+            keys += [(epoch, position, ".other") for epoch, position, _ in keys]
+        jpegs_B, num_read, damaged = self._read_images(samples)
         has_image = [jpeg is not None for jpeg in jpegs_B]
         texts = [
             encode_pair(
@@ -124,7 +143,7 @@ class BatchBuilder:
             )
             for sample in samples
         ]
-        drawn = [self._mask_sample(*key, text, image) for key, text, image in zip(keys, texts, has_image, strict=True)]
+        drawn = [self._mask_sample(key, text, image) for key, text, image in zip(keys, texts, has_image, strict=True)]
         texts = [sample.text for sample in drawn]
         ids_N, positions_N, types_N, views = pack(
             texts, has_image, self.views, self.patches_per_image + int(self.image_cls)
@@ -143,10 +162,10 @@ class BatchBuilder:
             images=self._decode(encoded) if in_worker else torch.empty((0, 3, size, size), dtype=torch.uint8),
             views=views,
             items_B=torch.tensor([sample.item for sample in samples], dtype=torch.int64),
-            labels_B=self._labels(samples),
+            labels_B=labels,
             masks=masks,
         )
-        return Prepared(batch, None if in_worker else encoded)
+        return Prepared(batch, None if in_worker else encoded, num_read, damaged)
 
     def finish(self, prepared: Prepared) -> Batch:
         """The part of `build` that the training process does."""
@@ -154,22 +173,34 @@ class BatchBuilder:
             return prepared.batch
         return dataclasses.replace(prepared.batch, images=self._decode(prepared.encoded))
 
-    def _read_images(self, samples: Sequence[Sample]) -> list[bytes | None]:
+    def _read_images(self, samples: Sequence[Sample]) -> tuple[list[bytes | None], int, tuple[str, ...]]:
+        """The JPEG of each sample, how many were read, and a line for each that is damaged (None in its place)."""
         if self.views == ("text",):
-            return [None] * len(samples)
-        return [self.catalog.image(sample.item) for sample in samples]
+            return [None] * len(samples), 0, ()
+        jpegs: list[bytes | None] = []
+        damaged: list[str] = []
+        for sample in samples:
+            try:
+                jpegs.append(self.catalog.image(sample.item))
+            except CorruptRecord as error:
+                damaged.append(str(error))
+                jpegs.append(None)
+        return jpegs, len(damaged) + sum(jpeg is not None for jpeg in jpegs), tuple(damaged)
 
-    def _encoded(self, jpegs: list[bytes], keys: list[tuple[int, int]], has_image: list[bool]) -> Encoded:
-        windows, flips = [WHOLE_IMAGE] * len(jpegs), [False] * len(jpegs)
-        if self.train:
-            shown = [key for key, image in zip(keys, has_image, strict=True) if image]
-            for index, (epoch, position) in enumerate(shown):
-                rng = sample_rng(self.seed, epoch, position, "crop")
-                windows[index], flips[index] = training_window(rng, self.data.crop_scale, self.data.flip_probability)
-        return Encoded(jpegs, np.array(windows, dtype=np.float64).reshape(-1, 4), np.array(flips, dtype=bool))
+    def _encoded(self, jpegs: list[bytes], keys: list[Key], has_image: list[bool]) -> Encoded:
+        if not self.train:
+            return Encoded(jpegs, no_augmentation(len(jpegs)))
+        shown = [key for key, image in zip(keys, has_image, strict=True) if image]
+        rngs = [self._rng(key, "crop") for key in shown]
+        data = self.data
+        return Encoded(jpegs, draw_augmentation(rngs, data.crop_scale, data.flip_probability, data.colour_jitter))
+
+    def _rng(self, key: Key, purpose: str) -> np.random.Generator:
+        epoch, position, which = key
+        return sample_rng(self.seed, epoch, position, purpose + which)
 
     def _decode(self, encoded: Encoded) -> Tensor:
-        return self.decoder.decode(encoded.jpegs, encoded.windows, encoded.flips)
+        return self.decoder.decode(encoded.jpegs, encoded.augmentation)
 
     def _labels(self, samples: Sequence[Sample]) -> Tensor | None:
         if self.label_dtype is None:
@@ -179,22 +210,22 @@ class BatchBuilder:
             raise ValueError(f"item {missing[0]}: a label is asked for and this sample has none")
         return torch.tensor([sample.label for sample in samples], dtype=self.label_dtype)
 
-    def _mask_sample(self, epoch: int, position: int, text: TextTokens, has_image: bool) -> _MaskedSample:
+    def _mask_sample(self, key: Key, text: TextTokens, has_image: bool) -> _MaskedSample:
         none = np.zeros(0, dtype=np.int64)
         if self.masking is None:
             return _MaskedSample(text, none, none, has_image, none, none)
         corrupted, chosen, labels = mask_text(
-            sample_rng(self.seed, epoch, position, "text"),
+            self._rng(key, "text"),
             text.input_ids,
-            np.isin(text.input_ids, self._special_ids),
-            self._vocab_size,
+            self._is_special[text.input_ids],
+            len(self._is_special),
             self.tokenizer.mask_token_id,
-            self._special_ids.tolist(),
+            self._special_ids,
             self.masking.mlm_probability,
         )
         patches, sources = none, none
         if has_image:
-            rng = sample_rng(self.seed, epoch, position, "patches")
+            rng = self._rng(key, "patches")
             masking = self.masking
             patches, sources = mask_patches(
                 rng, self.patches_per_image, masking.mpm_probability, masking.mpm_corruption

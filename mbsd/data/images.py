@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbsd.data.images_torchvision import Flips, ImageDecoder, TorchvisionDecoder, Windows
+from mbsd.data.augment import Augmentation
+from mbsd.data.images_torchvision import ImageDecoder, TorchvisionDecoder
 from mbsd.errors import UserError
 
 
@@ -30,33 +31,36 @@ class DaliDecoder:
         self.device = torch.device(device)
         self.num_threads = max(1, num_threads)
         self.max_batch = max_batch
-        self._pipeline: Any = None
+        self._pipelines: dict[bool, Any] = {}  # with and without changes of colour
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pipeline": None}
+        return {**self.__dict__, "_pipelines": {}}
 
-    def decode(self, jpegs: Sequence[bytes], windows: Windows, flips: Flips) -> Tensor:
+    def decode(self, jpegs: Sequence[bytes], augmentation: Augmentation) -> Tensor:
         """See ImageDecoder; the result is on the decoder's device."""
         images = torch.empty((len(jpegs), 3, self.size, self.size), dtype=torch.uint8, device=self.device)
-        if self._pipeline is None and len(jpegs):
-            self._pipeline = self._build()
         for start in range(0, len(jpegs), self.max_batch):
             part = slice(start, start + self.max_batch)
-            self._decode_into(images[part], jpegs[part], windows[part], flips[part])
+            self._decode_into(images[part], jpegs[part], augmentation[part])
         return images
 
-    def _decode_into(self, images: Tensor, jpegs: Sequence[bytes], windows: Windows, flips: Flips) -> None:
+    def _decode_into(self, images: Tensor, jpegs: Sequence[bytes], augmentation: Augmentation) -> None:
         from nvidia.dali.plugin.pytorch import feed_ndarray
 
-        pipeline = self._pipeline
+        colours = augmentation.colours
+        pipeline = self._pipelines.get(colours is not None)
+        if pipeline is None:
+            pipeline = self._pipelines[colours is not None] = self._build(coloured=colours is not None)
         pipeline.feed_input("jpegs", [np.frombuffer(jpeg, dtype=np.uint8) for jpeg in jpegs])
-        pipeline.feed_input("windows", np.asarray(windows, dtype=np.float32))
-        pipeline.feed_input("flips", np.asarray(flips, dtype=np.int32))
+        pipeline.feed_input("windows", augmentation.windows.astype(np.float32))
+        pipeline.feed_input("flips", augmentation.flips.astype(np.int32))
+        if colours is not None:
+            pipeline.feed_input("colours", colours.astype(np.float32))
         (decoded,) = pipeline.run()
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
         feed_ndarray(decoded.as_tensor(), images, cuda_stream=stream)
 
-    def _build(self) -> Any:
+    def _build(self, *, coloured: bool) -> Any:
         from nvidia.dali import Pipeline, fn, types
 
         on_gpu = self.device.type == "cuda"
@@ -75,6 +79,12 @@ class DaliDecoder:
             resized = fn.resize(
                 cut, resize_x=self.size, resize_y=self.size, interp_type=types.INTERP_LINEAR, antialias=True
             )
+            if coloured:
+                colours = fn.external_source(name="colours", dtype=types.FLOAT, ndim=1)
+                # Contrast is about mid-grey here and about the picture's own mean in torchvision.
+                resized = fn.color_twist(
+                    resized, brightness=colours[0], contrast=colours[1], saturation=colours[2], dtype=types.UINT8
+                )
             # Mirrors, and turns rows of RGB into planes; mean 0 and deviation 1 leave the values alone.
             planes = fn.crop_mirror_normalize(
                 resized, mirror=flips, dtype=types.UINT8, output_layout="CHW", mean=[0.0], std=[1.0]

@@ -8,6 +8,7 @@ in mapped memory, so that nothing the parent holds open is shared in a harmful w
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import signal
@@ -21,18 +22,21 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mbsd.batch import Batch
+from mbsd.data.ahead import run_ahead
 from mbsd.data.builder import BatchBuilder, Prepared
-from mbsd.data.order import micro_batch_positions, sample_at
+from mbsd.data.corrupt import CorruptImages
+from mbsd.data.order import Order, micro_batch_positions, sample_at
 from mbsd.data.samples import CatalogSamples, Sample, Samples, TableSamples
 from mbsd.errors import UserError
 
 __all__ = ["BatchBuilder", "CatalogSamples", "Sample", "Samples", "TableSamples", "TrainLoader", "eval_batches"]
 
 Int64 = npt.NDArray[np.int64]
+CPU = torch.device("cpu")
 
 
 class TrainLoader:
-    """Micro-batches without end, in the order of data.order, from any step.
+    """Micro-batches without end, in the order of data.order, from any position.
 
     Iterating starts at the state; the state moves on with each micro-batch that is taken, whatever the workers hold
     ready. To go back, load a state and iterate anew.
@@ -40,18 +44,19 @@ class TrainLoader:
     Args:
         samples: of the training split.
         builder: with train=True.
-        seed: of the run.
+        order: of these samples.
         global_batch: samples of a step, over all ranks and micro-steps.
         micro_batch: samples of a micro-batch.
         rank: of this process.
         world_size: number of processes.
         num_workers: processes that build micro-batches; 0: the calling process does.
         prefetch: micro-batches that each worker holds ready.
-        pin_memory: deliver page-locked tensors, where there is a GPU.
+        device: where micro-batches are delivered. To a GPU they travel from page-locked memory, ahead of their step.
+        corrupt: takes note of damaged pictures; None: nobody does.
 
     Raises:
         UserError: there is no sample.
-        ValueError: global_batch is no multiple of micro_batch * world_size.
+        ValueError: global_batch is no multiple of micro_batch * world_size, or the order is of other samples.
     """
 
     def __init__(
@@ -59,51 +64,56 @@ class TrainLoader:
         samples: Samples,
         builder: BatchBuilder,
         *,
-        seed: int,
+        order: Order,
         global_batch: int,
         micro_batch: int,
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
         prefetch: int = 2,
-        pin_memory: bool = False,
+        device: torch.device = CPU,
+        corrupt: CorruptImages | None = None,
     ) -> None:
         _require_samples(samples)
+        if order.num_samples != len(samples):
+            raise ValueError(f"an order of {order.num_samples} samples for {len(samples)}: expected the same number")
         micro_batch_positions(0, 0, rank, global_batch=global_batch, micro_batch=micro_batch, world_size=world_size)
-        self.micro_steps = global_batch // (micro_batch * world_size)
-        self._dataset = _TrainMicroBatches(samples, builder, seed, global_batch, micro_batch, rank, world_size)
-        self._num_workers = num_workers
-        self._prefetch = prefetch
-        self._pin_memory = pin_memory
-        self._facts = {"seed": seed, "global_batch": global_batch, "num_samples": len(samples)}
-        self._consumed = 0  # micro-batches
+        self.order, self.micro_steps = order, global_batch // (micro_batch * world_size)
+        self._dataset = _TrainMicroBatches(samples, builder, order, global_batch, micro_batch, rank, world_size)
+        self._num_workers, self._prefetch = num_workers, prefetch
+        self._device, self._corrupt = device, corrupt
+        self._consumed = 0  # micro-batches since the position that was loaded
 
     def __iter__(self) -> Iterator[Batch]:
-        loader = _data_loader(
-            self._dataset, itertools.count(self._consumed), self._num_workers, self._prefetch, self._pin_memory
-        )
-        for prepared in loader:
-            batch = self._dataset.builder.finish(prepared)
+        numbers = itertools.count(self._consumed)
+        loader = _data_loader(self._dataset, numbers, self._num_workers, self._prefetch, self._device)
+        for batch in _finished(loader, self._dataset.builder, self._device, self._corrupt):
             self._consumed += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """`step`: the next global step. A step of which only some micro-batches were taken comes again as a whole."""
-        return {"step": self._consumed // self.micro_steps, **self._facts}
+        """`epoch` and `position` in it of the next step's first sample, and what the order was drawn from.
+
+        A step of which only some micro-batches were taken comes again as a whole.
+        """
+        step = self._consumed // self.micro_steps
+        epoch, position = divmod(self._dataset.first + step * self._dataset.global_batch, self.order.num_samples)
+        return {"epoch": epoch, "position": position, **dataclasses.asdict(self.order)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at state["step"], at any world size and micro-batch.
+        """Continue where the state was taken, at any world size, micro-batch and number of workers.
 
         Raises:
-            UserError: the state is of another order: another seed, global batch or number of samples.
+            UserError: the state is of another order.
         """
-        for name, value in self._facts.items():
-            if state.get(name, value) != value:
+        for name, value in dataclasses.asdict(self.order).items():
+            if state[name] != value:
                 raise UserError(
-                    f"{name}={value}: the checkpoint's data order was made with {name}={state[name]}, and step "
-                    f"{state['step']} would be other samples; restore it, or start another run with run.init_from"
+                    f"{name}={value}: the checkpoint's data order was made with {name}={state[name]}, and what comes "
+                    "next would be other samples; restore it, or start another run with run.init_from"
                 )
-        self._consumed = int(state["step"]) * self.micro_steps
+        self._dataset.first = int(state["epoch"]) * self.order.num_samples + int(state["position"])
+        self._consumed = 0
 
 
 def eval_batches(
@@ -116,7 +126,8 @@ def eval_batches(
     limit: int | None = None,
     num_workers: int = 0,
     prefetch: int = 2,
-    pin_memory: bool = False,
+    device: torch.device = CPU,
+    corrupt: CorruptImages | None = None,
 ) -> Iterator[Batch]:
     """Every sample exactly once over all ranks, in rising order: rank r takes samples r, r + W, r + 2W and so on.
 
@@ -132,7 +143,8 @@ def eval_batches(
         limit: at most so many samples over all ranks, spread over the whole by a fixed draw; None: all.
         num_workers: as for TrainLoader.
         prefetch: as for TrainLoader.
-        pin_memory: as for TrainLoader.
+        device: as for TrainLoader.
+        corrupt: as for TrainLoader.
 
     Raises:
         UserError: there is no sample.
@@ -143,29 +155,30 @@ def eval_batches(
         # Tables are often sorted by label: the first ones would say little. Seed 0: the same ones in every run.
         chosen = np.sort(sample_at(0, len(samples), chosen[:limit]))
     dataset = _EvalMicroBatches(samples, builder, chosen[rank::world_size], micro_batch)
-    loader = _data_loader(dataset, range(len(dataset)), num_workers, prefetch, pin_memory)
-    return (builder.finish(prepared) for prepared in loader)
+    loader = _data_loader(dataset, range(len(dataset)), num_workers, prefetch, device)
+    return _finished(loader, builder, device, corrupt)
 
 
 class _TrainMicroBatches(Dataset[Prepared]):
-    """Micro-batch number n of one rank, counted over all steps."""
+    """Micro-batch number n of one rank, counted over all steps from the global position `first`."""
 
     def __init__(
         self,
         samples: Samples,
         builder: BatchBuilder,
-        seed: int,
+        order: Order,
         global_batch: int,
         micro_batch: int,
         rank: int,
         world_size: int,
     ) -> None:
-        self.samples, self.builder, self.seed, self.rank = samples, builder, seed, rank
+        self.samples, self.builder, self.order, self.rank = samples, builder, order, rank
+        self.first = 0
         self.global_batch, self.micro_batch, self.world_size = global_batch, micro_batch, world_size
 
     def __getitem__(self, number: int) -> Prepared:
         step, micro_step = divmod(number, self.global_batch // (self.micro_batch * self.world_size))
-        positions = micro_batch_positions(
+        positions = self.first + micro_batch_positions(
             step,
             micro_step,
             self.rank,
@@ -174,7 +187,7 @@ class _TrainMicroBatches(Dataset[Prepared]):
             world_size=self.world_size,
         )
         epochs, places = np.divmod(positions, len(self.samples))
-        indices = sample_at(self.seed, len(self.samples), positions)
+        indices = self.order.samples_at(positions)
         return self.builder.prepare([self.samples[index] for index in indices.tolist()], places, epochs)
 
 
@@ -193,8 +206,23 @@ class _EvalMicroBatches(Dataset[Prepared]):
         return self.builder.prepare(samples, indices, np.zeros_like(indices))
 
 
+def _finished(
+    loader: Iterable[Prepared], builder: BatchBuilder, device: torch.device, corrupt: CorruptImages | None
+) -> Iterator[Batch]:
+    """What workers deliver, finished and on the device: ahead of the step, in a thread, where there is work left."""
+
+    def finish(prepared: Prepared) -> Batch:
+        if corrupt is not None:
+            corrupt.count(prepared.num_read, prepared.damaged)
+        return builder.finish(prepared)
+
+    if device.type == "cpu" and builder.decoder.in_worker:
+        return map(finish, loader)
+    return run_ahead(iter(loader), finish, device)
+
+
 def _data_loader(
-    dataset: Dataset[Prepared], numbers: Iterable[int], num_workers: int, prefetch: int, pin_memory: bool
+    dataset: Dataset[Prepared], numbers: Iterable[int], num_workers: int, prefetch: int, device: torch.device
 ) -> DataLoader[Prepared]:
     return DataLoader(
         dataset,
@@ -202,7 +230,7 @@ def _data_loader(
         sampler=numbers,
         num_workers=num_workers,
         prefetch_factor=max(1, prefetch) if num_workers else None,
-        pin_memory=pin_memory and torch.cuda.is_available(),
+        pin_memory=device.type == "cuda",
         multiprocessing_context="fork" if num_workers else None,
         worker_init_fn=_start_worker,
         # It draws a seed for its workers, who need none, where it begins: not from the generator that dropout draws

@@ -3,12 +3,17 @@
 The sample at position p of epoch e is a function of (seed, e, p) alone, and so is every random number that is drawn for
 it. Nothing is shuffled in memory and nothing depends on the number of ranks or workers: a run that is resumed, or that
 is resumed on another number of ranks, sees the same global batches.
+
+Disks and networks like neighbours. So an epoch shuffles blocks of neighbouring samples, and then the samples of as many
+blocks as make a window: while the run is inside a window, all its ranks read those blocks and no others. A catalogue
+that is not larger than one window is shuffled as a whole.
 """
 
 from __future__ import annotations
 
 import functools
 import zlib
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +24,55 @@ Uint64 = npt.NDArray[np.uint64]
 _ROUNDS = 8  # Four make a Feistel network a pseudo-random permutation (Luby, Rackoff 1988); tiny domains like more.
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
+_START = 0x5851F42D4C957F2D  # another stream than the permutations'
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of training: which of `num_samples` samples comes at each global position.
+
+    Attributes:
+        seed: of the run.
+        num_samples: N >= 1; position e * N + p is the p-th of epoch e.
+        block: neighbouring samples that stay within one window.
+        window: blocks that are mixed with each other.
+    """
+
+    seed: int
+    num_samples: int
+    block: int = 64
+    window: int = 512
+
+    def samples_at(self, positions: Int64) -> Int64:
+        """The sample at each position: every epoch is a permutation of range(N), drawn from (seed, epoch) alone.
+
+        In epoch e the samples are counted from a drawn one, so that the block which is left over is another one each
+        time; whole blocks are permuted, what is left over comes last; then each window is permuted by itself.
+
+        Args:
+            positions: int64, any shape, >= 0.
+
+        Returns:
+            int64 of the same shape, each in range(N).
+        """
+        if self.num_samples <= self.block * self.window:
+            return sample_at(self.seed, self.num_samples, positions)
+        epochs, places = np.divmod(np.asarray(positions, dtype=np.int64), self.num_samples)
+        keys = _mix(_mix(epochs.astype(np.uint64) + np.uint64(_GOLDEN)) ^ np.uint64(_hash_int(self.seed)))
+        size = self.block * self.window
+        windows = places // size
+        first = windows * size
+        # The last window may be smaller. Each window has a permutation of its own.
+        inside = _permuted(
+            places - first, np.minimum(size, self.num_samples - first), _mix(keys + windows.astype(np.uint64))
+        )
+        places = first + inside
+        num_blocks = self.num_samples // self.block
+        blocks, offsets = np.divmod(places, self.block)
+        whole = blocks < num_blocks
+        moved = _permuted(np.where(whole, blocks, 0), np.full_like(blocks, num_blocks), _mix(~keys))
+        start = (_mix(keys ^ np.uint64(_START)) % np.uint64(self.num_samples)).astype(np.int64)
+        return (np.where(whole, moved, blocks) * self.block + offsets + start) % self.num_samples
 
 
 def sample_at(seed: int, num_samples: int, positions: Int64) -> Int64:
@@ -38,14 +92,8 @@ def sample_at(seed: int, num_samples: int, positions: Int64) -> Int64:
     if num_samples < 1:
         raise ValueError(f"num_samples={num_samples}: expected 1 or more")
     epochs, offsets = np.divmod(np.asarray(positions, dtype=np.int64), num_samples)
-    half_bits = max(1, (int(num_samples - 1).bit_length() + 1) // 2)
     keys = _mix(_mix(epochs.astype(np.uint64) + np.uint64(_GOLDEN)) ^ np.uint64(_hash_int(seed)))
-    values = _feistel(offsets.astype(np.uint64), keys, half_bits)
-    outside = values >= num_samples
-    while outside.any():
-        values[outside] = _feistel(values[outside], keys[outside], half_bits)
-        outside = values >= num_samples
-    return values.astype(np.int64)
+    return _permuted(offsets, np.full_like(offsets, num_samples), keys)
 
 
 def micro_batch_positions(
@@ -87,6 +135,22 @@ def sample_rng(seed: int, epoch: int, position: int, purpose: str | int) -> np.r
     # The stream counts up the first two words of the counter; the last two are ours.
     counter = np.array([0, 0, epoch, position], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=np.array([_hash_int(seed), tag], dtype=np.uint64), counter=counter))
+
+
+def _permuted(places: Int64, sizes: Int64, keys: Uint64) -> Int64:
+    """Each place under the permutation of range(size) that its key names; the arrays have one shape."""
+    permuted = np.empty_like(places)
+    for size in np.unique(sizes).tolist():
+        chosen = sizes == size
+        half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
+        some_keys = keys[chosen]
+        values = _feistel(places[chosen].astype(np.uint64), some_keys, half_bits)
+        outside = values >= size
+        while outside.any():
+            values[outside] = _feistel(values[outside], some_keys[outside], half_bits)
+            outside = values >= size
+        permuted[chosen] = values.astype(np.int64)
+    return permuted
 
 
 def _feistel(values: Uint64, keys: Uint64, half_bits: int) -> Uint64:

@@ -1,4 +1,4 @@
-"""Catalogue → batches: what a sample is, over the items of a catalogue or the rows of a task table."""
+"""Catalogue → batches: what a sample is, over the items of a catalogue or the rows of any task table."""
 
 from __future__ import annotations
 
@@ -8,9 +8,17 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from mbsd.errors import UserError
-
 Int64 = npt.NDArray[np.int64]
+
+
+# Kind of table -> the columns a sample is made of, and what a sample calls them.
+COLUMNS = {
+    "pairs": ("text", "item", "label"),
+    "attributes": ("text", "item", "label"),
+    "categories": ("item", "label"),
+    "alignment": ("item_a", "item_b", "label"),
+}
+FIELDS = {"item_a": "item", "item_b": "other"}
 
 
 @dataclass(frozen=True)
@@ -20,6 +28,8 @@ class Sample:
     item: int
     text: str | None = None
     label: float | int | None = None
+    other: int | None = None
+    """The second item of an alignment row; in a micro-batch all samples have one, or none has."""
 
 
 class Samples(Protocol):
@@ -62,8 +72,8 @@ class SplitTable(Protocol):
         """The row numbers of a split, int64; all of them for None."""
         ...
 
-    def column(self, name: str) -> Any:
-        """A column over all rows: int64 for numbers, a list of str for text."""
+    def row(self, row: int, columns: tuple[str, ...], /) -> dict[str, Any]:
+        """Some columns of one row."""
         ...
 
 
@@ -81,23 +91,19 @@ class CatalogSamples:
 
 
 class TableSamples:
-    """The rows of a split of a table with one item a row: pairs (query), attributes (tag), categories (no text).
+    """The rows of a split of a task table: pairs (query), attributes (tag), categories (no text), alignment (2 items).
 
-    Raises:
-        UserError: a row of the table has two items (alignment).
+    Only the numbers of the split's rows are held; a row is read when it is asked for.
     """
 
     def __init__(self, table: SplitTable, split: str | None = "train") -> None:
-        if table.kind == "alignment":
-            raise UserError("data.table: holds alignment, two items a row; expected pairs, attributes or categories")
         self.table = table
         self.rows = table.rows(split)
-        self.has_text = table.kind != "categories"
+        self.columns = COLUMNS[table.kind]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int, /) -> Sample:
-        row = int(self.rows[index])
-        text = str(self.table.column("text")[row]) if self.has_text else None
-        return Sample(int(self.table.column("item")[row]), text, int(self.table.column("label")[row]))
+        values = self.table.row(int(self.rows[index]), self.columns)
+        return Sample(**{FIELDS.get(name, name): value for name, value in values.items()})

@@ -35,13 +35,15 @@ def train(
     validate: Callable[[], dict[str, float]],
     save: Callable[[int], None],
     check_saves: Callable[[], None],
+    check_images: Callable[[], int],
     stop_requests: StopRequests,
     watchdog: Watchdog,
 ) -> Stop | None:
     """Train from `start_step` to `total_steps`; every rank calls it with its own micro-batches of the same order.
 
-    A step is `gradient_accumulation_steps` micro-batches. `validate`, `save` and `check_saves` are collective; a save
-    is written behind the steps that follow, and `check_saves` raises where saves keep failing. Losses are read from the
+    A step is `gradient_accumulation_steps` micro-batches. `validate`, `save` and the checks are collective; a save is
+    written behind the steps that follow, and `check_saves` raises where saves keep failing; `check_images` counts
+    damaged pictures and raises where they are too many. Losses are read from the
     device every `run.log_every` steps and before a save only: nothing else in a step waits for it.
 
     Returns:
@@ -89,6 +91,8 @@ def train(
             refuse_divergence(values, state, step, steps_since_log, run)
         if log_now:
             progress = {"epoch": step * global_batch / samples_in_epoch, "samples": float(step * global_batch)}
+            if damaged := check_images():
+                progress["corrupt_images"] = float(damaged)
             writer.log(step, {**progress, **values, **state, **throughput.read()})
             if lamb is not None:
                 writer.curves(step, "trust_ratio", trust_ratios.summarise(lamb.trust_ratios()))

@@ -1,22 +1,25 @@
 from __future__ import annotations
 
+import copy
 import io
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from mbsd.catalog.reader import Catalog
-from mbsd.catalog.tables import Table
+from mbsd.catalog.tables import Kind, Table, write_table
 from mbsd.config import DataConfig, MaskingConfig
 from mbsd.data.builder import BatchBuilder
 from mbsd.data.images_torchvision import TorchvisionDecoder
 from mbsd.data.samples import CatalogSamples, Sample, TableSamples
 from mbsd.data.text import encode_pair
-from mbsd.errors import UserError
 from tests.data.conftest import DECODERS, IMAGE_SIZE, NUM_ITEMS, PATCHES, MakeBuilder, tensors_of
 
 
@@ -119,7 +122,7 @@ def test_a_batch_without_any_picture(make_builder: MakeBuilder, decoder: str) ->
 
 
 def test_what_does_not_fit_together_is_refused(
-    make_builder: MakeBuilder, catalog: Catalog, tokenizer: PreTrainedTokenizerBase, pairs: Table
+    make_builder: MakeBuilder, catalog: Catalog, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     with pytest.raises(ValueError, match="view full"):
         make_builder(("text",), masking=MaskingConfig())
@@ -129,13 +132,69 @@ def test_what_does_not_fit_together_is_refused(
     with pytest.raises(ValueError, match="a label is asked for"):
         build(make_builder(label_dtype=torch.int64), [Sample(0)])
 
-    class Alignment:
-        kind = "alignment"
-        rows = staticmethod(pairs.rows)
-        column = staticmethod(pairs.column)
+    with pytest.raises(ValueError, match="1 of 2 samples have a second item"):
+        build(make_builder(), [Sample(0), Sample(1, other=2)])
 
-    with pytest.raises(UserError, match="alignment"):
-        TableSamples(Alignment())
+
+def test_rows_of_every_kind_of_table_become_samples(make_builder: MakeBuilder, catalog: Catalog, pairs: Table) -> None:
+    columns: dict[Kind, dict[str, list[object]]] = {
+        "attributes": {"text": ["colour:red"], "item": [3], "label": [1], "attribute": ["colour"], "where": ["both"]},
+        "categories": {"item": [5], "label": [0], "category": ["dress"]},
+        "alignment": {"item_a": [4, 9], "item_b": [8, 2], "label": [1, 0]},
+    }
+    expected = {
+        "attributes": [Sample(3, "colour:red", 1)],
+        "categories": [Sample(5, None, 0)],
+        "alignment": [Sample(4, None, 1, other=8), Sample(9, None, 0, other=2)],
+    }
+    for kind, rows in columns.items():
+        out = catalog.path.parent / f"{kind}.parquet"
+        write_table(kind, pa.table({**rows, "split": ["train"] * len(rows["label"])}), catalog, out)
+        samples = TableSamples(Table(out, catalog))
+        assert [samples[row] for row in range(len(samples))] == expected[kind]
+    first = TableSamples(pairs)[0]
+    assert (first.item, first.text, first.label, first.other) == (0, "query 0 红色 dress", 0, None)
+
+
+def test_both_items_of_an_alignment_row_are_in_the_batch_and_drawn_apart(make_builder: MakeBuilder) -> None:
+    builder = make_builder(label_dtype=torch.float32)
+    batch = build(builder, [Sample(4, None, 1, other=8), Sample(9, None, 0, other=4)])
+    assert batch.items_B.tolist() == [4, 9, 8, 4] and batch.labels_B.tolist() == [1.0, 0.0]
+    assert len(batch.views.lengths) == 4
+    ids = batch.input_ids_N.split([batch.views.lengths[s] - PATCHES for s in range(4)])
+    assert torch.equal(ids[0], ids[3]), "one item, one text"
+    alone = build(builder, [Sample(4, None, 1)])
+    assert torch.equal(alone.images[0], batch.images[0]), "the first item is what it would be alone"
+    # Item 4 is the first of row 0 and the second of row 1: two draws of crop and mirroring.
+    assert not torch.equal(batch.images[0], batch.images[3])
+
+
+def test_a_damaged_picture_is_left_out_and_named(catalog: Catalog, make_builder: MakeBuilder, tmp_path: Path) -> None:
+    other = tmp_path / "catalog"
+    shutil.copytree(catalog.path, other)
+    offset = int(catalog.table()["offset"][0].as_py())
+    with (other / "shards" / "000000.tar").open("r+b") as file:
+        file.seek(offset + 200)
+        byte = file.read(1)[0]
+        file.seek(offset + 200)
+        file.write(bytes([byte ^ 1]))
+    builder = make_builder(train=False)
+    whole = builder.prepare([Sample(0), Sample(1)], np.arange(2), np.zeros(2, np.int64))
+    builder = copy_of(builder, catalog=Catalog(other))
+    damaged = builder.prepare([Sample(0), Sample(1)], np.arange(2), np.zeros(2, np.int64))
+    assert (whole.num_read, whole.damaged) == (2, ())
+    assert damaged.num_read == 2
+    assert len(damaged.damaged) == 1 and "000000.tar, item 0" in damaged.damaged[0]
+    # The other picture is untouched, and the item is still there by its title.
+    assert torch.equal(damaged.batch.images, whole.batch.images[1:])
+    assert torch.equal(damaged.batch.input_ids_N, whole.batch.input_ids_N)
+    assert damaged.batch.views.lengths[0] == whole.batch.views.lengths[0] - PATCHES
+
+
+def copy_of(builder: BatchBuilder, **changes: object) -> BatchBuilder:
+    other = copy.copy(builder)
+    vars(other).update(changes)
+    return other
 
 
 def test_catalog_samples_are_the_items_of_a_split(catalog: Catalog) -> None:

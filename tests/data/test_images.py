@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from mbsd.data.augment import WHOLE_IMAGE, Augmentation, draw_augmentation, no_augmentation, pixels, training_window
 from mbsd.data.images import DaliDecoder, make_decoder
-from mbsd.data.images_torchvision import WHOLE_IMAGE, TorchvisionDecoder, pixels, training_window
+from mbsd.data.images_torchvision import TorchvisionDecoder
 from mbsd.errors import UserError
 from tests.data.conftest import DECODERS, needs_dali, picture
 
@@ -27,14 +28,12 @@ def jpegs() -> list[bytes]:
     return encoded
 
 
-def transform(kind: str) -> tuple[np.ndarray, np.ndarray]:
+def transform(kind: str, colour_jitter: float = 0.0) -> Augmentation:
     if kind == "evaluation":
-        return np.tile(WHOLE_IMAGE, (NUM, 1)), np.zeros(NUM, bool)
-    rng = np.random.default_rng(1)
-    drawn = [training_window(rng, (0.3, 0.9), 0.5) for _ in range(NUM)]
-    flips = np.array([flip for _, flip in drawn])
-    assert 0 < flips.sum() < NUM
-    return np.array([window for window, _ in drawn]), flips
+        return no_augmentation(NUM)
+    drawn = draw_augmentation([np.random.default_rng(1 + i) for i in range(NUM)], (0.3, 0.9), 0.5, colour_jitter)
+    assert 0 < drawn.flips.sum() < NUM
+    return drawn
 
 
 def by_pillow(jpeg: bytes, window: np.ndarray, flip: bool, size: int) -> np.ndarray:
@@ -48,10 +47,10 @@ def by_pillow(jpeg: bytes, window: np.ndarray, flip: bool, size: int) -> np.ndar
 @pytest.mark.parametrize("size", [64, 224])
 @pytest.mark.parametrize("kind", ["evaluation", "training"])
 def test_torchvision_agrees_with_pillow(jpegs: list[bytes], kind: str, size: int) -> None:
-    windows, flips = transform(kind)
-    images = TorchvisionDecoder(size).decode(jpegs, windows, flips)
+    drawn = transform(kind)
+    images = TorchvisionDecoder(size).decode(jpegs, drawn)
     assert images.shape == (NUM, 3, size, size) and images.dtype == torch.uint8
-    for image, jpeg, window, flip in zip(images, jpegs, windows, flips, strict=True):
+    for image, jpeg, window, flip in zip(images, jpegs, drawn.windows, drawn.flips, strict=True):
         assert np.abs(image.numpy() - by_pillow(jpeg, window, bool(flip), size)).mean() <= 2
 
 
@@ -59,23 +58,23 @@ def test_torchvision_agrees_with_pillow(jpegs: list[bytes], kind: str, size: int
 @pytest.mark.parametrize("size", [64, 224])
 @pytest.mark.parametrize("kind", ["evaluation", "training"])
 def test_dali_agrees_with_torchvision(jpegs: list[bytes], kind: str, size: int) -> None:
-    windows, flips = transform(kind)
-    expected = TorchvisionDecoder(size).decode(jpegs, windows, flips).float()
-    images = DaliDecoder(size, max_batch=3).decode(jpegs, windows, flips)  # 3 + 3 + 1 pictures
+    drawn = transform(kind)
+    expected = TorchvisionDecoder(size).decode(jpegs, drawn).float()
+    images = DaliDecoder(size, max_batch=3).decode(jpegs, drawn)  # 3 + 3 + 1 pictures
     assert images.shape == expected.shape and images.dtype == torch.uint8
     assert (images.float() - expected).abs().mean(dim=(1, 2, 3)).max() <= 2
 
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_decoder_keeps_its_results_takes_no_picture_and_can_be_pickled(name: str, jpegs: list[bytes]) -> None:
-    windows, flips = transform("training")
+    drawn = transform("training", colour_jitter=0.4)
     decoder = make_decoder(name, 32, max_batch=4)
-    assert decoder.decode([], windows[:0], flips[:0]).shape == (0, 3, 32, 32)
-    first = decoder.decode(jpegs[:2], windows[:2], flips[:2])
+    assert decoder.decode([], drawn[:0]).shape == (0, 3, 32, 32)
+    first = decoder.decode(jpegs[:2], drawn[:2])
     before = first.clone()
-    decoder.decode(jpegs[2:6], windows[2:6], flips[2:6])
+    decoder.decode(jpegs[2:6], drawn[2:6])
     assert torch.equal(first, before), "a later batch does not write over an earlier one"
-    again = pickle.loads(pickle.dumps(decoder)).decode(jpegs[:2], windows[:2], flips[:2])
+    again = pickle.loads(pickle.dumps(decoder)).decode(jpegs[:2], drawn[:2])
     assert torch.equal(first, again)
 
 
@@ -83,17 +82,40 @@ def test_a_decoder_keeps_its_results_takes_no_picture_and_can_be_pickled(name: s
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_dali_on_a_gpu_agrees_with_torchvision(jpegs: list[bytes]) -> None:
-    windows, flips = transform("training")
-    expected = TorchvisionDecoder(224).decode(jpegs, windows, flips).float()
-    images = make_decoder("auto", 224, "cuda", max_batch=4).decode(jpegs, windows, flips)
+    drawn = transform("training")
+    expected = TorchvisionDecoder(224).decode(jpegs, drawn).float()
+    images = make_decoder("auto", 224, "cuda", max_batch=4).decode(jpegs, drawn)
     assert images.device.type == "cuda"
     assert (images.cpu().float() - expected).abs().mean() <= 2
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_colours_change_as_asked(name: str) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 50), (200, 100, 60)).save(buffer, "JPEG", quality=95)
+    grey = 0.299 * 200 + 0.587 * 100 + 0.114 * 60  # as both libraries weigh a colour (ITU-R BT.601)
+    plain = no_augmentation(3)
+    factors = np.array([[0.5, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])  # half as bright, grey, as it is
+    images = make_decoder(name, 16).decode([buffer.getvalue()] * 3, Augmentation(plain.windows, plain.flips, factors))
+    found = images.float().mean(dim=(2, 3)).tolist()
+    for image, expected in zip(found, ([100, 50, 30], [grey] * 3, [200, 100, 60]), strict=True):
+        assert image == pytest.approx(expected, abs=3)
+
+
+def test_colours_are_drawn_within_the_jitter_and_only_where_asked_for() -> None:
+    rngs = [np.random.default_rng(i) for i in range(2000)]
+    drawn = draw_augmentation(rngs, (0.5, 1.0), 0.5, 0.3)
+    assert drawn.colours is not None and 0.7 <= drawn.colours.min() < 0.71 and 1.29 < drawn.colours.max() <= 1.3
+    assert np.abs(np.corrcoef(drawn.colours.T) - np.eye(3)).max() < 0.1
+    without = draw_augmentation([np.random.default_rng(i) for i in range(2000)], (0.5, 1.0), 0.5)
+    assert without.colours is None
+    assert np.array_equal(without.windows, drawn.windows), "asking for colours moves no crop"
 
 
 def test_grey_pictures_become_rgb() -> None:
     buffer = io.BytesIO()
     Image.new("L", (40, 50), 77).save(buffer, "JPEG")
-    image = TorchvisionDecoder(8).decode([buffer.getvalue()], np.array([WHOLE_IMAGE]), np.zeros(1, bool))
+    image = TorchvisionDecoder(8).decode([buffer.getvalue()], no_augmentation(1))
     assert (image.float() - 77).abs().max() <= 1
 
 

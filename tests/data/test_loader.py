@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import pickle
 import subprocess
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,16 +15,18 @@ from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Table
 from mbsd.config import MaskingConfig
 from mbsd.data.loader import CatalogSamples, Sample, Samples, TableSamples, TrainLoader, eval_batches
+from mbsd.data.order import Order
 from mbsd.errors import UserError
 from tests.data.conftest import DECODERS, NUM_ITEMS, MakeBuilder, tensors_of
 
 MASKING = MaskingConfig(mpm_corruption="bert")
+ORDER = Order(1, NUM_ITEMS, block=4, window=3)
 
 
 def train_loader(
     make_builder: MakeBuilder, catalog: Catalog, decoder: str = "torchvision", **settings: Any
 ) -> TrainLoader:
-    chosen = {"seed": 1, "global_batch": 12, "micro_batch": 3} | settings
+    chosen = {"order": ORDER, "global_batch": 12, "micro_batch": 3} | settings
     return TrainLoader(CatalogSamples(catalog, None), make_builder(masking=MASKING, decoder=decoder), **chosen)
 
 
@@ -80,7 +83,8 @@ def test_a_resumed_run_sees_the_same_batches(
         first = train_loader(make_builder, catalog, decoder, num_workers=num_workers, prefetch=3)
         assert take(first, step * micro_steps) == uninterrupted[: step * micro_steps]
         state = pickle.loads(pickle.dumps(first.state_dict()))
-        assert state["step"] == step, "what workers hold ready is not counted"
+        found = state["epoch"] * NUM_ITEMS + state["position"]
+        assert found == step * 12, "what workers hold ready is not counted"
         second = train_loader(make_builder, catalog, decoder, num_workers=num_workers)
         second.load_state_dict(state)
         rest = (steps - step) * micro_steps
@@ -90,11 +94,12 @@ def test_a_resumed_run_sees_the_same_batches(
 def test_a_resumed_run_may_have_another_world_size(make_builder: MakeBuilder, catalog: Catalog) -> None:
     first = train_loader(make_builder, catalog)
     take(first, 8)
+    after_two = first.state_dict()
     later = [batch.items_B.tolist() for batch in itertools.islice(first, 4)]
     ranks = []
     for rank in (0, 1):
         loader = train_loader(make_builder, catalog, micro_batch=6, world_size=2, rank=rank)
-        loader.load_state_dict({**first.state_dict(), "step": 2})
+        loader.load_state_dict(after_two)
         ranks += next(iter(loader)).items_B.tolist()
     assert ranks == list(itertools.chain(*later))
 
@@ -103,16 +108,16 @@ def test_a_step_that_was_not_finished_comes_again(make_builder: MakeBuilder, cat
     loader = train_loader(make_builder, catalog)
     taken = take(loader, 4 + 3)
     state = loader.state_dict()
-    assert state["step"] == 1
+    assert (state["epoch"], state["position"]) == (0, 12)
     loader.load_state_dict(state)
     assert take(loader, 3) == taken[4:]
 
 
 def test_the_state_of_another_order_is_refused(make_builder: MakeBuilder, catalog: Catalog) -> None:
     state = train_loader(make_builder, catalog).state_dict()
-    for name, value in (("seed", 2), ("global_batch", 24)):
+    for name, value in (("seed", 2), ("block", 5), ("window", 4)):
         with pytest.raises(UserError, match=f"{name}={value}.*{name}={state[name]}"):
-            train_loader(make_builder, catalog, **{name: value}).load_state_dict(state)
+            train_loader(make_builder, catalog, order=replace(ORDER, **{name: value})).load_state_dict(state)
 
 
 def test_a_signal_to_all_processes_leaves_the_workers_at_work(make_builder: MakeBuilder, catalog: Catalog) -> None:
@@ -185,6 +190,6 @@ def test_an_empty_split_is_the_users_mistake(make_builder: MakeBuilder) -> None:
 
     empty: Samples = Empty()
     with pytest.raises(UserError, match="no samples"):
-        TrainLoader(empty, make_builder(), seed=0, global_batch=4, micro_batch=4)
+        TrainLoader(empty, make_builder(), order=ORDER, global_batch=4, micro_batch=4)
     with pytest.raises(UserError, match="no samples"):
         eval_batches(empty, make_builder(train=False), micro_batch=4)

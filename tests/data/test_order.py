@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mbsd.data.order import micro_batch_positions, sample_at, sample_rng
+from mbsd.data.order import Order, micro_batch_positions, sample_at, sample_rng
 
 
 @settings(max_examples=60, deadline=None)
@@ -13,6 +13,41 @@ from mbsd.data.order import micro_batch_positions, sample_at, sample_rng
 def test_an_epoch_is_a_permutation(seed: int, num_samples: int, epoch: int) -> None:
     positions = np.arange(epoch * num_samples, (epoch + 1) * num_samples)
     assert np.array_equal(np.sort(sample_at(seed, num_samples, positions)), np.arange(num_samples))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(-(2**63), 2**64),
+    num_samples=st.integers(1, 700),
+    epoch=st.integers(0, 10**6),
+    block=st.integers(1, 20),
+    window=st.integers(1, 12),
+)
+def test_an_epoch_in_windows_is_a_permutation_that_reads_few_blocks_at_a_time(
+    seed: int, num_samples: int, epoch: int, block: int, window: int
+) -> None:
+    order = Order(seed, num_samples, block, window)
+    samples = order.samples_at(np.arange(epoch * num_samples, (epoch + 1) * num_samples))
+    assert np.array_equal(np.sort(samples), np.arange(num_samples))
+    size = block * window
+    for start in range(0, num_samples, size):
+        part = np.sort(samples[start : start + size])
+        if num_samples > size:
+            # Runs of neighbours: a block each, one of them cut in two by the end of the catalogue, and the rest.
+            assert np.count_nonzero(np.diff(part) > 1) + 1 <= window + 2
+
+
+def test_windows_look_shuffled_and_no_block_is_always_left_over() -> None:
+    order, n = Order(7, 1030, 10, 8), 1030
+    epochs = order.samples_at(np.arange(400 * n)).reshape(400, n)
+    assert abs(np.corrcoef(epochs[0], np.arange(n))[0, 1]) < 0.15
+    assert abs(np.corrcoef(epochs[0], epochs[1])[0, 1]) < 0.15
+    inside = np.argsort(epochs[:, :80], axis=1).ravel()  # where in its window each sample of a sorted one stands
+    assert abs(np.corrcoef(inside, np.tile(np.arange(80), 400))[0, 1]) < 0.03
+    # Every sample is in the first tenth of an epoch equally often: 40 of 400 times.
+    counts = np.bincount(epochs[:, :103].ravel(), minlength=n)
+    assert counts.min() > 10 and counts.max() < 80
+    assert abs(counts.mean() - 40) < 1e-9
 
 
 def test_a_sample_depends_on_its_position_alone() -> None:
@@ -41,7 +76,8 @@ def test_every_place_of_a_small_range_is_reached_equally_often() -> None:
 
 
 def test_a_billion_samples_cost_nothing() -> None:
-    samples = sample_at(0, 10**9, np.arange(10**9 - 500, 10**9 + 500))
+    order = Order(0, 10**9)
+    samples = order.samples_at(np.arange(10**9 - 500, 10**9 + 500))
     assert samples.min() >= 0 and samples.max() < 10**9
     assert len(set(samples[:500].tolist())) == 500
 
