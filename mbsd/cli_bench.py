@@ -66,6 +66,25 @@ def bench_mining(
     _write_json(json_file, numbers)
 
 
+@bench_app.command("loader")
+def bench_loader(
+    catalog: Annotated[Path, typer.Option(help="Folder written by `mbsd catalog build`.")],
+    image_size: Annotated[int, typer.Option(min=1, help="Pixels of a side that the model sees.")] = 224,
+    batch: Annotated[int, typer.Option(min=1, help="Samples of a micro-batch.")] = 64,
+    batches: Annotated[int, typer.Option(min=1, help="Micro-batches of each turn.")] = 16,
+    turns: Annotated[int, typer.Option(min=1, help="Of each loader; medians are told.")] = 5,
+    workers: Annotated[list[int], typer.Option(min=0, help="Loader processes; may be repeated.")] = [0, 2],  # noqa: B006
+    train: Annotated[bool, typer.Option(help="A training run's share of waiting too.")] = True,
+    epochs: Annotated[bool, typer.Option(help="Memory after 1, 2 and 4 epochs too.")] = True,
+    json_file: JsonFile = None,
+) -> None:
+    """Images a second of both decoders and of whole micro-batches, against a Dataset with Pillow on the same files."""
+    from mbsd.bench.loader import LoaderBench, measure_loader
+
+    bench = LoaderBench(catalog, image_size, batch, batches, turns, tuple(workers), train, epochs)
+    _write_json(json_file, measure_loader(bench))
+
+
 def _write_json(path: Path | None, numbers: dict[str, Any]) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,44 @@
+"""`mbsd bench loader` on a small shop: every way of loading is measured, and against the loader written by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from mbsd.data.images import dali_installed
+from tests.conftest import Shop
+
+WAYS = ["torchvision", *(["dali"] if dali_installed() else [])]
+
+
+def bench(shop: Shop, *words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mbsd.cli", "bench", "loader", "--catalog", str(shop.catalog), *map(str, words)]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=one_thread)
+
+
+def test_every_way_is_measured(shop: Shop, tmp_path: Path) -> None:
+    out = tmp_path / "loader.json"
+    small = ["--image-size", 64, "--batch", 8, "--batches", 4, "--turns", 1, "--workers", 1, "--json", out]
+    done = bench(shop, *small)
+    assert done.returncode == 0, done.stderr[-4000:]
+    numbers = json.loads(out.read_text())
+    assert list(numbers["decoders"]) == WAYS and min(numbers["decoders"].values()) > 0
+    rows = numbers["loaders"]
+    assert [(row["workers"], row["way"]) for row in rows] == [(1, way) for way in [*WAYS, "plain"]]
+    plain = rows[-1]["images_per_s"]
+    for row in rows:
+        assert row["ratio"] == row["images_per_s"] / plain > 0 and row["cpu_ms_per_image"] > 0
+    assert 0 <= numbers["training"]["data_wait"] < 1 and numbers["training"]["samples_per_s"] > 0
+    for megabytes in (numbers["memory"][way] for way in WAYS):
+        assert len(megabytes) == 3 and min(megabytes) > 10
+
+
+def test_what_cannot_be_measured_is_said(shop: Shop) -> None:
+    done = bench(shop, "--batch", 5000)
+    assert done.returncode == 2 and "expected at least a micro-batch of 5000" in done.stderr
+    done = bench(shop, "--image-size", 50)
+    assert done.returncode == 2 and "multiple of 32" in done.stderr
