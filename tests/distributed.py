@@ -11,14 +11,14 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import torch.multiprocessing as mp
+from tests.checkpoint.forked import forks
+from tests.launch import CPU
 
 
 def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any, timeout: float = 300) -> list[Any]:
@@ -32,12 +32,9 @@ def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any, timeout
         port = _free_port()
         try:
             for rank in range(world_size):
-                with _environment(rank, world_size, port):  # before the child imports torch, deepspeed or fn's module
-                    process = mp.get_context("spawn").Process(
-                        target=_run_rank, args=(fn, rank, world_size, folder, args)
-                    )
-                    process.start()
-                ranks.append(process)
+                place = _environment(rank, world_size, port)
+                ranks.append(forks().Process(target=_run_rank, args=(fn, rank, world_size, folder, place, args)))
+                ranks[-1].start()
             _join(ranks, Path(folder), time.monotonic() + timeout, timeout)
         finally:
             for process in ranks:
@@ -46,7 +43,10 @@ def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any, timeout
         return [pickle.loads((Path(folder) / f"{rank}.result").read_bytes()) for rank in range(world_size)]
 
 
-def _run_rank(fn: Callable[..., Any], rank: int, world_size: int, folder: str, args: tuple[Any, ...]) -> None:
+def _run_rank(
+    fn: Callable[..., Any], rank: int, world_size: int, folder: str, place: dict[str, str], args: tuple[Any, ...]
+) -> None:
+    os.environ.update(place)
     here = Path(folder)
     with open(here / f"{rank}.stack", "w") as stack:
         faulthandler.register(signal.SIGUSR1, file=stack)
@@ -92,24 +92,10 @@ def _join(ranks: list[BaseProcess], folder: Path, deadline: float, timeout: floa
             raise TimeoutError(f"not done after {timeout} s; " + "\n".join(stacks))
 
 
-@contextmanager
-def _environment(rank: int, world_size: int, port: int) -> Iterator[None]:
-    """Set what a launcher would set, for the processes started inside the block."""
-    before = dict(os.environ)
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(world_size),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        DS_ACCELERATOR="cpu",
-        OMP_NUM_THREADS="1",
-    )
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+def _environment(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """What a launcher would set."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1"}
+    return {name: str(value) for name, value in {**place, "MASTER_PORT": port, **CPU}.items()}
 
 
 def _free_port() -> int:

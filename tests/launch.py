@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,13 @@ def deepspeed(ranks: int, launcher: str, *arguments: object) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
 
 
-def run_ranks(ranks: int, launcher: str, *arguments: object) -> list[tuple[int, str]]:
+def run_ranks(ranks: int, launcher: str, *arguments: object) -> list[tuple[int | None, str]]:
     """Start each rank by itself; returns (exit code, stderr) of each."""
-    return wait_for(start_ranks(ranks, f"launchers/{launcher}.py", *arguments))
+    from tests.checkpoint.forked import Start  # which imports this module
+
+    with tempfile.TemporaryDirectory() as folder:
+        start = Start(ranks, arguments, Path(folder), launcher=launcher)
+        return [(code, log.read_text()) for code, log in zip(start.wait(), start.logs, strict=True)]
 
 
 def start_ranks(ranks: int, script: str, *arguments: object) -> list[subprocess.Popen[str]]:

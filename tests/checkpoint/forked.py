@@ -34,6 +34,8 @@ class Start:
         arguments: of the launcher; or one list for each rank.
         log: folder for the ranks' stderr.
         before: (function, arguments), called as function(rank, *arguments) in each rank first.
+        env: more of the environment.
+        launcher: of `launchers/`.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Start:
         log: Path,
         before: tuple[Before, tuple[Any, ...]] | None = None,
         env: dict[str, str] | None = None,
+        launcher: str = "pretrain",
     ) -> None:
         log.mkdir(parents=True, exist_ok=True)
         port = free_port()
@@ -54,9 +57,9 @@ class Start:
             words = arguments[rank] if isinstance(arguments[0], list) else arguments
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port,
                      "MASTER_ADDR": "127.0.0.1", **(env or {})}  # fmt: skip
-            process = _context().Process(
+            process = forks().Process(
                 target=_rank,
-                args=({k: str(v) for k, v in place.items()}, list(map(str, words)), self.logs[rank], before),
+                args=({k: str(v) for k, v in place.items()}, launcher, list(map(str, words)), self.logs[rank], before),
             )
             process.start()
             self.ranks.append(process)
@@ -117,7 +120,9 @@ def _alone(rank: int, function: Before, *arguments: Any) -> None:
     raise SystemExit(0)
 
 
-def _rank(place: dict[str, str], words: list[str], log: Path, before: tuple[Before, tuple[Any, ...]] | None) -> None:
+def _rank(
+    place: dict[str, str], launcher: str, words: list[str], log: Path, before: tuple[Before, tuple[Any, ...]] | None
+) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -128,8 +133,8 @@ def _rank(place: dict[str, str], words: list[str], log: Path, before: tuple[Befo
         if before is not None:
             function, arguments = before
             function(int(place["RANK"]), *arguments)
-        sys.argv = ["launchers/pretrain.py", *words]
-        runpy.run_path("launchers/pretrain.py", run_name="__main__")
+        sys.argv = [f"launchers/{launcher}.py", *words]
+        runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as end:
         code = end.code
     except BaseException:
@@ -140,7 +145,8 @@ def _rank(place: dict[str, str], words: list[str], log: Path, before: tuple[Befo
     os._exit(code if isinstance(code, int) else 1)
 
 
-def _context() -> Any:
+def forks() -> Any:
+    """Processes forked from one that has imported everything: ready in no time, where a new one takes seconds."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTS)
     os.environ.update(CPU)  # read by deepspeed at import, in the process that ranks are forked from
