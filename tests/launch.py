@@ -71,34 +71,6 @@ def run_ranks(ranks: int, launcher: str, *arguments: object) -> list[tuple[int |
         return [(code, log.read_text()) for code, log in zip(start.wait(), start.logs, strict=True)]
 
 
-def start_ranks(ranks: int, script: str, *arguments: object) -> list[subprocess.Popen[str]]:
-    """Start each rank of a script by itself."""
-    port = str(free_port())
-    started = []
-    for rank in range(ranks):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
-        started.append(
-            subprocess.Popen(
-                [sys.executable, script, *map(str, arguments)],
-                cwd=ROOT,
-                text=True,
-                env={**os.environ, **CPU, **{name: str(value) for name, value in place.items()}},
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-            )  # fmt: skip
-        )
-    return started
-
-
-def wait_for(started: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
-    """(exit code, stderr) of each process, at its end; none outlives the call."""
-    try:
-        return [(process.returncode, stderr) for process in started for _, stderr in [process.communicate(timeout=300)]]
-    finally:
-        for process in started:
-            process.kill()
-
-
 def losses(run: Path, prefix: str = "") -> dict[int, dict[str, float]]:
     """Step -> the losses that a run logged at it (with prefix "validation/": those of its validations)."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

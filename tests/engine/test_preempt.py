@@ -10,6 +10,8 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +26,21 @@ from mbsd.engine.weights import load_model
 from mbsd.errors import UserError
 from mbsd.model.heads import MbsdForMaskedModelling
 from mbsd.model.mbsd import MbsdConfig
+from tests.checkpoint.forked import Start, train
 from tests.conftest import Shop
 from tests.distributed import run_distributed
+from tests.engine.faults import sleep, slow_save
 from tests.launch import (
     CPU,
     ROOT,
     TINY,
-    deepspeed,
     deepspeed_command,
     losses,
     run_ranks,
-    start_ranks,
-    wait_for,
     write_ds_config,
 )
 
 STEPS = 120
-FAULTY = "tests/engine/faulty_pretrain.py"
 
 
 def command(run: Path, shop: Shop, *more: object, **ds_changes: Any) -> list[object]:
@@ -51,11 +51,22 @@ def command(run: Path, shop: Shop, *more: object, **ds_changes: Any) -> list[obj
     ]  # fmt: skip
 
 
-def wait_until(true: Callable[[], bool], *processes: subprocess.Popen[Any]) -> None:
+def wait_until(true: Callable[[], bool], *processes: subprocess.Popen[Any] | BaseProcess) -> None:
     deadline = time.monotonic() + 300
     while not true():
-        assert time.monotonic() < deadline and all(process.poll() is None for process in processes)
+        assert time.monotonic() < deadline and all(map(runs, processes))
         time.sleep(0.01)
+
+
+def runs(process: subprocess.Popen[Any] | BaseProcess) -> bool:
+    return process.is_alive() if isinstance(process, BaseProcess) else process.poll() is None
+
+
+def send(number: signal.Signals, *ranks: BaseProcess) -> None:
+    for rank in ranks:
+        assert rank.pid is not None
+        with suppress(ProcessLookupError):  # it may have ended of the one before
+            os.kill(rank.pid, number)
 
 
 def steps_of(run: Path) -> int:
@@ -104,24 +115,33 @@ def start_deepspeed(arguments: list[object]) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+def wait_for(launcher: subprocess.Popen[str]) -> int:
+    try:
+        launcher.communicate(timeout=300)
+    finally:
+        launcher.kill()
+    return launcher.returncode
+
+
 @pytest.mark.distributed
 def test_a_run_stopped_by_every_signal_ends_like_an_undisturbed_one(shop: Shop, tmp_path: Path) -> None:
     """Each start is the same command; all but the last are stopped. The losses are bitwise the undisturbed run's."""
-    deepspeed(2, "pretrain", *command(tmp_path / "undisturbed", shop))
+    log = tmp_path / "log"
+    train(2, command(tmp_path / "undisturbed", shop), log)
     run = tmp_path / "run"
     arguments = command(run, shop)
 
     # One rank is told; while it is saved, more signals come to both.
     saving = tmp_path / "saving"
-    ranks = start_ranks(2, FAULTY, "slow_save", saving, *arguments)
-    wait_until(steps_on(run), *ranks)
-    ranks[1].send_signal(signal.SIGTERM)
-    wait_until(saving.exists, *ranks)
-    ranks[0].send_signal(signal.SIGTERM)
-    ranks[1].send_signal(signal.SIGUSR1)
-    ranks[1].send_signal(signal.SIGINT)
-    (code_0, said_0), (code_1, said_1) = wait_for(ranks)
-    assert (code_0, code_1) == (0, 0), said_0 + said_1
+    start = Start(2, arguments, log, before=(slow_save, (saving,)))
+    wait_until(steps_on(run), *start.ranks)
+    send(signal.SIGTERM, start.ranks[1])
+    wait_until(saving.exists, *start.ranks)
+    send(signal.SIGTERM, start.ranks[0])
+    send(signal.SIGUSR1, start.ranks[1])
+    send(signal.SIGINT, start.ranks[1])
+    assert start.wait() == [0, 0], start.said()
+    said_0, said_1 = (path.read_text() for path in start.logs)
     first = preempted(run, "SIGTERM")
     assert f"SIGTERM: saved and stopped after step {first} of {STEPS}" in said_0
     assert "rank 1: SIGUSR1: stopping already" in said_1 and "rank 1: SIGINT: stopping already" in said_1
@@ -134,7 +154,7 @@ def test_a_run_stopped_by_every_signal_ends_like_an_undisturbed_one(shop: Shop, 
     assert len(ranks_now) == 2
     for pid in ranks_now:
         os.kill(pid, signal.SIGUSR1)
-    assert [code for code, _ in wait_for([launcher])] == [0]
+    assert wait_for(launcher) == 0
     second = preempted(run, "SIGUSR1")
     assert second > first
 
@@ -144,25 +164,23 @@ def test_a_run_stopped_by_every_signal_ends_like_an_undisturbed_one(shop: Shop, 
     below = [int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
     assert len(below) == 1
     os.kill(below[0], signal.SIGTERM)
-    assert [code for code, _ in wait_for([launcher])] == [1]
+    assert wait_for(launcher) == 1
     third = preempted(run, "SIGTERM")
     assert third > second
 
     # Ctrl-C twice while it is saved: it ends at once, and what stood before stands.
     saving.unlink()
-    ranks = start_ranks(2, FAULTY, "slow_save", saving, *arguments)
-    wait_until(steps_on(run), *ranks)
-    ranks[0].send_signal(signal.SIGINT)
-    wait_until(saving.exists, *ranks)
-    for rank in ranks:
-        rank.send_signal(signal.SIGINT)
-        rank.send_signal(signal.SIGINT)
-        time.sleep(0.3)
-        rank.send_signal(signal.SIGINT)
-    assert all(code == -signal.SIGINT for code, _ in wait_for(ranks))
+    start = Start(2, arguments, log, before=(slow_save, (saving,)))
+    wait_until(steps_on(run), *start.ranks)
+    send(signal.SIGINT, start.ranks[0])
+    wait_until(saving.exists, *start.ranks)
+    for _ in range(2):
+        send(signal.SIGINT, *start.ranks)
+        time.sleep(0.1)
+    assert start.wait() == [-signal.SIGINT] * 2, start.said()
     assert not (run / "PREEMPTED").exists() and not (run / "DONE").exists()
 
-    deepspeed(2, "pretrain", *arguments)
+    train(2, arguments, log)
     assert (run / "DONE").exists() and not (run / "PREEMPTED").exists()
     assert losses(run) == losses(tmp_path / "undisturbed")
 
@@ -197,13 +215,14 @@ def test_all_ranks_stop_after_the_same_step() -> None:
 def test_a_rank_that_sleeps_for_ever_ends_with_its_stacks(shop: Shop, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = command(run, shop, "--run.timeout=12", "--data.num_workers=0")
-    (_, _), (code, said) = wait_for(start_ranks(2, FAULTY, "sleep", 1, *arguments))
-    assert code == 1
+    start = Start(2, arguments, tmp_path / "log", before=(sleep, (1,)))
+    assert start.wait()[1] == 1
+    said = start.logs[1].read_text()
     line = next(line for line in said.splitlines() if line.startswith("rank 1 on "))
     assert os.uname().nodename in line and "step 4: waiting for data" in line and "run.timeout=12" in line
     stacks = (run / "stacks-rank-0001.txt").read_text()
     assert stacks.splitlines()[0] == line
-    assert "faulty_pretrain.py" in stacks and "in never" in stacks and "in train" in stacks
+    assert "faults.py" in stacks and "in never" in stacks and "in train" in stacks
     assert "in never" in said
 
 

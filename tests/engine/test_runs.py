@@ -121,7 +121,7 @@ def test_what_gets_no_gradient_is_named_once_and_stays(shop: Shop, tmp_path: Pat
 def test_a_finished_run_is_not_run_again(runs: dict[str, Path], shop: Shop) -> None:
     run = runs["stage1_1"]
     before = (run / "metrics.jsonl").read_bytes()
-    deepspeed(1, "pretrain", *stage_1(run, shop, write_ds_config(run.parent / "again")))
+    train(1, stage_1(run, shop, write_ds_config(run.parent / "again")), run.parent / "log")
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
@@ -134,7 +134,7 @@ def test_a_killed_run_goes_on_where_it_was(shop: Shop, runs: dict[str, Path], tm
         deepspeed_command(2, "pretrain", *arguments), cwd=ROOT, env={**os.environ, **CPU}, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (run / "checkpoints" / "step-00000006").exists():
         assert process.poll() is None and time.monotonic() < deadline, "the run ended before it saved"
         time.sleep(0.02)
@@ -145,7 +145,7 @@ def test_a_killed_run_goes_on_where_it_was(shop: Shop, runs: dict[str, Path], tm
     assert not (run / "DONE").exists()
     shutil.rmtree(run / "tensorboard")
 
-    deepspeed(2, "pretrain", *arguments)
+    train(2, arguments, tmp_path / "log")
     assert (run / "DONE").exists()
     assert losses(run) == losses(runs["stage1_2"])
 
@@ -160,7 +160,7 @@ def test_bf16_with_dali_learns_what_float32_with_torchvision_learns(
     shop: Shop, runs: dict[str, Path], tmp_path: Path
 ) -> None:
     ds = write_ds_config(tmp_path, gradient_accumulation_steps=1, bf16={"enabled": True})
-    deepspeed(2, "pretrain", *stage_1(tmp_path / "run", shop, ds), "--data.decoder=dali")
+    train(2, [*stage_1(tmp_path / "run", shop, ds), "--data.decoder=dali"], tmp_path / "log")
     expected = losses(runs["stage1_2"])
     for step, values in losses(tmp_path / "run").items():
         assert values == pytest.approx(expected[step], rel=0.03), step
@@ -184,7 +184,7 @@ def test_titles_and_images_may_be_missing(tmp_path: Path) -> None:
     build_catalog(items, tmp_path / "images", tmp_path / "catalog", workers=1, progress=False)
     shop = Shop(tmp_path / "catalog", tmp_path, tmp_path)
     ds = write_ds_config(tmp_path, train_batch_size=4)
-    deepspeed(2, "pretrain", *stage_1(tmp_path / "run", shop, ds))
+    train(2, stage_1(tmp_path / "run", shop, ds), tmp_path / "log")
     logged = losses(tmp_path / "run")
     assert sorted(logged) == list(range(1, STEPS + 1))
     assert any(values["loss_mpm"] == 0 for values in logged.values()), "no global batch was without an image"

@@ -1,10 +1,7 @@
-"""launchers/pretrain.py with a fault, for tests: `slow_save MARKER`, or `sleep RANK`; then the launcher's arguments."""
+"""Faults that a rank is given before it runs a launcher."""
 
 from __future__ import annotations
 
-import os
-import runpy
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,19 +10,19 @@ from mbsd.checkpoint.manager import CheckpointManager
 from mbsd.data.builder import BatchBuilder
 
 
-def slow_save(marker: str) -> None:
+def slow_save(rank: int, marker: Path) -> None:
     """The last save says that it is waited for, and then takes its time."""
     wait = CheckpointManager.wait
 
     def slow(manager: CheckpointManager) -> None:
-        Path(marker).touch()
+        marker.touch()
         time.sleep(3)
         wait(manager)
 
     CheckpointManager.wait = slow  # type: ignore[method-assign]
 
 
-def sleep(rank: str) -> None:
+def sleep(rank: int, victim: int) -> None:
     """That rank's data never comes, from its fourth micro-batch on."""
     finish, calls = BatchBuilder.finish, 0
 
@@ -36,10 +33,5 @@ def sleep(rank: str) -> None:
             time.sleep(1e6)
         return finish(*arguments)
 
-    if os.environ["RANK"] == rank:
+    if rank == victim:
         BatchBuilder.finish = never  # type: ignore[method-assign]
-
-
-if __name__ == "__main__":
-    {"slow_save": slow_save, "sleep": sleep}[sys.argv.pop(1)](sys.argv.pop(1))
-    runpy.run_path("launchers/pretrain.py", run_name="__main__")
