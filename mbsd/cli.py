@@ -55,26 +55,41 @@ def catalog_synth(
 def catalog_build(
     source: Annotated[Path, typer.Argument(help="Items: TSV (2 to 5 columns, no header), JSONL or Parquet.")],
     out: Out,
-    images: Annotated[Path | None, typer.Option(help="Folder or .tar that the items' image paths lie in.")] = None,
+    images: Annotated[
+        str | None, typer.Option(help="What image paths are relative to: folder, .tar, folder or glob of tars, or URL.")
+    ] = None,
     attribute_where: Annotated[
         Path | None, typer.Option(help="JSON: attribute name -> image | title | both, where its value can be seen.")
     ] = None,
     max_side: Annotated[int, typer.Option(help="Pixels of a stored picture's long side.")] = 320,
+    max_rejects: Annotated[
+        float, typer.Option(help="Share of the rows naming a picture whose pictures may be rejected; 1 = any number.")
+    ] = 0.05,
+    image_seconds: Annotated[float, typer.Option(help="Longest time to read and decode a picture.")] = 10.0,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, where an unfinished build lies.")] = False,
     workers: Workers = 0,
 ) -> None:
-    """Check and normalise every picture and write the catalogue; what is wrong goes to OUT/quarantine.jsonl."""
+    """Check and normalise every picture and write the catalogue; what is wrong goes to OUT/quarantine.jsonl.
+
+    The same command again goes on where an interrupted one stopped.
+    """
     from mbsd.catalog.sources import read_items
-    from mbsd.catalog.store import build_catalog
+    from mbsd.catalog.store import Limits, build_catalog
 
     where = _read_json(attribute_where) if attribute_where is not None else None
     summary = build_catalog(
         read_items(source), images, out, workers=workers, max_side=max_side, attribute_where=where,
-        progress=sys.stderr.isatty(),
+        max_rejects=max_rejects, limits=Limits(seconds=image_seconds), restart=restart, progress=sys.stderr.isatty(),
     )  # fmt: skip
     print(
         f"{out}: {summary.items} items, {summary.with_image} with an image, {summary.quarantined} quarantined, "
+        f"{summary.repeated} rows with an item id of before, {summary.same_picture} items with a picture of before, "
         f"{summary.seconds:.1f} s, {summary.images_per_s:.0f} images/s"
     )
+    if summary.continued_from:
+        print(f"  continued behind row {summary.continued_from}")
+    if not summary.looked_up:
+        print("  no picture was looked up: no --images was given")
     for reason, count in summary.reasons.most_common(10):
         print(f"  {count} x {reason}")
 

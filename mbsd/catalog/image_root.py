@@ -1,35 +1,103 @@
-"""Where the raw pictures lie: a folder or one uncompressed tar, read by name and never outside of itself."""
+"""Where the raw pictures lie (a folder, tar files or a URL), read by name and never outside of itself.
+
+`locate` only says where to look: worker processes look and read, under the limits of a picture.
+"""
 
 from __future__ import annotations
 
+import glob
 import os
 import stat
-import tarfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
-from mbsd.catalog.normalise import ImageRejected, NormalisedImage, normalise_image
+from mbsd.catalog.normalise import ImageRejected
 from mbsd.errors import UserError
 
-MAX_FILE_BYTES = 256 * 2**20
+NOT_FOUND = "not found below the image root"
+COMPANIONS = {".idx", ".json", ".txt", ".md5", ".sha256"}  # what lies beside the tars of a WebDataset
+COMPRESSED = (".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
+
+class Place(Protocol):
+    """Where one picture's bytes lie; small, so that it can be sent to a worker."""
+
+    def read(self, max_bytes: int) -> bytes:
+        """Return the bytes.
+
+        Raises:
+            ImageRejected: they are not there, leave the root, cannot be read, or are more than `max_bytes`.
+        """
+        ...
+
+
+class ImageRoot(Protocol):
+    """What `Item.image` is relative to.
+
+    Attributes:
+        description: what an unfinished build compares to see that it goes on with the same pictures.
+    """
+
+    description: Any
+
+    def place(self, names: tuple[str, ...]) -> Place:
+        """Return where to look for the first of these names that exists; each is relative and free of `..`.
+
+        Raises:
+            ImageRejected: it is known not to be there.
+        """
+        ...
+
+
+def open_image_root(images: Path | str) -> ImageRoot:
+    """Return the root that `images` names: a folder of pictures, one tar, a folder or glob of tars, or an fsspec URL.
+
+    Raises:
+        UserError: there is no such thing, or a tar is compressed.
+    """
+    from mbsd.catalog.image_tars import TarRoot  # here: it imports this file
+    from mbsd.catalog.image_url import UrlRoot, local_path
+
+    text = str(images)
+    if isinstance(images, str) and ("://" in text or "::" in text):
+        local = local_path(text)
+        if local is None:
+            return UrlRoot(text)
+        text = local
+    if os.path.isdir(text):
+        tars = _tars_in(text)
+        return TarRoot(tars) if tars else FolderRoot(text)
+    if os.path.isfile(text):
+        return TarRoot([text])
+    tars = sorted(path for path in glob.glob(text, recursive=True) if Path(path).suffix not in COMPANIONS)
+    if not tars:
+        raise UserError(f"image root {text}: no such folder or tar file, and nothing that it matches as a pattern")
+    return TarRoot(tars)
+
+
+def locate(root: ImageRoot, image: str) -> Place:
+    """Return where the bytes of `Item.image` lie; a URL is looked up as `host/path` and as `path` below the root.
+
+    Raises:
+        ImageRejected: it is known not to be there, or its name leads out of the root.
+    """
+    return root.place(_names(image))
 
 
 @dataclass(frozen=True)
-class Extent:
-    """`size` bytes at `offset` of a file: a whole picture, or a member of a tar. Cheap to send to a worker process."""
+class InFile:
+    """`size` bytes at `offset` of a file: a whole picture, or a member of a tar."""
 
     path: str
     offset: int
     size: int
 
-    def read(self) -> bytes:
-        """Return the bytes.
-
-        Raises:
-            ImageRejected: the file cannot be opened or ends early.
-        """
+    def read(self, max_bytes: int) -> bytes:
+        """Return the bytes (see `Place`)."""
+        if self.size > max_bytes:
+            raise ImageRejected(f"too large: {self.size} bytes, the limit is {max_bytes}")
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -45,52 +113,55 @@ class Extent:
         return data
 
 
-class ImageRoot:
-    """The folder or `.tar` below which `Item.image` names pictures; None has none of them."""
+@dataclass(frozen=True)
+class InFolder:
+    """The first of `names` below `folder`, whose path is free of links."""
 
-    def __init__(self, images: Path | None):
-        self._folder: str | None = None
-        self._members: Mapping[str, Extent | str] = {}
-        if images is None:
-            return
-        if images.is_dir():
-            self._folder = os.path.realpath(images)
-        elif images.is_file():
-            self._members = _tar_members(images)
-        else:
-            raise UserError(f"image root {images}: no such folder or tar file")
+    folder: str
+    names: tuple[str, ...]
 
-    def locate(self, image: str) -> Extent:
-        """Return where the bytes of `image` lie; a URL is looked up as `host/path` and as `path` below the root.
-
-        Raises:
-            ImageRejected: it is not there, or its name or a link leads out of the root.
-        """
-        for name in _names(image):
-            found = self._in_folder(name) if self._folder is not None else self._members.get(name)
-            if isinstance(found, str):
-                raise ImageRejected(found)
-            if found is not None:
-                if found.size > MAX_FILE_BYTES:
-                    raise ImageRejected(f"too large: {found.size} bytes, the limit is {MAX_FILE_BYTES}")
-                return found
-        raise ImageRejected("not found below the image root")
-
-    def _in_folder(self, name: str) -> Extent | None:
-        assert self._folder is not None
-        path = os.path.realpath(os.path.join(self._folder, name))
-        if os.path.commonpath([self._folder, path]) != self._folder:
-            raise ImageRejected("leads out of the image root by a link")
-        try:
-            status = os.stat(path)
-        except OSError:
-            return None
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageRejected("not a regular file")
-        return Extent(path, 0, status.st_size)
+    def read(self, max_bytes: int) -> bytes:
+        """Return the bytes (see `Place`)."""
+        for name in self.names:
+            path = os.path.realpath(os.path.join(self.folder, name))
+            if os.path.commonpath([self.folder, path]) != self.folder:
+                raise ImageRejected("leads out of the image root by a link")
+            try:
+                status = os.stat(path)
+            except OSError:
+                continue
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageRejected("not a regular file")
+            return InFile(path, 0, status.st_size).read(max_bytes)
+        raise ImageRejected(NOT_FOUND)
 
 
-def _names(image: str) -> list[str]:
+class FolderRoot:
+    """A folder of pictures."""
+
+    def __init__(self, folder: str):
+        self._folder = os.path.realpath(folder)
+        self.description = self._folder
+
+    def place(self, names: tuple[str, ...]) -> Place:
+        """Return the place of a picture, which may not exist."""
+        return InFolder(self._folder, names)
+
+
+def _tars_in(folder: str) -> list[str]:
+    """The tars of a folder that holds nothing but tars; [] at the first entry that makes it a folder of pictures."""
+    tars = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name.lower()
+            if name.endswith((".tar", *COMPRESSED)):
+                tars.append(entry.path)
+            elif not name.startswith(".") and os.path.splitext(name)[1] not in COMPANIONS:
+                return []
+    return sorted(tars)
+
+
+def _names(image: str) -> tuple[str, ...]:
     """The names to look for, in order; each is relative, normal and free of `..`."""
     if image.startswith(("http://", "https://", "//")):
         try:
@@ -108,32 +179,4 @@ def _names(image: str) -> list[str]:
             raise ImageRejected("an absolute path; images are named below the image root")
         if ".." in PurePosixPath(name).parts:
             raise ImageRejected("leads out of the image root by '..'")
-    return [str(PurePosixPath(name)) for name in candidates if name]
-
-
-def _tar_members(path: Path) -> dict[str, Extent | str]:
-    """One pass over the tar's headers: name -> where its bytes lie, or why it cannot be used."""
-    members: dict[str, Extent | str] = {}
-    try:
-        with tarfile.open(path, mode="r:") as tar:
-            for member in tar:
-                name = str(PurePosixPath(member.name))
-                if member.issym() or member.islnk():
-                    members[name] = "a link inside the tar"
-                elif member.isreg() and not member.issparse():
-                    members[name] = Extent(str(path), member.offset_data, member.size)
-                tar.members = []  # type: ignore[attr-defined]  # the header objects would fill the memory
-    except (tarfile.TarError, OSError) as error:
-        raise UserError(f"image root {path}: not an uncompressed tar file ({error})") from None
-    return members
-
-
-def normalise_extents(extents: list[Extent | None], max_side: int) -> list[NormalisedImage | str | None]:
-    """A worker's share of a build: the picture of each extent, or why it was rejected, or None for None."""
-    results: list[NormalisedImage | str | None] = []
-    for extent in extents:
-        try:
-            results.append(None if extent is None else normalise_image(extent.read(), max_side))
-        except ImageRejected as rejected:
-            results.append(str(rejected))
-    return results
+    return tuple(str(PurePosixPath(name)) for name in candidates if name)

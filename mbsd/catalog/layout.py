@@ -2,22 +2,30 @@
 
 catalog.json         version, counts, fingerprint, build options, where each attribute can be seen
 index.arrow          one row an item, in order; one record batch a shard; uncompressed, so that it is memory-mapped
+numbers/train.npy    item numbers of a split, rising, int64; validation.npy and test.npy too; memory-mapped
+numbers/id_hash.npy  hashes of all item ids, rising, uint64, and numbers/id_item.npy, whose they are; memory-mapped
 shards/000000.tar    WebDataset: 000000012.json, 000000012.jpg (the nine digits are the item's number)
 shards/000000.idx    the same shard's index for DALI's readers.webdataset
 quarantine.jsonl     row, item_id, image, reason: what was dropped, or kept as text only
+duplicates.jsonl     rows that repeat an item id (dropped), and items with the very picture of an earlier one (kept)
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from typing import Any
 
 import pyarrow as pa
 
-VERSION = 1
+VERSION = 2
 CATALOG_FILE = "catalog.json"
 INDEX_FILE = "index.arrow"
+ID_HASH_FILE = "numbers/id_hash.npy"
+ID_ITEM_FILE = "numbers/id_item.npy"
 QUARANTINE_FILE = "quarantine.jsonl"
+DUPLICATES_FILE = "duplicates.jsonl"
 SPLITS = ("train", "validation", "test")
 WHERE = ("image", "title", "both", "unknown")
 
@@ -43,10 +51,25 @@ def shard_file(shard: int, suffix: str = "tar") -> str:
     return f"shards/{shard:06d}.{suffix}"
 
 
+def split_file(split: str) -> str:
+    """The path, below the catalogue's folder, of the numbers of a split's items."""
+    return f"numbers/{split}.npy"
+
+
 def split_of(item_id: str) -> str:
     """'train' (80 %), 'validation' (10 %) or 'test' (10 %), from the id alone: the same in every catalogue."""
     tenth = int(hashlib.sha1(f"split\t{item_id}".encode()).hexdigest()[:15], 16) % 10
     return "train" if tenth < 8 else "validation" if tenth == 8 else "test"
+
+
+def id_hash(item_id: str) -> int:
+    """64 bits of an item id's BLAKE2b; ids that share them are told apart by the index."""
+    return int.from_bytes(hashlib.blake2b(item_id.encode(), digest_size=8).digest(), "little")
+
+
+def reason_of(line: str) -> str:
+    """The reason in a line of the quarantine, its numbers replaced by N, so that equal reasons can be counted."""
+    return re.sub(r"\d+", "N", json.loads(line)["reason"])
 
 
 class Fingerprint:

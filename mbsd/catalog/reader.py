@@ -15,7 +15,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mbsd.catalog.layout import CATALOG_FILE, INDEX_FILE, INDEX_SCHEMA, SPLITS, VERSION, shard_file
+from mbsd.catalog.layout import (
+    CATALOG_FILE,
+    ID_HASH_FILE,
+    ID_ITEM_FILE,
+    INDEX_FILE,
+    INDEX_SCHEMA,
+    QUARANTINE_FILE,
+    SPLITS,
+    VERSION,
+    id_hash,
+    reason_of,
+    shard_file,
+    split_file,
+)
 from mbsd.errors import UserError
 
 MAX_OPEN_SHARDS = 128
@@ -50,8 +63,9 @@ class _OpenShard:
 class Catalog:
     """Items 0 … len - 1 of a catalogue's folder.
 
-    The index is memory-mapped: every process of a machine reads the same pages. Pictures are read with `pread`, which
-    moves no file position, so a catalogue survives fork; pickled, it is only its path.
+    `catalog[i]` is item i's record and its JPEG (None without a picture). The index and the item numbers are
+    memory-mapped: all processes of a machine read the same pages, and opening reads next to none of them. Pictures are
+    read with `pread`, which moves no file position, so a catalogue survives fork; pickled, it is only its path.
     """
 
     def __init__(self, path: Path | str):
@@ -70,7 +84,7 @@ class Catalog:
             raise UserError(f"{self.path / INDEX_FILE}: unexpected columns ({found}); build the catalogue again")
         self._batches: dict[int, Any] = {}
         self._shards: dict[int, _OpenShard] = {}
-        self._numbers: dict[str, int] | None = None
+        self._numbers: dict[str, NDArray[Any]] = {}
         self._values: dict[str, list[str]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -83,6 +97,9 @@ class Catalog:
 
     def __len__(self) -> int:
         return int(self.meta["items"])
+
+    def __getitem__(self, item: int) -> tuple[Record, bytes | None]:
+        return self.record(item), self.image(item)
 
     def table(self) -> Any:
         """The whole index as a pyarrow Table (no copy); columns as in `layout.INDEX_SCHEMA`."""
@@ -129,19 +146,24 @@ class Catalog:
         return data
 
     def indices(self, split: str | None = None) -> NDArray[np.int64]:
-        """Item numbers of a split in rising order, int64 [items]; None = all."""
+        """Item numbers of a split in rising order, int64 [items], a read-only view of a file; None = all, counted."""
         if split is None:
             return np.arange(len(self), dtype=np.int64)
         if split not in SPLITS:
             raise UserError(f"split {split!r}; expected one of {', '.join(SPLITS)}")
-        mask = pc.equal(self.table()["split"], split)
-        return np.flatnonzero(mask.to_numpy()).astype(np.int64)
+        return self._mapped(split_file(split))
 
     def item_number(self, item_id: str) -> int | None:
-        """Return the number of the item with this id, or None; the first call reads all ids."""
-        if self._numbers is None:
-            self._numbers = {name: number for number, name in enumerate(self.table()["item_id"].to_pylist())}
-        return self._numbers.get(item_id)
+        """Return the number of the item with this id, or None."""
+        hashes, items = self._mapped(ID_HASH_FILE), self._mapped(ID_ITEM_FILE)
+        wanted = np.uint64(id_hash(item_id))
+        for place in range(int(np.searchsorted(hashes, wanted)), len(hashes)):
+            if hashes[place] != wanted:
+                break
+            item = int(items[place])
+            if self._value(item, "item_id") == item_id:
+                return item
+        return None
 
     def attribute_values(self) -> dict[str, list[str]]:
         """Every attribute's values that occur, sorted, by the attribute's name (sorted too)."""
@@ -152,6 +174,16 @@ class Catalog:
                     values.setdefault(name, set()).add(value)
             self._values = {name: sorted(values[name]) for name in sorted(values)}
         return self._values
+
+    def _mapped(self, name: str) -> NDArray[Any]:
+        array = self._numbers.get(name)
+        if array is None:
+            try:
+                array = np.asarray(np.load(self.path / name, mmap_mode="r"))
+            except (OSError, ValueError) as error:
+                raise UserError(f"{self.path / name}: cannot be read ({error}); build the catalogue again") from None
+            self._numbers[name] = array
+        return array
 
     def _row(self, item: int) -> tuple[Any, int]:
         if not 0 <= item < len(self):
@@ -176,7 +208,7 @@ class Catalog:
 
 
 def inspect(path: Path | str) -> dict[str, Any]:
-    """What `mbsd catalog inspect` shows: counts, splits, quantiles of titles and pictures, attributes, samples."""
+    """What `mbsd catalog inspect` shows: counts, what was left out, splits, quantiles, attributes, samples."""
     catalog = Catalog(path)
     table = catalog.table()
     has_image = pc.greater_equal(table["offset"], 0)
@@ -190,8 +222,11 @@ def inspect(path: Path | str) -> dict[str, Any]:
         "with_image": with_image.num_rows,
         "without_title": pc.sum(pc.equal(table["title"], "")).as_py(),
         "quarantined": catalog.meta["quarantined"],
+        "quarantine_reasons": _reasons(catalog.path / QUARANTINE_FILE),
+        "repeated_item_ids": catalog.meta["repeated_item_ids"],
+        "same_pictures": catalog.meta["same_pictures"],
         "categories": len(set(pc.unique(table["category"]).to_pylist()) - {""}),
-        "splits": {split: Counter(table["split"].to_pylist())[split] for split in SPLITS},
+        "splits": {split: len(catalog.indices(split)) for split in SPLITS},
         "title_characters": _quantiles(pc.utf8_length(table["title"]).to_numpy()),
         "image_width": _quantiles(with_image["width"].to_numpy()),
         "image_height": _quantiles(with_image["height"].to_numpy()),
@@ -201,6 +236,12 @@ def inspect(path: Path | str) -> dict[str, Any]:
         "sample_titles": samples,
         "bytes": sum(file.stat().st_size for file in catalog.path.rglob("*") if file.is_file()),
     }
+
+
+def _reasons(quarantine: Path) -> dict[str, int]:
+    """The ten most frequent reasons, numbers replaced by N."""
+    with quarantine.open(encoding="utf-8") as lines:
+        return dict(Counter(map(reason_of, lines)).most_common(10))
 
 
 def _quantiles(values: NDArray[Any]) -> dict[str, float]:

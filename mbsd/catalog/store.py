@@ -1,281 +1,290 @@
 """Items + an image root -> a catalogue's folder (see `layout`): WebDataset shards, an index, and what was left out.
 
-The same input gives the same bytes, whatever the number of workers. The folder is written aside and renamed when it is
-complete, so a half-built catalogue never looks like one.
+The same input gives the same bytes, whatever the number of workers and however often the build was interrupted: it is
+written aside (see `building`), shard after shard, and renamed when it is complete.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
-import multiprocessing
 import os
-import re
-import shutil
 import time
-import zlib
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import PIL
 import pyarrow as pa
+from PIL import features
 from tqdm import tqdm
 
-from mbsd.catalog.image_root import Extent, ImageRoot, normalise_extents
-from mbsd.catalog.layout import (
-    CATALOG_FILE,
-    INDEX_FILE,
-    INDEX_SCHEMA,
-    QUARANTINE_FILE,
-    VERSION,
-    WHERE,
-    Fingerprint,
-    shard_file,
-    split_of,
-)
+from mbsd.catalog.building import GO_ON, Building, Part, remove_published
+from mbsd.catalog.image_root import ImageRoot, Place, locate, open_image_root
+from mbsd.catalog.index_file import write_index
+from mbsd.catalog.layout import CATALOG_FILE, QUARANTINE_FILE, VERSION, WHERE, split_of
 from mbsd.catalog.normalise import ImageRejected, NormalisedImage
+from mbsd.catalog.part_writer import REPEATED_FILE, PartWriter
+from mbsd.catalog.picture_pool import Limits, PicturePool, Result
 from mbsd.catalog.reader import Catalog, CorruptRecord, Record, inspect
+from mbsd.catalog.rows import Row, Rows
 from mbsd.catalog.sources import Item
 from mbsd.errors import UserError
 
-__all__ = ["BuildSummary", "Catalog", "CorruptRecord", "Record", "build_catalog", "inspect", "split_of"]
+__all__ = ["BuildSummary", "Catalog", "CorruptRecord", "Limits", "Record", "build_catalog", "inspect", "split_of"]
 
 CHUNK = 32  # pictures a task: large enough to hide the cost of a task, small enough to keep workers level
-TAR_BLOCK = 512
+REJECTS_MIN_ROWS = 1000  # rows that name a picture, before their share of rejects says anything about the rest
 
 
 @dataclass
 class BuildSummary:
-    """What a build did. `reasons` counts the quarantine's lines by reason, numbers replaced by N."""
+    """What a build did.
+
+    Attributes:
+        items: in the catalogue.
+        with_image: of them.
+        quarantined: lines of `quarantine.jsonl`.
+        reasons: how often each reason stands there, numbers replaced by N.
+        repeated: rows dropped because their item id came before.
+        same_picture: items with the very picture of an earlier one.
+        looked_up: whether there was an image root.
+        continued_from: rows that an interrupted build had already taken in.
+        seconds: of this process.
+        images_per_s: pictures that this process brought in, by `seconds`.
+    """
 
     items: int = 0
     with_image: int = 0
     quarantined: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    repeated: int = 0
+    same_picture: int = 0
+    looked_up: bool = True
+    continued_from: int = 0
     seconds: float = 0.0
     images_per_s: float = 0.0
-    reasons: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
-class _Numbered:
-    """An item with its row in the source (from 1) and where its picture lies, or why it has none ("" = none named)."""
+class _Task:
+    """A row and where its picture lies, or why that is known to be nowhere ("" = no picture is looked for)."""
 
-    row: int
-    item: Item
-    extent: Extent | None
-    reason: str
+    row: Row
+    place: Place | None = None
+    reason: str = ""
 
 
 def build_catalog(
     items: Iterable[Item],
-    images: Path | None,
+    images: Path | str | None,
     out: Path,
     *,
     items_per_shard: int = 4096,
     workers: int = 0,
     max_side: int = 320,
     attribute_where: dict[str, str] | None = None,
+    max_rejects: float = 0.05,
+    limits: Limits | None = None,
+    restart: bool = False,
     progress: bool = True,
 ) -> BuildSummary:
-    """Write the catalogue `out` from items and the pictures below `images` (a folder, a `.tar`, or None).
+    """Write the catalogue `out` from items and the pictures below `images`.
 
     An item whose picture is missing or rejected is kept as text; one with neither title nor picture, and one whose id
-    came before, is dropped. Each has its line in `quarantine.jsonl`.
+    came before, is dropped. Each has its line in `quarantine.jsonl`. Called again after an interruption, with the same
+    arguments, it goes on behind the last complete shard.
 
     Args:
         items: in the order in which they are numbered.
-        images: what `Item.image` is relative to.
+        images: what `Item.image` is relative to: a folder, a tar, a folder or glob of tars, or an fsspec URL. None: no
+            picture is looked for, every item is text.
         out: a folder that does not exist or is empty.
         items_per_shard: items of one tar.
-        workers: processes that decode pictures; 0 = one per core; 1 = this process. They start afresh, so a script that
-            calls this needs the usual `if __name__ == "__main__":`.
+        workers: processes that read and decode pictures; 0 = one per core. They start afresh, so a script that calls
+            this needs the usual `if __name__ == "__main__":`.
         max_side: the long side of a stored picture, in pixels.
         attribute_where: attribute name -> image | title | both | unknown; where its value can be seen.
+        max_rejects: the share of rows that name a picture whose pictures may be rejected; 1 = all.
+        limits: what one picture may cost.
+        restart: begin anew where an unfinished build lies.
         progress: show a bar on stderr.
 
     Raises:
-        UserError: `out` is not empty, an option makes no sense, the source cannot be read, or no item is left.
+        UserError: `out` is not empty, an option makes no sense, the source cannot be read or is not that of the
+            unfinished build, too many pictures are rejected, or no item is left.
     """
-    for name, value in {"items_per_shard": items_per_shard, "max_side": max_side}.items():
-        if value < 1:
-            raise UserError(f"{name} is {value}; expected at least 1")
-    for name, where in (attribute_where or {}).items():
-        if where not in WHERE:
-            raise UserError(f"attribute_where: {name!r} is {where!r}; expected one of {', '.join(WHERE)}")
+    limits = limits or Limits()
+    _check(items_per_shard, max_side, max_rejects, limits, attribute_where or {})
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        remove_published(out)
         raise UserError(f"{out}: already there and not an empty folder; choose another name or remove it")
-    root = ImageRoot(images)
-    building = out.with_name(out.name + ".building")
-    shutil.rmtree(building, ignore_errors=True)  # what an interrupted build left
-    (building / "shards").mkdir(parents=True)
+    root = None if images is None else open_image_root(images)
+    asked = {
+        "version": VERSION,
+        "items_per_shard": items_per_shard,
+        "max_side": max_side,
+        "images": None if root is None else root.description,
+        "limits": dataclasses.asdict(limits),
+        "decoders": [PIL.__version__, features.version("jpg")],
+    }
     started = time.monotonic()
-    try:
-        with _Writer(building, items_per_shard) as writer:
-            numbered = _numbered(items, root, writer)
-            for numbered_item, picture in tqdm(
-                _normalised(numbered, workers or os.cpu_count() or 1, max_side), unit=" items", disable=not progress
-            ):
-                writer.add(numbered_item, picture)
-        summary = writer.summary
-        if summary.items == 0:
-            found = f"{summary.quarantined} rows, none usable" if summary.quarantined else "no rows"
+    with Building(out, asked, restart=restart) as building:
+        before = building.parts[-1] if building.parts else Part()
+        rows = Rows(items)
+        rows.skip(before.rows, before.digest)
+        done = before
+        if not before.last:
+            with PicturePool(workers or os.cpu_count() or 1, max_side, limits) as pool:
+                results = tqdm(_normalised(rows, root, pool), unit=" rows", initial=before.rows, disable=not progress)
+                done = _write_parts(results, building, before, items_per_shard, max_rejects)
+        elif next(iter(rows), None) is not None:
+            raise UserError(f"the source has more rows than that of the unfinished build {building.path}; {GO_ON}")
+        _check_rejects(building, done, max_rejects)
+        if done.items == 0:
+            found = f"{done.rows} rows, none usable" if done.rows else "no rows"
+            building.parts.clear()  # nothing in it to go on with
             raise UserError(f"an empty catalogue: {found}; an item needs a title or a picture below the image root")
-        summary.seconds = time.monotonic() - started
-        summary.images_per_s = summary.with_image / summary.seconds
-        meta = {
-            "version": VERSION,
-            "items": summary.items,
-            "with_image": summary.with_image,
-            "without_image": summary.items - summary.with_image,
-            "quarantined": summary.quarantined,
-            "fingerprint": writer.fingerprint.hexdigest(),
-            "attribute_where": attribute_where or {},
-            "options": {"items_per_shard": items_per_shard, "max_side": max_side},
-        }
-        (building / CATALOG_FILE).write_text(json.dumps(meta, ensure_ascii=False, indent=2) + "\n", "utf-8")
-        building.rename(out)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
+        summary = BuildSummary(
+            items=done.items, with_image=done.with_image, quarantined=done.quarantined, reasons=building.reasons(),
+            repeated=done.repeated, looked_up=root is not None, continued_from=before.rows,
+        )  # fmt: skip
+        options = {"items_per_shard": items_per_shard, "max_side": max_side, "images": root is not None}
+        _finish(building, summary, {"attribute_where": attribute_where or {}, "options": options})
+    summary.seconds = time.monotonic() - started
+    summary.images_per_s = (done.with_image - before.with_image) / summary.seconds
     return summary
 
 
-def _numbered(items: Iterable[Item], root: ImageRoot, writer: _Writer) -> Iterator[_Numbered]:
-    """Drop repeated ids and look every picture up, without reading it."""
-    first_row: dict[str, int] = {}
-    for row, item in enumerate(items, start=1):
-        if item.item_id in first_row:
-            writer.quarantine(row, item, f"same item id as row {first_row[item.item_id]}")
-            continue
-        first_row[item.item_id] = row
-        extent, reason = None, ""
-        if item.image:
-            try:
-                extent = root.locate(item.image)
-            except ImageRejected as rejected:
-                reason = str(rejected)
-        yield _Numbered(row, item, extent, reason)
+def _check(
+    items_per_shard: int, max_side: int, max_rejects: float, limits: Limits, attribute_where: dict[str, str]
+) -> None:
+    for name, value in {"items_per_shard": items_per_shard, "max_side": max_side}.items():
+        if value < 1:
+            raise UserError(f"{name} is {value}; expected at least 1")
+    if not 0 <= max_rejects <= 1:
+        raise UserError(f"max_rejects is {max_rejects:g}; expected a share from 0 (no reject) to 1 (any number)")
+    for name, limit in dataclasses.asdict(limits).items():
+        if limit <= 0:
+            raise UserError(f"the limit of a picture's {name} is {limit:g}; expected more than 0")
+    for name, where in attribute_where.items():
+        if where not in WHERE:
+            raise UserError(f"attribute_where: {name!r} is {where!r}; expected one of {', '.join(WHERE)}")
 
 
-def _normalised(
-    numbered: Iterator[_Numbered], workers: int, max_side: int
-) -> Iterator[tuple[_Numbered, NormalisedImage | str | None]]:
-    """Decode in `workers` processes; order is kept and the number of pictures in flight is bounded."""
-    chunks = iter(lambda: list(itertools.islice(numbered, CHUNK)), [])
-    if workers == 1:
-        for chunk in chunks:
-            yield from zip(chunk, normalise_extents([n.extent for n in chunk], max_side), strict=True)
+def _task(row: Row, root: ImageRoot | None) -> _Task:
+    if row.same_as is not None or root is None or not row.item.image:
+        return _Task(row)
+    try:
+        return _Task(row, locate(root, row.item.image))
+    except ImageRejected as rejected:
+        return _Task(row, reason=str(rejected))
+
+
+def _normalised(rows: Rows, root: ImageRoot | None, pool: PicturePool) -> Iterator[tuple[_Task, Result]]:
+    """The pictures of all rows, in order; the number of them in flight is bounded."""
+    tasks = (_task(row, root) for row in rows)
+    in_flight: deque[tuple[list[_Task], Future[list[Result]]]] = deque()
+    while True:
+        chunk = list(itertools.islice(tasks, CHUNK))
+        if chunk:
+            in_flight.append((chunk, pool.submit([task.place for task in chunk])))
+        if in_flight and (not chunk or len(in_flight) >= 3 * pool.workers):
+            waited, future = in_flight.popleft()
+            yield from zip(waited, pool.results([task.place for task in waited], future), strict=True)
+        if not chunk and not in_flight:
+            return
+
+
+def _write_parts(
+    results: Iterable[tuple[_Task, Result]], building: Building, before: Part, items_per_shard: int, max_rejects: float
+) -> Part:
+    """Write what the rows became and commit each part that is full, and the last one; return its commit."""
+    part = dataclasses.replace(before, number=before.number + 1, files={})
+    writer = PartWriter(building, part.number, part.items)
+    try:
+        for task, picture in results:
+            part = _add(writer, part, task, picture)
+            if part.named >= REJECTS_MIN_ROWS and part.rejected > max_rejects * part.named:
+                writer.flush()
+                _check_rejects(building, part, max_rejects)
+            if writer.num_items == items_per_shard:
+                building.commit(part, writer.close())
+                part = dataclasses.replace(part, number=part.number + 1)
+                writer = PartWriter(building, part.number, part.items)
+    finally:
+        files = writer.close()
+    part = dataclasses.replace(part, last=True)
+    building.commit(part, files)
+    return part
+
+
+def _add(writer: PartWriter, part: Part, task: _Task, picture: Result) -> Part:
+    """Write one row and return the counts with it."""
+    row = task.row
+    part = dataclasses.replace(part, rows=row.number, digest=row.digest.hex())
+    if row.same_as is not None:
+        writer.repeated(row)
+        writer.quarantine(row, f"same item id as row {row.same_as}")
+        return dataclasses.replace(part, repeated=part.repeated + 1, quarantined=part.quarantined + 1)
+    reason = picture if isinstance(picture, str) else task.reason
+    found = picture if isinstance(picture, NormalisedImage) else None
+    title = row.item.title if row.item.title.strip() else ""
+    usable = bool(title or found)
+    if not usable:
+        no_image = "no image root was given" if row.item.image else "no image named"
+        writer.quarantine(row, f"neither title nor usable image ({reason or no_image})")
+    elif reason:
+        writer.quarantine(row, reason)
+    if usable:
+        writer.add(row, title, found)
+    return dataclasses.replace(
+        part,
+        items=part.items + usable,
+        with_image=part.with_image + bool(found),
+        named=part.named + bool(task.place or task.reason),
+        rejected=part.rejected + bool(reason),
+        quarantined=part.quarantined + (bool(reason) or not usable),
+    )
+
+
+def _check_rejects(building: Building, part: Part, max_rejects: float) -> None:
+    if part.rejected <= max_rejects * part.named:
         return
-    in_flight: deque[tuple[list[_Numbered], Future[list[NormalisedImage | str | None]]]] = deque()
-    # Not fork: the caller may hold threads (Arrow, DuckDB, a progress bar) whose locks a forked child would inherit.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("forkserver")) as pool:
-        for chunk in chunks:
-            in_flight.append((chunk, pool.submit(normalise_extents, [n.extent for n in chunk], max_side)))
-            if len(in_flight) >= 3 * workers:
-                done, future = in_flight.popleft()
-                yield from zip(done, future.result(), strict=True)
-        while in_flight:
-            done, future = in_flight.popleft()
-            yield from zip(done, future.result(), strict=True)
+    listed = building.path / QUARANTINE_FILE
+    with listed.open("w", encoding="utf-8") as file:
+        file.writelines(building.lines(QUARANTINE_FILE))
+    often = ", ".join(f"{count} x {reason}" for reason, count in building.reasons().most_common(3))
+    raise UserError(
+        f"{part.rejected} of the {part.named} rows that name a picture were rejected "
+        f"({part.rejected / part.named:.1%}; --max-rejects is {max_rejects:g}): {often}; all are listed in {listed}; "
+        "mend the pictures and build again with --restart, or give a higher --max-rejects (1 = any number) to go on"
+    )
 
 
-class _Writer:
-    """The shards, the index and the quarantine of one build, item by item."""
-
-    def __init__(self, folder: Path, items_per_shard: int):
-        # Here and not above: webdataset imports torch, a second that no other command should wait for.
-        from webdataset.writer import TarWriter
-
-        self._tar_writer = TarWriter
-        self.summary = BuildSummary()
-        self.fingerprint = Fingerprint()
-        self._folder, self._items_per_shard = folder, items_per_shard
-        self._rows: list[dict[str, Any]] = []
-        self._dali: list[str] = []
-        self._tar: Any = None
-        self._index = pa.ipc.new_file(str(folder / INDEX_FILE), INDEX_SCHEMA)
-        self._quarantine = (folder / QUARANTINE_FILE).open("w", encoding="utf-8")
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._end_shard()
-        self._index.close()
-        self._quarantine.close()
-
-    def quarantine(self, row: int, item: Item, reason: str) -> None:
-        """Write why this row was dropped or has no picture."""
-        line = {"row": row, "item_id": item.item_id, "image": item.image, "reason": reason}
-        self._quarantine.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self.summary.quarantined += 1
-        self.summary.reasons[re.sub(r"\d+", "N", reason)] += 1
-
-    def add(self, numbered: _Numbered, picture: NormalisedImage | str | None) -> None:
-        """Write one item; `picture` is a reason in words where the picture was rejected."""
-        item = numbered.item
-        reason = picture if isinstance(picture, str) else numbered.reason
-        jpeg = picture.jpeg if isinstance(picture, NormalisedImage) else b""
-        title = item.title if item.title.strip() else ""
-        if not title and not jpeg:
-            self.quarantine(numbered.row, item, f"neither title nor usable image ({reason or 'no image named'})")
-            return
-        if reason:
-            self.quarantine(numbered.row, item, reason)
-        number = self.summary.items
-        if self._tar is None:
-            self._tar = self._tar_writer(
-                str(self._folder / shard_file(number // self._items_per_shard)), encoder=False, mtime=0
-            )
-        record = {"title": title, "category": item.category, "attributes": item.attributes, "item_id": item.item_id}
-        offset = self._write_members(f"{number:09d}", json.dumps(record, ensure_ascii=False).encode(), jpeg)
-        crc32 = zlib.crc32(jpeg)
-        self._rows.append(
-            {
-                "item_id": item.item_id,
-                "title": title,
-                "category": item.category,
-                "attributes": json.dumps(item.attributes, ensure_ascii=False, sort_keys=True),
-                "split": split_of(item.item_id),
-                "shard": number // self._items_per_shard,
-                "offset": offset,
-                "size": len(jpeg),
-                "crc32": crc32,
-                "width": picture.width if isinstance(picture, NormalisedImage) else 0,
-                "height": picture.height if isinstance(picture, NormalisedImage) else 0,
-            }
-        )
-        self.fingerprint.add(item.item_id, title, crc32)
-        self.summary.items += 1
-        self.summary.with_image += bool(jpeg)
-        if self.summary.items % self._items_per_shard == 0:
-            self._end_shard()
-
-    def _write_members(self, key: str, record: bytes, jpeg: bytes) -> int:
-        """Write the sample's members, in the writer's order; return the JPEG's offset in the tar, -1 without one."""
-        members = {"json": record, "jpg": jpeg} if jpeg else {"json": record}
-        offset = int(self._tar.tarstream.offset)
-        # mtime=0 and short names: every member is one header block and its bytes, padded to whole blocks.
-        self._tar.write({"__key__": key, **members})
-        entries, offsets = [], {}
-        for suffix in sorted(members):
-            offsets[suffix] = offset + TAR_BLOCK
-            entries.append(f"{suffix} {offsets[suffix]} {len(members[suffix])} {key}.{suffix}")
-            offset = offsets[suffix] + -(-len(members[suffix]) // TAR_BLOCK) * TAR_BLOCK
-        assert offset == self._tar.tarstream.offset, "the tar writer laid members out in another way"
-        self._dali.append(" ".join(entries))
-        return offsets.get("jpg", -1)
-
-    def _end_shard(self) -> None:
-        if self._tar is None:
-            return
-        self._tar.close()
-        shard = self._rows[0]["shard"]
-        lines = [f"v1.2 {len(self._dali)}", *self._dali]
-        (self._folder / shard_file(shard, "idx")).write_text("\n".join(lines) + "\n", "utf-8")
-        columns = {name: [row[name] for row in self._rows] for name in INDEX_SCHEMA.names}
-        self._index.write_batch(pa.record_batch(columns, schema=INDEX_SCHEMA))
-        self._tar, self._rows, self._dali = None, [], []
+def _finish(building: Building, summary: BuildSummary, meta: dict[str, Any]) -> None:
+    """Write what is made of all parts, and give the catalogue its name."""
+    with (building.catalog / QUARANTINE_FILE).open("w", encoding="utf-8") as file:
+        file.writelines(building.lines(QUARANTINE_FILE))
+    files = [building.part_file(part.number, "arrow") for part in building.parts]
+    batches = (pa.ipc.open_file(pa.memory_map(str(file))).get_batch(0) for file in files if file.exists())
+    index = write_index(building.catalog, summary.items, batches, building.lines(REPEATED_FILE))
+    summary.same_picture = index.same_picture
+    counts = {
+        "version": VERSION,
+        "items": summary.items,
+        "with_image": summary.with_image,
+        "without_image": summary.items - summary.with_image,
+        "quarantined": summary.quarantined,
+        "repeated_item_ids": summary.repeated,
+        "same_pictures": summary.same_picture,
+        "fingerprint": index.fingerprint,
+    }
+    (building.catalog / CATALOG_FILE).write_text(
+        json.dumps({**counts, **meta}, ensure_ascii=False, indent=2) + "\n", "utf-8"
+    )
+    building.publish()

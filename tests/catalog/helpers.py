@@ -60,7 +60,7 @@ def items_of(count: int) -> list[Item]:
 
 
 def small_catalog(folder: Path, items: list[Item], images: Path | None = None, **options: Any) -> Catalog:
-    build_catalog(items, images, folder, workers=1, progress=False, **options)
+    build_catalog(items, images, folder, workers=1, progress=False, **{"max_rejects": 1.0, **options})
     return Catalog(folder)
 
 
