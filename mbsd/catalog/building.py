@@ -30,9 +30,9 @@ GO_ON = "give the same options and source to go on with it, or --restart to begi
 READ_BYTES = 2**20
 
 
-@dataclass(frozen=True)
+@dataclass
 class Part:
-    """The commit of a part. Counts are of the whole build up to its end.
+    """The commit of a part, also while it is being written. Counts are of the whole build up to its end.
 
     Attributes:
         number: of the part, which is its shard's.
@@ -106,9 +106,8 @@ class Building:
         return self.path / "parts" / f"{number:06d}.{suffix}"
 
     def commit(self, part: Part, files: list[Path]) -> None:
-        """Make a part count, whose files are all written."""
-        sums = {str(file.relative_to(self.path)): list(_size_and_crc32(file)) for file in files}
-        part = dataclasses.replace(part, files=sums)
+        """Make a part count, whose files are all written, and set its `files`."""
+        part.files = {str(file.relative_to(self.path)): list(_size_and_crc32(file)) for file in files}
         aside = self.part_file(part.number, "json.aside")
         aside.write_text(_json(dataclasses.asdict(part)), "utf-8")
         aside.rename(self.part_file(part.number, "json"))

@@ -9,7 +9,7 @@ import glob
 import os
 import stat
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
@@ -172,11 +172,15 @@ def _names(image: str) -> tuple[str, ...]:
         candidates = [f"{url.netloc}/{path}", path]
     else:
         candidates = [image]
-    for name in candidates:
-        if "\0" in name:
-            raise ImageRejected("its name holds a zero byte")
-        if name.startswith("/"):
-            raise ImageRejected("an absolute path; images are named below the image root")
-        if ".." in PurePosixPath(name).parts:
-            raise ImageRejected("leads out of the image root by '..'")
-    return tuple(str(PurePosixPath(name)) for name in candidates if name)
+    return tuple(_normal(name) for name in candidates if name)
+
+
+def _normal(name: str) -> str:
+    if "\0" in name:
+        raise ImageRejected("its name holds a zero byte")
+    if name.startswith("/"):
+        raise ImageRejected("an absolute path; images are named below the image root")
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise ImageRejected("leads out of the image root by '..'")
+    return "/".join(parts) or "."

@@ -204,52 +204,53 @@ def _write_parts(
     results: Iterable[tuple[_Task, Result]], building: Building, before: Part, items_per_shard: int, max_rejects: float
 ) -> Part:
     """Write what the rows became and commit each part that is full, and the last one; return its commit."""
-    part = dataclasses.replace(before, number=before.number + 1, files={})
+    part = dataclasses.replace(before, number=before.number + 1)
     writer = PartWriter(building, part.number, part.items)
+    digest = b""
     try:
         for task, picture in results:
-            part = _add(writer, part, task, picture)
+            _add(writer, part, task, picture)
+            digest = task.row.digest
             if part.named >= REJECTS_MIN_ROWS and part.rejected > max_rejects * part.named:
                 writer.flush()
                 _check_rejects(building, part, max_rejects)
             if writer.num_items == items_per_shard:
+                part.digest = digest.hex()
                 building.commit(part, writer.close())
                 part = dataclasses.replace(part, number=part.number + 1)
                 writer = PartWriter(building, part.number, part.items)
     finally:
         files = writer.close()
-    part = dataclasses.replace(part, last=True)
+    part.digest, part.last = digest.hex() or before.digest, True
     building.commit(part, files)
     return part
 
 
-def _add(writer: PartWriter, part: Part, task: _Task, picture: Result) -> Part:
-    """Write one row and return the counts with it."""
+def _add(writer: PartWriter, part: Part, task: _Task, picture: Result) -> None:
+    """Write what one row became, and count it."""
     row = task.row
-    part = dataclasses.replace(part, rows=row.number, digest=row.digest.hex())
+    part.rows = row.number
     if row.same_as is not None:
+        part.repeated += 1
+        part.quarantined += 1
         writer.repeated(row)
         writer.quarantine(row, f"same item id as row {row.same_as}")
-        return dataclasses.replace(part, repeated=part.repeated + 1, quarantined=part.quarantined + 1)
+        return
     reason = picture if isinstance(picture, str) else task.reason
+    part.named += bool(task.place or reason)
+    part.rejected += bool(reason)
     found = picture if isinstance(picture, NormalisedImage) else None
     title = row.item.title if row.item.title.strip() else ""
-    usable = bool(title or found)
-    if not usable:
+    if not title and not found:
         no_image = "no image root was given" if row.item.image else "no image named"
-        writer.quarantine(row, f"neither title nor usable image ({reason or no_image})")
-    elif reason:
-        writer.quarantine(row, reason)
-    if usable:
+        reason = f"neither title nor usable image ({reason or no_image})"
+    else:
+        part.items += 1
+        part.with_image += bool(found)
         writer.add(row, title, found)
-    return dataclasses.replace(
-        part,
-        items=part.items + usable,
-        with_image=part.with_image + bool(found),
-        named=part.named + bool(task.place or task.reason),
-        rejected=part.rejected + bool(reason),
-        quarantined=part.quarantined + (bool(reason) or not usable),
-    )
+    if reason:
+        part.quarantined += 1
+        writer.quarantine(row, reason)
 
 
 def _check_rejects(building: Building, part: Part, max_rejects: float) -> None:

@@ -33,11 +33,12 @@ def _digests(folder: Path) -> dict[str, str]:
 
 def test_same_bytes_for_any_number_of_workers(tmp_path: Path, images: Path) -> None:
     items = [*items_of(COUNT), Item("gone", "no picture", "none.jpg"), Item("id-3", "again", "003.jpg")]
+    items.insert(40, Item("id-4", "again", "004.jpg"))
     for workers in (1, 2):
         build_catalog(items, images, tmp_path / str(workers), workers=workers, items_per_shard=20, progress=False)
     build_catalog(items, images, tmp_path / "again", workers=1, items_per_shard=20, progress=False)
     first = _digests(tmp_path / "1")
-    assert len(first) == 3 + 2 * 5
+    assert len(first) == 4 + 5 + 2 * 5  # texts and index, numbers, shards
     assert first == _digests(tmp_path / "2") == _digests(tmp_path / "again")
 
 
@@ -56,6 +57,7 @@ def test_random_access(tmp_path: Path, images: Path) -> None:
         )
         assert record.attributes == items[number].attributes and record.split == split_of(record.item_id)
         assert catalog.title(number) == record.title and catalog.item_number(record.item_id) == number
+        assert catalog[number] == (record, data)
     assert catalog.item_number("nobody") is None
     with pytest.raises(IndexError):
         catalog.record(COUNT)
@@ -108,7 +110,7 @@ def test_missing_pictures_are_kept_as_text(tmp_path: Path, images: Path) -> None
         Item("a", "again", "good.jpg"),
         Item("f", "  ", ""),
     ]
-    summary = build_catalog(items, tmp_path / "images", tmp_path / "c", workers=1, progress=False)
+    summary = build_catalog(items, tmp_path / "images", tmp_path / "c", workers=1, progress=False, max_rejects=1)
     catalog = Catalog(tmp_path / "c")
     assert [catalog.record(i).item_id for i in range(len(catalog))] == ["a", "c", "d", "e"]
     assert [catalog.has_image(i) for i in range(4)] == [False, False, False, True]
@@ -243,7 +245,7 @@ def test_users_mistakes(tmp_path: Path, images: Path) -> None:
     with pytest.raises(UserError, match="an empty catalogue: no rows"):
         build_catalog([], images, tmp_path / "c", progress=False)
     with pytest.raises(UserError, match="an empty catalogue: 1 rows, none usable"):
-        build_catalog([Item("a", "", "none.jpg")], images, tmp_path / "c", workers=1, progress=False)
+        small_catalog(tmp_path / "c", [Item("a", "", "none.jpg")], images)
     assert list(tmp_path.iterdir()) == []  # neither a catalogue nor a half of one
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").write_text("mine")
@@ -262,7 +264,7 @@ def test_users_mistakes(tmp_path: Path, images: Path) -> None:
     catalog = small_catalog(tmp_path / "old", items_of(1), images)
     meta = {**catalog.meta, "version": 99}
     (tmp_path / "old/catalog.json").write_text(json.dumps(meta))
-    with pytest.raises(UserError, match="version 99, this program reads version 1"):
+    with pytest.raises(UserError, match="version 99, this program reads version 2"):
         Catalog(tmp_path / "old")
 
 
