@@ -67,7 +67,7 @@ def _members(number: int, path: str) -> Iterator[tuple[str, int, int, int, str]]
                 else:
                     yield name, number, 0, 0, "not a regular file"
     except (tarfile.TarError, OSError) as error:
-        raise UserError(f"image root {path}: not an uncompressed tar file ({error})") from None
+        raise UserError(f"image root {path}: not an uncompressed tar file, or cut short ({error})") from None
 
 
 def _is_text(name: str) -> bool:

@@ -39,6 +39,7 @@ __all__ = ["BuildSummary", "Catalog", "CorruptRecord", "Limits", "Record", "buil
 
 CHUNK = 32  # pictures a task: large enough to hide the cost of a task, small enough to keep workers level
 REJECTS_MIN_ROWS = 1000  # rows that name a picture, before their share of rejects says anything about the rest
+SAME_ID = "same item id"
 
 
 @dataclass
@@ -234,7 +235,7 @@ def _add(writer: PartWriter, part: Part, task: _Task, picture: Result) -> None:
         part.repeated += 1
         part.quarantined += 1
         writer.repeated(row)
-        writer.quarantine(row, f"same item id as row {row.same_as}")
+        writer.quarantine(row, f"{SAME_ID} as row {row.same_as}")
         return
     reason = picture if isinstance(picture, str) else task.reason
     part.named += bool(task.place or reason)
@@ -259,7 +260,8 @@ def _check_rejects(building: Building, part: Part, max_rejects: float) -> None:
     listed = building.path / QUARANTINE_FILE
     with listed.open("w", encoding="utf-8") as file:
         file.writelines(building.lines(QUARANTINE_FILE))
-    often = ", ".join(f"{count} x {reason}" for reason, count in building.reasons().most_common(3))
+    reasons = [(reason, count) for reason, count in building.reasons().most_common() if SAME_ID not in reason]
+    often = ", ".join(f"{count} x {reason}" for reason, count in reasons[:3])
     raise UserError(
         f"{part.rejected} of the {part.named} rows that name a picture were rejected "
         f"({part.rejected / part.named:.1%}; --max-rejects is {max_rejects:g}): {often}; all are listed in {listed}; "
