@@ -210,6 +210,31 @@ def export(
         print(f"{out}/model.onnx: largest difference from torch: {views}")
 
 
+@app.command("plan", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def plan(
+    context: typer.Context,
+    config: Annotated[Path, typer.Option(help="YAML of a training run; --section.key VALUE overrides it.")],
+    gpu: Annotated[str, typer.Option(help="v100-32g, a100-40g, a100-80g, h100-80g or h200-141g.")],
+    gpus: Annotated[int, typer.Option(help="Of all nodes together.")] = 1,
+    nodes: Annotated[int | None, typer.Option(help="Without: eight GPUs to a node.")] = None,
+    deepspeed_config: Annotated[
+        Path | None, typer.Option("--deepspeed_config", help="Without: the paper's batch, the largest micro-batch.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="Of the training split; without: the catalogue's.")] = None,
+    title_tokens: Annotated[int, typer.Option(help="Mean of a title.")] = 30,
+    query_tokens: Annotated[int, typer.Option(help="Mean of a query.")] = 8,
+    network_gbit: Annotated[float, typer.Option(help="Of a node, in one direction.")] = 100.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers there.")] = None,
+) -> None:
+    """Memory, FLOPs, step time, communication and days of a run on named GPUs, and which knob to turn."""
+    from mbsd.plan.command import plan_run
+
+    plan_run(
+        config, deepspeed_config, context.args, gpu=gpu, gpus=gpus, nodes=nodes, samples=samples,
+        title_tokens=title_tokens, query_tokens=query_tokens, network_gbit=network_gbit, json_file=json_file,
+    )  # fmt: skip
+
+
 @app.command("demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("runs/demo"),

@@ -35,8 +35,14 @@ DEEPSPEED_SYNONYMS = {
 }  # fmt: skip
 
 
-def parse(config_class: type[C], argv: Sequence[str] | None = None) -> tuple[C, dict[str, Any]]:
+def parse(
+    config_class: type[C], argv: Sequence[str] | None = None, *, ds_default: dict[str, Any] | None = None
+) -> tuple[C, dict[str, Any]]:
     """Read `--config X.yaml --deepspeed_config Y.json --section.key VALUE …` into a checked config and the JSON.
+
+    Args:
+        argv: default: the process's own.
+        ds_default: what stands for the JSON where none is named; None: one must be named.
 
     Raises:
         UserError: an unknown key, a value of the wrong type, a contradiction, or a fact that both files state.
@@ -44,11 +50,11 @@ def parse(config_class: type[C], argv: Sequence[str] | None = None) -> tuple[C, 
     with _on_every_rank():
         namespace = _parse(config_class, argv, with_deepspeed=True)
         path = namespace.pop("deepspeed_config")
-        if path is None:
+        if path is None and ds_default is None:
             raise UserError("--deepspeed_config is missing: name DeepSpeed's JSON, say ds_configs/cpu_stage1.json")
         config: C = _instantiate(config_class, namespace)
         config.check()
-        ds_config = _read_json(Path(path))
+        ds_config = _read_json(Path(path)) if path is not None else dict(ds_default or {})
         _refuse_shared_facts(config, ds_config, str(path))
     return config, ds_config
 

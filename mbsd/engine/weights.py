@@ -73,7 +73,7 @@ def start_model(
         model = load_model(model_class, config.run.init_from, config.data, _behaviour(config.model, num_labels))
         _refuse_other_sizes(config.model, model.config, config.run.init_from)
     elif config.model.backbone is not None:
-        wanted = _fresh_config(config, num_labels, vocab_size=len(tokenizer))
+        wanted = fresh_config(config, num_labels, vocab_size=len(tokenizer))
         mbsd_config, bert = load_backbone(wanted, config.model.backbone)
         model = model_class(mbsd_config)
         copy_backbone(model.mbsd, bert)
@@ -81,7 +81,7 @@ def start_model(
             model.copy_word_head(bert)
     else:
         # A multiple of 8 keeps the vocabulary projection on the tensor cores.
-        model = model_class(_fresh_config(config, num_labels, vocab_size=-(-len(tokenizer) // 8) * 8))
+        model = model_class(fresh_config(config, num_labels, vocab_size=-(-len(tokenizer) // 8) * 8))
     _refuse_wide_tokenizer(tokenizer, model.config, config.run.init_from or config.model.backbone or "")
     if config.data.max_text_tokens > model.config.max_position_embeddings:
         raise UserError(
@@ -137,7 +137,8 @@ def _behaviour(model: ModelConfig, num_labels: int) -> dict[str, Any]:
     }
 
 
-def _fresh_config(config: BaseConfig, num_labels: int, vocab_size: int) -> MbsdConfig:
+def fresh_config(config: BaseConfig, num_labels: int, vocab_size: int) -> MbsdConfig:
+    """The sizes and behaviour that the run's own settings give a model that is drawn."""
     sizes = {name: getattr(config.model, name) for name in SIZES}
     if config.model.patchify == "linear":
         side = 1

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import torch
 
-from mbsd.batch import Batch
+from mbsd.batch import Batch, Views
 from mbsd.model.mbsd import MbsdConfig
 
 # Dense half-precision matmul peaks of the data sheets, in FLOP/s.
@@ -14,20 +15,31 @@ PEAK_FLOPS = {"V100": 125e12, "A100": 312e12, "H100": 989e12, "H200": 989e12}
 
 
 def training_flops(config: MbsdConfig, batch: Batch) -> float:
-    """Matmul FLOPs of the encoder and patchify for one forward and backward of a micro-batch.
+    """Matmul FLOPs of the encoder and patchify for one forward and backward of a micro-batch; see `model_flops`."""
+    return model_flops(config, batch.views.lengths, batch.images.shape[0])
 
-    6 x (encoder weights) x (real tokens of all views) + 12 x layers x D x (sum over sequences of length^2)
+
+def model_flops(config: MbsdConfig, lengths: Sequence[int], images: int) -> float:
+    """Matmul FLOPs of one forward and backward over sequences of these lengths and so many images.
+
+    6 x (encoder weights) x (tokens) + 12 x layers x D x (sum over sequences of length^2)
     + 6 x (patchify multiplications of each image). Heads and embeddings are left out: they are small beside it.
     """
     width, layers = config.hidden_size, config.num_hidden_layers
     encoder_weights = layers * (4 * width * width + 2 * width * config.intermediate_size)
-    squares = sum(length * length for length in batch.views.lengths)
+    squares = sum(length * length for length in lengths)
     channels, side, patchify = (3, *config.patchify_channels, width), config.image_size, 0
     for index, stride in enumerate(config.patchify_strides):
         side //= stride
         patchify += channels[index] * channels[index + 1] * stride * stride * side * side
-    tokens = 6.0 * encoder_weights * batch.num_tokens
-    return tokens + 12.0 * layers * width * squares + 6.0 * patchify * batch.images.shape[0]
+    return 6.0 * encoder_weights * sum(lengths) + 12.0 * layers * width * squares + 6.0 * patchify * images
+
+
+def padded_lengths(views: Views) -> list[int]:
+    """The lengths of the same sequences where each view is a forward of its own, padded to its longest."""
+    each = len(views.lengths) // len(views.names)
+    of_view = [views.lengths[start : start + each] for start in range(0, len(views.lengths), each)]
+    return [max(lengths) for lengths in of_view for _ in lengths]
 
 
 class Throughput:

@@ -1,0 +1,68 @@
+"""The GPUs that `mbsd plan` knows, from NVIDIA's data sheets.
+
+Tensor-core and float32 peaks (dense), memory bandwidth and NVLink of the SXM form; NVLink is given there as the sum of
+both directions, here one.
+
+- V100: "NVIDIA V100 Tensor Core GPU" data sheet, January 2020 (SXM2: 125 and 15.7 TFLOPS, 900 GB/s, 300 GB/s).
+- A100: "NVIDIA A100 Tensor Core GPU" data sheet, June 2021 (SXM4: 312 and 19.5 TFLOPS; 1,555 GB/s with 40 GB, 2,039
+  with 80 GB; 600 GB/s).
+- H100: "NVIDIA H100 Tensor Core GPU" data sheet (SXM5: 1,979 TFLOPS with sparsity, so 989 dense; 67; 3.35 TB/s;
+  900 GB/s).
+- H200: "NVIDIA H200 Tensor Core GPU" data sheet (SXM5: as H100, 141 GB at 4.8 TB/s).
+
+The memory is what nvidia-smi shows as a board's total.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mbsd.errors import UserError
+from mbsd.metrics.throughput import PEAK_FLOPS
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One board.
+
+    Attributes:
+        half_flops: peak of fp16 (and bf16 where it has it) matrix products, FLOP/s.
+        single_flops: peak of float32 outside the tensor cores, FLOP/s.
+        memory: bytes.
+        bandwidth: of its memory, bytes/s.
+        nvlink: to the other GPUs of a node, bytes/s in one direction.
+        bf16: whether its tensor cores know bf16.
+    """
+
+    name: str
+    half_flops: float
+    single_flops: float
+    memory: int
+    bandwidth: float
+    nvlink: float
+    bf16: bool = True
+
+
+GPUS = {
+    "v100-32g": Gpu("V100-SXM2-32GB", PEAK_FLOPS["V100"], 15.7e12, 32510 * MIB, 900e9, 150e9, bf16=False),
+    "a100-40g": Gpu("A100-SXM4-40GB", PEAK_FLOPS["A100"], 19.5e12, 40960 * MIB, 1555e9, 300e9),
+    "a100-80g": Gpu("A100-SXM4-80GB", PEAK_FLOPS["A100"], 19.5e12, 81920 * MIB, 2039e9, 300e9),
+    "h100-80g": Gpu("H100-SXM5-80GB", PEAK_FLOPS["H100"], 67e12, 81559 * MIB, 3350e9, 450e9),
+    "h200-141g": Gpu("H200-SXM5-141GB", PEAK_FLOPS["H200"], 67e12, 143771 * MIB, 4800e9, 450e9),
+}
+
+
+def find_gpu(name: str) -> Gpu:
+    """The GPU of a name such as v100-32g, or of the beginning of exactly one.
+
+    Raises:
+        UserError: an unknown name, or the beginning of several.
+    """
+    found = [gpu for key, gpu in GPUS.items() if key == name.lower()] or [
+        gpu for key, gpu in GPUS.items() if key.startswith(name.lower())
+    ]
+    if len(found) != 1:
+        raise UserError(f"--gpu {name}: expected one of {', '.join(GPUS)}")
+    return found[0]
