@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -29,18 +30,35 @@ class UserError(Exception):
 
 
 def exits_cleanly(command: Callable[P, R]) -> Callable[P, R]:
-    """Wrap a command's entry point: a `UserError` becomes one line on stderr and exit code 2."""
+    """Wrap a command's entry point: a `UserError` becomes one line on stderr and exit code 2.
+
+    Whatever concerns one rank of several begins with its number and host, a traceback too.
+    """
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return command(*args, **kwargs)
         except UserError as error:
-            rank = int(os.environ.get("RANK", "0"))
-            if rank == 0:
+            if error.shared and _rank() == 0 or _who() is None:
                 print(f"error: {error}", file=sys.stderr, flush=True)
             elif not error.shared:
-                print(f"error on rank {rank}: {error}", file=sys.stderr, flush=True)
+                print(f"{_who()}: error: {error}", file=sys.stderr, flush=True)
             sys.exit(EXIT_USER_ERROR)
+        except Exception as error:
+            if (who := _who()) is not None:
+                print(f"{who}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            raise
 
     return wrapped
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _who() -> str | None:
+    """`rank 3 on node17`; None where this process is the only one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    return f"rank {_rank()} on {platform.node()}"

@@ -40,7 +40,8 @@ from mbsd.engine.health import DivergedError
 from mbsd.engine.loop import train
 from mbsd.engine.preempt import stop_requests
 from mbsd.engine.scoring import score
-from mbsd.engine.steps import ClassificationStep, MaskedStep, MatchingStep
+from mbsd.engine.showcase import Showcase
+from mbsd.engine.steps import ClassificationStep, MaskedStep, MatchingStep, Validation
 from mbsd.engine.watchdog import Watchdog
 from mbsd.engine.weights import load_model, start_model, start_tokenizer
 from mbsd.errors import UserError
@@ -48,7 +49,7 @@ from mbsd.metrics.throughput import Throughput
 from mbsd.metrics.writer import MetricsWriter, say
 from mbsd.model.heads import MbsdForClassification, MbsdForMaskedModelling, MbsdForMatching
 from mbsd.model.mbsd import MbsdConfig
-from mbsd.run_folder import DONE, packages, say_how_it_ended, write_run_folder
+from mbsd.run_folder import DONE, packages, run_settings, say_how_it_ended, say_start, write_run_folder
 from mbsd.tasks import attributes
 
 
@@ -177,12 +178,14 @@ def _training(
             corrupt=corrupt,
         )
 
-        def validate() -> dict[str, float]:
+        def validate() -> Validation:
             batches = _eval_batches(
                 held_out, validation_builder, config.data, place, sizes.micro_batch, run.validate_samples, corrupt
             )
-            values: dict[str, float] = step.validate(watchdog.over(batches), place.device)
-            return values
+            held: Validation = step.validate(watchdog.over(batches), place.device)
+            return held
+
+        showcase = Showcase(held_out, validation_builder, catalog, run.validate_samples, place.device)
 
         identity = {
             "catalogue": catalog.fingerprint,
@@ -225,15 +228,26 @@ def _training(
         if found is not None:
             other = found.facts["world_size"] != place.world_size
             origin = f"resuming {found.folder}" + (f" of {found.facts['world_size']} ranks" if other else "")
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        _say(
-            place,
-            f"{folder}: {origin}; steps {start_step + 1}-{total_steps} of {sizes.global_batch} samples "
-            f"({place.world_size} ranks x {sizes.accumulation} x {sizes.micro_batch}), {len(samples)} samples, "
-            f"{parameters / 1e6:.1f} M parameters, {engine.optimizer_name() or resolved['optimizer']['type']}, "
-            f"ZeRO-{engine.zero_optimization_stage()}, {_precision(resolved)}; checkpoints in {storage}",
-        )
-        with MetricsWriter(folder, start_step=start_step, total_steps=total_steps, enabled=place.is_first) as writer:
+        if place.is_first:
+            say_start(
+                folder,
+                config,
+                resolved,
+                sizes,
+                model,
+                origin=origin,
+                steps=(start_step + 1, total_steps),
+                samples=(len(samples), len(held_out)),
+                world_size=place.world_size,
+                storage=str(storage),
+            )
+        with MetricsWriter(
+            folder,
+            start_step=start_step,
+            total_steps=total_steps,
+            enabled=place.is_first,
+            settings=run_settings(config, resolved),
+        ) as writer:
             try:
                 stop = train(
                     engine,
@@ -246,6 +260,7 @@ def _training(
                     writer=writer,
                     throughput=Throughput(model.config, place.world_size, place.device),
                     validate=validate,
+                    show=lambda at, last: showcase.show(step, writer.board, at, last=last),
                     save=lambda at: checkpoints.save(at, loader.state_dict()),
                     check_saves=checkpoints.check,
                     check_images=corrupt.check,
@@ -328,10 +343,6 @@ def _eval_batches(
 def _shape(model: MbsdConfig) -> dict[str, Any]:
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "image_size", "image_cls")
     return {name: getattr(model, name) for name in names} | {"patchify_strides": list(model.patchify_strides)}
-
-
-def _precision(resolved: dict[str, Any]) -> str:
-    return next((name for name in ("fp16", "bf16") if resolved.get(name, {}).get("enabled")), "fp32")
 
 
 def _quiet_libraries() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import importlib.metadata
 import json
 import platform
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ import torch
 
 from mbsd.config import BaseConfig, to_yaml
 from mbsd.distributed import Place, gather_objects
+from mbsd.engine.build import BatchSizes, precision
 from mbsd.engine.preempt import Stop
-from mbsd.metrics.writer import say
+from mbsd.metrics.progress import say, say_block
 
 DONE, PREEMPTED = "DONE", "PREEMPTED"  # finished; left early and well
 
@@ -37,6 +40,72 @@ def write_run_folder(config: BaseConfig, resolved: dict[str, Any], folder: Path,
     (folder / "config.yaml").write_text(to_yaml(config))
     (folder / "ds_config.json").write_text(json.dumps(resolved, indent=1) + "\n")
     (folder / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
+
+
+def say_start(
+    folder: Path,
+    config: BaseConfig,
+    resolved: dict[str, Any],
+    sizes: BatchSizes,
+    model: Any,
+    *,
+    origin: str,
+    steps: tuple[int, int],
+    samples: tuple[int, int],
+    world_size: int,
+    storage: str,
+) -> None:
+    """One block on the screen that says what this start of the run does.
+
+    Args:
+        model: with its MbsdConfig.
+        origin: where its weights come from.
+        steps: the first and the last one to be done.
+        samples: to train on, and held out.
+        storage: where checkpoints go.
+    """
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    shape = model.config
+    stage = (resolved.get("zero_optimization") or {}).get("stage", 0)
+    epochs = (steps[1] * sizes.global_batch) / samples[0]
+    optimizer = resolved["optimizer"]
+    rate = optimizer["params"].get("lr")
+    facts = {
+        "start": origin,
+        "steps": f"{steps[0]}-{steps[1]} of {sizes.global_batch} samples "
+        f"({world_size} ranks x {sizes.accumulation} x {sizes.micro_batch}): {epochs:.3g} epochs",
+        "data": f"{samples[0]:,} samples of {config.data.table or config.data.catalog}, {samples[1]:,} held out",
+        "model": f"{type(model).__name__}, {parameters / 1e6:.1f} M parameters: {shape.num_hidden_layers} layers of "
+        f"{shape.hidden_size}, {shape.vocab_size:,} words, {shape.num_patches} patches",
+        "training": f"{optimizer['type']}{f', lr {rate:g}' if rate else ''}, ZeRO-{stage}, {precision(resolved)}",
+        "checkpoints": f"every {config.run.save_every} steps in {storage}",
+        "watch": f"tensorboard --logdir {folder}, page #custom_scalars",
+    }
+    say_block(str(folder), facts)
+
+
+def run_settings(config: BaseConfig, resolved: dict[str, Any]) -> dict[str, bool | int | float | str]:
+    """What sets runs apart, by dotted name: all of the YAML's settings, and DeepSpeed's that change what is learned."""
+    settings = dict(_leaves(dataclasses.asdict(config), ""))
+    optimizer = resolved["optimizer"]
+    chosen = {
+        "train_batch_size": resolved["train_batch_size"],
+        "precision": precision(resolved),
+        "zero_stage": (resolved.get("zero_optimization") or {}).get("stage", 0),
+        "gradient_clipping": resolved.get("gradient_clipping", 0.0),
+        "optimizer": optimizer["type"],
+    }
+    return settings | chosen | dict(_leaves(optimizer["params"], "optimizer."))
+
+
+def _leaves(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, bool | int | float | str]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif isinstance(value, bool | int | float | str):
+            yield f"{prefix}{key}", value
+        elif value is not None:
+            yield f"{prefix}{key}", str(list(value))
 
 
 def packages() -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import random
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,9 @@ from mbsd.optim.zero import bind
 
 OPTIMIZERS = ("Lamb", "AdamW", "Adam")
 ONE_BIT = {"onebitlamb": "Lamb", "onebitadam": "AdamW", "zerooneadam": "AdamW"}
+# What DeepSpeed warns of at every start and what is meant to be so: its own LAMB would be none (see mbsd.optim), and a
+# schedule is asked for its rate before its first step.
+EXPECTED_WARNINGS = ("ZeRO with an untested optimizer", "learning rate from scheduler before it has started")
 DEFAULT_WARMUP = 0.1  # share of all steps (section 4.3)
 DEFAULT_LR = 2e-4
 
@@ -129,12 +133,18 @@ def _refuse_zero(ds_config: dict[str, Any]) -> None:
         )
 
 
+def precision(ds_config: dict[str, Any]) -> str:
+    """fp16, bf16 or fp32, as a DeepSpeed JSON says."""
+    return next((name for name in ("fp16", "bf16") if (ds_config.get(name) or {}).get("enabled")), "fp32")
+
+
 def build_engine(step: nn.Module, resolved: dict[str, Any]) -> Any:
     """The DeepSpeed engine around a training step.
 
     LAMB is ours, bound to ZeRO's slices; Adam and AdamW are DeepSpeed's own. Parameters without requires_grad (what
     no loss of this step reaches) are given to no optimizer.
     """
+    logging.getLogger("DeepSpeed").addFilter(_is_news)
     config = copy.deepcopy(resolved)
     named = [(name, parameter) for name, parameter in step.named_parameters() if parameter.requires_grad]
     if config["optimizer"]["type"] != "Lamb":
@@ -153,6 +163,10 @@ def build_engine(step: nn.Module, resolved: dict[str, Any]) -> Any:
     bind(optimizer, engine.optimizer)
     leave_overflows_to_us(engine)
     return engine
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not any(expected in record.getMessage() for expected in EXPECTED_WARNINGS)
 
 
 def lamb_of(engine: Any) -> Lamb | None:

@@ -15,6 +15,7 @@ from mbsd.distributed import Place
 from mbsd.engine.build import lamb_of, training_state
 from mbsd.engine.health import SkippedSteps, refuse_broken_weights, refuse_divergence
 from mbsd.engine.preempt import Stop, StopRequests
+from mbsd.engine.steps import Validation
 from mbsd.engine.watchdog import Watchdog
 from mbsd.metrics import trust_ratios
 from mbsd.metrics.throughput import Throughput
@@ -32,7 +33,8 @@ def train(
     samples_in_epoch: int,
     writer: MetricsWriter,
     throughput: Throughput,
-    validate: Callable[[], dict[str, float]],
+    validate: Callable[[], Validation],
+    show: Callable[[int, bool], None],
     save: Callable[[int], None],
     check_saves: Callable[[], None],
     check_images: Callable[[], int],
@@ -43,8 +45,9 @@ def train(
 
     A step is `gradient_accumulation_steps` micro-batches. `validate`, `save` and the checks are collective; a save is
     written behind the steps that follow, and `check_saves` raises where saves keep failing; `check_images` counts
-    damaged pictures and raises where they are too many. Losses are read from the
-    device every `run.log_every` steps and before a save only: nothing else in a step waits for it.
+    damaged pictures and raises where they are too many. `show(step, last)` draws for TensorBoard after a validation, on
+    rank 0. Losses are read from the device every `run.log_every` steps and before a save only: nothing else in a step
+    waits for it.
 
     Returns:
         None at the end; a Stop where a signal asked for one: the step is saved, its validation is left out.
@@ -93,15 +96,20 @@ def train(
             progress = {"epoch": step * global_batch / samples_in_epoch, "samples": float(step * global_batch)}
             if damaged := check_images():
                 progress["corrupt_images"] = float(damaged)
-            writer.log(step, {**progress, **values, **state, **throughput.read()})
-            if lamb is not None:
-                writer.curves(step, "trust_ratio", trust_ratios.summarise(lamb.trust_ratios()))
+            ratios = trust_ratios.summarise(lamb.trust_ratios()) if lamb is not None and place.is_first else {}
+            curves = {f"trust_ratio/{name}": ratio for name, ratio in ratios.items()}
+            writer.log(step, {**progress, **values, **state, **throughput.read()}, curves=curves)
             totals, steps_since_log = {}, 0
             check_saves()
         if last or (run.validate_every and step % run.validate_every == 0 and not stopping):
             watchdog.beat(f"step {step}: validation")
             engine.eval()
-            writer.log(step, validate(), prefix="validation")
+            held_out = validate()
+            writer.log(step, held_out.metrics, prefix="validation")
+            if held_out.scores is not None:
+                writer.precision_recall(step, held_out.scores.labels, held_out.scores.probabilities())
+            if place.is_first:
+                show(step, last)
             engine.train()
             throughput.read()  # validation is no training time
         if save_now:

@@ -39,6 +39,10 @@ class TableScores:
     labels: NDArray[np.int64]
     totals: dict[str, float]
 
+    def probabilities(self) -> dict[str, NDArray[np.float64]]:
+        """View -> the n probabilities of 1."""
+        return dict(zip(self.views, torch.from_numpy(self.logits).sigmoid().numpy(), strict=True))
+
 
 def gather_scores(mine: Scores, totals: Mapping[str, float]) -> TableScores:
     """Put all ranks' scores together on every rank (collective). A rank may have none: more ranks than samples."""

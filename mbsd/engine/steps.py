@@ -1,14 +1,14 @@
 """Training steps: a model and its objective as the one module that DeepSpeed wraps.
 
-`forward(batch, norms)` returns named losses, `loss` among them, such that their MEAN over ranks and micro-steps is the
-value for the whole global batch. `norms(batches)` gives what that takes; `validate(batches)` reduces over all samples
-of all ranks exactly, so that world size 1 and N agree.
+`forward(batch, norms)` returns named losses and what is watched beside them, `loss` among them, such that their MEAN
+over ranks and micro-steps is the value for the whole global batch. `norms(batches)` gives what that takes;
+`validate(batches)` reduces over all samples of all ranks exactly, so that world size 1 and N agree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mbsd.batch import VIEW_NAMES, Batch
 from mbsd.config import SdmiConfig
-from mbsd.engine.scoring import Scores, gather_scores
+from mbsd.engine.scoring import Scores, TableScores, gather_scores
 from mbsd.metrics.binary import binary_metrics
 from mbsd.model.heads import MbsdForClassification, MbsdForMaskedModelling, MbsdForMatching, ViewsOutput
 from mbsd.model.mbsd import MbsdPreTrainedModel
@@ -25,6 +25,14 @@ from mbsd.objectives.masked import masked_patch_loss, masked_word_loss
 from mbsd.objectives.sdmi import match_loss, sdmi_loss
 
 Losses = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Losses and metrics over all samples, and, where they have labels, the scores that the metrics are of."""
+
+    metrics: dict[str, float]
+    scores: TableScores | None = None
 
 
 class TrainingStep(Protocol):
@@ -35,7 +43,7 @@ class TrainingStep(Protocol):
     def norms(self, batches: Sequence[Batch], device: torch.device) -> Tensor | None:
         """Denominators for the micro-batches of one global batch (collective)."""
 
-    def validate(self, batches: Iterable[Batch], device: torch.device) -> dict[str, float]:
+    def validate(self, batches: Iterable[Batch], device: torch.device) -> Validation:
         """Losses and metrics over all batches of all ranks (collective)."""
 
 
@@ -64,7 +72,7 @@ class MaskedStep(nn.Module):
         return {"loss": mlm + mpm, "loss_mlm": mlm, "loss_mpm": mpm}
 
     @torch.no_grad()
-    def validate(self, batches: Iterable[Batch], device: torch.device) -> dict[str, float]:
+    def validate(self, batches: Iterable[Batch], device: torch.device) -> Validation:
         """Mean losses over all masked words and patches, and the share of words predicted right."""
         totals = torch.zeros(5, dtype=torch.float64, device=device)
         for batch in batches:
@@ -78,7 +86,8 @@ class MaskedStep(nn.Module):
         dist.all_reduce(totals)
         words_sum, patches_sum, num_right, num_words, num_patches = totals.tolist()
         mlm, mpm = words_sum / max(num_words, 1), patches_sum / max(num_patches, 1)
-        return {"loss": mlm + mpm, "loss_mlm": mlm, "loss_mpm": mpm, "word_accuracy": num_right / max(num_words, 1)}
+        accuracy = num_right / max(num_words, 1)
+        return Validation({"loss": mlm + mpm, "loss_mlm": mlm, "loss_mpm": mpm, "word_accuracy": accuracy})
 
 
 class MatchingStep(nn.Module):
@@ -102,10 +111,15 @@ class MatchingStep(nn.Module):
         return self.losses(self.model(batch), batch.labels_B)
 
     def losses(self, output: ViewsOutput, labels_B: Tensor) -> Losses:
-        """The loss, its terms, and how unequal the modalities are; where only the full view is shown, L_QI."""
+        """The loss, its terms, each view's accuracy and how unequal the modalities are; of the full view alone, L_QI.
+
+        text_stronger, image_stronger: shares of samples; sdmi_weight: mean w_i; modality_gap: the text view's accuracy
+        less the image view's.
+        """
+        right_V = ((output.logits > 0) == (labels_B > 0.5)).float().mean(1)
         if output.logits.shape[0] == 1:
             loss = match_loss(output.logits[0], labels_B)
-            return {"loss": loss, "loss_qi": loss}
+            return {"loss": loss, "loss_qi": loss, "accuracy_full": right_V[0]}
         terms = sdmi_loss(output.logits, output.h_VBD, labels_B, **asdict(self.sdmi))
         return {
             "loss": terms.loss,
@@ -115,10 +129,13 @@ class MatchingStep(nn.Module):
             "loss_kl": terms.kl,
             "loss_rs": terms.rs,
             "text_stronger": terms.text_stronger,
+            "image_stronger": 1 - terms.text_stronger,
             "sdmi_weight": terms.weight,
+            **{f"accuracy_{name}": right for name, right in zip(VIEW_NAMES, right_V, strict=True)},
+            "modality_gap": right_V[1] - right_V[2],
         }
 
-    def validate(self, batches: Iterable[Batch], device: torch.device) -> dict[str, float]:
+    def validate(self, batches: Iterable[Batch], device: torch.device) -> Validation:
         """Loss terms as sample means, and the five metrics of each view."""
         return _validate_labelled(self.model, self.losses, batches, device)
 
@@ -142,7 +159,7 @@ class ClassificationStep(nn.Module):
         """Mean binary cross-entropy over views and samples."""
         return {"loss": match_loss(output.logits, labels_B.expand_as(output.logits))}
 
-    def validate(self, batches: Iterable[Batch], device: torch.device) -> dict[str, float]:
+    def validate(self, batches: Iterable[Batch], device: torch.device) -> Validation:
         """The loss, and the five metrics of each view."""
         return _validate_labelled(self.model, self.losses, batches, device)
 
@@ -153,7 +170,7 @@ def _validate_labelled(
     losses: Callable[[ViewsOutput, Tensor], Losses],
     batches: Iterable[Batch],
     device: torch.device,
-) -> dict[str, float]:
+) -> Validation:
     """Losses weighted by samples, metrics from the logits of all ranks together (no mean of means)."""
     mine, totals, names = Scores(), torch.zeros((), dtype=torch.float64, device=device), ["samples"]
     for batch in batches:
@@ -169,7 +186,7 @@ def _validate_labelled(
     metrics = {name: total / scores.totals["samples"] for name, total in scores.totals.items() if name != "samples"}
     for view, logits_n in zip(scores.views, scores.logits, strict=True):
         metrics |= {f"{name}_{view}": value for name, value in binary_metrics(logits_n, scores.labels).items()}
-    return metrics
+    return Validation(metrics, scores)
 
 
 def _masked_counts(batches: Iterable[Batch]) -> Tensor:

@@ -1,10 +1,11 @@
-"""How fast a run is: samples and tokens a second, the share of time spent waiting for data, and MFU."""
+"""How fast a run is: samples and tokens a second, time spent waiting for data, MFU, padding avoided, and memory."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 
+import psutil
 import torch
 
 from mbsd.batch import Batch, Views
@@ -52,18 +53,20 @@ class Throughput:
     """
 
     def __init__(self, config: MbsdConfig, world_size: int, device: torch.device) -> None:
-        self.config, self.world_size = config, world_size
+        self.config, self.world_size, self.device = config, world_size, device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         self.peak = next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
         self._reset()
 
     def _reset(self) -> None:
-        self.started, self.samples, self.tokens, self.flops, self.waited = time.perf_counter(), 0, 0, 0.0, 0.0
+        self.started, self.samples, self.tokens, self.padded = time.perf_counter(), 0, 0, 0
+        self.flops, self.waited = 0.0, 0.0
 
     def count(self, batch: Batch) -> None:
         """One micro-batch was trained on."""
         self.samples += batch.num_samples
         self.tokens += batch.num_tokens
+        self.padded += sum(padded_lengths(batch.views))
         self.flops += training_flops(self.config, batch)
 
     def wait(self, seconds: float) -> None:
@@ -71,14 +74,30 @@ class Throughput:
         self.waited += seconds
 
     def read(self) -> dict[str, float]:
-        """Rates of all ranks together since the last read: samples/s, tokens/s, share of time waiting, MFU (0-1)."""
+        """What happened since the last read.
+
+        samples_per_s and tokens_per_s of all ranks together; data_wait, the share of this rank's time; padding_avoided,
+        the share of tokens that padding would have added (`padded_lengths`); memory_gib, the most that torch held on
+        this rank's GPU, or what the process holds on a CPU; mfu (0-1) where the device's peak is known.
+        """
         seconds = time.perf_counter() - self.started
         rates = {
             "samples_per_s": self.world_size * self.samples / seconds,
             "tokens_per_s": self.world_size * self.tokens / seconds,
             "data_wait": self.waited / seconds,
+            "memory_gib": self._memory() / (1 << 30),
         }
+        if self.padded:
+            rates["padding_avoided"] = 1 - self.tokens / self.padded
         if self.peak is not None:
             rates["mfu"] = self.flops / seconds / self.peak
         self._reset()
         return rates
+
+    def _memory(self) -> int:
+        """Bytes; the allocator counts on the host, so the device is not asked."""
+        if self.device.type != "cuda":
+            return int(psutil.Process().memory_info().rss)
+        most = int(torch.cuda.max_memory_allocated(self.device))
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return most

@@ -1,18 +1,19 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard and the progress bar, from rank 0 alone."""
+"""Where a run's numbers go: metrics.jsonl, TensorBoard and the screen, from rank 0 alone."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-from torch.utils.tensorboard import SummaryWriter
-from tqdm.auto import tqdm
+import numpy as np
+from numpy.typing import NDArray
 
-# Sections of TensorBoard's screen; what is not named here stands under "train".
-SECTIONS = {"samples_per_s": "speed", "tokens_per_s": "speed", "mfu": "speed", "data_wait": "speed"}
+from mbsd.metrics.board import Board, tag_of
+from mbsd.metrics.progress import Progress, say
+
+__all__ = ["MetricsWriter", "say"]
 
 
 class MetricsWriter:
@@ -23,47 +24,66 @@ class MetricsWriter:
         start_step, total_steps: of this start of the run. What an earlier start logged past `start_step` is taken back:
             those steps are done again.
         enabled: rank 0.
+        settings: of the run, for TensorBoard's page "hparams".
+
+    Attributes:
+        board: TensorBoard, on rank 0.
     """
 
-    def __init__(self, folder: Path, *, start_step: int, total_steps: int, enabled: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        start_step: int,
+        total_steps: int,
+        enabled: bool,
+        settings: Mapping[str, bool | int | float | str] | None = None,
+    ) -> None:
         self.enabled = enabled
         if not enabled:
             return
         self._path = folder / "metrics.jsonl"
         _drop_lines_after(self._path, start_step)
         self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
-        # A line a minute where nobody watches a terminal.
-        interval = 0.5 if sys.stderr.isatty() else 60.0
-        self._bar = tqdm(
-            total=total_steps, initial=start_step, unit="step", dynamic_ncols=True, mininterval=interval, delay=1.0
-        )
+        self.board = Board(folder / "tensorboard", start_step + 1, settings or {})
+        self._progress = Progress(start_step, total_steps)
 
     def advance(self) -> None:
         """One step is done."""
         if self.enabled:
-            self._bar.update()
+            self._progress.advance()
 
-    def log(self, step: int, values: Mapping[str, float], prefix: str = "train") -> None:
-        """Write `values` of `step`; validation values get the prefix `validation`."""
+    def log(
+        self, step: int, values: Mapping[str, float], prefix: str = "train", curves: Mapping[str, float] | None = None
+    ) -> None:
+        """Write `values` of `step`; validation values get the prefix `validation`.
+
+        Args:
+            curves: tag -> value, for TensorBoard alone: what is too much for a line of metrics.jsonl.
+        """
         if not self.enabled:
             return
         named = values if prefix == "train" else {f"{prefix}/{name}": value for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **named}) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            section = prefix if prefix != "train" else SECTIONS.get(name, "train")
-            self._board.add_scalar(f"{section}/{name}", value, step)
+        tagged = {tag_of(name, prefix): value for name, value in values.items()} | dict(curves or {})
+        self.board.scalars(step, tagged)
+        if prefix == "train":
+            self.board.layout(list(tagged))
+        facts = {}
         if "loss" in values:
-            self._bar.set_postfix(
-                {f"{'' if prefix == 'train' else prefix + ' '}loss": f"{values['loss']:.4f}"}, refresh=False
-            )
+            facts[f"{'' if prefix == 'train' else prefix + ' '}loss"] = f"{values['loss']:.4f}"
+        if "data_wait" in values:
+            facts["data wait"] = f"{values['data_wait']:.0%}"
+        self._progress.show(facts)
 
-    def curves(self, step: int, section: str, values: Mapping[str, float]) -> None:
-        """Write `values` of `step` to TensorBoard alone: what is too much for a line of metrics.jsonl."""
+    def precision_recall(
+        self, step: int, labels: NDArray[np.int64], probabilities: Mapping[str, NDArray[np.float64]]
+    ) -> None:
+        """TensorBoard's PR curve of each view over all held-out samples that were scored."""
         if self.enabled:
-            for name, value in values.items():
-                self._board.add_scalar(f"{section}/{name}", value, step)
+            for view, of_view in probabilities.items():
+                self.board.precision_recall(step, f"precision_recall/{view}", labels, of_view)
 
     def __enter__(self) -> MetricsWriter:
         """The writer."""
@@ -74,15 +94,9 @@ class MetricsWriter:
     ) -> None:
         """Close the files; what was logged stands whatever happened."""
         if self.enabled:
-            self._bar.delay = 0  # or a bar that `say` has drawn before its time is left without an end of line
-            self._bar.close()
-            self._board.close()
+            self._progress.close()
+            self.board.close()
             self._file.close()
-
-
-def say(text: str) -> None:
-    """A line above the progress bar, if there is one; any thread may call it."""
-    tqdm.write(text, file=sys.stderr)
 
 
 def _drop_lines_after(path: Path, step: int) -> None:

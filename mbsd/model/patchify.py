@@ -56,6 +56,20 @@ def normalise_pixels(images: Tensor, dtype: torch.dtype) -> Tensor:
     return ((images.float() / 255 - mean) / std).to(dtype)
 
 
+def denormalise_pixels(pixels: Tensor) -> Tensor:
+    """The inverse of `normalise_pixels`, float: [I, 3, h, w] of 0 … 1 and, for what no picture holds, beyond."""
+    mean = torch.tensor(IMAGE_MEAN, device=pixels.device).view(1, 3, 1, 1)
+    std = torch.tensor(IMAGE_STD, device=pixels.device).view(1, 3, 1, 1)
+    return pixels.float() * std + mean
+
+
+def patches_to_pixels(patches: Tensor, patch_side: int, size: Sequence[int]) -> Tensor:
+    """The inverse of `pixels_of_patches`: [I * patches, 3 * patch_side**2] -> [I, 3, height, width] of `size`."""
+    rows, columns = size[0] // patch_side, size[1] // patch_side
+    grid = patches.reshape(-1, rows, columns, 3, patch_side, patch_side)
+    return grid.permute(0, 3, 1, 4, 2, 5).reshape(-1, 3, size[0], size[1])
+
+
 def pixels_of_patches(pixels: Tensor, patch_side: int) -> Tensor:
     """Cut [I, 3, h, w] into the pixels of each patch: [I * patches, 3 * patch_side**2], channel first, row by row."""
     images, channels, height, width = pixels.shape

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from mbsd.config import BaseConfig, DataConfig
-from mbsd.engine.build import BatchSizes
+from mbsd.engine.build import BatchSizes, precision
 from mbsd.optim.groups import parameter_groups
 from mbsd.plan.trace import Trace
 
@@ -117,11 +117,6 @@ def picture_bytes(data: DataConfig, sizes: BatchSizes, *, dali: bool) -> int:
     stored, shown = 3 * STORED_SIDE**2, 3 * data.image_size**2
     pipelines = 2 * sizes.micro_batch * (2 * stored + 2 * shown) if dali else 0
     return pipelines + sizes.micro_batch * sizes.accumulation * shown
-
-
-def precision(resolved: dict[str, Any]) -> str:
-    """fp16, bf16 or fp32, as a DeepSpeed JSON says."""
-    return next((name for name in ("fp16", "bf16") if (resolved.get(name) or {}).get("enabled")), "fp32")
 
 
 def _slice(sizes: list[int], world_size: int) -> int:

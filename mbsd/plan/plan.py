@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from mbsd.config import BaseConfig, PretrainConfig
-from mbsd.engine.build import BatchSizes, batch_sizes, resolve
+from mbsd.engine.build import BatchSizes, batch_sizes, precision, resolve
 from mbsd.errors import UserError
 from mbsd.metrics.throughput import model_flops, padded_lengths
 from mbsd.plan.gpus import Gpu
-from mbsd.plan.memory import Memory, engine_memory, precision, whole_memory
+from mbsd.plan.memory import Memory, engine_memory, whole_memory
 from mbsd.plan.shapes import Lengths, Shapes, num_samples, num_steps
 from mbsd.plan.speed import Speed, nodes_for, speed
 from mbsd.plan.trace import Trace
