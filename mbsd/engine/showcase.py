@@ -5,7 +5,7 @@ Rank 0 alone makes them, in eval mode and from no random number: a run with them
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from mbsd.catalog.reader import Catalog
 from mbsd.data.loader import BatchBuilder, Sample, Samples
 from mbsd.engine.steps import MaskedStep
 from mbsd.metrics.board import Board
-from mbsd.metrics.pictures import Card, cards_table, draw_cards, grid
+from mbsd.metrics.pictures import Card, cards_table, draw_card, grid
 from mbsd.model.heads import MbsdForMaskedModelling
 from mbsd.model.patchify import denormalise_pixels, normalise_pixels, patches_to_pixels, pixels_of_patches
 
@@ -34,7 +34,7 @@ class Showcase:
     """Where the samples come from.
 
     Attributes:
-        samples: held out; the first ones are shown.
+        samples: held out; a few, evenly spread over them, are shown.
         build: samples, their positions and epochs -> Batch, as validation builds it.
         limit: samples at most (run.validate_samples).
         device: of the model.
@@ -49,18 +49,24 @@ class Showcase:
     @torch.no_grad()
     def show(self, step_module: Any, board: Board, step: int, *, last: bool) -> None:
         """Write the pictures of `step`; at the last step the vectors too."""
-        first = [self.samples[n] for n in range(min(NUM_CARDS, self.limit, len(self.samples)))]
+        few = self.spread(NUM_CARDS)
         if isinstance(step_module, MaskedStep):
-            with_image = [sample for sample in first if self.catalog.has_image(sample.item)]
+            with_image = [sample for sample in few if self.catalog.has_image(sample.item)]
             if with_image:
                 rebuilt = rebuild(step_module.model, self._batch(with_image[:NUM_REBUILT]))
                 board.picture(step, "masked_patches", grid(rebuilt))
         else:
-            cards = self.cards(step_module.model, first)
-            board.picture(step, "cards", draw_cards(cards))
+            cards = self.cards(step_module.model, few)
+            for n, card in enumerate(cards):
+                board.picture(step, f"cards/{n}", draw_card(card))
             board.text(step, "cards", cards_table(cards))
         if last:
             self._show_vectors(step_module, board, step)
+
+    def spread(self, most: int) -> list[Sample]:
+        """At most so many samples: neighbours in a table are pairs of one item."""
+        count = min(most, self.limit, len(self.samples))
+        return [self.samples[n * len(self.samples) // count] for n in range(count)]
 
     def cards(self, model: Any, samples: list[Sample]) -> list[Card]:
         """What `model` says of the samples, each view by itself."""
@@ -83,7 +89,7 @@ class Showcase:
         return self.builder.build(samples, positions, np.zeros_like(positions)).to(self.device)
 
     def _show_vectors(self, step_module: Any, board: Board, step: int) -> None:
-        samples = [self.samples[n] for n in range(min(NUM_VECTORS, self.limit, len(self.samples)))]
+        samples = self.spread(NUM_VECTORS)
         vectors, thumbnails, masked = [], [], isinstance(step_module, MaskedStep)
         for start in range(0, len(samples), AT_ONCE):
             part = samples[start : start + AT_ONCE]
@@ -134,6 +140,3 @@ def _vectors(model: Any, batch: Batch, masked: bool) -> Tensor:
         return cast(Tensor, encoded.h_VBD[first])
     parts = torch.split(encoded.hidden_TD, list(batch.views.lengths))
     return torch.stack([part.mean(0) for part in parts])
-
-
-Show = Callable[[int, bool], None]

@@ -23,24 +23,24 @@ SECTIONS = {
 }  # fmt: skip
 
 # The page "custom scalars": what to watch, and behind it what to look at when that looks wrong. Title -> the tags of a
-# chart (regular expressions); a chart none of whose tags is logged is left out.
+# chart, as regular expressions of whole tags; a chart none of whose tags is logged is left out.
 LAYOUT: dict[str, dict[str, tuple[str, ...]]] = {
     "1 watch": {
         "loss": ("train/loss", "validation/loss"),
         "loss terms": (r"train/loss_(mlm|mpm|qi|qt|qv|kl|rs)",),
-        "modality gap: accuracy of each view": (r"modality/accuracy_(full|text|image)",),
-        "modality gap: who is stronger, and the weight w": (r"modality/(text_stronger|image_stronger|sdmi_weight)",),
+        "held out: accuracy": (r"validation/(accuracy_(full|text|image)|word_accuracy)",),
         "samples a second": ("speed/samples_per_s",),
         "share of time waiting for data": ("speed/data_wait",),
-        "learning rate": ("train/lr",),
         "gradient norm": ("train/grad_norm",),
     },
-    "2 held out": {
-        "accuracy": (r"validation/(accuracy_(full|text|image)|word_accuracy)",),
-        "ROC-AUC": (r"validation/roc_auc_(full|text|image)",),
-        "modality gap": ("modality/modality_gap", "validation/modality_gap"),
+    "2 modality gap": {
+        "accuracy of each view": (r"modality/accuracy_(full|text|image)",),
+        "which modality is the stronger, mean weight w": (r"modality/(text_stronger|image_stronger|sdmi_weight)",),
+        "accuracy of text less image": ("modality/modality_gap", "validation/modality_gap"),
+        "held out: ROC-AUC": (r"validation/roc_auc_(full|text|image)",),
     },
     "3 machine": {
+        "learning rate": ("train/lr",),
         "MFU": ("speed/mfu",),
         "tokens a second": ("speed/tokens_per_s",),
         "memory, GiB": ("speed/memory_gib",),
@@ -49,6 +49,11 @@ LAYOUT: dict[str, dict[str, tuple[str, ...]]] = {
         "skipped steps": ("train/skipped_steps",),
         "trust ratio, median of a layer": (r"trust_ratio/\w+/median",),
     },
+}
+# What a validation will log, for the layout is written before the first: with masks, and with labels.
+HELD_OUT = {
+    True: ("validation/loss", "validation/word_accuracy"),
+    False: ("validation/loss", "validation/accuracy_full", "validation/roc_auc_full"),
 }
 
 
@@ -79,11 +84,12 @@ class Board:
         if self._has_layout:
             return
         self._has_layout = True
+        known = [*tags, *HELD_OUT["train/loss_mlm" in tags]]
         pages = {
             page: {
-                title: ["Multiline", list(patterns)]
+                title: ["Multiline", [f"^{pattern}$" for pattern in patterns]]
                 for title, patterns in charts.items()
-                if any(re.fullmatch(pattern, tag) for pattern in patterns for tag in tags)
+                if any(re.fullmatch(pattern, tag) for pattern in patterns for tag in known)
             }
             for page, charts in LAYOUT.items()
         }

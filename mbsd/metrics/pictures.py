@@ -36,13 +36,29 @@ class Card:
     probabilities: Mapping[str, float]
 
 
-def draw_cards(cards: Sequence[Card], columns: int = 2) -> NDArray[np.uint8]:
-    """Return the cards side by side, uint8 [h, w, 3]: green bars where a view is right, red where it is wrong."""
-    rows = -(-len(cards) // columns)
-    sheet = Image.new("RGB", (columns * CARD[0], rows * CARD[1]), PAPER)
-    for n, card in enumerate(cards):
-        sheet.paste(_draw(card), (n % columns * CARD[0], n // columns * CARD[1]))
-    return np.asarray(sheet)
+def draw_card(card: Card) -> NDArray[np.uint8]:
+    """Return the card as a picture, uint8 [h, w, 3]: green bars where a view is right, red where it is wrong."""
+    image = Image.new("RGB", CARD, PAPER)
+    draw, font = ImageDraw.Draw(image), _font(13)
+    if card.picture is not None:
+        image.paste(Image.fromarray(card.picture).resize((PICTURE, PICTURE)), (12, 20))
+    else:
+        draw.rectangle((12, 20, 12 + PICTURE, 20 + PICTURE), outline=TRACK)
+        draw.text((52, 92), "no picture", fill=INK, font=font)
+    left, top = 24 + PICTURE, 18
+    for text in [*_lines(f"“{card.query}”" if card.query else "", 1), *_lines(card.title, 2)]:
+        draw.text((left, top), text, fill=INK, font=font)
+        top += LINE
+    draw.text((left, top), f"label {card.label}", fill=INK, font=font)
+    for n, (view, probability) in enumerate(card.probabilities.items()):
+        y = 20 + PICTURE - 24 * (len(card.probabilities) - n)
+        draw.text((left, y), f"{view:<6}", fill=INK, font=font)
+        bar = (left + 50, y + 2, left + 50 + 150, y + 16)
+        draw.rectangle(bar, fill=TRACK)
+        colour = RIGHT if (probability > 0.5) == (card.label == 1) else WRONG
+        draw.rectangle((bar[0], bar[1], bar[0] + round(150 * probability), bar[3]), fill=colour)
+        draw.text((bar[2] + 8, y), f"{probability:.3f}", fill=INK, font=font)
+    return np.asarray(image)
 
 
 def cards_table(cards: Sequence[Card]) -> str:
@@ -65,30 +81,6 @@ def grid(rows: Sequence[Sequence[NDArray[np.uint8]]]) -> NDArray[np.uint8]:
         for c, picture in enumerate(row):
             sheet[r * (height + 4) :, c * (width + 4) :][:height, :width] = picture
     return sheet
-
-
-def _draw(card: Card) -> Image.Image:
-    image = Image.new("RGB", CARD, PAPER)
-    draw, font = ImageDraw.Draw(image), _font(13)
-    if card.picture is not None:
-        image.paste(Image.fromarray(card.picture).resize((PICTURE, PICTURE)), (12, 20))
-    else:
-        draw.rectangle((12, 20, 12 + PICTURE, 20 + PICTURE), outline=TRACK)
-        draw.text((52, 92), "no picture", fill=INK, font=font)
-    left, top = 24 + PICTURE, 18
-    for text in [*_lines(f"“{card.query}”" if card.query else "", 1), *_lines(card.title, 2)]:
-        draw.text((left, top), text, fill=INK, font=font)
-        top += LINE
-    draw.text((left, top), f"label {card.label}", fill=INK, font=font)
-    for n, (view, probability) in enumerate(card.probabilities.items()):
-        y = 20 + PICTURE - 24 * (len(card.probabilities) - n)
-        draw.text((left, y), f"{view:<6}", fill=INK, font=font)
-        bar = (left + 50, y + 2, left + 50 + 150, y + 16)
-        draw.rectangle(bar, fill=TRACK)
-        colour = RIGHT if (probability > 0.5) == (card.label == 1) else WRONG
-        draw.rectangle((bar[0], bar[1], bar[0] + round(150 * probability), bar[3]), fill=colour)
-        draw.text((bar[2] + 8, y), f"{probability:.3f}", fill=INK, font=font)
-    return image
 
 
 def _lines(text: str, most: int) -> list[str]:

@@ -82,7 +82,7 @@ def engine_memory(step: nn.Module, resolved: dict[str, Any], world_size: int) ->
             optimizer=(masters + MOMENTS) * trained,
             gradients=width * trained,
             reducing=width * min(trained, bucket) if world_size > 1 else 0,
-            step=FLOAT * trained if half else 0,
+            step=FLOAT * trained * (2 if half else 1),  # LAMB keeps a whole gradient and overwrites a copy
         )
     slices = [_slice(sizes, world_size) for sizes in groups]
     # A tensor that straddles a cut is kept whole by each rank that owns a piece of it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +88,10 @@ def _run(shapes: Shapes, build_engine: Any, resolved: dict[str, Any], accumulati
     found = {}
 
     def near_the_end_of_backward(gradient: torch.Tensor) -> None:
-        found["backward"] = live() - inputs
+        found["backward"] = _settled() - inputs
 
     def in_the_step(*_: Any) -> None:
-        found["step"] = max(found.get("step", 0), live() - inputs)
+        found["step"] = max(found.get("step", 0), _settled() - inputs)
 
     lamb = lamb_of(engine)
     assert lamb is not None
@@ -106,14 +107,23 @@ def _run(shapes: Shapes, build_engine: Any, resolved: dict[str, Any], accumulati
         engine.backward(loss)
         del loss
         if last:
-            gc.collect()
-            found["after backward"] = live() - inputs
+            found["after backward"] = _settled() - inputs
         engine.step()
         for hook in hooks:
             hook.remove()
     found |= {"weights": _weights(engine), "optimizer": _slices(engine)}
     engine.destroy()
     return found
+
+
+def _settled() -> int:
+    """Without what gloo's threads let go of a moment after the exchange that they did."""
+    sizes = []
+    for _ in range(5):
+        gc.collect()
+        sizes.append(live())
+        time.sleep(0.02)
+    return min(sizes)
 
 
 def _weights(engine: Any) -> int:
