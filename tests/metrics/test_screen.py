@@ -8,6 +8,7 @@ import os
 import platform
 import pty
 import re
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ def runs(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
     """Stage 1 with dropout in front of a terminal on one rank, then stage 2 on two ranks that write to a file."""
     folder = tmp_path_factory.mktemp("screen")
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (40, 120))
     start = Start(1, stage_1(folder / "stage1", shop), folder / "log1", before=(_at_a_terminal, (os.ttyname(theirs),)))
     assert start.wait() == [0], start.said() + _read(ours)
     terminal = _read(ours)
