@@ -25,7 +25,7 @@ SECTIONS = {
 # The page "custom scalars": what to watch, and behind it what to look at when that looks wrong. Title -> the tags of a
 # chart, as regular expressions of whole tags; a chart none of whose tags is logged is left out.
 LAYOUT: dict[str, dict[str, tuple[str, ...]]] = {
-    "1 watch": {
+    "watch": {
         "loss": ("train/loss", "validation/loss"),
         "loss terms": (r"train/loss_(mlm|mpm|qi|qt|qv|kl|rs)",),
         "held out: accuracy": (r"validation/(accuracy_(full|text|image)|word_accuracy)",),
@@ -33,13 +33,13 @@ LAYOUT: dict[str, dict[str, tuple[str, ...]]] = {
         "share of time waiting for data": ("speed/data_wait",),
         "gradient norm": ("train/grad_norm",),
     },
-    "2 modality gap": {
+    "modality gap": {
         "accuracy of each view": (r"modality/accuracy_(full|text|image)",),
         "which modality is the stronger, mean weight w": (r"modality/(text_stronger|image_stronger|sdmi_weight)",),
         "accuracy of text less image": ("modality/modality_gap", "validation/modality_gap"),
         "held out: ROC-AUC": (r"validation/roc_auc_(full|text|image)",),
     },
-    "3 machine": {
+    "machine": {
         "learning rate": ("train/lr",),
         "MFU": ("speed/mfu",),
         "tokens a second": ("speed/tokens_per_s",),
