@@ -45,12 +45,12 @@ def _table(title: str, *headings: str) -> Table:
 
 
 def _run(plan: Plan, title: str) -> Table:
-    sizes = plan.sizes
+    sizes, nodes = plan.sizes, "1 node" if plan.nodes == 1 else f"{plan.nodes} nodes"
     table = _table(title, "run", "", "")
     table.add_row(
         "GPUs",
         f"{plan.gpus}",
-        f"{plan.gpu.name}, {plan.nodes} {'node' if plan.nodes == 1 else 'nodes'}, {8 * plan.network / 1e9:g} Gbit/s each",
+        f"{plan.gpu.name}, {nodes}, {8 * plan.network / 1e9:g} Gbit/s each",
     )
     table.add_row("parameters", f"{plan.parameters / 1e6:.1f} M", f"{plan.trained / 1e6:.1f} M trained; {plan.model}")
     table.add_row(
