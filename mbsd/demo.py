@@ -14,8 +14,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from mbsd.distributed import free_port
 from mbsd.errors import UserError
+from mbsd.placement import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_ITEMS = 4800
@@ -43,7 +43,8 @@ def run_demo(out: Path, *, seed: int, ranks: int) -> None:
         _run(console, out / "logs" / f"{name}.log", [_tool("mbsd"), *map(str, words)], {})
 
     def launch(name: str, launcher: str, config: str | None, ds_config: str | None, **settings: object) -> None:
-        words = [_tool("deepspeed"), "--num_accelerators", str(ranks), "--no_local_rank", "--master_port", free_port()]
+        words = [_tool("deepspeed"), "--num_accelerators", str(ranks), "--no_local_rank"]
+        words += ["--master_port", str(free_port())]
         words.append(f"launchers/{launcher}.py")
         words += ["--config", f"launchers/configs/{config}.yaml"] if config else []
         words += ["--deepspeed_config", f"ds_configs/{ds_config}.json"] if ds_config else []

@@ -1,14 +1,11 @@
-"""Who am I, start and stop of the process group, and decisions made on rank 0 for all.
-
-DeepSpeed's launcher and torchrun set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; a process started
-alone is a world of one.
-"""
+"""Start and stop of the process group, and decisions made on rank 0 for all; who am I: `placement.py`."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
-import socket
+import platform
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +16,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from mbsd.devices import choose_device, print_ranks, rank_facts
 from mbsd.errors import UserError
+from mbsd.placement import Placement, find_placement, free_port, refuse_taken_port, refuse_wrong_world
 
 R = TypeVar("R")
 
@@ -56,33 +55,65 @@ def process_group(timeout: float | None = None) -> Iterator[Place]:
 
 
 def _start(timeout: float | None) -> Place:
-    cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+    placement = find_placement(os.environ)
+    device = choose_device(placement)
+    cuda = device.type == "cuda"
+    if placement.started_by == "mpirun":
+        placement = _ask_rank_zero(placement)
+    else:
+        refuse_wrong_world(placement, os.environ)
+    if placement.started_by == "srun" and placement.rank == 0:
+        refuse_taken_port(placement.master_port)
+    os.environ.update(placement.environment())
     if not cuda:
         # Said before deepspeed is imported: it looks for an accelerator at import.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    if "RANK" not in os.environ:
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*(pynvml|lr_scheduler.step).*")
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if cuda:
-        torch.cuda.set_device(local_rank)
+        torch.cuda.set_device(device)
     else:
         # A CPU communication kernel for inference that DeepSpeed would compile for two minutes at every first start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if "OMP_NUM_THREADS" not in os.environ:
-            ranks_here = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // placement.local_size))
+    backend = "nccl" if cuda else "gloo"
     waits = {}
     if timeout is not None and "DEEPSPEED_TIMEOUT" not in os.environ:
         waits["timeout"] = timedelta(seconds=timeout)
-    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False, **waits)
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    return Place(rank, world_size, local_rank, device)
+    # DeepSpeed's own search for MPI would overwrite what was found here.
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, **waits)
+    place = Place(placement.rank, placement.world_size, placement.local_rank, device)
+    ranks = gather_objects(rank_facts(device))
+    if place.is_first:
+        print_ranks(ranks, placement.started_by, backend)
+    return place
+
+
+def _ask_rank_zero(placement: Placement) -> Placement:
+    """Where rank 0 listens, or why it will not, told through MPI.
+
+    Rank 0 runs where mpirun does. On other nodes Slurm's variables tell of mpirun's own helpers.
+    """
+    from mpi4py import MPI
+
+    answer = None
+    if placement.rank == 0:
+        wrong = ""
+        try:
+            refuse_wrong_world(placement, os.environ)
+        except UserError as error:
+            wrong = str(error)
+        one_host = placement.local_size == placement.world_size
+        addr = placement.master_addr or ("127.0.0.1" if one_host else platform.node())
+        answer = wrong, addr, placement.master_port or int(free_port())
+    wrong, addr, port = MPI.COMM_WORLD.bcast(answer)
+    if wrong:
+        raise UserError(wrong)
+    return dataclasses.replace(placement, master_addr=addr, master_port=port)
 
 
 def on_rank_zero(decide: Callable[[], R]) -> R:
@@ -124,10 +155,3 @@ def gather_objects(value: R) -> list[R]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
-
-
-def free_port() -> str:
-    """A port of this machine that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])

@@ -13,6 +13,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 EXIT_USER_ERROR = 2
+RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
 class UserError(Exception):
@@ -40,7 +42,7 @@ def exits_cleanly(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except UserError as error:
-            if error.shared and _rank() == 0 or _who() is None:
+            if error.shared and this_rank() == 0 or _who() is None:
                 print(f"error: {error}", file=sys.stderr, flush=True)
             elif not error.shared:
                 print(f"{_who()}: error: {error}", file=sys.stderr, flush=True)
@@ -53,12 +55,15 @@ def exits_cleanly(command: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
+def this_rank() -> int:
+    """This process's rank as whatever started it says, before the ranks have met; 0 where nothing says one."""
+    return _told(RANKS, 0)
 
 
 def _who() -> str | None:
     """`rank 3 on node17`; None where this process is the only one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return None
-    return f"rank {_rank()} on {platform.node()}"
+    return f"rank {this_rank()} on {platform.node()}" if _told(WORLD_SIZES, 1) > 1 else None
+
+
+def _told(names: tuple[str, ...], otherwise: int) -> int:
+    return int(next((os.environ[name] for name in names if name in os.environ), otherwise))

@@ -49,7 +49,8 @@ from mbsd.metrics.throughput import Throughput
 from mbsd.metrics.writer import MetricsWriter, say
 from mbsd.model.heads import MbsdForClassification, MbsdForMaskedModelling, MbsdForMatching
 from mbsd.model.mbsd import MbsdConfig
-from mbsd.run_folder import DONE, packages, run_settings, say_how_it_ended, say_start, write_run_folder
+from mbsd.run_folder import packages, run_settings, say_how_it_ended, say_start, write_run_folder
+from mbsd.run_state import DONE
 from mbsd.tasks import attributes
 
 

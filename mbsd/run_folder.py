@@ -19,8 +19,7 @@ from mbsd.distributed import Place, gather_objects
 from mbsd.engine.build import BatchSizes, precision
 from mbsd.engine.preempt import Stop
 from mbsd.metrics.progress import say, say_block
-
-DONE, PREEMPTED = "DONE", "PREEMPTED"  # finished; left early and well
+from mbsd.run_state import DONE, PREEMPTED
 
 
 def write_run_folder(config: BaseConfig, resolved: dict[str, Any], folder: Path, place: Place) -> None:

@@ -10,8 +10,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 from torch import nn
 
-from mbsd.distributed import Place, free_port, process_group
+from mbsd.distributed import Place, process_group
 from mbsd.errors import UserError
+from mbsd.placement import free_port
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,7 +50,7 @@ def on_ranks(world_size: int, measure: Callable[Concatenate[Place, P], R], *args
         "WORLD_SIZE": world_size,
         "LOCAL_SIZE": world_size,
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": free_port(),
+        "MASTER_PORT": str(free_port()),
     }
     processes = []
     for rank in range(world_size):

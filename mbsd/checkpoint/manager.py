@@ -28,13 +28,14 @@ from transformers import PreTrainedTokenizerBase
 from mbsd.checkpoint import owner, store, writer
 from mbsd.checkpoint.image import HostImage
 from mbsd.checkpoint.layout import Layout, read_layout, write_back
-from mbsd.checkpoint.resume import LAST_SAVED, Found
+from mbsd.checkpoint.resume import Found
 from mbsd.checkpoint.shards import Shards, file_name, load_frozen, scalars_of, tensors_of
 from mbsd.checkpoint.state import draw_anew, engine_state, load_engine_state, load_random_states, random_states
 from mbsd.checkpoint.storage import Storage
 from mbsd.distributed import Place, on_rank_zero, same_on_every_rank
 from mbsd.errors import UserError
 from mbsd.model.mbsd import MbsdPreTrainedModel
+from mbsd.run_state import LAST_SAVED
 
 MAX_FAILURES = 3  # saves in a row
 MODEL = "model"

@@ -84,6 +84,6 @@ def _read(root: Path) -> Owner | None:
 
 def _restart() -> tuple[str, int]:
     for job, count in RESTARTS:
-        if count in os.environ:
-            return os.environ.get(job, ""), int(os.environ[count])
+        if os.environ.get(job, "none") != "none":  # torchrun's name for a job without a name
+            return os.environ[job], int(os.environ.get(count, "0"))  # Slurm counts no first start
     return "", 0

@@ -14,8 +14,7 @@ from mbsd.checkpoint.shards import file_name
 from mbsd.checkpoint.storage import Storage
 from mbsd.distributed import Place, gather_objects, on_rank_zero, same_on_every_rank
 from mbsd.errors import UserError
-
-LAST_SAVED = "last_saved"  # in the run folder: checkpoints were there once, so to find none is no fresh start
+from mbsd.run_state import LAST_SAVED
 
 
 @dataclass(frozen=True)

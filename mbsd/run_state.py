@@ -1,0 +1,5 @@
+"""The files of a run folder by which others see how its run stands, for those that import no torch."""
+
+DONE = "DONE"  # finished
+PREEMPTED = "PREEMPTED"  # left early and well, and saved
+LAST_SAVED = "last_saved"  # names the newest checkpoint: one was there, so to find none is no fresh start
