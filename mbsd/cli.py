@@ -11,6 +11,7 @@ import typer
 
 from mbsd.cli_bench import bench_app
 from mbsd.errors import UserError, exits_cleanly
+from mbsd.usage import run_app
 
 app = typer.Typer(
     name="mbsd", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False,
@@ -25,9 +26,6 @@ app.add_typer(tables_app, name="tables")
 app.add_typer(pairs_app, name="pairs")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(bench_app, name="bench")
-
-# typer carries a copy of click and exports of its errors only BadParameter; what that derives from is every misuse.
-USAGE_ERROR: type[BaseException] = typer.BadParameter.__bases__[0]
 
 Out = Annotated[Path, typer.Option(help="Where the result goes.")]
 CatalogDir = Annotated[Path, typer.Option("--catalog", help="Folder written by `mbsd catalog build`.")]
@@ -267,14 +265,7 @@ def _read_json(path: Path) -> dict[str, str]:
 @exits_cleanly
 def main() -> None:
     """Run the command line; a usage mistake is one line and exit code 2, like every other mistake of the user's."""
-    try:
-        app(standalone_mode=False)
-    except USAGE_ERROR as error:
-        # Its message names the option or command, and what was expected.
-        message = str(getattr(error, "format_message", error.__str__)())
-        raise UserError(f"{message.rstrip('.')} (see `mbsd --help`)") from error
-    except typer.Abort:
-        sys.exit(130)
+    run_app(app, "mbsd --help")
 
 
 if __name__ == "__main__":

@@ -97,9 +97,9 @@ def print_ranks(ranks: Sequence[RankFacts], started_by: str, backend: str, conso
     if torch.version.cuda and backend == "nccl":
         number: tuple[int, ...] = torch.cuda.nccl.version()
         versions += [f"CUDA {torch.version.cuda}", f"NCCL {'.'.join(map(str, number))}"]
-    hosts = len({rank.host for rank in ranks})
-    plural = "s" if hosts > 1 else ""
-    title = f"{len(ranks)} ranks on {hosts} host{plural}, started by {started_by}, {backend}, {', '.join(versions)}"
+    numbers = {"rank": len(ranks), "host": len({rank.host for rank in ranks})}
+    counts = [f"{number} {what}{'s' if number > 1 else ''}" for what, number in numbers.items()]
+    title = f"{' on '.join(counts)}, started by {started_by}, {backend}, {', '.join(versions)}"
     table = Table(box=None, pad_edge=False)
     for column in ("rank", "host", "device", "arch"):
         table.add_column(column, overflow="fold")
