@@ -101,10 +101,11 @@ def refuse_wrong_world(placement: Placement, environ: Mapping[str, str]) -> None
     tasks, world = _number(environ, name), placement.world_size
     if world == tasks or (placement.started_by in ("torchrun", "deepspeed") and world == tasks * placement.local_size):
         return
+    given, here = (f"{number} {what}{'s' if number > 1 else ''}" for number, what in ((tasks, "task"), (world, "rank")))
     raise UserError(
-        f"{platform.node()}: Slurm gave {tasks} tasks ({name}) and the world has {world} ranks (started by "
-        f"{placement.started_by}): separate copies of the run would train, or part of the nodes would idle; start the "
-        f"ranks with `srun python …`, or ask for --ntasks={world} (cores are --cpus-per-task)"
+        f"{platform.node()}: Slurm gave {given} ({name}) and the world has {here} (started by {placement.started_by}): "
+        "separate copies of the run would train, or part of the nodes would idle; start the ranks with `srun python …`, "
+        f"or ask for --ntasks={world} (cores are --cpus-per-task)"
     )
 
 

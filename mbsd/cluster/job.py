@@ -98,7 +98,7 @@ def run_job(launcher: str, words: list[str]) -> int:
     if ended.code == 0:
         _failures_file(folder).unlink(missing_ok=True)
     elif ended.code != EXIT_USER_ERROR and not ended.job_ends:
-        failures = _count_failure(folder)
+        failures = count_failure(folder)
         _say(f"{name}: the ranks failed ({ended.code}), {failures} of {limit} times in a row without a new checkpoint")
     next_ = what_next(ended, failures, limit)
     if next_ == "again":
@@ -130,7 +130,7 @@ def _failures_file(folder: Path) -> Path:
     return folder / "slurm" / "failures.json"
 
 
-def _count_failure(folder: Path) -> int:
+def count_failure(folder: Path) -> int:
     """How many failures in a row came without a new checkpoint, this one included."""
     path, saved = _failures_file(folder), folder / LAST_SAVED
     newest = saved.read_text() if saved.exists() else ""

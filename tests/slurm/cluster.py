@@ -53,6 +53,7 @@ KillWait=10
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,bf_interval=1
 {nodes}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=gpu Nodes=ALL MaxTime=INFINITE State=UP
 """
 
 
