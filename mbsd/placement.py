@@ -104,7 +104,7 @@ def refuse_wrong_world(placement: Placement, environ: Mapping[str, str]) -> None
     given, here = (f"{number} {what}{'s' if number > 1 else ''}" for number, what in ((tasks, "task"), (world, "rank")))
     raise UserError(
         f"{platform.node()}: Slurm gave {given} ({name}) and the world has {here} (started by {placement.started_by}): "
-        "separate copies of the run would train, or part of the nodes would idle; start the ranks with `srun python …`, "
+        "separate copies of the run would train, or part of the nodes idle; start the ranks with `srun python …`, "
         f"or ask for --ntasks={world} (cores are --cpus-per-task)"
     )
 

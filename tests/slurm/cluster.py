@@ -223,7 +223,9 @@ class Cluster:
         self.wait(self._ready, "all nodes are idle", 30)
 
     def _ready(self) -> bool:
-        return self.run("sinfo", "-h", "-N", "-o", "%t", check=False).split() == ["idle"] * len(self.nodes)
+        return self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%t", check=False).split() == ["idle"] * len(
+            self.nodes
+        )
 
     def _start(self, name: str, *words: str) -> None:
         with (self.folder / f"{name}.out.log").open("ab") as log:
