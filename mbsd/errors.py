@@ -7,12 +7,16 @@ import os
 import platform
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 EXIT_USER_ERROR = 2
+# Where a rank writes the mistake for which it ends, if whatever started it cannot tell by the exit code: srun's is that of
+# the ranks that it ended after the first.
+MISTAKE_FILE = "MBSD_MISTAKE_FILE"
 RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 
@@ -46,6 +50,9 @@ def exits_cleanly(command: Callable[P, R]) -> Callable[P, R]:
                 print(f"error: {error}", file=sys.stderr, flush=True)
             elif not error.shared:
                 print(f"{_who()}: error: {error}", file=sys.stderr, flush=True)
+            if MISTAKE_FILE in os.environ:
+                Path(os.environ[MISTAKE_FILE]).write_text(f"{error}
+", encoding="utf-8")
             sys.exit(EXIT_USER_ERROR)
         except Exception as error:
             if (who := _who()) is not None:

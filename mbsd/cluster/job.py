@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from mbsd.command_line import parse
 from mbsd.config import FinetuneConfig, PretrainConfig
-from mbsd.errors import EXIT_USER_ERROR, UserError, exits_cleanly
+from mbsd.errors import EXIT_USER_ERROR, MISTAKE_FILE, UserError, exits_cleanly
 from mbsd.placement import free_port
 from mbsd.run_state import DONE, LAST_SAVED, PREEMPTED
 
@@ -47,7 +47,7 @@ class Ended:
     """How the ranks of one start ended."""
 
     code: int
-    """Of srun: the highest of its tasks; 128 + N where signal N killed one."""
+    """2 if any rank found a mistake of the user's; else that of srun, 128 + N where signal N killed a rank."""
     done: bool
     stopped_by: str
     """The signal for which they saved and stopped, or ""."""
@@ -57,7 +57,7 @@ class Ended:
 
 def what_next(ended: Ended, failures: int, max_failures: int) -> Next:
     """What becomes of the job; `failures` in a row, this one included, without a new checkpoint."""
-    if ended.code == 0 and ended.done:
+    if ended.done:
         return "done"
     if ended.job_ends or ended.code == EXIT_USER_ERROR:
         return "end"
@@ -84,6 +84,9 @@ def run_job(launcher: str, words: list[str]) -> int:
     extensions = beside / f"extensions-{job}-{restart}"
     environment.setdefault("TORCH_EXTENSIONS_DIR", str(extensions.absolute()))
 
+    mistake = beside / f"mistake-{job}-{restart}.txt"
+    environment[MISTAKE_FILE] = str(mistake.absolute())
+
     told: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
     script = ROOT / "launchers" / f"{launcher}.py"
@@ -91,11 +94,14 @@ def run_job(launcher: str, words: list[str]) -> int:
     _say(f"{name} on {os.environ.get('SLURM_JOB_NODELIST', '')}: {folder}")
     code = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL).returncode
     shutil.rmtree(extensions, ignore_errors=True)
+    if mistake.exists():
+        code = EXIT_USER_ERROR
+        mistake.unlink()
 
     ended = Ended(code if code >= 0 else 128 - code, (folder / DONE).exists(), _stopped_by(folder), bool(told))
     limit = int(os.environ.get("MBSD_MAX_FAILURES", MAX_FAILURES))
     failures = 0
-    if ended.code == 0:
+    if ended.code == 0 or ended.done:
         _failures_file(folder).unlink(missing_ok=True)
     elif ended.code != EXIT_USER_ERROR and not ended.job_ends:
         failures = count_failure(folder)
@@ -105,7 +111,11 @@ def run_job(launcher: str, words: list[str]) -> int:
         asked = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
         _say(f"{name}: queued again" if asked.returncode == 0 else f"{name}: not queued again: {asked.stderr.strip()}")
         return ended.code
-    if next_ == "end" and ended.code == 0:
+    if next_ == "done":
+        if ended.code != 0:
+            _say(f"{name}: {folder} is finished, though its ranks ended with {ended.code}")
+        return 0
+    if ended.code == 0:
         _say(f"{name}: {folder} is saved and not finished; submit it again to go on")
         return 1  # what depends on the run must not start
     return ended.code

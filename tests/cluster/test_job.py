@@ -23,6 +23,7 @@ CONFIG = ["--config", "launchers/configs/stage1.yaml", "--deepspeed_config", "ds
     [
         (Ended(0, done=True, stopped_by="", job_ends=False), 0, "done"),
         (Ended(0, done=True, stopped_by="", job_ends=True), 0, "done"),
+        (Ended(143, done=True, stopped_by="", job_ends=False), 0, "done"),  # killed on its way out
         (Ended(0, done=False, stopped_by="SIGUSR1", job_ends=False), 0, "again"),
         (Ended(0, done=False, stopped_by="SIGTERM", job_ends=True), 0, "end"),  # scancel
         (Ended(0, done=False, stopped_by="SIGINT", job_ends=False), 0, "end"),

@@ -50,6 +50,7 @@ ReturnToService=2
 MessageTimeout=5
 SlurmdTimeout=5
 KillWait=10
+MinJobAge=3600
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,bf_interval=1
 {nodes}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
@@ -109,7 +110,8 @@ class Cluster:
     def on_head(self, *words: object) -> list[str]:
         """The command line that runs `words` where the cluster's network is."""
         namespaces = f"/proc/{self._processes['head'].pid}/ns"
-        return ["nsenter", f"--net={namespaces}/net", f"--uts={namespaces}/uts", *map(str, words)]
+        into = [f"--{name}={namespaces}/{file}" for name, file in (("net", "net"), ("uts", "uts"), ("mount", "mnt"))]
+        return ["nsenter", *into, "--wd=.", *map(str, words)]
 
     def environment(self) -> dict[str, str]:
         """Of its users."""
@@ -121,18 +123,22 @@ class Cluster:
         words = self.run("scontrol", "show", "job", "-o", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait(self, true: Callable[[], bool], what: str, seconds: float = 120) -> None:
-        """Wait until it is true."""
+    def wait(self, true: Callable[[], bool], what: str, seconds: float = 120, every: float = 0.03) -> None:
+        """Wait until it is true, asking anew after `every` seconds."""
         deadline = time.monotonic() + seconds
         while not true():
             assert time.monotonic() < deadline, f"not within {seconds} s: {what}\n{self.logs()}"
-            time.sleep(0.03)
+            time.sleep(every)
 
     def wait_for_job(self, job: str, seconds: float = 180) -> dict[str, str]:
         """The job's facts at its end."""
         ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
-        self.wait(lambda: self.job(job)["JobState"] in ended, f"job {job} ends", seconds)
+        self.wait(lambda: self.job(job)["JobState"] in ended, f"job {job} ends", seconds, every=0.5)
         return self.job(job)
+
+    def wait_for_restart(self, job: str, number: int) -> None:
+        """Return when the job has been queued again so many times."""
+        self.wait(lambda: int(self.job(job)["Restarts"]) >= number, f"job {job} is queued again", every=0.5)
 
     def pids(self, node: str, word: str) -> list[int]:
         """The processes of a node that have a word on their command line."""
@@ -155,7 +161,6 @@ class Cluster:
         address, head = _address(self.nodes.index(node)), self._processes["head"].pid
         to_head = f"nsenter --net=/proc/{head}/ns/net"
         inside = f"""
-            mount --bind {self.folder}/hosts /etc/hosts
             mount -t tmpfs -o mode=1777 tmpfs /dev/shm
             hostname {node}
             slurmd -D -N {node} -f {self.conf} &
@@ -203,9 +208,17 @@ class Cluster:
         (self.folder / "gres.conf").write_text(f"Name=gpu File={self.folder}/gpu[0-{GPUS - 1}]\n")
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # none is used, and slurmd asks for one
 
-        self._start("head", "unshare", "--net", "--uts", "bash", "-c", "hostname head; exec sleep infinity")
-        network = Path(f"/proc/{self._processes['head'].pid}/ns/net")
-        self.wait(lambda: os.readlink(network) != os.readlink("/proc/self/ns/net"), "a network of its own", 10)
+        up, nowhere = self.folder / "head.up", self.folder / "resolv.conf"
+        nowhere.touch()  # to ask a name server that cannot be reached takes seconds each time
+        script = f"""
+            hostname head
+            mount --bind {self.folder}/hosts /etc/hosts
+            [ ! -e /etc/resolv.conf ] || mount --bind {nowhere} /etc/resolv.conf
+            touch {up}
+            exec sleep infinity
+        """
+        self._start("head", "unshare", "--net", "--uts", "--mount", "bash", "-c", script)
+        self.wait(up.exists, "the head has namespaces of its own", 10)
         self.run("ip", "link", "set", "lo", "up")
         self.run("ip", "link", "add", "lan", "type", "bridge")
         self.run("ip", "addr", "add", f"{HEAD}/24", "dev", "lan")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -75,12 +76,16 @@ def test_every_launcher_gives_the_same_losses(
 
 
 @pytest.mark.parametrize("program", ["mpirun", "srun"])
-def test_a_mistake_is_said_once_and_the_exit_code_is_2(
-    program: str, shop: Shop, tmp_path: Path, request: pytest.FixtureRequest
+def test_a_mistake_is_said_once(
+    program: str, shop: Shop, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """mpirun ends with 2; so does srun, unless it was quicker to end the other rank than that was itself."""
+    monkeypatch.setenv("MBSD_MISTAKE_FILE", str(tmp_path / "mistake"))
     cluster = request.getfixturevalue("cluster") if program == "srun" else None
     code, said = run_program(program, *arguments(tmp_path / "run", shop), "--run.max_steps=0", cluster=cluster)
-    assert code == 2 and said.count("error: run.max_steps=0") == 1 and "error on rank" not in said, said
+    assert code == 2 or (program == "srun" and code == 128 + signal.SIGTERM), said
+    assert said.count("error: run.max_steps=0") == 1 and "error on rank" not in said, said
+    assert (tmp_path / "mistake").read_text() == "run.max_steps=0: expected 1 or more\n"
 
 
 def test_a_world_that_slurm_was_not_asked_for_is_refused(cluster: Cluster, shop: Shop, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def story(cluster: Cluster, shop: Shop, tmp_path_factory: pytest.TempPathFactory
     common = ["--deepspeed_config", ds, "--data.catalog", shop.catalog, "--data.num_workers=0", "--run.log_every=1"]
     common += ["--run.validate_every=0", "--run.validate_samples=8"]
     tiny = [word for word in TINY if "num_workers" not in word and "dropout" not in word] + ["--model.dropout=0.1"]
-    stage_1 = [*common, *tiny, f"--run.max_steps={STEPS}", "--run.save_every=4"]
+    stage_1 = [*common, *tiny, f"--run.max_steps={STEPS}", "--run.save_every=8"]
     first = submit(
         cluster, "pretrain", folder / "stage1", *stage_1, "--nodes=2", "--gpus=2", "--time=30",
         "--sbatch=--signal=USR1@90"
@@ -80,7 +80,7 @@ def story(cluster: Cluster, shop: Shop, tmp_path_factory: pytest.TempPathFactory
     )  # fmt: skip
     finetune = submit(
         cluster, "finetune", folder / "tags", "--data.table", shop.tags, "--run.init_from", seeds.run / "seed-1", *more,
-        "--run.max_steps=60", "--run.save_every=5", "--ranks=2", "--depends-on", seeds.run / "seed-1",
+        "--run.max_steps=30", "--run.save_every=5", "--ranks=2", "--depends-on", seeds.run / "seed-1",
     )  # fmt: skip
     broken = folder / "broken"  # an installation whose ranks die as they start
     broken.mkdir()
@@ -107,12 +107,6 @@ def command(pid: int) -> list[bytes]:
     return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
 
 
-def pending(pid: int, number: signal.Signals) -> bool:
-    """Whether a stopped process has a signal that waits for it."""
-    lines = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
-    return any(int(lines[name], 16) >> (number - 1) & 1 for name in ("SigPnd", "ShdPnd"))
-
-
 def test_a_run_outlives_its_time_limit_and_a_lost_node(cluster: Cluster, story: Story, tmp_path: Path) -> None:
     """Bitwise the end of an undisturbed run, in one log."""
     job, run = story.stage_1, story.stage_1.run
@@ -120,19 +114,15 @@ def test_a_run_outlives_its_time_limit_and_a_lost_node(cluster: Cluster, story: 
     waiting = cluster.run("squeue", "-h", "-t", "PD", "-o", "%A %r")
     assert {f"{story.seeds.number} Dependency", f"{story.finetune.number} Dependency"} <= set(waiting.splitlines())
 
-    # The time limit is near: the ranks stand still until Slurm, which looks every 30 seconds, has told them.
+    # The time limit is near. Slurm looks every 30 seconds; the ranks stand still until it wakes them and tells them.
     cluster.wait(lambda: job.steps() >= 3, "stage 1 has begun")
-    first = ranks(cluster)
-    for pid in first:
+    for pid in ranks(cluster):
         os.kill(pid, signal.SIGSTOP)
     minutes = int(time.monotonic() - begun) // 60 + 2
     cluster.run("scontrol", "update", f"JobId={job.number}", f"TimeLimit={minutes}")
     undisturbed = tmp_path / "undisturbed"
     other = Start(4, [*story.arguments, "--run.dir", undisturbed], tmp_path / "log")
-    cluster.wait(lambda: all(pending(pid, signal.SIGUSR1) for pid in first), "the ranks are told", 60)
-    for pid in first:
-        os.kill(pid, signal.SIGCONT)
-    cluster.wait(lambda: cluster.job(job.number)["Restarts"] == "1", "the job is queued again")
+    cluster.wait_for_restart(job.number, 1)
     cluster.run("scontrol", "update", f"JobId={job.number}", "TimeLimit=30")
     stopped = max(losses(run))
     assert f"SIGUSR1: saved and stopped after step {stopped} of {STEPS}" in job.log
@@ -142,16 +132,20 @@ def test_a_run_outlives_its_time_limit_and_a_lost_node(cluster: Cluster, story: 
     # A node is lost.
     cluster.wait(lambda: job.steps() >= stopped + 6, "the run goes on")
     cluster.crash("n2")
-    cluster.wait(lambda: cluster.job(job.number)["Restarts"] == "2", "the job is queued again")
+    cluster.wait_for_restart(job.number, 2)
     cluster.start_node("n2")
     ended = cluster.wait_for_job(job.number)
 
-    assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), job.log
-    assert f"steps 1-{STEPS} of" in job.log and f"steps {stopped + 1}-{STEPS} of" in job.log
-    starts = [line for line in job.log.splitlines() if "steps" in line and "4 ranks x" in line]
-    assert len(starts) == 3 and "resuming" in starts[1] and "resuming" in starts[2], job.log
-    assert all(job.log.count(f"job {job.number}, restart {count} on n[1-2]: ") == 1 for count in range(3))
-    assert job.log.count("4 ranks on 2 hosts, started by srun, gloo") == 3
+    # One more restart is possible: that its ranks have to end, Slurm could not tell the lost node; it tells it a minute
+    # later, and may hit those of the next start.
+    restarts = int(ended["Restarts"])
+    assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0") and restarts in (2, 3), job.log
+    starts = [line for line in job.log.splitlines() if "4 ranks x" in line]
+    assert f"weights of scratch; steps 1-{STEPS} of" in starts[0]
+    assert f"resuming {step(run, stopped)}; steps {stopped + 1}-{STEPS} of" in starts[1]
+    assert len(starts) >= 3 and all("resuming" in line for line in starts[1:])
+    assert all(job.log.count(f"job {job.number}, restart {count} on n[1-2]: ") == 1 for count in range(restarts + 1))
+    assert job.log.count("4 ranks on 2 hosts, started by srun, gloo") == restarts + 1
     assert checksums(step(run, STEPS)) == checksums(step(undisturbed, STEPS))
     assert losses(run) == losses(undisturbed)
     assert not list((run / "slurm").glob("extensions-*"))
@@ -186,7 +180,7 @@ def test_chained_stages_seeds_and_a_killed_rank(cluster: Cluster, story: Story) 
     # Exit codes of the killed rank, and of the other, which srun ends or which sees its peer leave.
     assert re.search(r"the ranks failed \((137|143)\), 1 of 3 times in a row", chained.log), chained.log
     assert chained.log.count(f"resuming {chained.run}/checkpoints/step-") == 1
-    assert sorted(losses(chained.run)) == list(range(1, 61))
+    assert sorted(losses(chained.run)) == list(range(1, 31))
 
 
 def test_a_job_that_only_fails_is_given_up(cluster: Cluster, story: Story) -> None:
