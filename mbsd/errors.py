@@ -14,8 +14,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 EXIT_USER_ERROR = 2
-# Where a rank writes the mistake for which it ends, if whatever started it cannot tell by the exit code: srun's is that of
-# the ranks that it ended after the first.
+# Names the file where a rank writes for which mistake it ends. srun's exit code does not tell: it is that of the ranks
+# which srun ended when the first one was gone.
 MISTAKE_FILE = "MBSD_MISTAKE_FILE"
 RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -51,8 +51,7 @@ def exits_cleanly(command: Callable[P, R]) -> Callable[P, R]:
             elif not error.shared:
                 print(f"{_who()}: error: {error}", file=sys.stderr, flush=True)
             if MISTAKE_FILE in os.environ:
-                Path(os.environ[MISTAKE_FILE]).write_text(f"{error}
-", encoding="utf-8")
+                Path(os.environ[MISTAKE_FILE]).write_text(f"{error}\n", encoding="utf-8")
             sys.exit(EXIT_USER_ERROR)
         except Exception as error:
             if (who := _who()) is not None:

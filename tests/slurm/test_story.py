@@ -52,6 +52,7 @@ class Story:
     seeds: Submitted
     finetune: Submitted
     hopeless: Submitted
+    mistaken: Submitted
 
 
 def submit(cluster: Cluster, launcher: str, run: Path, *words: object, env: dict[str, str] | None = None) -> Submitted:
@@ -89,7 +90,14 @@ def story(cluster: Cluster, shop: Shop, tmp_path_factory: pytest.TempPathFactory
         cluster, "pretrain", folder / "hopeless", *stage_1, "--nodes=1", "--gpus=0", "--ranks=1",
         env={"PYTHONPATH": f"{broken}:{os.environ.get('PYTHONPATH', '')}", "MBSD_MAX_FAILURES": "2"},
     )  # fmt: skip
-    return Story(first, stage_1, seeds, finetune, hopeless)
+    mistaken = folder / "mistaken"
+    (mistaken / "slurm").mkdir(parents=True)
+    number = cluster.run(
+        "sbatch", "--parsable", "--nodes=1", "--ntasks-per-node=1", f"--output={mistaken}/slurm/log.txt",
+        "launchers/slurm/pretrain.sbatch", *stage_1, "--run.dir", mistaken, "--run.max_steps=0",
+        env={**CPU, "MBSD_PYTHON": sys.executable},
+    ).strip()  # fmt: skip
+    return Story(first, stage_1, seeds, finetune, hopeless, Submitted(number, mistaken))
 
 
 def ranks(cluster: Cluster, nodes: int = 2, each: int = 2) -> list[int]:
@@ -183,13 +191,17 @@ def test_chained_stages_seeds_and_a_killed_rank(cluster: Cluster, story: Story) 
     assert sorted(losses(chained.run)) == list(range(1, 31))
 
 
-def test_a_job_that_only_fails_is_given_up(cluster: Cluster, story: Story) -> None:
+def test_jobs_that_cannot_succeed_end(cluster: Cluster, story: Story) -> None:
+    """Failures after so many in a row without a checkpoint; a user's mistake at once, with its exit code."""
     ended = cluster.wait_for_job(story.hopeless.number)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "1:0", "1"), story.hopeless.log
     assert "the ranks failed (1), 2 of 2 times in a row without a new checkpoint" in story.hopeless.log
+    ended = cluster.wait_for_job(story.mistaken.number)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0"), story.mistaken.log
+    assert story.mistaken.log == "error: run.max_steps=0: expected 1 or more\n"
 
 
 def test_the_queue_ends_empty(cluster: Cluster, story: Story) -> None:
-    for job in (story.stage_1, story.finetune, story.hopeless):
+    for job in (story.stage_1, story.finetune, story.hopeless, story.mistaken):
         cluster.wait_for_job(job.number)
     assert cluster.run("squeue", "-h") == ""
