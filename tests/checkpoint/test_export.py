@@ -21,7 +21,8 @@ from transformers import AutoImageProcessor
 from mbsd.checkpoint import onnx_graph, store
 from mbsd.checkpoint.export import export
 from mbsd.checkpoint.onnx_graph import write_graph
-from mbsd.data.images_torchvision import WHOLE_IMAGE, TorchvisionDecoder
+from mbsd.data.augment import no_augmentation
+from mbsd.data.images_torchvision import TorchvisionDecoder
 from mbsd.engine.weights import load_model
 from mbsd.errors import UserError
 from mbsd.model.heads import MbsdForClassification, MbsdForMaskedModelling, MbsdForMatching
@@ -124,8 +125,7 @@ def test_the_image_processor_gives_the_networks_pixels(full: Path, tmp_path: Pat
     noise = np.random.default_rng(0).integers(0, 256, (9, 14, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).resize((140, 90)).save(file, "JPEG")
-    whole = np.array([WHOLE_IMAGE])
-    decoded = TorchvisionDecoder(32).decode([file.getvalue()], whole, np.array([False]))
+    decoded = TorchvisionDecoder(32).decode([file.getvalue()], no_augmentation(1))
     picture = decode_jpeg(torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8), mode=ImageReadMode.RGB)
     found = AutoImageProcessor.from_pretrained(tmp_path / "out")(picture, return_tensors="pt")["pixel_values"]
     assert deviation(found, normalise_pixels(decoded, torch.float32)) < 1e-6

@@ -25,6 +25,7 @@ from mbsd.batch import VIEW_NAMES
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Table
 from mbsd.config import DataConfig
+from mbsd.data.augment import no_augmentation
 from mbsd.data.images_torchvision import TorchvisionDecoder
 from mbsd.data.loader import BatchBuilder, TableSamples
 from mbsd.data.text import load_tokenizer
@@ -188,9 +189,7 @@ def test_masked_patches_are_rebuilt(runs: dict[str, Any], shop: Shop) -> None:
         top = row * 36
         columns = [[sheet[top : top + side, x : x + side] for x in (0, 36, 72)] for sheet in (first, last)]
         hidden, rebuilt, whole = columns[0]
-        decoded = TorchvisionDecoder(side).decode(
-            [catalog.image(item)], np.array([[0.0, 0.0, 1.0, 1.0]]), np.zeros(1, bool)
-        )
+        decoded = TorchvisionDecoder(side).decode([catalog.image(item) or b""], no_augmentation(1))
         assert np.abs(whole - decoded[0].permute(1, 2, 0).numpy()).max() <= 1
         masked = [(y, x) for y in range(0, 32, 8) for x in range(0, 32, 8) if not _same(hidden, whole, y, x)]
         assert len(masked) == 8  # half of 16 patches of 8 pixels
