@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing.forkserver
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.checkpoint.forked import forks
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def one_thread() -> None:
     """Tensors of a few hundred numbers: a second thread only waits, for seconds where the cores are shared."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def fork_server() -> None:
+    """A process has one server to fork from. The first who asks says what it imports: that is us, and not a build."""
+    forks()
+    multiprocessing.forkserver.ensure_running()
 
 
 @pytest.fixture(scope="session")
