@@ -36,6 +36,9 @@ LAUNCHERS: dict[str, type[PretrainConfig] | type[FinetuneConfig]] = {
     "pretrain": PretrainConfig, "finetune": FinetuneConfig,
 }  # fmt: skip
 MAX_FAILURES = 3
+# That a step has to end, Slurm repeats for minutes to a node that it lost, and a restart counts steps from 0 again: the
+# message of the start before would end the ranks of this one. Empty steps give them another number.
+MAX_SKIPPED = 20
 FROM_OTHER_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 SEED = "{seed}"  # in run.init_from: the number of an array's task
 
@@ -92,6 +95,8 @@ def run_job(launcher: str, words: list[str]) -> int:
     script = ROOT / "launchers" / f"{launcher}.py"
     command = ["srun", "--export=ALL", "--kill-on-bad-exit=1", sys.executable, str(script), *words]
     _say(f"{name} on {os.environ.get('SLURM_JOB_NODELIST', '')}: {folder}")
+    for _ in range(min(int(restart), MAX_SKIPPED)):
+        subprocess.run(["srun", "--quiet", "true"], env=environment, stdin=subprocess.DEVNULL)
     code = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL).returncode
     shutil.rmtree(extensions, ignore_errors=True)
     if mistake.exists():
