@@ -113,7 +113,7 @@ def run_job(launcher: str, words: list[str]) -> int:
         _say(f"{name}: the ranks failed ({ended.code}), {failures} of {limit} times in a row without a new checkpoint")
     next_ = what_next(ended, failures, limit)
     if next_ == "again":
-        asked = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+        asked = subprocess.run(["scontrol", "requeue", _own_name(job)], capture_output=True, text=True)
         _say(f"{name}: queued again" if asked.returncode == 0 else f"{name}: not queued again: {asked.stderr.strip()}")
         return ended.code
     if next_ == "done":
@@ -134,6 +134,12 @@ def seed_words(launcher: str, words: list[str]) -> list[str]:
     run = parse(LAUNCHERS[launcher], words)[0].run
     more = ["--run.seed", seed, "--run.dir", f"{run.dir}/seed-{seed}"]
     return more + (["--run.init_from", run.init_from.replace(SEED, seed)] if run.init_from else [])
+
+
+def _own_name(job: str) -> str:
+    """As scontrol knows this job alone: one task of an array has the number of the whole array."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array is not None else job
 
 
 def _stopped_by(folder: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -74,14 +73,14 @@ def story(cluster: Cluster, shop: Shop, tmp_path_factory: pytest.TempPathFactory
         cluster, "pretrain", folder / "stage1", *stage_1, "--nodes=2", "--gpus=2", "--time=30",
         "--sbatch=--signal=USR1@90"
     )  # fmt: skip
-    more = [*common, *SIZES, "--nodes=1", "--run.max_steps=6", "--gpus=0"]
+    more = [*common, *SIZES, "--nodes=1", "--gpus=0", "--ranks=1"]
     seeds = submit(
         cluster, "pretrain", folder / "stage2", "--stage=matching", "--data.table", shop.pairs, "--run.init_from",
-        first.run, *more, "--ranks=1", "--seeds=0-1", "--depends-on", first.run,
+        first.run, *more, "--run.max_steps=30", "--run.save_every=4", "--seeds=0-1", "--depends-on", first.run,
     )  # fmt: skip
     finetune = submit(
         cluster, "finetune", folder / "tags", "--data.table", shop.tags, "--run.init_from", seeds.run / "seed-1", *more,
-        "--run.max_steps=30", "--run.save_every=5", "--ranks=2", "--depends-on", seeds.run / "seed-1",
+        "--run.max_steps=4", "--depends-on", seeds.run / "seed-1",
     )  # fmt: skip
     broken = folder / "broken"  # an installation whose ranks die as they start
     broken.mkdir()
@@ -100,15 +99,10 @@ def story(cluster: Cluster, shop: Shop, tmp_path_factory: pytest.TempPathFactory
     return Story(first, stage_1, seeds, finetune, hopeless, Submitted(number, mistaken))
 
 
-def ranks(cluster: Cluster, nodes: int = 2, each: int = 2) -> list[int]:
-    """The processes of the ranks of pretrain.py: children of slurmstepd."""
-    found = [pid for node in cluster.nodes[:nodes] for pid in rank_pids(cluster, node)]
-    assert len(found) == nodes * each
-    return found
-
-
-def rank_pids(cluster: Cluster, node: str, launcher: str = "pretrain.py") -> list[int]:
-    return [pid for pid in cluster.pids(node, f"launchers/{launcher}") if b"srun" not in command(pid)[0]]
+def ranks(cluster: Cluster) -> list[int]:
+    """The processes that run launchers/pretrain.py, on all nodes."""
+    found = [pid for node in cluster.nodes for pid in cluster.pids(node, "launchers/pretrain.py")]
+    return [pid for pid in found if command(pid)[0] != b"srun"]
 
 
 def command(pid: int) -> list[bytes]:
@@ -124,7 +118,9 @@ def test_a_run_outlives_its_time_limit_and_a_lost_node(cluster: Cluster, story: 
 
     # The time limit is near. Slurm looks every 30 seconds; the ranks stand still until it wakes them and tells them.
     cluster.wait(lambda: job.steps() >= 3, "stage 1 has begun")
-    for pid in ranks(cluster):
+    first = ranks(cluster)
+    assert len(first) == 4
+    for pid in first:
         os.kill(pid, signal.SIGSTOP)
     minutes = int(time.monotonic() - begun) // 60 + 2
     cluster.run("scontrol", "update", f"JobId={job.number}", f"TimeLimit={minutes}")
@@ -170,23 +166,24 @@ def test_what_was_submitted_is_written_down(story: Story) -> None:
 
 def test_chained_stages_seeds_and_a_killed_rank(cluster: Cluster, story: Story) -> None:
     """Each begins when what it depends on has ended well; a rank that is killed costs its run a restart."""
-    chained = story.finetune
-    cluster.wait(step(chained.run, 5).exists, "fine-tuning has saved", 180)
-    for seed in (0, 1):
-        run = story.seeds.run / f"seed-{seed}"
-        assert (run / "DONE").exists()
-        assert f"  seed: {seed}\n" in (run / "config.yaml").read_text()
-        assert f"weights of {story.stage_1.run}" in (run / "slurm" / "log.txt").read_text()
-    assert losses(story.seeds.run / "seed-0") != losses(story.seeds.run / "seed-1")
-
-    victim = next(pid for node in cluster.nodes for pid in rank_pids(cluster, node, "finetune.py"))
+    seeds = [Submitted(f"{story.seeds.number}_{seed}", story.seeds.run / f"seed-{seed}") for seed in (0, 1)]
+    killed = seeds[1]
+    cluster.wait(step(killed.run, 4).exists, "seed 1 has saved", 180)
+    (victim,) = [pid for pid in ranks(cluster) if str(killed.run).encode() in command(pid)]
     os.kill(victim, signal.SIGKILL)
-    ended = cluster.wait_for_job(chained.number)
-    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "1"), chained.log
-    # Exit codes of the killed rank, and of the other, which srun ends or which sees its peer leave.
-    assert re.search(r"the ranks failed \((137|143)\), 1 of 3 times in a row", chained.log), chained.log
-    assert chained.log.count(f"resuming {chained.run}/checkpoints/step-") == 1
-    assert sorted(losses(chained.run)) == list(range(1, 31))
+
+    ended = cluster.wait_for_job(story.finetune.number)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "0"), story.finetune.log
+    assert f"weights of {killed.run}" in story.finetune.log
+    assert "the ranks failed (137), 1 of 3 times in a row without a new checkpoint" in killed.log
+    assert killed.log.count(f"resuming {killed.run}/checkpoints/step-") == 1
+    for seed, job in enumerate(seeds):
+        ended = cluster.wait_for_job(job.number)
+        assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", str(seed)), job.log
+        assert f"weights of {story.stage_1.run}" in job.log
+        assert f"  seed: {seed}\n" in (job.run / "config.yaml").read_text()
+        assert sorted(losses(job.run)) == list(range(1, 31))
+    assert losses(seeds[0].run) != losses(seeds[1].run)
 
 
 def test_jobs_that_cannot_succeed_end(cluster: Cluster, story: Story) -> None:
