@@ -11,6 +11,7 @@ from PIL import Image
 
 from mbsd.catalog.normalise import ImageRejected, normalise_image
 from tests.catalog.helpers import near, picture, pixels
+from tests.catalog.hostile import RED, with_orientation
 
 
 def _is_baseline(jpeg: bytes) -> bool:
@@ -38,27 +39,10 @@ def test_long_side_is_capped() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_is_made_upright(orientation: int) -> None:
-    upright = np.zeros((40, 60, 3), np.uint8)
-    upright[:20, :30] = (250, 20, 20)  # the top left corner, in red
-    # What a camera stores for each orientation: the inverse of the turn that a viewer applies.
-    stored = {
-        1: upright,
-        2: upright[:, ::-1],
-        3: upright[::-1, ::-1],
-        4: upright[::-1],
-        5: upright.transpose(1, 0, 2),
-        6: np.rot90(upright, 1),
-        7: upright.transpose(1, 0, 2)[::-1, ::-1],
-        8: np.rot90(upright, -1),
-    }[orientation]
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(stored)).save(buffer, "JPEG", quality=95, subsampling=0, exif=exif)
-    result = normalise_image(buffer.getvalue())
+    result = normalise_image(with_orientation(orientation))
     image = pixels(result.jpeg)
     assert image.size == (60, 40) and image.getexif().get(0x0112, 1) == 1
-    assert near(image.getpixel((8, 8)), (250, 20, 20), 12) and near(image.getpixel((50, 30)), (0, 0, 0), 12)
+    assert near(image.getpixel((8, 8)), RED, 12) and near(image.getpixel((50, 30)), (0, 0, 0), 12)
 
 
 def _palette_with_transparency() -> bytes:
