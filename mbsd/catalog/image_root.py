@@ -7,30 +7,17 @@ from __future__ import annotations
 
 import glob
 import os
-import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
+from mbsd.catalog.image_folder import FolderRoot, Place
+from mbsd.catalog.image_tars import COMPRESSED, TarRoot
+from mbsd.catalog.image_url import UrlRoot, local_path
 from mbsd.catalog.normalise import ImageRejected
 from mbsd.errors import UserError
 
-NOT_FOUND = "not found below the image root"
 COMPANIONS = {".idx", ".json", ".txt", ".md5", ".sha256"}  # what lies beside the tars of a WebDataset
-COMPRESSED = (".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
-
-
-class Place(Protocol):
-    """Where one picture's bytes lie; small, so that it can be sent to a worker."""
-
-    def read(self, max_bytes: int) -> bytes:
-        """Return the bytes.
-
-        Raises:
-            ImageRejected: they are not there, leave the root, cannot be read, or are more than `max_bytes`.
-        """
-        ...
 
 
 class ImageRoot(Protocol):
@@ -57,9 +44,6 @@ def open_image_root(images: Path | str) -> ImageRoot:
     Raises:
         UserError: there is no such thing, or a tar is compressed.
     """
-    from mbsd.catalog.image_tars import TarRoot  # here: it imports this file
-    from mbsd.catalog.image_url import UrlRoot, local_path
-
     text = str(images)
     if isinstance(images, str) and ("://" in text or "::" in text):
         local = local_path(text)
@@ -84,68 +68,6 @@ def locate(root: ImageRoot, image: str) -> Place:
         ImageRejected: it is known not to be there, or its name leads out of the root.
     """
     return root.place(_names(image))
-
-
-@dataclass(frozen=True)
-class InFile:
-    """`size` bytes at `offset` of a file: a whole picture, or a member of a tar."""
-
-    path: str
-    offset: int
-    size: int
-
-    def read(self, max_bytes: int) -> bytes:
-        """Return the bytes (see `Place`)."""
-        if self.size > max_bytes:
-            raise ImageRejected(f"too large: {self.size} bytes, the limit is {max_bytes}")
-        try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise ImageRejected(f"cannot be opened ({error.strerror})") from None
-        try:
-            data = os.pread(fd, self.size, self.offset)
-        except OSError as error:
-            raise ImageRejected(f"cannot be read ({error.strerror})") from None
-        finally:
-            os.close(fd)
-        if len(data) != self.size:
-            raise ImageRejected(f"ends early: {len(data)} of {self.size} bytes")
-        return data
-
-
-@dataclass(frozen=True)
-class InFolder:
-    """The first of `names` below `folder`, whose path is free of links."""
-
-    folder: str
-    names: tuple[str, ...]
-
-    def read(self, max_bytes: int) -> bytes:
-        """Return the bytes (see `Place`)."""
-        for name in self.names:
-            path = os.path.realpath(os.path.join(self.folder, name))
-            if os.path.commonpath([self.folder, path]) != self.folder:
-                raise ImageRejected("leads out of the image root by a link")
-            try:
-                status = os.stat(path)
-            except OSError:
-                continue
-            if not stat.S_ISREG(status.st_mode):
-                raise ImageRejected("not a regular file")
-            return InFile(path, 0, status.st_size).read(max_bytes)
-        raise ImageRejected(NOT_FOUND)
-
-
-class FolderRoot:
-    """A folder of pictures."""
-
-    def __init__(self, folder: str):
-        self._folder = os.path.realpath(folder)
-        self.description = self._folder
-
-    def place(self, names: tuple[str, ...]) -> Place:
-        """Return the place of a picture, which may not exist."""
-        return InFolder(self._folder, names)
 
 
 def _tars_in(folder: str) -> list[str]:

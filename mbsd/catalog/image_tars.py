@@ -8,10 +8,11 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from mbsd.catalog.image_root import COMPRESSED, NOT_FOUND, InFile, Place
+from mbsd.catalog.image_folder import NOT_FOUND, InFile, Place
 from mbsd.catalog.normalise import ImageRejected
 from mbsd.errors import UserError
 
+COMPRESSED = (".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 COMPRESSED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
 

@@ -8,7 +8,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import fsspec
 
-from mbsd.catalog.image_root import NOT_FOUND, Place
+from mbsd.catalog.image_folder import NOT_FOUND, Place
 from mbsd.catalog.normalise import ImageRejected
 from mbsd.errors import UserError
 

@@ -19,7 +19,7 @@ from typing import TypeAlias
 import psutil
 from pebble import ProcessExpired, ProcessPool
 
-from mbsd.catalog.image_root import Place
+from mbsd.catalog.image_folder import Place
 from mbsd.catalog.image_url import AtUrl, read_ahead
 from mbsd.catalog.normalise import MAX_PIXELS, ImageRejected, NormalisedImage, normalise_image
 

@@ -24,7 +24,8 @@ from PIL import features
 from tqdm import tqdm
 
 from mbsd.catalog.building import GO_ON, Building, Part, remove_published
-from mbsd.catalog.image_root import ImageRoot, Place, locate, open_image_root
+from mbsd.catalog.image_folder import Place
+from mbsd.catalog.image_root import ImageRoot, locate, open_image_root
 from mbsd.catalog.index_file import write_index
 from mbsd.catalog.layout import CATALOG_FILE, QUARANTINE_FILE, VERSION, WHERE, split_of
 from mbsd.catalog.normalise import ImageRejected, NormalisedImage

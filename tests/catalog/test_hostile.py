@@ -17,7 +17,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from mbsd.catalog.image_root import InFile
+from mbsd.catalog.image_folder import InFile
 from mbsd.catalog.normalise import NormalisedImage
 from mbsd.catalog.picture_pool import Limits, PicturePool
 from mbsd.catalog.reader import Catalog
