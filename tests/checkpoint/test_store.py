@@ -134,6 +134,9 @@ def test_a_restart_knows_that_it_is_the_older_one(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     with pytest.raises(UserError, match="restart 1 of job 77, and restart 2 owns"):
         owner.claim(tmp_path, "early")
+    monkeypatch.delenv("SLURM_RESTART_COUNT")  # as Slurm does at the first start
+    with pytest.raises(UserError, match="restart 0 of job 77, and restart 2 owns"):
+        owner.claim(tmp_path, "first")
     owner.check(tmp_path, "late")
     monkeypatch.setenv("SLURM_JOB_ID", "78")  # another job may take over, whatever it counts
     assert owner.claim(tmp_path, "other").generation == 2
