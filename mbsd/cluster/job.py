@@ -73,6 +73,10 @@ def run_job(launcher: str, words: list[str]) -> int:
     """Run the ranks of this start of the job once; returns the exit code of the batch script."""
     words = words + seed_words(launcher, words)
     folder = Path(parse(LAUNCHERS[launcher], words)[0].run.dir)
+    allowed = os.environ.get("MBSD_MAX_FAILURES", str(MAX_FAILURES))
+    if not allowed.isdecimal():
+        raise UserError(f"MBSD_MAX_FAILURES={allowed} in the environment: expected a whole number")
+    limit = int(allowed)
     beside = folder / "slurm"
     beside.mkdir(parents=True, exist_ok=True)
     job, restart = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_RESTART_COUNT", "0")
@@ -104,7 +108,6 @@ def run_job(launcher: str, words: list[str]) -> int:
         mistake.unlink()
 
     ended = Ended(code if code >= 0 else 128 - code, (folder / DONE).exists(), _stopped_by(folder), bool(told))
-    limit = int(os.environ.get("MBSD_MAX_FAILURES", MAX_FAILURES))
     failures = 0
     if ended.code == 0 or ended.done:
         _failures_file(folder).unlink(missing_ok=True)
@@ -114,8 +117,10 @@ def run_job(launcher: str, words: list[str]) -> int:
     next_ = what_next(ended, failures, limit)
     if next_ == "again":
         asked = subprocess.run(["scontrol", "requeue", _own_name(job)], capture_output=True, text=True)
-        _say(f"{name}: queued again" if asked.returncode == 0 else f"{name}: not queued again: {asked.stderr.strip()}")
-        return ended.code
+        if asked.returncode == 0:
+            _say(f"{name}: queued again")
+            return ended.code
+        _say(f"{name}: not queued again: {asked.stderr.strip()}")
     if next_ == "done":
         if ended.code != 0:
             _say(f"{name}: {folder} is finished, though its ranks ended with {ended.code}")
