@@ -96,7 +96,7 @@ def _start(timeout: float | None) -> Place:
 def _ask_rank_zero(placement: Placement) -> Placement:
     """Where rank 0 listens, or why it will not, told through MPI.
 
-    Rank 0 runs where mpirun does. On other nodes Slurm's variables tell of mpirun's own helpers.
+    Rank 0 runs where mpirun does. On other nodes Slurm's variables tell of mpirun's own daemons.
     """
     from mpi4py import MPI
 

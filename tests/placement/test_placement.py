@@ -63,9 +63,9 @@ def test_a_process_of_no_launcher_is_alone(environ: dict[str, str]) -> None:
 
 
 def test_mpirun_within_a_job_is_mpirun() -> None:
-    """On other nodes its ranks see the variables of the step by which it started its helpers."""
-    helpers = SRUN | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}
-    assert find_placement(helpers | OPEN_MPI).rank == 3
+    """On other nodes its ranks see the variables of the step by which it started its daemons."""
+    daemons = SRUN | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}
+    assert find_placement(daemons | OPEN_MPI).rank == 3
 
 
 @pytest.mark.parametrize(
