@@ -6,6 +6,7 @@ import functools
 import os
 import platform
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -17,6 +18,7 @@ EXIT_USER_ERROR = 2
 # Names the file where a rank writes for which mistake it ends. srun's exit code does not tell: it is that of the ranks
 # which srun ended when the first one was gone.
 MISTAKE_FILE = "MBSD_MISTAKE_FILE"
+GRACE = 1.0  # seconds
 RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 
@@ -50,6 +52,8 @@ def exits_cleanly(command: Callable[P, R]) -> Callable[P, R]:
                 print(f"error: {error}", file=sys.stderr, flush=True)
             elif not error.shared:
                 print(f"{_who()}: error: {error}", file=sys.stderr, flush=True)
+            else:
+                time.sleep(GRACE)  # launchers end all ranks when one has ended: rank 0 has to have said it by then
             if MISTAKE_FILE in os.environ:
                 Path(os.environ[MISTAKE_FILE]).write_text(f"{error}\n", encoding="utf-8")
             sys.exit(EXIT_USER_ERROR)

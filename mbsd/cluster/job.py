@@ -105,6 +105,7 @@ def run_job(launcher: str, words: list[str]) -> int:
     shutil.rmtree(extensions, ignore_errors=True)
     if mistake.exists():
         code = EXIT_USER_ERROR
+        _say(f"{name}: {mistake.read_text().strip()}")  # srun may have ended the rank that was to say it
         mistake.unlink()
 
     ended = Ended(code if code >= 0 else 128 - code, (folder / DONE).exists(), _stopped_by(folder), bool(told))
