@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -142,10 +143,10 @@ def test_a_run_outlives_its_time_limit_and_a_lost_node(cluster: Cluster, story: 
 
     restarts = int(ended["Restarts"])
     assert (ended["JobState"], ended["ExitCode"], restarts) == ("COMPLETED", "0:0", 2), job.log
-    starts = [line for line in job.log.splitlines() if "4 ranks x" in line]
-    assert f"weights of scratch; steps 1-{STEPS} of" in starts[0]
-    assert f"resuming {step(run, stopped)}; steps {stopped + 1}-{STEPS} of" in starts[1]
-    assert len(starts) == 3 and "resuming" in starts[2]
+    origins, steps = (re.findall(rf"^  {name} +(.+)$", job.log, re.MULTILINE) for name in ("start", "steps"))
+    assert origins[:2] == ["weights of scratch", f"resuming {step(run, stopped)}"]
+    assert len(origins) == len(steps) == 3 and origins[2].startswith("resuming ")
+    assert [line.partition(" of ")[0] for line in steps[:2]] == [f"1-{STEPS}", f"{stopped + 1}-{STEPS}"]
     assert all(job.log.count(f"job {job.number}, restart {count} on n[1-2]: ") == 1 for count in range(restarts + 1))
     assert job.log.count("4 ranks on 2 hosts, started by srun, gloo") == restarts + 1
     assert checksums(step(run, STEPS)) == checksums(step(undisturbed, STEPS))
