@@ -68,7 +68,7 @@ def run_ranks(ranks: int, launcher: str, *arguments: object) -> list[tuple[int |
 
     with tempfile.TemporaryDirectory() as folder:
         start = Start(ranks, arguments, Path(folder), launcher=launcher)
-        return [(code, log.read_text()) for code, log in zip(start.wait(), start.logs, strict=True)]
+        return [(code, log.read_text()) for code, log in zip(start.wait(patience=30), start.logs, strict=True)]
 
 
 def losses(run: Path, prefix: str = "") -> dict[int, dict[str, float]]:

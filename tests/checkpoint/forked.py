@@ -64,13 +64,18 @@ class Start:
             process.start()
             self.ranks.append(process)
 
-    def wait(self, timeout: float = 300) -> list[int | None]:
-        """Every rank's exit code; kills what is not done in time, or still waits for a rank that died."""
+    def wait(self, timeout: float = 300, patience: float = 2) -> list[int | None]:
+        """Every rank's exit code; kills what is not done in time, or still waits for a rank that died.
+
+        Args:
+            timeout: seconds for all.
+            patience: seconds for the others once one has ended badly.
+        """
         deadline = time.monotonic() + timeout
         try:
             while any(process.is_alive() for process in self.ranks) and time.monotonic() < deadline:
                 if any(process.exitcode not in (None, 0) for process in self.ranks):
-                    deadline = min(deadline, time.monotonic() + 2)  # a launcher would end the others too
+                    deadline = min(deadline, time.monotonic() + patience)  # a launcher would end the others too
                 time.sleep(0.01)
             assert time.monotonic() < deadline or any(process.exitcode for process in self.ranks), self.said()
         finally:

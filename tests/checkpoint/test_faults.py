@@ -62,7 +62,7 @@ def test_damaged_files_are_named_and_the_older_checkpoint_is_taken(run: Path, fi
 
 
 def refused(start: Start) -> str:
-    assert start.wait() == [2, 2], start.said()[-4000:]
+    assert start.wait(patience=30) == [2, 2], start.said()[-4000:]
     assert len(start.errors()) == 1 and "Traceback" not in start.said()
     return start.errors()[0]
 
@@ -128,7 +128,7 @@ def test_of_two_writers_the_older_one_stops(tmp_path: Path, shop: Shop) -> None:
     wait_for(first, step(run, 3))
     second = Start(2, long, tmp_path / "second")
     try:
-        assert first.wait() == [2, 2], first.said()[-3000:]
+        assert first.wait(patience=30) == [2, 2], first.said()[-3000:]
         assert len(first.errors()) == 1 and "start 2 (process" in first.errors()[0], first.errors()
         newest = max((run / "checkpoints").glob("step-*"))
         deadline = time.monotonic() + 60
@@ -164,7 +164,7 @@ def test_a_full_disk_is_survived_and_after_three_failures_said_to_be_the_end(
         with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
             while True:
                 file.write(bytes(65536))
-        assert start.wait() == [2, 2], start.said()[-3000:]
+        assert start.wait(patience=30) == [2, 2], start.said()[-3000:]
     finally:
         start.kill()
     failures = start.lines("could not be written (")

@@ -49,7 +49,7 @@ def test_a_few_damaged_pictures_are_named_and_counted(rotten: tuple[Path, list[i
 def test_a_run_stops_where_more_are_damaged_than_allowed(rotten: tuple[Path, list[int]], tmp_path: Path) -> None:
     catalog, _ = rotten
     start = Start(2, arguments(tmp_path / "run", catalog, "--data.max_corrupt=0"), tmp_path / "log")
-    assert start.wait() == [2, 2], start.said()[-3000:]
+    assert start.wait(patience=30) == [2, 2], start.said()[-3000:]
     errors = start.errors()
     assert len(errors) == 1 and "pictures read are damaged on disk" in errors[0] and "data.max_corrupt=0" in errors[0]
     assert not (tmp_path / "run" / "DONE").exists()
