@@ -129,6 +129,13 @@ class Batch(_Tensors):
         return self.items_B.shape[0]
 
     @property
+    def has_image(self) -> Tensor:
+        """bool [B]; whose picture is in `images`: False too where the catalogue's is damaged or no view shows it."""
+        is_patch_T = self.views.source_T >= self.input_ids_N.shape[0]
+        before = torch.cat([is_patch_T.new_zeros(1), is_patch_T]).cumsum(0)[self.views.cu_seqlens.long()]
+        return (before.diff() > 0).reshape(len(self.views.names), -1).any(0)
+
+    @property
     def num_tokens(self) -> int:
         """T, the real tokens of this micro-batch over all its views."""
         return self.views.source_T.shape[0]

@@ -109,7 +109,7 @@ def _ask_rank_zero(placement: Placement) -> Placement:
             wrong = str(error)
         one_host = placement.local_size == placement.world_size
         addr = placement.master_addr or ("127.0.0.1" if one_host else platform.node())
-        answer = wrong, addr, placement.master_port or int(free_port())
+        answer = wrong, addr, placement.master_port or free_port()
     wrong, addr, port = MPI.COMM_WORLD.bcast(answer)
     if wrong:
         raise UserError(wrong)

@@ -93,9 +93,7 @@ def refuse_wrong_world(placement: Placement, environ: Mapping[str, str]) -> None
     A launcher (torchrun, deepspeed) may be a task of its own that starts several ranks: then a task for each launcher
     is right too.
     """
-    name = next(
-        (name for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_JOB_NUM_NODES") if name in environ), ""
-    )
+    name = next((name for name in TASK_COUNTS if name in environ), "")
     if not name or "SLURM_JOB_ID" not in environ:
         return
     tasks, world = _number(environ, name), placement.world_size

@@ -52,8 +52,8 @@ class Showcase:
         few = self.spread(NUM_CARDS)
         if isinstance(step_module, MaskedStep):
             with_image = [sample for sample in few if self.catalog.has_image(sample.item)]
-            if with_image:
-                rebuilt = rebuild(step_module.model, self._batch(with_image[:NUM_REBUILT]))
+            rebuilt = rebuild(step_module.model, self._batch(with_image[:NUM_REBUILT])) if with_image else []
+            if rebuilt:  # none, where all of them are damaged
                 board.picture(step, "masked_patches", grid(rebuilt))
         else:
             cards = self.cards(step_module.model, few)
@@ -72,13 +72,13 @@ class Showcase:
         """What `model` says of the samples, each view by itself."""
         batch = self._batch(samples)
         probabilities_VB = torch.sigmoid(model(batch).logits.double()).cpu().numpy()
-        pictures = iter(batch.images.permute(0, 2, 3, 1).cpu().numpy())
+        pictures, with_image = iter(batch.images.permute(0, 2, 3, 1).cpu().numpy()), batch.has_image.tolist()
         return [
             Card(
                 query=sample.text or "",
                 title=self.catalog.title(sample.item),
                 label=int(sample.label or 0),
-                picture=next(pictures) if self.catalog.has_image(sample.item) and len(batch.images) else None,
+                picture=next(pictures) if with_image[b] else None,
                 probabilities={view: float(probabilities_VB[v, b]) for v, view in enumerate(batch.views.names)},
             )
             for b, sample in enumerate(samples)
@@ -96,10 +96,9 @@ class Showcase:
             batch = self._batch(part)
             vectors.append(_vectors(step_module.model, batch, masked).float().cpu())
             shown = torch.ones(len(part), 3, THUMBNAIL, THUMBNAIL)
-            has_image = [b for b, sample in enumerate(part) if self.catalog.has_image(sample.item)]
             if len(batch.images):
                 small = F.interpolate(batch.images.float().cpu() / 255, (THUMBNAIL, THUMBNAIL), mode="area")
-                shown[has_image] = small
+                shown[batch.has_image.cpu()] = small
             thumbnails.append(shown)
         categories = self.catalog.table()["category"]
         rows = [

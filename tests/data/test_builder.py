@@ -188,6 +188,7 @@ def test_a_damaged_picture_is_left_out_and_named(catalog: Catalog, make_builder:
     # The other picture is untouched, and the item is still there by its title.
     assert torch.equal(damaged.batch.images, whole.batch.images[1:])
     assert torch.equal(damaged.batch.input_ids_N, whole.batch.input_ids_N)
+    assert whole.batch.has_image.tolist() == [True, True] and damaged.batch.has_image.tolist() == [False, True]
     assert damaged.batch.views.lengths[0] == whole.batch.views.lengths[0] - PATCHES
 
 
