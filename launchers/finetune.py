@@ -13,7 +13,7 @@ from mbsd.errors import exits_cleanly
 def main() -> None:
     """Read the settings (fast, no torch), then train."""
     config, ds_config = parse(FinetuneConfig)
-    from mbsd.recipes import finetune
+    from mbsd.recipes_finetune import finetune
 
     finetune(config, ds_config)
 

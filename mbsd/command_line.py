@@ -17,10 +17,12 @@ from typing import Any, TypeVar
 import jsonargparse
 import yaml
 
-from mbsd.config import BaseConfig, EvaluateConfig
+from mbsd.config import BaseConfig
+from mbsd.config_scoring import EmbedConfig, EvaluateConfig
 from mbsd.errors import UserError
 
 C = TypeVar("C", bound=BaseConfig)
+S = TypeVar("S", EvaluateConfig, EmbedConfig)
 
 # What DeepSpeed's JSON owns: a YAML key of one of these names is in the wrong file.
 DEEPSPEED_KEYS = {
@@ -59,10 +61,10 @@ def parse(
     return config, ds_config
 
 
-def parse_evaluate(argv: Sequence[str] | None = None) -> EvaluateConfig:
-    """Read the command line of `launchers/evaluate.py` (no DeepSpeed JSON: nothing is trained)."""
+def parse_scoring(config_class: type[S], argv: Sequence[str] | None = None) -> S:
+    """Read the command line of a launcher that trains nothing: no DeepSpeed JSON."""
     with _on_every_rank():
-        config: EvaluateConfig = _instantiate(EvaluateConfig, _parse(EvaluateConfig, argv, with_deepspeed=False))
+        config: S = _instantiate(config_class, _parse(config_class, argv, with_deepspeed=False))
         config.check()
     return config
 

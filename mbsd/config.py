@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -21,7 +22,7 @@ AT_LEAST_ONE = {
     "run.max_skipped_steps", "data.image_size", "data.prefetch", "data.shuffle_block", "data.shuffle_window",
 }  # fmt: skip
 SHARES = {"data.colour_jitter", "data.max_corrupt"}
-AT_LEAST_ZERO = {"run.validate_every", "run.keep_every", "run.timeout", "data.num_workers"}
+AT_LEAST_ZERO = {"run.validate_every", "run.keep_every", "run.timeout", "data.num_workers", "best.patience"}
 
 
 @dataclass(frozen=True)
@@ -154,11 +155,51 @@ class SdmiConfig:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """A downstream task."""
+    """A downstream task that is trained (SPEC 7). Clustering is not: `launchers/evaluate.py` does it with any model."""
 
-    name: Literal["attributes"] = "attributes"
+    name: Literal["attributes", "alignment", "classification", "sensitive"] = "attributes"
+    """attributes: does the tag hold for the item; alignment: are two items one product; classification: into the
+    table's categories; sensitive: is the item of the category `positive`."""
     views: tuple[Literal["full", "text", "image"], ...] = ("full",)
     """Views a sample is trained on, all in one forward; the losses are averaged."""
+    class_weights: Literal["balanced"] | tuple[float, ...] | None = None
+    """What a row of each class counts in the loss: balanced: all classes the same together; or one number a class, in
+    the order of the labels (sensitive: others, positive). Scaled so that the training rows' mean is 1."""
+    positive: str | None = None
+    """Of sensitive, which needs it: the category that is to be found; all others are its opposite."""
+    pair_head: Literal["compare", "concat"] | None = None
+    """Of alignment: a linear layer on [h_s; h_t; |h_s - h_t|; h_s * h_t] (the default), or on [h_s; h_t] alone as the
+    paper has it: a sum of what each item says by itself, which cannot tell whether two items are alike."""
+
+    def check(self) -> None:
+        """Raise UserError where a setting belongs to another task, or the task lacks one."""
+        if (self.name == "sensitive") != (self.positive is not None):
+            wrong = "needs task.positive, the category to find" if self.positive is None else "reads no task.positive"
+            raise UserError(f"task.name={self.name} {wrong}: {'set' if self.positive is None else 'remove'} it")
+        if self.pair_head is not None and self.name != "alignment":
+            raise UserError(f"task.pair_head={self.pair_head}: task.name={self.name} has no pairs: remove it")
+        if not self.views or len(set(self.views)) < len(self.views):
+            raise UserError(f"task.views={list(self.views)}: expected one or more of full, text and image, each once")
+        if isinstance(self.class_weights, tuple):
+            if not all(0 < weight < math.inf for weight in self.class_weights):
+                raise UserError(f"task.class_weights={list(self.class_weights)}: expected numbers above 0")
+            if self.name != "classification" and len(self.class_weights) != 2:
+                raise UserError(
+                    f"task.class_weights={list(self.class_weights)}: task.name={self.name} has the two labels 0 and 1; "
+                    "give two numbers"
+                )
+
+
+@dataclass(frozen=True)
+class BestConfig:
+    """Which checkpoint of a fine-tuning run is its result, and when there is nothing more to wait for."""
+
+    metric: str | None = None
+    """A validation metric as metrics.jsonl names it behind `validation/`, say roc_auc_full or loss. Default: the
+    task's own, of its first view. The checkpoint of its best value is kept, and is what evaluate, embed, export and
+    init_from read of the run."""
+    patience: int = 0
+    """Training stops after so many validations in a row without a better value. 0: never."""
 
 
 @dataclass(frozen=True)
@@ -228,34 +269,19 @@ class FinetuneConfig(BaseConfig):
     """`launchers/finetune.py`."""
 
     task: TaskConfig = field(default_factory=TaskConfig)
+    best: BestConfig = field(default_factory=BestConfig)
 
     def check(self) -> None:
-        """See BaseConfig; and a task needs its labels."""
+        """See BaseConfig; and a task needs its labels, patience something to wait for."""
         super().check()
         if self.data.table is None:
             raise UserError("data.table is not set: fine-tuning needs a task table (`mbsd tables build` or `derive`)")
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """`launchers/evaluate.py`."""
-
-    model: str
-    """A fine-tuned run folder, or a folder written by save_pretrained."""
-    data: DataConfig
-    out: str
-    """JSON file for the metrics."""
-    split: Literal["train", "validation", "test"] = "test"
-    views: tuple[Literal["full", "text", "image"], ...] = ("full", "text", "image")
-    micro_batch: int = 64
-    """Samples a rank scores at once."""
-
-    def check(self) -> None:
-        """Raise UserError where the settings cannot be meant."""
-        if self.data.table is None:
-            raise UserError("data.table is not set: evaluation needs a task table")
-        if self.micro_batch < 1:
-            raise UserError(f"micro_batch={self.micro_batch}: expected 1 or more")
+        self.task.check()
+        if self.best.patience and not self.run.validate_every:
+            raise UserError(
+                f"best.patience={self.best.patience} counts validations, and run.validate_every=0 says there are none "
+                "before the last step: set run.validate_every, or leave best.patience out"
+            )
 
 
 def to_yaml(config: Any) -> str:

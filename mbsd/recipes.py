@@ -4,124 +4,69 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import PreTrainedTokenizerBase
 
-from mbsd.batch import VIEW_NAMES, Batch
+from mbsd.batch import VIEW_NAMES
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Kind, Table
 from mbsd.checkpoint.manager import CheckpointManager
 from mbsd.checkpoint.resume import find_elsewhere, take_over
 from mbsd.checkpoint.storage import probe
-from mbsd.config import (
-    BaseConfig,
-    DataConfig,
-    EvaluateConfig,
-    FinetuneConfig,
-    MaskingConfig,
-    PretrainConfig,
-    SdmiConfig,
-    to_yaml,
-)
+from mbsd.config import BaseConfig, MaskingConfig, PretrainConfig, SdmiConfig, to_yaml
 from mbsd.data.corrupt import CorruptImages
-from mbsd.data.images import make_decoder
-from mbsd.data.loader import BatchBuilder, CatalogSamples, Samples, TableSamples, TrainLoader, eval_batches
+from mbsd.data.loader import Samples, TrainLoader
 from mbsd.data.order import Order
-from mbsd.data.text import load_tokenizer, words_digest
+from mbsd.data.text import words_digest
 from mbsd.distributed import Place, on_rank_zero, process_group, same_on_every_rank
 from mbsd.engine.build import batch_sizes, build_engine, resolve, seed_everything
 from mbsd.engine.health import DivergedError
 from mbsd.engine.loop import train
 from mbsd.engine.preempt import stop_requests
-from mbsd.engine.scoring import score
+from mbsd.engine.selection import Selection
 from mbsd.engine.showcase import Showcase
-from mbsd.engine.steps import ClassificationStep, MaskedStep, MatchingStep, Validation
+from mbsd.engine.steps import MaskedStep, MatchingStep, Validation
 from mbsd.engine.watchdog import Watchdog
-from mbsd.engine.weights import load_model, start_model, start_tokenizer
-from mbsd.errors import UserError
+from mbsd.engine.weights import start_model, start_tokenizer
+from mbsd.inputs import batches_of, make_builder, open_inputs, quiet_libraries, split_samples
 from mbsd.metrics.throughput import Throughput
 from mbsd.metrics.writer import MetricsWriter, say
-from mbsd.model.heads import MbsdForClassification, MbsdForMaskedModelling, MbsdForMatching
+from mbsd.model.heads import MbsdForMaskedModelling, MbsdForMatching
 from mbsd.model.mbsd import MbsdConfig
 from mbsd.run_folder import packages, run_settings, say_how_it_ended, say_start, write_run_folder
 from mbsd.run_state import DONE
-from mbsd.tasks import attributes
 
 
 def pretrain(config: PretrainConfig, ds_config: dict[str, Any]) -> None:
     """Both stages of pre-training (`launchers/pretrain.py`)."""
     if config.stage == "masked":
-        _training(
+        training(
             config,
             ds_config,
             views=("full",),
             table_kind=None,
             masking=config.masking or MaskingConfig(),
-            make_step=lambda tokenizer: MaskedStep(start_model(MbsdForMaskedModelling, config, tokenizer)),
+            make_step=lambda tokenizer, _: MaskedStep(start_model(MbsdForMaskedModelling, config, tokenizer)),
         )
     else:
         sdmi = config.sdmi or SdmiConfig()
-        _training(
+        training(
             config,
             ds_config,
             views=MatchingStep.views(sdmi),
             validation_views=VIEW_NAMES,
             table_kind="pairs",
             masking=None,
-            make_step=lambda tokenizer: MatchingStep(start_model(MbsdForMatching, config, tokenizer), sdmi),
+            make_step=lambda tokenizer, _: MatchingStep(start_model(MbsdForMatching, config, tokenizer), sdmi),
         )
 
 
-def finetune(config: FinetuneConfig, ds_config: dict[str, Any]) -> None:
-    """A downstream task (`launchers/finetune.py`)."""
-    _training(
-        config,
-        ds_config,
-        views=config.task.views,
-        table_kind=attributes.TABLE_KIND,
-        masking=None,
-        make_step=lambda tokenizer: ClassificationStep(start_model(MbsdForClassification, config, tokenizer)),
-    )
-
-
-def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Score a task's table with a fine-tuned model, each view by itself (`launchers/evaluate.py`)."""
-    _quiet_libraries()
-    with process_group() as place:
-        with same_on_every_rank():
-            catalog, table = _open(config.data, attributes.TABLE_KIND)
-            assert table is not None
-            samples = _samples(catalog, table, config.split)
-            model: Any = load_model(MbsdForClassification, config.model, config.data)
-            tokenizer = load_tokenizer(config.data.tokenizer or str(model.config.name_or_path))
-        model.to(place.device).eval()
-        builder = _builder(config.data, catalog, tokenizer, model.config, config.views, place, config.micro_batch)
-        corrupt = CorruptImages(config.data.max_corrupt, say)
-        batches = _eval_batches(samples, builder, config.data, place, config.micro_batch, None, corrupt)
-        scores = score(model, batches, place.device)
-        damaged = corrupt.check()
-        result: dict[str, Any] = {
-            "model": config.model,
-            "split": config.split,
-            "samples": len(scores.labels),
-            "corrupt_images": damaged,
-            "views": attributes.report(scores, table, table.rows(config.split)),
-        }
-        if place.is_first:
-            Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-            Path(config.out).write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-            for view, groups in result["views"].items():
-                print(f"{view}: " + "  ".join(f"{name} {value:.4f}" for name, value in groups["all"].items()))
-        return result
-
-
-def _training(
+def training(
     config: BaseConfig,
     ds_config: dict[str, Any],
     *,
@@ -129,10 +74,19 @@ def _training(
     validation_views: tuple[str, ...] | None = None,
     table_kind: Kind | None,
     masking: MaskingConfig | None,
-    make_step: Callable[[PreTrainedTokenizerBase], Any],
+    make_step: Callable[[PreTrainedTokenizerBase, Table | None], Any],
+    read: Callable[[Catalog, Table | None, str], Samples] = split_samples,
+    label_dtype: torch.dtype = torch.float32,
+    selection: Selection | None = None,
 ) -> None:
-    """Any training run: data, weights, engine, loop. Run again, it goes on where it was; finished, it says so."""
-    _quiet_libraries()
+    """Any training run: data, weights, engine, loop. Run again, it goes on where it was; finished, it says so.
+
+    Args:
+        make_step: (tokenizer, table) -> the model and its objective; raises UserError where they do not fit.
+        read: (catalogue, table, split) -> its samples.
+        selection: keeps the best checkpoint, and may end the run early.
+    """
+    quiet_libraries()
     run, folder = config.run, Path(config.run.dir)
     patience = max(600.0, 2 * run.timeout)  # the watchdog of a rank that hangs says more than those that wait for it
     with (
@@ -145,8 +99,8 @@ def _training(
             return
         with same_on_every_rank():
             sizes = batch_sizes(ds_config, place.world_size)
-            catalog, table = _open(config.data, table_kind)
-            samples, held_out = _samples(catalog, table, "train"), _samples(catalog, table, "validation")
+            catalog, table = open_inputs(config.data, table_kind)
+            samples, held_out = read(catalog, table, "train"), read(catalog, table, "validation")
             total_steps = run.max_steps or max(1, math.ceil((run.epochs or 0) * len(samples) / sizes.global_batch))
             resolved = resolve(ds_config, place.world_size, total_steps)
         local = run.node_local_checkpoints
@@ -156,11 +110,13 @@ def _training(
         tokenizer = start_tokenizer(config, catalog, folder)
         watchdog.beat("starting: model and engine")
         with same_on_every_rank():
-            step = make_step(tokenizer)
+            step = make_step(tokenizer, table)
             model: Any = step.model
-            build = partial(_builder, config.data, catalog, tokenizer, model.config, masking=masking, seed=run.seed)
-            builder = build(views, place, sizes.micro_batch, train=True)
-            validation_builder = build(validation_views or views, place, sizes.micro_batch, train=False)
+            build = partial(make_builder, config.data, catalog, tokenizer, model.config, masking=masking, seed=run.seed)
+            builder = build(views, place, sizes.micro_batch, train=True, label_dtype=label_dtype)
+            validation_builder = build(
+                validation_views or views, place, sizes.micro_batch, train=False, label_dtype=label_dtype
+            )
         seed_everything(run.seed, place.rank)
         engine = build_engine(step, resolved)
 
@@ -180,7 +136,7 @@ def _training(
         )
 
         def validate() -> Validation:
-            batches = _eval_batches(
+            batches = batches_of(
                 held_out, validation_builder, config.data, place, sizes.micro_batch, run.validate_samples, corrupt
             )
             held: Validation = step.validate(watchdog.over(batches), place.device)
@@ -202,6 +158,7 @@ def _training(
         watchdog.beat("starting: checkpoint")
         tell = partial(_say, place)
         token, found = take_over(folder, storage, place, identity, tell)
+        own = found is not None  # another run's best checkpoint is none of this run's
         if found is None and run.resume != "auto":
             found = find_elsewhere(run.resume, place, identity, tell)
         checkpoints = CheckpointManager(
@@ -224,6 +181,8 @@ def _training(
             start_step = facts["step"]
             with same_on_every_rank():
                 loader.load_state_dict(facts["loader"])
+                if selection is not None and facts.get("selection") is not None and own:
+                    selection.load_state_dict(facts["selection"])
         write_run_folder(config, resolved, folder, place)
         origin = f"weights of {run.init_from or config.model.backbone or 'scratch'}"
         if found is not None:
@@ -262,93 +221,31 @@ def _training(
                     throughput=Throughput(model.config, place.world_size, place.device),
                     validate=validate,
                     show=lambda at, last: showcase.show(step, writer.board, at, last=last),
-                    save=lambda at: checkpoints.save(at, loader.state_dict()),
+                    save=lambda at: checkpoints.save(
+                        at, loader.state_dict(), selection.state_dict() if selection is not None else None
+                    ),
                     check_saves=checkpoints.check,
                     check_images=corrupt.check,
                     stop_requests=requests,
                     watchdog=watchdog,
+                    selection=selection,
                 )
             except DivergedError:
                 checkpoints.wait()  # of an earlier step, which was good
                 raise
             watchdog.beat("saving the last checkpoint")
             checkpoints.wait()
+        ended_at = selection.seen if selection is not None and selection.exhausted else total_steps
+        if selection is not None and stop is None:
+            early = f"stopped after step {ended_at} of {total_steps}, " if ended_at < total_steps else ""
+            _say(place, f"{folder}: {early}{selection.describe()}")
         if place.is_first:
-            say_how_it_ended(folder, stop, total_steps)
-
-
-def _open(data: DataConfig, table_kind: Kind | None) -> tuple[Catalog, Table | None]:
-    catalog = Catalog(data.catalog)
-    return catalog, Table(data.table, catalog, kind=table_kind) if data.table is not None else None
-
-
-def _samples(catalog: Catalog, table: Table | None, split: str) -> Samples:
-    samples: Samples = TableSamples(table, split) if table is not None else CatalogSamples(catalog, split)
-    if len(samples) == 0:
-        source = table.path if table is not None else catalog.path
-        raise UserError(f"{source}: its {split} split is empty; use more items")
-    return samples
-
-
-def _builder(
-    data: DataConfig,
-    catalog: Catalog,
-    tokenizer: PreTrainedTokenizerBase,
-    model: MbsdConfig,
-    views: tuple[str, ...],
-    place: Place,
-    micro_batch: int,
-    *,
-    masking: MaskingConfig | None = None,
-    seed: int = 0,
-    train: bool = False,
-) -> BatchBuilder:
-    decoder = make_decoder(data.decoder, data.image_size, place.device, num_threads=2, max_batch=micro_batch)
-    return BatchBuilder(
-        catalog,
-        tokenizer,
-        data,
-        views,
-        patches_per_image=model.num_patches,
-        image_cls=model.image_cls,
-        masking=masking,
-        seed=seed,
-        train=train,
-        decoder=decoder,
-        label_dtype=None if masking is not None else torch.float32,
-    )
-
-
-def _eval_batches(
-    samples: Samples,
-    builder: BatchBuilder,
-    data: DataConfig,
-    place: Place,
-    micro_batch: int,
-    limit: int | None,
-    corrupt: CorruptImages,
-) -> Iterator[Batch]:
-    return eval_batches(
-        samples,
-        builder,
-        micro_batch=micro_batch,
-        rank=place.rank,
-        world_size=place.world_size,
-        limit=limit,
-        num_workers=data.num_workers,
-        device=place.device,
-        corrupt=corrupt,
-    )
+            say_how_it_ended(folder, stop, ended_at)
 
 
 def _shape(model: MbsdConfig) -> dict[str, Any]:
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "image_size", "image_cls")
     return {name: getattr(model, name) for name in names} | {"patchify_strides": list(model.patchify_strides)}
-
-
-def _quiet_libraries() -> None:
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
 
 
 def _say(place: Place, text: str) -> None:

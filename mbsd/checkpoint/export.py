@@ -14,15 +14,16 @@ from transformers import ViTImageProcessor
 from transformers.image_utils import PILImageResampling
 
 from mbsd.checkpoint import store
+from mbsd.checkpoint.resume import result
 from mbsd.checkpoint.shards import Shards, file_name
 from mbsd.data.text import load_tokenizer
 from mbsd.errors import UserError
-from mbsd.model.heads import MbsdForClassification, MbsdForMaskedModelling, MbsdForMatching
+from mbsd.model.heads import MbsdForAlignment, MbsdForClassification, MbsdForMaskedModelling, MbsdForMatching
 from mbsd.model.mbsd import MbsdConfig, MbsdPreTrainedModel
 from mbsd.model.patchify import IMAGE_MEAN, IMAGE_STD
 
 ARCHITECTURES: dict[str, type[MbsdPreTrainedModel]] = {
-    kind.__name__: kind for kind in (MbsdForMaskedModelling, MbsdForMatching, MbsdForClassification)
+    kind.__name__: kind for kind in (MbsdForMaskedModelling, MbsdForMatching, MbsdForClassification, MbsdForAlignment)
 }
 
 
@@ -44,7 +45,7 @@ class Exported:
 
 
 def export(run: Path, out: Path, *, onnx: bool = False) -> Exported:
-    """Write the newest checkpoint of a run folder, or one checkpoint of it, as a new transformers folder.
+    """Write the best (else the newest) checkpoint of a run folder, or one checkpoint of it, as a transformers folder.
 
     It holds config.json, model.safetensors (float32), the tokenizer (cut at data.max_text_tokens),
     preprocessor_config.json (AutoImageProcessor: size, mean, deviation; and the text lengths) and, with `onnx`,
@@ -99,10 +100,10 @@ def _checkpoint(run: Path) -> tuple[Path, dict[str, int]]:
             raise UserError(f"{run}: not a complete checkpoint ({broken[0]}); name another one, or the run folder")
         checkpoint = run
     else:
-        newest = store.newest(run / "checkpoints", checksums=True)
-        if newest is None:
+        chosen = result(run / "checkpoints")
+        if chosen is None:
             raise UserError(f"{run}: no complete checkpoint in it; name a run folder or one of its checkpoints")
-        checkpoint = newest
+        checkpoint = chosen
     settings = yaml.safe_load((checkpoint / "config.yaml").read_text())["data"]
     return checkpoint, {name: int(settings[name]) for name in ("max_text_tokens", "max_query_tokens")}
 

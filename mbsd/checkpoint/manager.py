@@ -2,8 +2,8 @@
 
 `step-00001000/` holds
 - `state-0000.safetensors`, `state-0000.json`, … of each rank (`shards.py`): 32-bit weights, moments, random states;
-- `run.json`: step, number of ranks, what must not change, schedule, loss scale, loader state, versions; beside it the
-  run's resolved settings;
+- `run.json`: step, number of ranks, what must not change, schedule, loss scale, loader state, versions, and which step
+  was the best so far; beside it the run's resolved settings;
 - `model/`, a transformers folder with the tokenizer that later stages start from;
 - `manifest.json`: the size and checksum of all that (`store.py`).
 All of it is JSON and safetensors: reading a checkpoint runs nothing that is in it.
@@ -84,8 +84,11 @@ class CheckpointManager:
         self._attempt, self._saves, self._failures = "", 0, 0
         self._constant = self._constant_files() if place.is_first else {}
 
-    def save(self, step: int, loader_state: dict[str, Any]) -> None:
+    def save(self, step: int, loader_state: dict[str, Any], selection: dict[str, Any] | None = None) -> None:
         """Copy the state of `step` to host memory and write it behind what comes next; waits for a save in flight.
+
+        Args:
+            selection: of a run that keeps its best checkpoint (`engine.selection`); `best_step` of it is not pruned.
 
         Raises:
             UserError: as of `check`.
@@ -106,6 +109,7 @@ class CheckpointManager:
                     "world_size": self.place.world_size,
                     "parameters": self._layout.shapes,
                     "loader": loader_state,
+                    "selection": selection,
                     **engine_state(self.engine),
                     **self._facts,
                 }
@@ -126,6 +130,7 @@ class CheckpointManager:
             token=self._token,
             keep_last=self._keep_last,
             keep_every=self._keep_every,
+            protected=(selection["best_step"],) if selection is not None else (),
             files=tuple(files.items()),
         )
         self._writing = writer.Writing(job, self._mailbox, self._report)

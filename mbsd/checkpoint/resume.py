@@ -130,23 +130,50 @@ def find(
 
 
 def weights_folder(source: str) -> Path:
-    """The transformers folder that `run.init_from` or `model` means: a run folder's newest model, or the folder itself.
+    """The transformers folder that `run.init_from` or `model` means: the model of a run folder's best checkpoint (its
+    newest, where the run looked for no best one), of one `step-…` folder, or the folder itself.
 
     A checkpoint's model is taken only if its checksums hold.
 
     Raises:
-        UserError: neither.
+        UserError: none of these.
     """
     path = Path(source)
     if (path / "config.json").is_file():
         return path
+    if store.is_step(path) and path.is_dir():
+        if broken := store.broken_files(path, checksums=True, below="model/"):
+            raise UserError(f"{path}: not a complete checkpoint ({broken[0]}); name another one, or the run folder")
+        return path / "model"
     for root in (path / "checkpoints", path):
-        newest = store.newest(root, checksums=True, below="model/")
-        if newest is not None:
-            return newest / "model"
+        chosen = result(root, below="model/")
+        if chosen is not None:
+            return chosen / "model"
     raise UserError(
         f"{source}: neither a run folder with a complete checkpoint nor a folder with config.json; name one of them"
     )
+
+
+def result(root: Path, *, below: str = "") -> Path | None:
+    """The checkpoint below `root` that stands for its run: the best of those whose files (that begin with `below`) are
+    as they were written; where none was validated, the newest; None: there is none.
+
+    Each says how good it is itself, so a best one that could not be written, or is damaged, is no dead end.
+    """
+    by_value = sorted(store.folders(root), key=lambda folder: (*_rank(folder), store.step_of(folder)))
+    return next((f for f in by_value if not store.broken_files(f, checksums=True, below=below)), None)
+
+
+def _rank(folder: Path) -> tuple[bool, float]:
+    """Sorts checkpoints: validated ones first, the best of them first; then the newest."""
+    try:
+        facts = json.loads((folder / "run.json").read_text())
+        selection = facts["selection"]
+        if selection is not None and selection["seen"] == facts["step"] and selection["value"] is not None:
+            return False, -selection["value"] if selection["higher_is_better"] else selection["value"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # one of an older version, or a broken one, which its checksums will tell
+    return True, -store.step_of(folder)
 
 
 def _parts(root: Path) -> dict[int, store.Manifest | str]:

@@ -17,7 +17,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -234,11 +234,14 @@ def newest(root: Path, *, checksums: bool = False, below: str = "") -> Path | No
     return next((f for f in folders(root) if not broken_files(f, checksums=checksums, below=below)), None)
 
 
-def prune(root: Path, published: int, keep_last: int, keep_every: int = 0) -> list[str]:
+def prune(
+    root: Path, published: int, keep_last: int, keep_every: int = 0, protected: Collection[int] = ()
+) -> list[str]:
     """Remove what `published`, which has just been written and stands, makes superfluous; returns what could not be.
 
-    The newest `keep_last` complete ones up to it stay, and those of every `keep_every`-th step (0: none). Folders of
-    later steps are not counted and stay: a run that went back behind broken ones writes them anew.
+    The newest `keep_last` complete ones up to it stay, those of every `keep_every`-th step (0: none), and those of the
+    `protected` steps. Folders of later steps are not counted and stay: a run that went back behind broken ones writes
+    them anew.
     """
     kept, failures = 0, []
     for folder in folders(root):
@@ -249,7 +252,7 @@ def prune(root: Path, published: int, keep_last: int, keep_every: int = 0) -> li
             kept += 1
             if kept <= max(1, keep_last):
                 continue
-        if keep_every and step % keep_every == 0:
+        if step in protected or (keep_every and step % keep_every == 0):
             continue
         try:
             # Hidden first: a half-removed folder must not look like a broken checkpoint.

@@ -63,6 +63,8 @@ class Job:
     """Of the owner that may publish."""
     keep_last: int
     keep_every: int
+    protected: tuple[int, ...]
+    """Steps whose checkpoints stay: the best one."""
     files: tuple[tuple[str, memoryview], ...]
     """Name below the checkpoint's folder, and the bytes."""
 
@@ -133,7 +135,7 @@ def write(job: Job, mailbox: Mailbox) -> Outcome:
         if not errors and fenced is None:
             try:
                 owner.check(job.root, job.token)  # a start that took over meanwhile may be reading an older one
-                warnings = store.prune(job.root, job.step, job.keep_last, job.keep_every)
+                warnings = store.prune(job.root, job.step, job.keep_last, job.keep_every, job.protected)
             except owner.FencedError as error:
                 fenced = str(error)
             except (OSError, UserError) as error:  # too many checkpoints are no reason to lose one

@@ -129,7 +129,8 @@ class BatchBuilder:
         if others:
             if len(others) != len(samples):
                 raise ValueError(f"{len(others)} of {len(samples)} samples have a second item: expected all or none")
-            samples = [*samples, *(Sample(other) for other in others)]
+            seconds = [Sample(other, hidden=sample.other_hidden) for other, sample in zip(others, samples, strict=True)]
+            samples = [*samples, *seconds]
             keys += [(epoch, position, ".other") for epoch, position, _ in keys]
         jpegs_B, num_read, damaged = self._read_images(samples)
         has_image = [jpeg is not None for jpeg in jpegs_B]
@@ -137,7 +138,7 @@ class BatchBuilder:
             encode_pair(
                 self.tokenizer,
                 sample.text,
-                self.catalog.title(sample.item),
+                "" if "title" in sample.hidden else self.catalog.title(sample.item),
                 self.data.max_text_tokens,
                 self.data.max_query_tokens,
             )
@@ -181,7 +182,7 @@ class BatchBuilder:
         damaged: list[str] = []
         for sample in samples:
             try:
-                jpegs.append(self.catalog.image(sample.item))
+                jpegs.append(None if "image" in sample.hidden else self.catalog.image(sample.item))
             except CorruptRecord as error:
                 damaged.append(str(error))
                 jpegs.append(None)

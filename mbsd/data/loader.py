@@ -29,7 +29,16 @@ from mbsd.data.order import Order, micro_batch_positions, sample_at
 from mbsd.data.samples import CatalogSamples, Sample, Samples, TableSamples
 from mbsd.errors import UserError
 
-__all__ = ["BatchBuilder", "CatalogSamples", "Sample", "Samples", "TableSamples", "TrainLoader", "eval_batches"]
+__all__ = [
+    "BatchBuilder",
+    "CatalogSamples",
+    "Sample",
+    "Samples",
+    "TableSamples",
+    "TrainLoader",
+    "eval_batches",
+    "spread",
+]
 
 Int64 = npt.NDArray[np.int64]
 CPU = torch.device("cpu")
@@ -150,13 +159,18 @@ def eval_batches(
         UserError: there is no sample.
     """
     _require_samples(samples)
-    chosen = np.arange(len(samples), dtype=np.int64)
-    if limit is not None and limit < len(samples):
-        # Tables are often sorted by label: the first ones would say little. Seed 0: the same ones in every run.
-        chosen = np.sort(sample_at(0, len(samples), chosen[:limit]))
-    dataset = _EvalMicroBatches(samples, builder, chosen[rank::world_size], micro_batch)
+    dataset = _EvalMicroBatches(samples, builder, spread(len(samples), limit)[rank::world_size], micro_batch)
     loader = _data_loader(dataset, range(len(dataset)), num_workers, prefetch, device)
     return _finished(loader, builder, device, corrupt)
+
+
+def spread(num_samples: int, limit: int | None) -> Int64:
+    """At most `limit` of so many samples, rising, spread over the whole by a fixed draw; None: all."""
+    chosen = np.arange(num_samples, dtype=np.int64)
+    if limit is None or limit >= num_samples:
+        return chosen
+    # Tables are often sorted by label: the first ones would say little. Seed 0: the same ones in every run.
+    return np.sort(sample_at(0, num_samples, chosen[:limit]))
 
 
 class _TrainMicroBatches(Dataset[Prepared]):

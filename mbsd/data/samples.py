@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from mbsd.data.order import sample_rng
 
 Int64 = npt.NDArray[np.int64]
 
@@ -30,6 +33,10 @@ class Sample:
     label: float | int | None = None
     other: int | None = None
     """The second item of an alignment row; in a micro-batch all samples have one, or none has."""
+    hidden: frozenset[str] = frozenset()
+    """What is not shown of the item though it is there: title, image."""
+    other_hidden: frozenset[str] = frozenset()
+    """The same of the second item."""
 
 
 class Samples(Protocol):
@@ -107,3 +114,63 @@ class TableSamples:
     def __getitem__(self, index: int, /) -> Sample:
         values = self.table.row(int(self.rows[index]), self.columns)
         return Sample(**{FIELDS.get(name, name): value for name, value in values.items()})
+
+
+class Chosen:
+    """Some of other samples, in this order."""
+
+    def __init__(self, samples: Samples, indices: Int64) -> None:
+        self.samples, self.indices = samples, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        return self.samples[int(self.indices[index])]
+
+
+class Relabelled:
+    """Samples whose label k has become labels[k]."""
+
+    def __init__(self, samples: Samples, labels: Int64) -> None:
+        self.samples, self.labels = samples, labels
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        sample = self.samples[index]
+        return dataclasses.replace(sample, label=int(self.labels[int(sample.label or 0)]))
+
+
+class WithMissing:
+    """Samples of which a share `rate` loses a title or a picture, whether or not the catalogue has one.
+
+    Whether sample number i does is drawn from (seed, i) alone, so it is the same on any number of ranks, and one that
+    loses something at a rate loses the same at every higher one. The two items of an alignment row are drawn each by
+    itself.
+
+    Args:
+        modality: title, image, or either: one of the two.
+        rate: 0 to 1.
+    """
+
+    def __init__(self, samples: Samples, modality: str, rate: float, seed: int) -> None:
+        self.samples, self.modality, self.rate, self.seed = samples, modality, rate, seed
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        return dataclasses.replace(
+            self.samples[index],
+            hidden=self._hidden(index, "missing"),
+            other_hidden=self._hidden(index, "missing.other"),
+        )
+
+    def _hidden(self, index: int, purpose: str) -> frozenset[str]:
+        chance, which = sample_rng(self.seed, 0, index, purpose).random(2)
+        if chance >= self.rate:
+            return frozenset()
+        one_of_two = "title" if which < 0.5 else "image"
+        return frozenset({one_of_two if self.modality == "either" else self.modality})

@@ -15,6 +15,7 @@ from mbsd.distributed import Place
 from mbsd.engine.build import lamb_of, training_state
 from mbsd.engine.health import SkippedSteps, refuse_broken_weights, refuse_divergence
 from mbsd.engine.preempt import Stop, StopRequests
+from mbsd.engine.selection import Selection
 from mbsd.engine.steps import Validation
 from mbsd.engine.watchdog import Watchdog
 from mbsd.metrics import trust_ratios
@@ -40,6 +41,7 @@ def train(
     check_images: Callable[[], int],
     stop_requests: StopRequests,
     watchdog: Watchdog,
+    selection: Selection | None = None,
 ) -> Stop | None:
     """Train from `start_step` to `total_steps`; every rank calls it with its own micro-batches of the same order.
 
@@ -47,10 +49,12 @@ def train(
     written behind the steps that follow, and `check_saves` raises where saves keep failing; `check_images` counts
     damaged pictures and raises where they are too many. `show(step, last)` draws for TensorBoard after a validation, on
     rank 0. Losses are read from the device every `run.log_every` steps and before a save only: nothing else in a step
-    waits for it.
+    waits for it. With a `selection` each validation that is the best so far is saved, and the run ends where it is
+    exhausted.
 
     Returns:
-        None at the end; a Stop where a signal asked for one: the step is saved, its validation is left out.
+        None at the end; a Stop where a signal asked for one: the step is saved, its validation is left out (and with
+        a `selection` made up for when the run goes on).
 
     Raises:
         DivergedError: a loss or weight is no number any more, or fp16 skips step after step; this step is not saved.
@@ -60,8 +64,34 @@ def train(
     steps_since_log = 0
     skipped, lamb = SkippedSteps(engine, run), lamb_of(engine)
     unnamed = lamb  # until its unused parameters have been named
+
+    def validated(step: int, last: bool) -> bool:
+        """Validate; whether this step is the best so far."""
+        watchdog.beat(f"step {step}: validation")
+        engine.eval()
+        held_out = validate()
+        writer.log(step, held_out.metrics, prefix="validation")
+        if held_out.scores is not None:
+            writer.precision_recall(step, held_out.scores.labels, held_out.scores.probabilities())
+        if place.is_first:
+            show(step, last)
+        engine.train()
+        throughput.read()  # validation is no training time
+        return selection is not None and selection.take(step, held_out.metrics)
+
+    def saved(step: int) -> None:
+        watchdog.beat(f"step {step}: saving")
+        refuse_broken_weights(engine, step, run)
+        save(step)
+        throughput.read()
+
     engine.train()
+    if selection is not None and selection.owes(start_step, run.validate_every):
+        validated(start_step, last=False)
+        saved(start_step)
     for step in range(start_step + 1, total_steps + 1):
+        if selection is not None and selection.exhausted:
+            break
         watchdog.beat(f"step {step}: waiting for data")
         waiting = time.perf_counter()
         batches = [next(micro_batches) for _ in range(accumulation)]
@@ -87,8 +117,9 @@ def train(
         stopped_by = stop_requests.poll() if not last else None
         stopping = stopped_by is not None
         log_now = last or stopping or step % run.log_every == 0
+        validate_now = last or (run.validate_every > 0 and step % run.validate_every == 0 and not stopping)
         save_now = last or stopping or step % run.save_every == 0
-        if log_now or save_now:
+        if log_now or save_now or (validate_now and selection is not None):
             values = _mean_over_ranks(totals, steps_since_log * accumulation)
             state = training_state(engine)
             refuse_divergence(values, state, step, steps_since_log, run)
@@ -101,22 +132,11 @@ def train(
             writer.log(step, {**progress, **values, **state, **throughput.read()}, curves=curves)
             totals, steps_since_log = {}, 0
             check_saves()
-        if last or (run.validate_every and step % run.validate_every == 0 and not stopping):
-            watchdog.beat(f"step {step}: validation")
-            engine.eval()
-            held_out = validate()
-            writer.log(step, held_out.metrics, prefix="validation")
-            if held_out.scores is not None:
-                writer.precision_recall(step, held_out.scores.labels, held_out.scores.probabilities())
-            if place.is_first:
-                show(step, last)
-            engine.train()
-            throughput.read()  # validation is no training time
+        if validate_now:
+            save_now |= validated(step, last)
+            save_now |= selection is not None and selection.exhausted
         if save_now:
-            watchdog.beat(f"step {step}: saving")
-            refuse_broken_weights(engine, step, run)
-            save(step)
-            throughput.read()
+            saved(step)
         if stopped_by is not None:
             stop_requests.close()
             return Stop(step, stopped_by)

@@ -5,6 +5,7 @@ Rank 0 alone makes them, in eval mode and from no random number: a run with them
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -21,7 +22,7 @@ from mbsd.data.loader import BatchBuilder, Sample, Samples
 from mbsd.engine.steps import MaskedStep
 from mbsd.metrics.board import Board
 from mbsd.metrics.pictures import Card, cards_table, draw_card, grid
-from mbsd.model.heads import MbsdForMaskedModelling
+from mbsd.model.heads import MbsdForAlignment, MbsdForMaskedModelling
 from mbsd.model.patchify import denormalise_pixels, normalise_pixels, patches_to_pixels, pixels_of_patches
 
 NUM_CARDS, NUM_REBUILT = 8, 6
@@ -55,7 +56,7 @@ class Showcase:
             rebuilt = rebuild(step_module.model, self._batch(with_image[:NUM_REBUILT])) if with_image else []
             if rebuilt:  # none, where all of them are damaged
                 board.picture(step, "masked_patches", grid(rebuilt))
-        else:
+        elif _answers_yes_or_no(step_module.model):
             cards = self.cards(step_module.model, few)
             for n, card in enumerate(cards):
                 board.picture(step, f"cards/{n}", draw_card(card))
@@ -89,7 +90,8 @@ class Showcase:
         return self.builder.build(samples, positions, np.zeros_like(positions)).to(self.device)
 
     def _show_vectors(self, step_module: Any, board: Board, step: int) -> None:
-        samples = self.spread(NUM_VECTORS)
+        # Of an alignment row the first item alone: what is shown is a vector an item.
+        samples = [dataclasses.replace(sample, other=None) for sample in self.spread(NUM_VECTORS)]
         vectors, thumbnails, masked = [], [], isinstance(step_module, MaskedStep)
         for start in range(0, len(samples), AT_ONCE):
             part = samples[start : start + AT_ONCE]
@@ -107,6 +109,11 @@ class Showcase:
         ]
         header = ("title", "category", "query", "label")
         board.vectors(step, "held_out", torch.cat(vectors), rows, header, torch.cat(thumbnails))
+
+
+def _answers_yes_or_no(model: Any) -> bool:
+    """Whether one logit a view and sample is what the model says: not of C classes, and of items, not of pairs."""
+    return model.config.num_labels_out == 1 and not isinstance(model, MbsdForAlignment)
 
 
 def rebuild(model: MbsdForMaskedModelling, batch: Batch) -> list[list[NDArray[np.uint8]]]:

@@ -9,22 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mbsd.batch import VIEW_NAMES, Batch
 from mbsd.config import SdmiConfig
 from mbsd.engine.scoring import Scores, TableScores, gather_scores
 from mbsd.metrics.binary import binary_metrics
-from mbsd.model.heads import MbsdForClassification, MbsdForMaskedModelling, MbsdForMatching, ViewsOutput
+from mbsd.model.heads import MbsdForMaskedModelling, MbsdForMatching, ViewsOutput
 from mbsd.model.mbsd import MbsdPreTrainedModel
+from mbsd.objectives.labels import binary_loss
 from mbsd.objectives.masked import masked_patch_loss, masked_word_loss
 from mbsd.objectives.sdmi import match_loss, sdmi_loss
 
 Losses = dict[str, Tensor]
+TaskLoss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+TaskMetrics = Callable[[NDArray[Any], NDArray[np.int64]], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -137,15 +142,28 @@ class MatchingStep(nn.Module):
 
     def validate(self, batches: Iterable[Batch], device: torch.device) -> Validation:
         """Loss terms as sample means, and the five metrics of each view."""
-        return _validate_labelled(self.model, self.losses, batches, device)
+        return _validate_labelled(self.model, self.losses, binary_metrics, batches, device)
 
 
 class ClassificationStep(nn.Module):
-    """A yes/no task on h (attribute prediction): binary cross-entropy, averaged over the views and the batch."""
+    """A downstream task: a head on h, and a loss and metrics that fit it.
 
-    def __init__(self, model: MbsdForClassification) -> None:
+    Args:
+        loss: (logits [V, B] or [V, B, C], labels [B], weights [C] or None) -> its mean over views and samples.
+        metrics: (logits [n] or [n, C], labels [n]) -> named values.
+        class_weights: [C] of the loss.
+    """
+
+    def __init__(
+        self,
+        model: MbsdPreTrainedModel,
+        loss: TaskLoss = binary_loss,
+        metrics: TaskMetrics = binary_metrics,
+        class_weights: Tensor | None = None,
+    ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._loss, self._metrics = model, loss, metrics
+        self._weights = class_weights  # not a buffer: the engine would make it as coarse as the weights
 
     def norms(self, batches: Sequence[Batch], device: torch.device) -> None:
         """Nothing: see MatchingStep."""
@@ -156,18 +174,19 @@ class ClassificationStep(nn.Module):
         return self.losses(self.model(batch), batch.labels_B)
 
     def losses(self, output: ViewsOutput, labels_B: Tensor) -> Losses:
-        """Mean binary cross-entropy over views and samples."""
-        return {"loss": match_loss(output.logits, labels_B.expand_as(output.logits))}
+        """The task's loss."""
+        return {"loss": self._loss(output.logits, labels_B, self._weights)}
 
     def validate(self, batches: Iterable[Batch], device: torch.device) -> Validation:
-        """The loss, and the five metrics of each view."""
-        return _validate_labelled(self.model, self.losses, batches, device)
+        """The loss, and the metrics of each view."""
+        return _validate_labelled(self.model, self.losses, self._metrics, batches, device)
 
 
 @torch.no_grad()
 def _validate_labelled(
     model: nn.Module,
     losses: Callable[[ViewsOutput, Tensor], Losses],
+    metrics_of: TaskMetrics,
     batches: Iterable[Batch],
     device: torch.device,
 ) -> Validation:
@@ -181,12 +200,12 @@ def _validate_labelled(
         values = losses(output, batch.labels_B)
         names = ["samples", *values]
         ones = torch.ones((), device=device)
-        totals = totals + batch.num_samples * torch.stack([ones, *values.values()]).double()
+        totals = totals + batch.labels_B.shape[0] * torch.stack([ones, *values.values()]).double()
     scores = gather_scores(mine, {name: float(total) for name, total in zip(names, totals.reshape(-1), strict=True)})
     metrics = {name: total / scores.totals["samples"] for name, total in scores.totals.items() if name != "samples"}
     for view, logits_n in zip(scores.views, scores.logits, strict=True):
-        metrics |= {f"{name}_{view}": value for name, value in binary_metrics(logits_n, scores.labels).items()}
-    return Validation(metrics, scores)
+        metrics |= {f"{name}_{view}": value for name, value in metrics_of(logits_n, scores.labels).items()}
+    return Validation(metrics, scores if scores.logits.ndim == 2 else None)  # C classes have no PR curve
 
 
 def _masked_counts(batches: Iterable[Batch]) -> Tensor:

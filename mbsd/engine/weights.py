@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from mbsd.model.heads import MbsdForMaskedModelling
 from mbsd.model.mbsd import MbsdConfig, MbsdPreTrainedModel, copy_backbone, load_backbone
 
 M = TypeVar("M", bound=MbsdPreTrainedModel)
+NO_HEAD: Mapping[str, Any] = {}  # of pre-training: nothing to say
 
 # Settings of ModelConfig that shape the weights, by their name in MbsdConfig: a checkpoint brings its own.
 SIZES = (
@@ -60,9 +61,12 @@ def start_tokenizer(config: BaseConfig, catalog: Catalog, run_folder: Path) -> P
 
 
 def start_model(
-    model_class: type[M], config: BaseConfig, tokenizer: PreTrainedTokenizerBase, *, num_labels: int = 1
+    model_class: type[M], config: BaseConfig, tokenizer: PreTrainedTokenizerBase, *, head: Mapping[str, Any] = NO_HEAD
 ) -> M:
     """The model with weights from run.init_from, from model.backbone, or drawn with run.seed: the same on every rank.
+
+    Args:
+        head: settings of MbsdConfig that say what the head is for: num_labels_out, pair_head, task, id2label.
 
     Raises:
         UserError: the weights do not fit the settings or the tokenizer.
@@ -70,10 +74,10 @@ def start_model(
     torch.manual_seed(config.run.seed)
     model: Any  # of M; transformers' base class does not say that `config` and the backbone are ours
     if config.run.init_from is not None:
-        model = load_model(model_class, config.run.init_from, config.data, _behaviour(config.model, num_labels))
+        model = load_model(model_class, config.run.init_from, config.data, _behaviour(config.model, head))
         _refuse_other_sizes(config.model, model.config, config.run.init_from)
     elif config.model.backbone is not None:
-        wanted = fresh_config(config, num_labels, vocab_size=len(tokenizer))
+        wanted = fresh_config(config, head, vocab_size=len(tokenizer))
         mbsd_config, bert = load_backbone(wanted, config.model.backbone)
         model = model_class(mbsd_config)
         copy_backbone(model.mbsd, bert)
@@ -81,7 +85,7 @@ def start_model(
             model.copy_word_head(bert)
     else:
         # A multiple of 8 keeps the vocabulary projection on the tensor cores.
-        model = model_class(fresh_config(config, num_labels, vocab_size=-(-len(tokenizer) // 8) * 8))
+        model = model_class(fresh_config(config, head, vocab_size=-(-len(tokenizer) // 8) * 8))
     _refuse_wide_tokenizer(tokenizer, model.config, config.run.init_from or config.model.backbone or "")
     if config.data.max_text_tokens > model.config.max_position_embeddings:
         raise UserError(
@@ -92,11 +96,11 @@ def start_model(
     return started
 
 
-def load_model(model_class: type[M], source: str, data: DataConfig, changes: dict[str, Any] | None = None) -> M:
-    """The model of a run folder or transformers folder, in float32; heads it does not hold are initialised.
+def saved_config(source: str) -> tuple[Path, MbsdConfig]:
+    """The transformers folder that `source` means (`weights_folder`) and its configuration.
 
     Raises:
-        UserError: another kind of checkpoint, another image size, or weights that are no numbers.
+        UserError: nothing that mbsd wrote.
     """
     folder = weights_folder(source)
     try:
@@ -105,39 +109,83 @@ def load_model(model_class: type[M], source: str, data: DataConfig, changes: dic
         raise UserError(f"{source}: {str(error).splitlines()[0]}; name a folder that mbsd wrote") from error
     if saved.model_type != "mbsd" or not (folder / "model.safetensors").is_file():
         raise UserError(f"{source}: no MBSD weights there (model.safetensors of an MBSD model); name such a folder")
+    return folder, saved
+
+
+def load_model(
+    model_class: type[M],
+    source: str,
+    data: DataConfig,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    with_head: bool = False,
+) -> M:
+    """The model of a run folder or transformers folder, in float32; a head that it does not hold, or that was
+    trained for another question, is initialised.
+
+    Args:
+        changes: of its configuration.
+        with_head: it must hold the head too.
+
+    Raises:
+        UserError: another kind of checkpoint, another image size, weights that are no numbers, or no such head.
+    """
+    folder, saved = saved_config(source)
     if saved.image_size != data.image_size:
         raise UserError(
             f"data.image_size={data.image_size}, but {source} was trained on {saved.image_size}; set it to that"
         )
+    purpose = saved.task, saved.label_names
     for name, value in (changes or {}).items():
         setattr(saved, name, value)
-    loaded: Any = model_class.from_pretrained(folder, config=saved, dtype=torch.float32, output_loading_info=True)
+    loaded: Any = model_class.from_pretrained(
+        folder, config=saved, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+    )
     model, info = loaded
+    unfit = sorted(name for name, *_ in info["mismatched_keys"] if with_head or name.startswith("mbsd."))
+    if unfit:
+        raise UserError(f"{source}: its weights are not of the sizes that its config.json says, {unfit[0]} among them")
     lacking = sorted(name for name in info["missing_keys"] if name.startswith("mbsd."))
     if lacking:
         raise UserError(f"{source}: lacks weights of the backbone, {lacking[0]} among {len(lacking)}")
+    if with_head and info["missing_keys"]:
+        held = (saved.architectures or ["?"])[0]
+        raise UserError(
+            f"{source}: holds a {held} and not the head of a {model_class.__name__} ({min(info['missing_keys'])} is "
+            "missing); fine-tune it for the task first (launchers/finetune.py)"
+        )
     broken = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
     if broken:
         raise UserError(
             f"{source}: {len(broken)} weights hold values that are no numbers, {broken[0]} among them; name an earlier "
             "checkpoint"
         )
+    if changes is not None and (saved.task, saved.label_names) != purpose:
+        # The head answers another question, even where it has the same shape.
+        trained: Any = model
+        fresh: Any = model_class(saved)
+        fresh.mbsd.load_state_dict(trained.mbsd.state_dict())
+        model = fresh
     complete: M = model
     return complete
 
 
-def _behaviour(model: ModelConfig, num_labels: int) -> dict[str, Any]:
+def _behaviour(model: ModelConfig, head: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that shape no backbone weight; a run may change them on the way."""
     return {
         "hidden_dropout_prob": model.dropout,
         "attention_probs_dropout_prob": model.dropout,
         "representation": model.representation,
         "match_head": model.match_head,
-        "num_labels_out": num_labels,
+        "num_labels_out": 1,
+        "pair_head": "compare",
+        "task": "",
+        "id2label": {0: "0", 1: "1"},
+        **head,
     }
 
 
-def fresh_config(config: BaseConfig, num_labels: int, vocab_size: int) -> MbsdConfig:
+def fresh_config(config: BaseConfig, head: Mapping[str, Any], vocab_size: int) -> MbsdConfig:
     """The sizes and behaviour that the run's own settings give a model that is drawn."""
     sizes = {name: getattr(config.model, name) for name in SIZES}
     if config.model.patchify == "linear":
@@ -151,7 +199,7 @@ def fresh_config(config: BaseConfig, num_labels: int, vocab_size: int) -> MbsdCo
         initializer_range=config.model.initializer_range,
         position_range=config.model.position_range,
         **sizes,
-        **_behaviour(config.model, num_labels),
+        **_behaviour(config.model, head),
     )
 
 

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support, roc_auc_score
 
+BINARY = ("accuracy", "precision", "recall", "f1", "roc_auc")
+
 
 def binary_metrics(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> dict[str, float]:
     """Accuracy, precision, recall and F1 at probability 0.5, and ROC-AUC, of N logits against N labels (0 or 1).

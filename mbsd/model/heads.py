@@ -1,4 +1,4 @@
-"""The heads over the backbone: masked modelling (stage 1), query-item matching (stage 2), classification (tasks)."""
+"""The heads over the backbone: masked modelling (stage 1), query-item matching (stage 2), classes and pairs (tasks)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class MaskedOutput:
 
 @dataclass(frozen=True)
 class ViewsOutput:
-    """Logits and representations of each view: [V, B] (or [V, B, C]) and [V, B, D]."""
+    """Logits and representations of each view: [V, B] (or [V, B, C]; of pairs [V, B/2]) and [V, B, D]."""
 
     logits: Tensor
     h_VBD: Tensor
@@ -124,6 +124,41 @@ class MbsdForClassification(MbsdPreTrainedModel):
         h_VBD = self.mbsd.encode(batch).h_VBD
         logits = self.classifier(self.dropout(h_VBD))
         return ViewsOutput(logits[..., 0] if self.config.num_labels_out == 1 else logits, h_VBD)
+
+
+class MbsdForAlignment(MbsdPreTrainedModel):
+    """Are two items one product: one encoder for both, a linear layer on what it says of them (SPEC 7).
+
+    `pair_head` concat: on [h_s; h_t], as the paper has it: f(s) + g(t), whose sum over (a, a), (b, b) is that over
+    (a, b), (b, a), so that not all same pairs can rank above all others. compare: on
+    [h_s; h_t; |h_s - h_t|; h_s * h_t], the features of Conneau et al. (2017).
+    """
+
+    def __init__(self, config: MbsdConfig) -> None:
+        super().__init__(config)
+        self.mbsd = MbsdModel(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.pair = nn.Linear(config.hidden_size * (4 if config.pair_head == "compare" else 2), 1)
+        self.freeze_unread()
+        self.post_init()
+
+    def freeze_unread(self) -> None:
+        """See `_freeze_unread`."""
+        _freeze_unread(self.mbsd)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self.pair:
+            init.normal_(self.pair.weight, 0.0, HEAD_RANGE)
+
+    def forward(self, batch: Batch) -> ViewsOutput:
+        """Logits [V, B/2] of the pairs (sample b, sample B/2 + b) and representations [V, B, D] of the items."""
+        h_VBD = self.mbsd.encode(batch).h_VBD
+        first, second = self.dropout(h_VBD).chunk(2, dim=1)
+        features = [first, second]
+        if self.config.pair_head == "compare":
+            features += [(first - second).abs(), first * second]
+        return ViewsOutput(self.pair(torch.cat(features, dim=-1))[..., 0], h_VBD)
 
 
 def _freeze_unread(model: MbsdModel) -> None:

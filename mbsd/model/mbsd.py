@@ -38,6 +38,8 @@ class MbsdConfig(BertConfig):
     representation: str = "pooled"
     match_head: str = "shared"
     num_labels_out: int = 1
+    pair_head: str = "compare"
+    task: str = ""
     position_range: float = 0.02
 
     @property
@@ -52,6 +54,12 @@ class MbsdConfig(BertConfig):
     def num_patches(self) -> int:
         """Patches of one image, without the image [CLS]."""
         return (self.image_size // self.patch_side) ** 2
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Of a fine-tuned model: what its labels 0, 1, … mean (transformers' `id2label`)."""
+        names: dict[Any, str] = self.id2label or {}
+        return tuple(name for _, name in sorted((int(label), name) for label, name in names.items()))
 
 
 @dataclass(frozen=True)

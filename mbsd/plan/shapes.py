@@ -20,7 +20,7 @@ from mbsd.config import BaseConfig, FinetuneConfig, MaskingConfig, PretrainConfi
 from mbsd.data.loader import CatalogSamples, TableSamples
 from mbsd.data.views import TextTokens, pack
 from mbsd.engine.steps import ClassificationStep, MaskedStep, MatchingStep
-from mbsd.engine.weights import fresh_config
+from mbsd.engine.weights import NO_HEAD, fresh_config
 from mbsd.model.heads import MbsdForClassification, MbsdForMaskedModelling, MbsdForMatching
 from mbsd.model.mbsd import MbsdConfig
 from mbsd.plan.trace import Trace, trace_step
@@ -140,7 +140,7 @@ def _loss(step: nn.Module, batch: Batch, norms: Tensor | None) -> Tensor:
 
 def _model_config(config: BaseConfig) -> tuple[MbsdConfig, str]:
     """Sizes of run.init_from or model.backbone where they are folders here, else those of the YAML."""
-    fresh = fresh_config(config, 1, vocab_size=-(-config.model.vocab_size // 8) * 8)
+    fresh = fresh_config(config, NO_HEAD, vocab_size=-(-config.model.vocab_size // 8) * 8)
     start, backbone = config.run.init_from, config.model.backbone
     if start is not None and Path(start).exists():
         saved = MbsdConfig.from_pretrained(weights_folder(start))

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+import torch
 
-import numpy as np
-from numpy.typing import NDArray
+from mbsd.metrics.binary import BINARY, binary_metrics
+from mbsd.model.heads import MbsdForClassification
+from mbsd.objectives.labels import binary_loss
+from mbsd.tasks.task import Task, binary_head, yes_or_no
 
-from mbsd.catalog.tables import Kind, Table
-from mbsd.engine.scoring import TableScores
-from mbsd.metrics.binary import binary_metrics
-
-TABLE_KIND: Kind = "attributes"
-
-
-def report(scores: TableScores, table: Table, rows: NDArray[np.int64]) -> dict[str, Any]:
-    """The five metrics of each view, over all rows, by attribute, and by where its value can be seen.
-
-    Args:
-        scores: of `rows`, in their order.
-        rows: row numbers of the table.
-
-    Returns:
-        view -> {"all": metrics, "where": {image | title | both | unknown: metrics}, "attribute": {name: metrics}}.
-    """
-    groups = {name: np.array([table.column(name)[row] for row in rows]) for name in ("where", "attribute")}
-    result: dict[str, Any] = {}
-    for view, logits_n in zip(scores.views, scores.logits, strict=True):
-        result[view] = {"all": binary_metrics(logits_n, scores.labels)}
-        for group, values in groups.items():
-            result[view][group] = {
-                str(value): binary_metrics(logits_n[values == value], scores.labels[values == value])
-                for value in np.unique(values)
-            }
-    return result
+ATTRIBUTES = Task(
+    name="attributes",
+    kind="attributes",
+    metric_names=BINARY,
+    monitor="roc_auc",
+    loss=binary_loss,
+    label_dtype=torch.float32,
+    metrics=binary_metrics,
+    labels=yes_or_no,
+    known_labels=yes_or_no,
+    head_class=MbsdForClassification,
+    head=binary_head,
+    groups=("where", "attribute"),
+)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mbsd.command_line import parse, parse_evaluate
+from mbsd.command_line import parse, parse_scoring
 from mbsd.config import BaseConfig, FinetuneConfig, PretrainConfig, to_yaml
+from mbsd.config_scoring import EmbedConfig, EvaluateConfig
 from mbsd.engine.build import batch_sizes, resolve
 from mbsd.errors import UserError
 from tests.launch import ROOT, write_ds_config
@@ -20,6 +21,9 @@ TOGETHER = [
     (PretrainConfig, "stage1", "h100x8_stage1", 8),
     (PretrainConfig, "stage2", "h100x8_stage2", 8),
     (FinetuneConfig, "attributes", "h100_finetune", 1),
+    (FinetuneConfig, "alignment", "h100_finetune", 1),
+    (FinetuneConfig, "classification", "h100_finetune", 1),
+    (FinetuneConfig, "sensitive", "h100_finetune", 1),
     (PretrainConfig, "small_stage1", "cpu_stage1", 2),
     (PretrainConfig, "small_stage2", "cpu_stage2", 2),
     (FinetuneConfig, "small_attributes", "cpu_finetune", 2),
@@ -40,10 +44,14 @@ def test_the_files_that_ship(kind: type[BaseConfig], name: str, ds_name: str, ra
 
 
 def test_every_shipped_file_is_tested() -> None:
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {name for _, name, _, _ in TOGETHER} | {"evaluate"}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {name for _, name, _, _ in TOGETHER} | {
+        "evaluate",
+        "embed",
+    }
     assert {path.stem for path in DS_CONFIGS.glob("*.json")} == {name for _, _, name, _ in TOGETHER}
-    config = parse_evaluate(["--config", str(CONFIGS / "evaluate.yaml"), "--views=[image]"])
-    assert config.views == ("image",) and config.split == "test"
+    config = parse_scoring(EvaluateConfig, ["--config", str(CONFIGS / "evaluate.yaml"), "--views=[image]"])
+    assert config.views == ("image",) and config.split == "test" and config.task is None
+    assert parse_scoring(EmbedConfig, ["--config", str(CONFIGS / "embed.yaml")]).view == "full"
 
 
 def test_the_papers_numbers() -> None:

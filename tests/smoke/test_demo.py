@@ -44,7 +44,7 @@ def test_every_command_the_readme_names_exists() -> None:
             assert option in done.stdout, f"{command} {option}"
 
 
-@pytest.mark.parametrize("launcher", ["pretrain", "finetune", "evaluate"])
+@pytest.mark.parametrize("launcher", ["pretrain", "finetune", "evaluate", "embed"])
 def test_launchers_tell_their_settings(launcher: str) -> None:
     words = [sys.executable, f"launchers/{launcher}.py", "--help"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
