@@ -1,0 +1,271 @@
+"""A trained model in Python: titles and pictures in, vectors, tag scores and categories out.
+
+    encoder = Encoder.load("runs/attributes")
+    vectors = encoder.encode(titles=["red linen dress"], images=["dress.jpg"])
+    scores = encoder.score(["colour:red"], titles=["red linen dress"], images=["dress.jpg"])
+
+Pictures take the way of `mbsd catalog build` and of evaluation (the same normalising, decoder and packed forward), so
+that an item's vector is that of `launchers/embed.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from PIL import Image
+from transformers import PreTrainedTokenizerBase
+
+from mbsd.catalog.normalise import ImageRejected, normalise_image
+from mbsd.config import DataConfig
+from mbsd.data.builder import BatchBuilder
+from mbsd.data.images import make_decoder
+from mbsd.data.samples import Sample
+from mbsd.data.text import load_tokenizer
+from mbsd.engine.embedding import Embedder, load_embedder
+from mbsd.engine.weights import load_model, saved_config
+from mbsd.errors import UserError
+from mbsd.model.heads import MbsdForClassification, MbsdForMatching
+from mbsd.model.mbsd import MbsdConfig
+
+Picture = Image.Image | bytes | str | PathLike[str]
+View = Literal["full", "text", "image"]
+MAX_SIDE = 320  # pixels, of `mbsd catalog build`
+TEXT_LENGTHS = ("max_text_tokens", "max_query_tokens")
+
+
+@dataclass(frozen=True)
+class _Items:
+    """Titles and JPEGs in memory, as a catalogue gives them."""
+
+    titles: list[str]
+    jpegs: list[bytes | None]
+
+    def title(self, item: int, /) -> str:
+        return self.titles[item]
+
+    def image(self, item: int, /) -> bytes | None:
+        return self.jpegs[item]
+
+
+class Encoder:
+    """A model and what it takes to ask it. Get one with `Encoder.load`."""
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        head: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        data: DataConfig,
+        device: torch.device,
+        *,
+        batch_size: int,
+        max_side: int,
+    ) -> None:
+        self._embedder = embedder.to(device).eval()
+        self._head = head.to(device).eval() if head is not None else None
+        self._tokenizer, self._data, self._device = tokenizer, data, device
+        self._batch_size, self._max_side = batch_size, max_side
+
+    @classmethod
+    def load(
+        cls,
+        path: str | PathLike[str],
+        *,
+        device: str | torch.device | None = None,
+        vector: Literal["auto", "h", "mean"] = "auto",
+        decoder: Literal["auto", "torchvision", "dali"] = "auto",
+        batch_size: int = 64,
+        max_side: int = MAX_SIDE,
+    ) -> Encoder:
+        """The encoder of a run folder, one of its checkpoints, or a folder of `mbsd export` or save_pretrained.
+
+        Args:
+            device: default: the first GPU, or the CPU.
+            vector: as of `launchers/embed.py`.
+            decoder: as data.decoder.
+            batch_size: items encoded at once.
+            max_side: pixels that the catalogue's pictures were reduced to.
+
+        Raises:
+            UserError: no model there.
+        """
+        source = str(path)
+        folder, saved = saved_config(source)
+        data = DataConfig(catalog="", image_size=saved.image_size, decoder=decoder)
+        data = dataclasses.replace(data, **_text_lengths(folder))
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        head = _load_head(source, saved, data)
+        embedder = load_embedder(source, data, vector)
+        if head is not None:
+            embedder = Embedder(head.mbsd, embedder.vector)  # one backbone for both
+        tokenizer = load_tokenizer(str(folder))
+        return cls(embedder, head, tokenizer, data, chosen, batch_size=batch_size, max_side=max_side)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What a model for classification or sensitive products tells apart, by label."""
+        return self._embedder.config.label_names
+
+    def encode(
+        self,
+        titles: Sequence[str | None] | None = None,
+        images: Sequence[Picture | None] | None = None,
+        *,
+        view: View = "full",
+    ) -> NDArray[np.float32]:
+        """Vectors [n, D] of n items.
+
+        Args:
+            titles: of the items; None: a missing one, or none at all.
+            images: likewise; PIL pictures, encoded bytes, or paths. A PIL picture counts as one without loss: what came
+                from a JPEG is closest to the catalogue's as bytes or path.
+            view: what of them is shown.
+
+        Raises:
+            UserError: neither titles nor images, not as many of the one as of the other, or a picture that cannot be
+                read, by its place.
+        """
+        items = self._items(titles, images)
+        samples = [Sample(item) for item in range(len(items.titles))]
+        found = self._run(self._embedder, items, samples, view)
+        return found.reshape(len(samples), self._embedder.width).astype(np.float32)
+
+    def score(
+        self,
+        tags: Sequence[str],
+        titles: Sequence[str | None] | None = None,
+        images: Sequence[Picture | None] | None = None,
+        *,
+        view: View = "full",
+    ) -> NDArray[np.float64]:
+        """Probabilities [n, len(tags)] that each tag (or query) holds for each of n items; arguments as of `encode`.
+
+        Raises:
+            UserError: as of `encode`; or the model was trained neither on attributes nor in stage 2.
+        """
+        config = self._embedder.config
+        if self._head is None or config.task not in ("", "attributes"):
+            raise UserError(
+                f"this model ({config.task or 'not fine-tuned'}) scores no tags; load one of stage 2, or of task "
+                "attributes"
+            )
+        items = self._items(titles, images)
+        samples = [Sample(item, text=tag) for item in range(len(items.titles)) for tag in tags]
+        logits = self._run(lambda batch: self._head(batch).logits, items, samples, view)
+        probabilities: NDArray[np.float64] = _sigmoid(logits).reshape(len(items.titles), len(tags))
+        return probabilities
+
+    def classify(
+        self,
+        titles: Sequence[str | None] | None = None,
+        images: Sequence[Picture | None] | None = None,
+        *,
+        view: View = "full",
+    ) -> NDArray[np.float64]:
+        """Probabilities [n, C] of the `labels` of each of n items; arguments as of `encode`.
+
+        Raises:
+            UserError: as of `encode`; or the model was trained for another task.
+        """
+        config = self._embedder.config
+        if self._head is None or config.task not in ("classification", "sensitive"):
+            raise UserError(
+                f"this model ({config.task or 'not fine-tuned'}) knows no categories; load one of task classification "
+                "or sensitive"
+            )
+        items = self._items(titles, images)
+        samples = [Sample(item) for item in range(len(items.titles))]
+        logits = self._run(lambda batch: self._head(batch).logits, items, samples, view)
+        if config.task == "sensitive":
+            positive = _sigmoid(logits.reshape(-1))
+            return np.stack([1 - positive, positive], axis=1)
+        probabilities: NDArray[np.float64] = torch.from_numpy(logits).double().softmax(-1).numpy()
+        return probabilities
+
+    @torch.inference_mode()
+    def _run(self, say: Any, items: _Items, samples: list[Sample], view: View) -> NDArray[Any]:
+        config = self._embedder.config
+        decoder = make_decoder(
+            self._data.decoder, self._data.image_size, self._device, num_threads=2, max_batch=self._batch_size
+        )
+        builder = BatchBuilder(
+            items,
+            self._tokenizer,
+            self._data,
+            (view,),
+            patches_per_image=config.num_patches,
+            image_cls=config.image_cls,
+            train=False,
+            decoder=decoder,
+        )
+        found = []
+        for start in range(0, len(samples), self._batch_size):
+            part = samples[start : start + self._batch_size]
+            positions = np.arange(start, start + len(part))
+            batch = builder.build(part, positions, np.zeros_like(positions)).to(self._device)
+            found.append(say(batch)[0].float().cpu().numpy())
+        return np.concatenate(found) if found else np.zeros((0,), dtype=np.float32)
+
+    def _items(self, titles: Sequence[str | None] | None, images: Sequence[Picture | None] | None) -> _Items:
+        given = [len(values) for values in (titles, images) if values is not None]
+        if not given or len(set(given)) > 1 or isinstance(titles, str):
+            found = " and ".join(map(str, given)) or "none"
+            raise UserError(f"titles and images: found {found}; give a list of one of them, or two lists of one length")
+        jpegs = [self._jpeg(n, image) for n, image in enumerate(images or [None] * given[0])]
+        return _Items([title or "" for title in titles or [None] * given[0]], jpegs)
+
+    def _jpeg(self, number: int, image: Picture | None) -> bytes | None:
+        if image is None:
+            return None
+        try:
+            data = _bytes_of(image)
+            return normalise_image(data, self._max_side).jpeg
+        except (OSError, ImageRejected) as error:
+            name = f" ({image})" if isinstance(image, (str, PathLike)) else ""
+            raise UserError(f"images[{number}]{name}: {error}; give a picture, or None where there is none") from error
+
+
+def _bytes_of(image: Picture) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, (str, PathLike)):
+        return Path(image).read_bytes()
+    buffer = io.BytesIO()
+    # Both keep every pixel; only TIFF knows the colours of print and numbers with a point.
+    image.save(buffer, "TIFF" if image.mode in ("CMYK", "YCbCr", "LAB", "F") else "PNG")
+    return buffer.getvalue()
+
+
+def _load_head(source: str, saved: MbsdConfig, data: DataConfig) -> Any:
+    kind = {kind.__name__: kind for kind in (MbsdForMatching, MbsdForClassification)}.get(
+        (saved.architectures or [""])[0]
+    )
+    return load_model(kind, source, data, with_head=True) if kind is not None else None
+
+
+def _text_lengths(folder: Path) -> dict[str, Any]:
+    """Of the run that wrote the model, as its checkpoint or its export says; else the defaults."""
+    run, exported = folder.parent / "config.yaml", folder / "preprocessor_config.json"
+    if folder.name == "model" and run.is_file():
+        settings = yaml.safe_load(run.read_text())["data"]
+    elif exported.is_file():
+        settings = json.loads(exported.read_text())
+    else:
+        return {}
+    return {name: int(settings[name]) for name in TEXT_LENGTHS if name in settings}
+
+
+def _sigmoid(logits: NDArray[Any]) -> NDArray[np.float64]:
+    values: NDArray[np.float64] = torch.from_numpy(logits).double().sigmoid().numpy()
+    return values
