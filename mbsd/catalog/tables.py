@@ -76,7 +76,7 @@ def build_table(kind: Kind, source: Path, catalog: Catalog, out: Path) -> TableS
 
 
 def derive_table(
-    kind: Kind, catalog: Catalog, out: Path, *, seed: int = 0, negatives_per_positive: int = 1
+    kind: Kind, catalog: Catalog, out: Path, *, seed: int = 0, negatives_per_positive: int = 1, min_items: int = 1
 ) -> TableSummary:
     """Write the table that the items' own metadata gives; the same for the same (catalogue, seed).
 
@@ -85,7 +85,7 @@ def derive_table(
     the category has no other). They are drawn as often as they occur: with uniform draws a rare value would nearly
     always be a wrong one, and a model could tell labels from the tag alone. An attribute with one value in all says
     nothing and is left out.
-    categories: each item with a category; labels in the categories' sorted order.
+    categories: each item with a category that has at least `min_items` items; labels in the categories' sorted order.
 
     Raises:
         UserError: another kind, or no item has what the table needs.
@@ -97,8 +97,10 @@ def derive_table(
         rows = _attribute_rows(catalog, seed, negatives_per_positive, summary)
         lacking = "two values of one attribute"
     elif kind == "categories":
-        rows = _category_rows(catalog, summary)
-        lacking = "a category"
+        if min_items < 1:
+            raise UserError(f"min_items is {min_items}; expected 1 or more")
+        rows = _category_rows(catalog, min_items, summary)
+        lacking = "a category" + (f" of at least {min_items} items" if min_items > 1 else "")
     else:
         raise UserError(f"table kind {kind!r} cannot be derived from items; expected attributes or categories")
     if not rows:
@@ -150,13 +152,17 @@ def _attribute_rows(catalog: Catalog, seed: int, num_negatives: int, summary: Ta
     return rows
 
 
-def _category_rows(catalog: Catalog, summary: TableSummary) -> list[dict[str, Any]]:
+def _category_rows(catalog: Catalog, min_items: int, summary: TableSummary) -> list[dict[str, Any]]:
     columns = catalog.table().select(["item_id", "category", "split"]).to_pydict()
-    label_of = {name: label for label, name in enumerate(sorted(set(columns["category"]) - {""}))}
+    counts = Counter(columns["category"])
+    kept = sorted(name for name, count in counts.items() if name and count >= min_items)
+    label_of = {name: label for label, name in enumerate(kept)}
     rows = []
     for item, (item_id, category, split) in enumerate(zip(*columns.values(), strict=True)):
-        if category:
+        if category in label_of:
             rows.append({"item": item, "label": label_of[category], "category": category, "split": split})
+        elif category:
+            summary.skip(f"item {item_id}: category {category!r} has {counts[category]} items")
         else:
             summary.skip(f"item {item_id}: no category")
     return rows

@@ -1,0 +1,73 @@
+"""A source whose titles no longer say what a task asks for: what is left to read is the picture, and other words."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from mbsd.catalog.sources import read_items
+from mbsd.errors import UserError
+
+MIN_LETTERS = 2  # a shorter word of a name ("T" of "T shirt") stands for too many other things
+
+
+def mask_titles(source: Path, out: Path, attributes: Iterable[str] = ()) -> tuple[int, int]:
+    """Write the items of `source` to `out` (JSONL) without the words of any category, or of any value of `attributes`.
+
+    Words are compared in lower case, without punctuation and plural: "T-Shirt," is the category "Tshirts". Names in
+    scripts without spaces are taken out wherever they stand.
+
+    Returns:
+        Items, and how many of their titles lost something.
+
+    Raises:
+        UserError: the source cannot be read, no item has one of `attributes`, or `out` is the source.
+    """
+    if out.resolve() == source.resolve():
+        raise UserError(f"{out}: is the source itself; write the masked items elsewhere")
+    items, names = list(read_items(source)), tuple(attributes)
+    for name in names:
+        if not any(name in item.attributes for item in items):
+            known = sorted({known for item in items for known in item.attributes})
+            raise UserError(f"{source}: no item has an attribute {name!r}; found {', '.join(known) or 'none at all'}")
+    said = {item.category for item in items} | {item.attributes.get(name, "") for item in items for name in names}
+    words = {form for name in said for word in _split(name) for form in _forms(word)}
+    unspaced = sorted((name for name in said if name and not name.isascii()), key=len, reverse=True)
+    changed = 0
+    out.parent.mkdir(parents=True, exist_ok=True)
+    building = out.with_name(out.name + ".building")
+    with building.open("w", encoding="utf-8") as file:
+        for item in items:
+            masked = dataclasses.replace(item, title=_without(item.title, words, unspaced))
+            changed += masked.title != item.title
+            file.write(json.dumps(dataclasses.asdict(masked), ensure_ascii=False) + "\n")
+    os.replace(building, out)
+    return len(items), changed
+
+
+def _without(title: str, words: set[str], unspaced: list[str]) -> str:
+    for name in unspaced:
+        title = title.replace(name, " ")
+    kept = [word for word in title.split() if not _says(word, words)]
+    return " ".join(kept)
+
+
+def _says(word: str, words: set[str]) -> bool:
+    """Whether the word, or a part of it beside a hyphen or slash, is one of them."""
+    return any(not words.isdisjoint(_forms(part)) for part in (word, *_split(word)))
+
+
+def _split(name: str) -> Iterator[str]:
+    for separator in "/-&,":
+        name = name.replace(separator, " ")
+    yield from name.split()
+
+
+def _forms(word: str) -> set[str]:
+    """The word in lower case and without punctuation, and what it may be the plural of."""
+    plain = "".join(letter for letter in word.casefold() if letter.isalnum())
+    forms = {plain, plain.removesuffix("s"), plain.removesuffix("es")}
+    return {form for form in forms if len(form) >= MIN_LETTERS}

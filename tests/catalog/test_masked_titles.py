@@ -1,0 +1,63 @@
+"""Titles that no longer say what a task asks for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mbsd.catalog.masked_titles import mask_titles
+from mbsd.catalog.sources import read_items
+from mbsd.errors import UserError
+
+ITEMS = [
+    ("a", "ADIDAS Men Navy Blue T-Shirt,", "Tshirts", {"colour": "Navy Blue", "brand": "ADIDAS"}),
+    ("b", "Catwalk Women's wrist-watch BLACK", "Watches", {"colour": "Black", "brand": "Catwalk"}),
+    ("c", "Lida Dress/top, blackish, size S", "Dresses", {"colour": "White", "brand": "Lida"}),
+    ("d", "夏季红色连衣裙新款", "连衣裙", {"colour": "红色", "brand": "无"}),
+    ("e", "", "Tops", {"colour": "White", "brand": ""}),
+]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    lines = [
+        json.dumps({"item_id": i, "title": title, "image": f"{i}.jpg", "category": category, "attributes": attributes})
+        for i, title, category, attributes in ITEMS
+    ]
+    path = tmp_path / "items.jsonl"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_names_of_categories_and_values_are_taken_out(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "masked.jsonl"
+    assert mask_titles(source, out, ["colour"]) == (5, 4)
+    titles = {item.item_id: item.title for item in read_items(out)}
+    # Plurals, hyphens, slashes, upper case and punctuation do not hide a name; another word that holds one stays.
+    assert titles == {
+        "a": "ADIDAS Men",
+        "b": "Catwalk Women's",
+        "c": "Lida blackish, size S",
+        "d": "夏季 新款",
+        "e": "",
+    }
+
+
+def test_everything_else_stays(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "masked.jsonl"
+    mask_titles(source, out)
+    before, after = list(read_items(source)), list(read_items(out))
+    assert [(i.item_id, i.image, i.category, i.attributes) for i in after] == [
+        (i.item_id, i.image, i.category, i.attributes) for i in before
+    ]
+    assert after[0].title == "ADIDAS Men Navy Blue"  # no attribute was named
+
+
+def test_refused(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no item has an attribute 'color'; found brand, colour"):
+        mask_titles(source, tmp_path / "masked.jsonl", ["color"])
+    with pytest.raises(UserError, match="is the source itself"):
+        mask_titles(source, source)
+    assert not (tmp_path / "masked.jsonl").exists()
