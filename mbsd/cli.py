@@ -92,6 +92,19 @@ def catalog_build(
         print(f"  {count} x {reason}")
 
 
+@catalog_app.command("mask")
+def catalog_mask(
+    source: Annotated[Path, typer.Argument(help="Items, as of `mbsd catalog build`.")],
+    out: Out,
+    attributes: Annotated[list[str], typer.Option("--attribute", help="Its values' words too; may be repeated.")] = [],  # noqa: B006
+) -> None:
+    """Write the items (JSONL) with titles that no longer name any category, or any value of the attributes."""
+    from mbsd.catalog.masked_titles import mask_titles
+
+    items, changed = mask_titles(source, out, attributes)
+    print(f"{out}: {items} items, {changed} titles masked")
+
+
 @catalog_app.command("inspect")
 def catalog_inspect(catalog: Annotated[Path, typer.Argument(help="Folder written by `mbsd catalog build`.")]) -> None:
     """Print what is in a catalogue, as JSON."""
@@ -121,12 +134,15 @@ def tables_derive(
     out: Out,
     seed: Annotated[int, typer.Option(help="Of the negatives' draw.")] = 0,
     negatives_per_positive: Annotated[int, typer.Option(help="Wrong tags for each right one.")] = 1,
+    min_items: Annotated[int, typer.Option(help="Categories with fewer items are left out.")] = 1,
 ) -> None:
     """Write a task table from the items' own metadata."""
     from mbsd.catalog.reader import Catalog
     from mbsd.catalog.tables import derive_table
 
-    summary = derive_table(kind, Catalog(catalog), out, seed=seed, negatives_per_positive=negatives_per_positive)
+    summary = derive_table(
+        kind, Catalog(catalog), out, seed=seed, negatives_per_positive=negatives_per_positive, min_items=min_items
+    )
     print(f"{out}: {summary.describe()}")
 
 
@@ -243,6 +259,35 @@ def demo(
     from mbsd.demo import run_demo
 
     run_demo(out, seed=seed, ranks=ranks)
+
+
+@app.command("report")
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run folders, folders of runs, or JSON files of launchers/evaluate.py.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for report.html, report.md and a CSV a table.")],
+    examples: Annotated[int, typer.Option(min=0, help="Right and wrong items that are shown of each run.")] = 6,
+) -> None:
+    """The paper's tables from evaluated runs, with curves and example items, in one page without a server."""
+    from mbsd.report.page import write_report
+
+    for table in write_report(runs, out, examples):
+        print(f"{table.title}\n\n{table.markdown()}")
+    print(f"{out / 'report.html'}")
+
+
+@app.command("floors")
+def floors(
+    catalog: CatalogDir,
+    table: Annotated[Path, typer.Option(help="Of attributes or categories.")],
+    out: Annotated[Path, typer.Option(help="JSON file for the metrics.")],
+) -> None:
+    """What logistic regressions on TF-IDF, colours and edges reach on a task table's test split."""
+    from mbsd.catalog.reader import Catalog
+    from mbsd.tasks.floors import write_floors
+
+    write_floors(Catalog(catalog), table, out)
 
 
 def _name_and_value(text: str) -> tuple[str, str]:

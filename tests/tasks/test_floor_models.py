@@ -1,0 +1,70 @@
+"""Floors: what simple models can see of the market's items they find, what they cannot see they do not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from typer.testing import CliRunner
+
+from mbsd.catalog.reader import Catalog
+from mbsd.catalog.tables import Table
+from mbsd.cli import app
+from mbsd.errors import UserError
+from mbsd.tasks.floor_features import FEATURES
+from mbsd.tasks.floors import floors, majority
+from tests.tasks.market import Market
+
+
+def test_words_and_colours_see_what_is_theirs(market: Market) -> None:
+    catalog = Catalog(market.catalog)
+    found = floors(catalog, Table(market.table("attributes"), catalog))
+    # The market's tone is only in the pictures, its fabric only in the titles.
+    assert found["tfidf"]["attribute"]["fabric"]["roc_auc"] > 0.9
+    assert found["tfidf"]["attribute"]["tone"]["roc_auc"] < 0.65
+    assert found["colours"]["attribute"]["tone"]["roc_auc"] > 0.8
+    assert found["colours"]["attribute"]["fabric"]["roc_auc"] < 0.65
+    assert found["all"]["roc_auc"] > max(found["tfidf"]["roc_auc"], found["colours"]["roc_auc"]) + 0.05
+
+
+def test_classes(market: Market, tmp_path: Path) -> None:
+    catalog, out = Catalog(market.catalog), tmp_path / "floors.json"
+    table = Table(market.table("categories"), catalog)
+    arguments = ["floors", "--catalog", market.catalog, "--table", market.table("categories"), "--out", out]
+    assert CliRunner().invoke(app, list(map(str, arguments))).exit_code == 0
+    found = json.loads(out.read_text())["floors"]
+    assert found["majority"] == majority(table)
+    labels, train, test = table.column("label"), table.rows("train"), table.rows("test")
+    counts = np.bincount(labels[train])
+    assert found["majority"]["accuracy"] == pytest.approx(np.mean(labels[test] == counts.argmax()))
+    # Another pipeline: single words, one penalty.
+    titles = [catalog.title(item) for item in table.column("item")]
+    words = TfidfVectorizer().fit([titles[row] for row in train]).transform(titles)
+    model = LogisticRegression(C=10.0, max_iter=500).fit(words[train], labels[train])
+    assert found["tfidf"]["accuracy"] > model.score(words[test], labels[test]) - 0.03
+    assert found["all"]["accuracy"] > found["tfidf"]["accuracy"] + 0.1
+    for floor in ("tfidf", "colours", "hog", "all"):
+        assert set(found[floor]["clustering"]) == {"nmi", "ari", "purity"}
+
+
+def test_an_item_without_a_picture_has_no_features(market: Market) -> None:
+    class NoPictures(Catalog):
+        def image(self, item: int) -> bytes | None:
+            return None if item == 3 else super().image(item)
+
+    items = np.arange(12)
+    for name in ("colours", "hog"):
+        rows = FEATURES[name](NoPictures(market.catalog), items, items)
+        rows = rows.toarray() if hasattr(rows, "toarray") else rows
+        assert np.isfinite(rows).all() and len(rows) == 12
+    assert not FEATURES["colours"](NoPictures(market.catalog), items, items)[3].count_nonzero()
+
+
+def test_other_tables_are_refused(market: Market) -> None:
+    catalog = Catalog(market.catalog)
+    with pytest.raises(UserError, match="holds alignment; floors are of attributes or categories"):
+        floors(catalog, Table(market.table("alignment"), catalog))
