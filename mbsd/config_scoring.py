@@ -45,7 +45,7 @@ class EvaluateConfig:
     by save_pretrained."""
     data: DataConfig
     out: str
-    """JSON file for the metrics."""
+    """JSON file for the metrics. Every row's answers go to a Parquet file of the same name beside it."""
     task: Literal["attributes", "alignment", "classification", "sensitive", "clustering"] | None = None
     """Default: the task the model was fine-tuned for. clustering takes any model."""
     split: Literal["train", "validation", "test"] = "test"
@@ -67,6 +67,8 @@ class EvaluateConfig:
         """Raise UserError where the settings cannot be meant."""
         if self.data.table is None:
             raise UserError("data.table is not set: evaluation needs a task table")
+        if not self.out.endswith(".json"):
+            raise UserError(f"out={self.out}: expected a name that ends in .json; the answers go beside it as .parquet")
         for name, value, least in (
             ("micro_batch", self.micro_batch, 1),
             ("bootstrap", self.bootstrap, 0),

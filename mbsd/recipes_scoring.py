@@ -30,6 +30,7 @@ from mbsd.inputs import batches_of, make_builder, open_inputs, quiet_libraries
 from mbsd.metrics.writer import say
 from mbsd.model.mbsd import MbsdConfig
 from mbsd.tasks.all import TASKS
+from mbsd.tasks.answers import answers, write_answers
 from mbsd.tasks.task import Labels, Task, check_tags, lines_of, report, task_samples
 from mbsd.vectors import VectorFiles, digest_of
 
@@ -81,6 +82,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         if place.is_first:
             Path(config.out).parent.mkdir(parents=True, exist_ok=True)
             Path(config.out).write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            if task.loss is not None:  # vectors are embed.py's to write
+                named = [("" if name == "views" else f"missing_{name}", scores) for name, scores in passes.items()]
+                found = answers(named, table, table.rows(config.split)[chosen], labels)
+                write_answers(found, Path(config.out).with_suffix(".parquet"))
             print("\n".join(lines_of(result["views"]) + lines_of(result["missing"])))
         return result
 
@@ -122,6 +127,8 @@ def _report(
         "model": config.model,
         "task": task.name,
         "split": config.split,
+        "catalog": config.data.catalog,
+        "table": config.data.table,
         "samples": len(rows),
         "labels": list(labels.names),
         "views": reported.pop("views", {}),

@@ -1,0 +1,103 @@
+"""The evaluations of runs, as `launchers/evaluate.py` wrote them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mbsd.errors import UserError
+
+SEED = re.compile(r"(^|[-_])seed[-_]?\d+$")
+MEANT = "name run folders with the JSON files of launchers/evaluate.py in them, or such files"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One scored run.
+
+    Attributes:
+        name: of the model: the run folder's, without a trailing seed, so that the seeds of one run go together.
+        file: that was read.
+        run: the run's folder; None where the file lies in none.
+        task, split, samples, catalog, table: as in the file.
+        views: view -> {"all": metrics, "interval": ..., groups}.
+        missing: what is missing -> the same.
+        answers: the rows' answers (Parquet); None: none were written.
+    """
+
+    name: str
+    file: Path
+    run: Path | None
+    task: str
+    split: str
+    samples: int
+    catalog: str
+    table: str
+    views: dict[str, Any]
+    missing: dict[str, Any]
+    answers: Path | None
+
+    @property
+    def dataset(self) -> str:
+        """The table's name, to tell it from others of its task."""
+        return Path(self.table).stem
+
+
+def read_evaluations(paths: Sequence[Path]) -> list[Evaluation]:
+    """Those of the given run folders (also of the runs below a folder) and files, in this order, each once.
+
+    Raises:
+        UserError: nothing there, or nothing that an evaluation wrote.
+    """
+    found: dict[Path, Evaluation] = {}
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder; {MEANT}")
+        of_path = [_read(path, strict=True)] if path.is_file() else [_read(file) for file in _files(path)]
+        known = [evaluation for evaluation in of_path if evaluation is not None]
+        if not known:
+            raise UserError(
+                f"{path}: no evaluation in it; score the run with launchers/evaluate.py, --out in its folder"
+            )
+        found |= {evaluation.file.resolve(): evaluation for evaluation in known}
+    return list(found.values())
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """JSON files of a run folder; of a folder of runs, those of each."""
+    yield from sorted(folder.glob("*.json"))
+    if not (folder / "config.yaml").exists():
+        for below in sorted(path for path in folder.iterdir() if path.is_dir()):
+            yield from _files(below)
+
+
+def _read(file: Path, strict: bool = False) -> Evaluation | None:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: not a JSON file ({error}); {MEANT}") from None
+    wanted = {"model", "task", "split", "samples", "catalog", "table", "views", "missing"}
+    if not isinstance(values, dict) or not wanted <= set(values):
+        if strict:
+            raise UserError(f"{file}: no evaluation, it lacks {_missing(values, wanted)}; {MEANT}")
+        return None
+    run = next((folder for folder in file.resolve().parents if (folder / "config.yaml").exists()), None)
+    answers = file.with_suffix(".parquet")
+    model = run.name if run is not None else Path(values["model"]).name
+    if run is not None and SEED.fullmatch(model):  # runs/attributes/seed-2
+        model = run.parent.name
+    return Evaluation(
+        name=SEED.sub("", model),
+        file=file,
+        run=run,
+        answers=answers if answers.exists() else None,
+        **{name: values[name] for name in wanted - {"model"}},
+    )
+
+
+def _missing(values: Any, wanted: set[str]) -> str:
+    return ", ".join(sorted(wanted - set(values))) if isinstance(values, dict) else "all of its keys"
