@@ -12,17 +12,25 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import jsonargparse
 import yaml
 
 from mbsd.config import BaseConfig
-from mbsd.config_scoring import EmbedConfig, EvaluateConfig
 from mbsd.errors import UserError
 
 C = TypeVar("C", bound=BaseConfig)
-S = TypeVar("S", EvaluateConfig, EmbedConfig)
+
+
+class Checked(Protocol):
+    """Settings that say themselves whether they can be meant."""
+
+    def check(self) -> None:
+        """Raise UserError where they cannot."""
+
+
+S = TypeVar("S", bound=Checked)
 
 # What DeepSpeed's JSON owns: a YAML key of one of these names is in the wrong file.
 DEEPSPEED_KEYS = {
@@ -56,7 +64,7 @@ def parse(
             raise UserError("--deepspeed_config is missing: name DeepSpeed's JSON, say ds_configs/cpu_stage1.json")
         config: C = _instantiate(config_class, namespace)
         config.check()
-        ds_config = _read_json(Path(path)) if path is not None else dict(ds_default or {})
+        ds_config = read_json(Path(path)) if path is not None else dict(ds_default or {})
         _refuse_shared_facts(config, ds_config, str(path))
     return config, ds_config
 
@@ -139,7 +147,12 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """DeepSpeed's JSON as it is.
+
+    Raises:
+        UserError: it cannot be read, or is no object.
+    """
     try:
         value = json.loads(path.read_text())
     except OSError as error:

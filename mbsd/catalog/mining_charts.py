@@ -20,7 +20,7 @@ LABELS = {"1": ("positives", "#2f6db5"), "0": ("negatives", "#e08a2c")}
 INK = "#3d434c"
 MAX_BINS = 40
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "svg.fonttype": "none",  # the browser has fonts for names in any script
     "svg.hashsalt": "mbsd",
@@ -36,7 +36,7 @@ _STYLE: dict[Any, Any] = {
 
 def chart_splits(splits: Mapping[str, Mapping[str, int]]) -> str:
     """Bars of the splits' rows by source, from `describe_pairs`; returns a data URI."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 1.1 + 0.4 * len(splits)), layout="constrained")
         axes = figure.subplots()
         sources = list(dict.fromkeys([*COLOURS, *(source for rows in splits.values() for source in rows)]))
@@ -60,7 +60,7 @@ def chart_lengths(lengths: Mapping[str, Mapping[str, int]], what: str) -> str:
         lengths: label ("0", "1") -> length -> rows.
         what: is measured.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.0, 2.7), layout="constrained")
         axes = figure.subplots()
         edges = _edges(lengths)
@@ -80,7 +80,7 @@ def chart_lengths(lengths: Mapping[str, Mapping[str, int]], what: str) -> str:
 
 def chart_pairs_per_item(counts: Mapping[str, int]) -> str:
     """Bars of how many items have 1, 2, 3-4, 5-8, … pairs; returns a data URI."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.0, 2.7), layout="constrained")
         axes = figure.subplots()
         # Powers of two: the largest items have thousands of times the pairs of the middle ones.

@@ -1,0 +1,1 @@
+"""Studies: many runs of the launchers, and a table and a picture of what they come to."""
