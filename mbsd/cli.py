@@ -194,7 +194,7 @@ def pairs_mine(
 
 @checkpoint_app.command("list")
 def checkpoint_list(run: RunDir) -> None:
-    """Print a run's checkpoints: step, age, size, number of ranks, and whether all files are there at their sizes."""
+    """Print a run's checkpoints: step, age, size, ranks, validation (the best is marked), complete or not."""
     from mbsd.checkpoint.report import list_checkpoints
 
     list_checkpoints(run)

@@ -14,7 +14,7 @@ from transformers import ViTImageProcessor
 from transformers.image_utils import PILImageResampling
 
 from mbsd.checkpoint import store
-from mbsd.checkpoint.resume import result
+from mbsd.checkpoint.best import result
 from mbsd.checkpoint.shards import Shards, file_name
 from mbsd.data.text import load_tokenizer
 from mbsd.errors import UserError

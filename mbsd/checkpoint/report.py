@@ -9,17 +9,20 @@ from rich.console import Console
 from rich.table import Table
 
 from mbsd.checkpoint import store
+from mbsd.checkpoint.best import result, validated
 from mbsd.errors import UserError
 
 
 def list_checkpoints(run: Path) -> None:
-    """Print a table, newest first.
+    """Print a table, newest first; of a fine-tuning it says which checkpoint is its result.
 
     Raises:
         UserError: the folder holds none.
     """
-    table = Table("step", "age", "size", "ranks", "complete")
-    for folder in store.folders(store.root_of(str(run))):
+    table = Table("step", "age", "size", "ranks", "validation", "complete")
+    root = store.root_of(str(run))
+    best = result(root, checksums=False)
+    for folder in store.folders(root):
         age = _age(time.time() - folder.stat().st_mtime)
         wrong = store.broken_files(folder)
         try:
@@ -29,7 +32,9 @@ def list_checkpoints(run: Path) -> None:
                 ranks += f" (part {manifest.part + 1} of {manifest.parts})"
         except store.BrokenError:
             size = ranks = "?"
-        table.add_row(str(store.step_of(folder)), age, size, ranks, f"no: {wrong[0]}" if wrong else "yes")
+        found = validated(folder)
+        value = f"{found[0]} {found[1]:.4f}" + (" (best)" if folder == best else "") if found else ""
+        table.add_row(str(store.step_of(folder)), age, size, ranks, value, f"no: {wrong[0]}" if wrong else "yes")
     Console(soft_wrap=True).print(table)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mbsd.checkpoint import owner, store
+from mbsd.checkpoint.best import result
 from mbsd.checkpoint.shards import file_name
 from mbsd.checkpoint.storage import Storage
 from mbsd.distributed import Place, gather_objects, on_rank_zero, same_on_every_rank
@@ -152,28 +153,6 @@ def weights_folder(source: str) -> Path:
     raise UserError(
         f"{source}: neither a run folder with a complete checkpoint nor a folder with config.json; name one of them"
     )
-
-
-def result(root: Path, *, below: str = "") -> Path | None:
-    """The checkpoint below `root` that stands for its run: the best of those whose files (that begin with `below`) are
-    as they were written; where none was validated, the newest; None: there is none.
-
-    Each says how good it is itself, so a best one that could not be written, or is damaged, is no dead end.
-    """
-    by_value = sorted(store.folders(root), key=lambda folder: (*_rank(folder), store.step_of(folder)))
-    return next((f for f in by_value if not store.broken_files(f, checksums=True, below=below)), None)
-
-
-def _rank(folder: Path) -> tuple[bool, float]:
-    """Sorts checkpoints: validated ones first, the best of them first; then the newest."""
-    try:
-        facts = json.loads((folder / "run.json").read_text())
-        selection = facts["selection"]
-        if selection is not None and selection["seen"] == facts["step"] and selection["value"] is not None:
-            return False, -selection["value"] if selection["higher_is_better"] else selection["value"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # one of an older version, or a broken one, which its checksums will tell
-    return True, -store.step_of(folder)
 
 
 def _parts(root: Path) -> dict[int, store.Manifest | str]:

@@ -107,17 +107,17 @@ def submit(
     print(f"job {number}: {where.replace('%a', 'N')}, log in slurm/log.txt there")
 
 
-def expand(seeds: str) -> tuple[int, ...]:
+def expand(text: str, option: str = "--seeds") -> tuple[int, ...]:
     """`0-3,7` -> (0, 1, 2, 3, 7).
 
     Raises:
         UserError: it is written otherwise.
     """
     numbers: set[int] = set()
-    for part in seeds.split(","):
+    for part in text.split(","):
         found = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
         if found is None or int(found[2] or found[1]) < int(found[1]):
-            raise UserError(f"--seeds {seeds}: expected numbers and ranges such as 0-3,7")
+            raise UserError(f"{option} {text}: expected numbers and ranges such as 0-3,7")
         numbers.update(range(int(found[1]), int(found[2] or found[1]) + 1))
     return tuple(sorted(numbers))
 

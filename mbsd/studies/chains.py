@@ -86,8 +86,8 @@ def plan(
     steps: dict[str, Step] = {}
     cells: list[Cell] = []
     out = Path(config.out)
-    for seed in config.seeds:
-        for row in config.rows:
+    for seed in config.chosen_seeds:
+        for row in config.chosen_rows:
             chain = chain_of(row, config.constant_weight)
             model = read_yaml(config.stage1.config).get("model", {})
             model = changed({"model": model}, _only_model(config.stage1.settings))["model"]

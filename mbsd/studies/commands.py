@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from rich.console import Console
 
 from mbsd.errors import EXIT_USER_ERROR, UserError
@@ -84,7 +85,7 @@ class Commands:
             subprocess.Popen(
                 words, env={**os.environ, **environment}, stdout=output, stderr=subprocess.STDOUT
             ) as process,
-            _stopped_with_us(process),
+            _stopped_with_us(process, words[0]),
         ):
             code = process.wait()
         if code:
@@ -108,10 +109,18 @@ def refuse_without_launchers() -> None:
 
 
 @contextmanager
-def _stopped_with_us(process: subprocess.Popen[bytes]) -> Iterator[None]:
+def _stopped_with_us(process: subprocess.Popen[bytes], program: str) -> Iterator[None]:
     """While it runs, a SIGTERM to us is passed on, and Ctrl-C (which it gets itself) is its own matter: it saves."""
+
+    def pass_on(*_: object) -> None:
+        # DeepSpeed's own program dies of it and leaves its child running, which is the one that ends the ranks.
+        started = psutil.Process(process.pid)
+        below = started.children() if "deepspeed" in Path(program).name else []
+        for one in below or [started]:
+            one.terminate()
+
     before = {
-        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: process.terminate()),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on),
         signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
     }
     try:

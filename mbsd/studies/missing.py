@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.table import Table
@@ -57,7 +58,7 @@ def run_missing(config: MissingStudyConfig) -> None:
             for p in points
         ],
     )  # fmt: skip
-    names: dict[int, str] = {row: f"{row} {chain_of(row, config.constant_weight).name}" for row in config.rows}
+    names: dict[int, str] = {row: f"{row} {chain_of(row, config.constant_weight).name}" for row in config.chosen_rows}
     wheres = [where for where in WHERE if any(point.where == where for point in points)]
     tables = [
         (f"{removed} removed from a share of the test rows, {WHERE[where]}: ROC-AUC in percent, mean ± standard "
@@ -82,7 +83,7 @@ def _points(cell: Cell, rates: tuple[float, ...]) -> Iterator[Point]:
                 yield Point(cell, removed, rate, "image", roc_auc(scores["where"]["image"], cell))
 
 
-def _of(points: list[Point], removed: str, rate: float, where: str, row: int) -> list[float]:
+def _of(points: list[Point], removed: str, where: str, rate: float, row: int) -> list[float]:
     """In the order of the cells: the same seeds and settings for every row."""
     return [
         p.roc_auc
@@ -94,13 +95,15 @@ def _of(points: list[Point], removed: str, rate: float, where: str, row: int) ->
 def _table(points: list[Point], removed: str, where: str, names: dict[int, str]) -> Table:
     rates = sorted({point.rate for point in points})
     table = Table("model", *(f"{100 * rate:g} %" for rate in rates))
-    values: Callable[[float, int], list[float]] = lambda rate, row: _of(points, removed, rate, where, row)  # noqa: E731
+    values = partial(_of, points, removed, where)
     for row, name in names.items():
         table.add_row(name, *(percent(values(rate, row)) for rate in rates))
-    first, *_, last = names
-    if first != last:
-        differences = ([b - a for a, b in zip(values(rate, first), values(rate, last), strict=True)] for rate in rates)
-        table.add_row(f"{last} less {first}, pair by pair", *(percent(of_rate) for of_rate in differences))
+    first, *others = names
+    for other in others:
+        pairs = (zip(values(rate, first), values(rate, other), strict=True) for rate in rates)
+        table.add_row(
+            f"{first} less {other}, pair by pair", *(percent([a - b for a, b in of_rate]) for of_rate in pairs)
+        )
     return table
 
 
@@ -111,7 +114,7 @@ def _curves(
     rates = sorted({point.rate for point in points})
     return {
         (removed, where): {
-            name: {rate: _of(points, removed, rate, where, row) for rate in rates} for row, name in names.items()
+            name: {rate: _of(points, removed, where, rate, row) for rate in rates} for row, name in names.items()
         }
         for where in wheres
         for removed in REMOVED

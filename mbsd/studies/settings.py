@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from mbsd.cluster.submit import expand
 from mbsd.errors import UserError
 from mbsd.studies.commands import LaunchConfig
 from mbsd.studies.shop import ShopConfig
 
-Row = Literal[1, 2, 3, 4, 5, 6, 7, 8]
+ROWS = range(1, 9)
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,12 @@ class StudyConfig:
     stage2: StageConfig
     finetune: StageConfig
     """Attribute prediction. Its data section is the evaluation's too."""
-    rows: tuple[Row, ...]
-    """Of Table 6: 1 MBSD; 2 w/o pre-training; 3 w/o preliminary pre-training; 4 w/o continue pre-training; 5 w/o
-    continue pre-training and mini CNN; 6 w/o L_QT, L_QV, L_KL and L_RS; 7 w/o L_KL and L_RS; 8 w/o adaptive weight."""
-    seeds: tuple[int, ...] = (0,)
-    """Each is run.seed of a whole chain, pre-training too."""
+    rows: str | int = "1-8"
+    """Of Table 6, such as 1,3-5: 1 MBSD; 2 w/o pre-training; 3 w/o preliminary pre-training; 4 w/o continue
+    pre-training; 5 w/o continue pre-training and mini CNN; 6 w/o L_QT, L_QV, L_KL and L_RS; 7 w/o L_KL and L_RS;
+    8 w/o adaptive weight of L_KL and L_RS."""
+    seeds: str | int = 0
+    """Such as 0-2: each is run.seed of a whole chain, pre-training too."""
     batch_sizes: tuple[int, ...] | None = None
     """train_batch_size of fine-tuning; default: what its JSON says."""
     learning_rates: tuple[float, ...] | None = None
@@ -54,43 +56,50 @@ class StudyConfig:
     def check(self) -> None:
         """Raise UserError where the settings cannot be meant."""
         self.launch.check()
-        for name, values in (
-            ("rows", self.rows), ("seeds", self.seeds), ("batch_sizes", self.batch_sizes),
-            ("learning_rates", self.learning_rates),
-        ):  # fmt: skip
-            check_choices(name, values)
+        expand(str(self.seeds), "seeds")
+        if wrong := set(self.chosen_rows) - set(ROWS):
+            raise UserError(f"rows {self.rows}: Table 6 has rows 1 to 8, and no {min(wrong)}")
+        check_grid(self.batch_sizes, self.learning_rates)
+
+    @property
+    def chosen_rows(self) -> tuple[int, ...]:
+        """In rising order, as the seeds."""
+        return expand(str(self.rows), "rows")
+
+    @property
+    def chosen_seeds(self) -> tuple[int, ...]:
+        """Which runs there are of each chain."""
+        return expand(str(self.seeds), "seeds")
 
 
 @dataclass(frozen=True)
 class AblationConfig(StudyConfig):
     """`launchers/ablation.py`: Table 6."""
 
-    rows: tuple[Row, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
-
 
 @dataclass(frozen=True)
 class MissingStudyConfig(StudyConfig):
     """`launchers/missing.py`: Fig. 7, rows of Table 6 with titles or pictures taken from the test items."""
 
-    rows: tuple[Row, ...] = (6, 1)
-    """Which are compared, as in Table 6; the last one less the first is tabulated too."""
+    rows: str | int = "1,6"
+    """Which are compared, numbered as in Table 6: 1 with SDMI, 6 without it, 7 its losses without distillation. The
+    first of them less each other one is tabulated too."""
     rates: tuple[float, ...] = (0.3, 0.5, 0.7)
     """Shares of the test rows that lose their title (or picture). All of them is the view image (or text)."""
 
     def check(self) -> None:
         """See StudyConfig; and every rate is a share."""
         super().check()
-        check_choices("rates", self.rates)
-        if not all(0 < rate < 1 for rate in self.rates):
-            raise UserError(f"rates={list(self.rates)}: expected numbers between 0 and 1; 0 and 1 are always there")
+        if not all(0 < rate < 1 for rate in self.rates) or len(set(self.rates)) < len(self.rates):
+            raise UserError(
+                f"rates={list(self.rates)}: expected different numbers between 0 and 1, which are there anyway"
+            )
 
 
-def check_choices(name: str, values: tuple[Any, ...] | None) -> None:
-    """Raise UserError where a list of values is empty, has one twice, or one that makes no sense."""
-    if values is None:
-        return
-    least = 0 if name == "seeds" else 1 if name == "batch_sizes" else None
-    wrong = [value for value in values if (value < least if least is not None else value <= 0)]
-    if not values or len(set(values)) < len(values) or wrong:
-        expected = "above 0" if least is None else f"of {least} or more"
-        raise UserError(f"{name}={list(values)}: expected one or more different numbers {expected}")
+def check_grid(batch_sizes: tuple[int, ...] | None, learning_rates: tuple[float, ...] | None) -> None:
+    """Raise UserError where a side of a grid is empty, has a value twice, or one that is not above 0."""
+    sides: tuple[tuple[str, tuple[float, ...] | None], ...]
+    sides = (("batch sizes", batch_sizes), ("learning rates", learning_rates))
+    for name, values in sides:
+        if values is not None and (not values or len(set(values)) < len(values) or min(values) <= 0):
+            raise UserError(f"{name} {list(values)}: expected one or more different numbers above 0")
