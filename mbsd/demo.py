@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import shlex
-import subprocess
-import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from mbsd.errors import UserError
-from mbsd.placement import free_port
+from mbsd.studies.commands import ROOT, Commands, LaunchConfig, in_clone, refuse_without_launchers, tool
+from mbsd.studies.shop import ShopConfig, draw_shop
 
-ROOT = Path(__file__).resolve().parents[1]
 NUM_ITEMS = 4800
 # What is compared: a run's name -> the pre-trained run it starts from.
 MODELS = {"scratch": None, "pre-trained, no SDMI": "stage2_no_sdmi", "pre-trained with SDMI": "stage2"}
@@ -33,31 +28,19 @@ def run_demo(out: Path, *, seed: int, ranks: int) -> None:
     """
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: already there and not empty; remove it or choose another --out")
-    if not (ROOT / "launchers" / "pretrain.py").is_file():
-        raise UserError(f"{ROOT}: no launchers/ there; run the demo in a clone (pip install --editable)")
-    (out / "logs").mkdir(parents=True)
-    shop, catalog, pairs, tags = out / "shop", out / "catalog", out / "pairs.parquet", out / "attributes.parquet"
+    refuse_without_launchers()
     console, started = Console(soft_wrap=True), time.monotonic()
-
-    def mbsd(name: str, *words: object) -> None:
-        _run(console, out / "logs" / f"{name}.log", [_tool("mbsd"), *map(str, words)], {})
+    commands = Commands(console, out / "logs", LaunchConfig(cpu_ranks=ranks))
 
     def launch(name: str, launcher: str, config: str | None, ds_config: str | None, **settings: object) -> None:
-        words = [_tool("deepspeed"), "--num_accelerators", str(ranks), "--no_local_rank"]
-        words += ["--master_port", str(free_port())]
-        words.append(f"launchers/{launcher}.py")
-        words += ["--config", f"launchers/configs/{config}.yaml"] if config else []
-        words += ["--deepspeed_config", f"ds_configs/{ds_config}.json"] if ds_config else []
+        words = ["--config", in_clone(f"launchers/configs/{config}.yaml")] if config else []
+        words += ["--deepspeed_config", in_clone(f"ds_configs/{ds_config}.json")] if ds_config else []
         for key, value in settings.items():
-            words += [f"--{key.replace('__', '.')}", str(value.resolve() if isinstance(value, Path) else value)]
-        _run(console, out / "logs" / f"{name}.log", words, _cpu_environment(ranks))
+            words += [f"--{key.replace('__', '.')}", str(value)]
+        commands.launcher(name, launcher, *words)
 
-    mbsd("synth", "catalog", "synth", shop, "--items", NUM_ITEMS, "--seed", seed, "--language", "en",
-         "--image-side", 64)  # fmt: skip
-    mbsd("build", "catalog", "build", shop / "items.jsonl", "--images", shop / "images", "--out", catalog,
-         "--attribute-where", shop / "attribute_where.json")  # fmt: skip
-    mbsd("mine", "pairs", "mine", "--log", shop / "log.parquet", "--catalog", catalog, "--out", pairs, "--seed", seed)
-    mbsd("tags", "tables", "derive", "attributes", "--catalog", catalog, "--out", tags, "--seed", seed)
+    shop = draw_shop(commands, out, ShopConfig(NUM_ITEMS, seed))
+    catalog, pairs, tags = shop.catalog, shop.pairs, shop.attributes
 
     launch(
         "stage1",
@@ -79,7 +62,7 @@ def run_demo(out: Path, *, seed: int, ranks: int) -> None:
         launch(f"evaluate{index}", "evaluate", None, None, model=out / f"finetune{index}", out=_scores(out, index),
                data__catalog=catalog, data__table=tags, data__image_size=64, data__num_workers=0)  # fmt: skip
     _tabulate(console, out)
-    console.print(f"{time.monotonic() - started:.0f} s. Curves: {_tool('tensorboard')} --logdir {out}")
+    console.print(f"{time.monotonic() - started:.0f} s. Curves: {tool('tensorboard')} --logdir {out}")
 
 
 # Row 6 of Table 6: only the full view's loss.
@@ -113,32 +96,3 @@ def _tabulate(console: Console, out: Path) -> None:
 
 def _scores(out: Path, index: int) -> Path:
     return out / f"finetune{index}" / "test.json"
-
-
-def _run(console: Console, log: Path, words: list[str], environment: Mapping[str, str]) -> None:
-    """Run one command with its output in `log`; what fails is shown and ends the demo."""
-    settings = "".join(f"{name}={value} " for name, value in environment.items())
-    console.print(f"[dim]$ {settings}{shlex.join(words)}", highlight=False)
-    started = time.monotonic()
-    with log.open("w") as output:
-        code = subprocess.run(
-            words, cwd=ROOT if "deepspeed" in words[0] else None, env={**os.environ, **environment}, stdout=output,
-            stderr=subprocess.STDOUT,
-        ).returncode  # fmt: skip
-    if code:
-        tail = log.read_text(errors="replace").splitlines()[-30:]
-        console.print("\n".join(tail), markup=False, highlight=False)
-        console.print(f"exit code {code}; the whole output is in {log}", style="red")
-        raise SystemExit(1)
-    console.print(f"  {time.monotonic() - started:.0f} s", highlight=False)
-
-
-def _tool(name: str) -> str:
-    """The program of this environment, whether or not it is activated."""
-    beside = Path(sys.executable).with_name(name)
-    return str(beside) if beside.exists() else name
-
-
-def _cpu_environment(ranks: int) -> dict[str, str]:
-    threads = max(1, len(os.sched_getaffinity(0)) // ranks)
-    return {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(threads)}

@@ -55,27 +55,19 @@ class Commands:
 
     def mbsd(self, name: str, *words: object) -> None:
         """`mbsd WORDS…`, its output in `logs/NAME.log`."""
-        self._run(name, [_tool("mbsd"), *map(str, words)], {})
+        self._run(name, {}, [tool("mbsd"), *map(str, words)])
 
     def launcher(self, name: str, launcher: str, *words: object) -> None:
         """`deepspeed launchers/LAUNCHER.py WORDS…`, or what `launch` has instead."""
-        program, *options = shlex.split(self.launch.command)
-        start, environment = [_tool(program), *options], {}
-        if self.launch.cpu_ranks is not None:
-            environment = _cpu_environment(self.launch.cpu_ranks)
-            if self.launch.command == "deepspeed":
-                start += ["--num_accelerators", str(self.launch.cpu_ranks), "--no_local_rank"]
-                start += ["--master_port", str(free_port())]
-        self._run(name, [*start, in_clone(f"launchers/{launcher}.py"), *map(str, words)], environment)
+        self._run(name, *launch_command(self.launch, launcher, *words, port=free_port()))
 
-    def _run(self, name: str, words: list[str], environment: Mapping[str, str]) -> None:
+    def _run(self, name: str, environment: Mapping[str, str], words: list[str]) -> None:
         """Run one command.
 
         Raises:
             SystemExit: with 2 where it ended with 2 (it said a mistake of the user's), else with 1.
         """
-        settings = "".join(f"{name}={value} " for name, value in environment.items())
-        self.console.print(f"[dim]$ {settings}{shlex.join(words)}", highlight=False)
+        self.console.print(f"$ {as_typed(environment, words)}", style="dim", markup=False, highlight=False)
         started = time.monotonic()
         log = self.logs / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -94,6 +86,31 @@ class Commands:
             self.console.print(f"exit code {code}; the whole output is in {log}", style="red")
             raise SystemExit(EXIT_USER_ERROR if code == EXIT_USER_ERROR else 1)
         self.console.print(f"  {time.monotonic() - started:.0f} s", highlight=False)
+
+
+def launch_command(
+    launch: LaunchConfig, launcher: str, *words: object, port: int | None = None
+) -> tuple[dict[str, str], list[str]]:
+    """(environment, command) of `launchers/LAUNCHER.py WORDS…`.
+
+    Args:
+        port: where DeepSpeed's ranks on CPUs meet; default: where DeepSpeed has them meet.
+    """
+    program, *options = shlex.split(launch.command)
+    start = [tool(program), *options]
+    environment: dict[str, str] = {}
+    if launch.cpu_ranks is not None:
+        threads = max(1, len(os.sched_getaffinity(0)) // launch.cpu_ranks)
+        environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(threads)}
+        if launch.command == LaunchConfig.command:
+            start += ["--num_accelerators", str(launch.cpu_ranks), "--no_local_rank"]
+            start += ["--master_port", str(port)] if port is not None else []
+    return environment, [*start, in_clone(f"launchers/{launcher}.py"), *map(str, words)]
+
+
+def as_typed(environment: Mapping[str, str], words: list[str]) -> str:
+    """A command as one would type it."""
+    return "".join(f"{name}={value} " for name, value in environment.items()) + shlex.join(words)
 
 
 def in_clone(path: str) -> str:
@@ -130,12 +147,9 @@ def _stopped_with_us(process: subprocess.Popen[bytes], program: str) -> Iterator
             signal.signal(number, handler)
 
 
-def _tool(name: str) -> str:
-    """The program of this environment, whether or not it is activated."""
+def tool(name: str) -> str:
+    """The program of this environment, whether or not it is activated; a path is taken as it is."""
+    if "/" in name:
+        return name
     beside = Path(sys.executable).with_name(name)
     return str(beside) if beside.exists() else name
-
-
-def _cpu_environment(ranks: int) -> dict[str, str]:
-    threads = max(1, len(os.sched_getaffinity(0)) // ranks)
-    return {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(threads)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any, TypeVar
@@ -17,7 +16,7 @@ from mbsd.cluster.submit import expand
 from mbsd.command_line import parse
 from mbsd.config import FinetuneConfig, to_yaml
 from mbsd.errors import UserError, exits_cleanly
-from mbsd.studies.commands import Commands, LaunchConfig, in_clone
+from mbsd.studies.commands import Commands, LaunchConfig, as_typed, launch_command
 from mbsd.studies.deepspeed_json import batch_and_rate, with_batch_and_rate
 from mbsd.studies.pictures import draw_heat_map
 from mbsd.studies.settings import check_grid
@@ -40,7 +39,7 @@ def grid(
     context: typer.Context,
     learning_rates: Annotated[str | None, typer.Option(help="Such as 1e-5,2e-5; default: DeepSpeed's JSON's.")] = None,
     batch_sizes: Annotated[str | None, typer.Option(help="Such as 64,128; default: DeepSpeed's JSON's.")] = None,
-    seeds: Annotated[str, typer.Option(help="Such as 0-2: values are means over them.")] = "0",
+    seeds: Annotated[str | None, typer.Option(help="Such as 0-2: values are means over them.")] = None,
     launch: Annotated[str, typer.Option(help="What starts launchers/finetune.py.")] = LaunchConfig.command,
     cpu_ranks: Annotated[int | None, typer.Option(help="So many ranks on this machine's CPUs.")] = None,
 ) -> None:
@@ -58,7 +57,7 @@ def grid(
         for rate in rates or (None,):
             resolved = with_batch_and_rate(ds_config, "--deepspeed_config", size, rate)
             point = batch_and_rate(resolved, "--deepspeed_config")
-            for seed in expand(seeds):
+            for seed in expand(seeds) if seeds is not None else (config.run.seed,):
                 name = f"batch-{point[0]}-lr-{point[1]:g}-seed-{seed}"
                 of_seed = {**tree, "run": {**tree["run"], "seed": seed}}
                 steps.append(run_step(name, "finetune", out / name, of_seed, resolved))
@@ -66,10 +65,10 @@ def grid(
     commands = start_commands(out, started)
     run_steps(commands, out, steps, fingerprints(steps), "run.dir")
 
-    _report(commands, out, points, tree["data"], launch)
+    _report(commands, out, points, tree["data"])
 
 
-def _report(commands: Commands, out: Path, points: dict[str, tuple[Point, int]], data: Any, launch: str) -> None:
+def _report(commands: Commands, out: Path, points: dict[str, tuple[Point, int]], data: Any) -> None:
     """Tables and picture of the finished runs, and how to evaluate the best one."""
     found = {name: best_validation(out / name) for name in points}
     metric, higher_is_better = next((best.metric, best.higher_is_better) for best in found.values())
@@ -91,11 +90,9 @@ def _report(commands: Commands, out: Path, points: dict[str, tuple[Point, int]],
     evaluation = out / "evaluate.yaml"
     asked = {"model": str(model), "out": str(model / "test.json"), "data": data}
     evaluation.write_text(yaml.safe_dump(asked), encoding="utf-8")
-    words = [*shlex.split(launch), in_clone("launchers/evaluate.py"), "--config", str(evaluation)]
+    typed = as_typed(*launch_command(commands.launch, "evaluate", "--config", evaluation))
     commands.console.print(f"{out}/grid.png, grid.md, grid.csv", highlight=False)
-    commands.console.print(
-        f"the best run is {model}; its test rows: {shlex.join(words)}", markup=False, highlight=False
-    )
+    commands.console.print(f"the best run is {model}; its test rows: {typed}", markup=False, highlight=False)
 
 
 def _numbers(option: str, text: str | None, *, whole: bool = False) -> tuple[float, ...] | None:

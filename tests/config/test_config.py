@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mbsd.command_line import parse, parse_scoring
 from mbsd.config import BaseConfig, FinetuneConfig, PretrainConfig, to_yaml
 from mbsd.config_scoring import EmbedConfig, EvaluateConfig
 from mbsd.engine.build import batch_sizes, resolve
 from mbsd.errors import UserError
+from mbsd.studies.chains import plan
+from mbsd.studies.settings import AblationConfig, MissingStudyConfig, StudyConfig
+from mbsd.studies.shop import shop_below
 from tests.launch import ROOT, write_ds_config
 
 CONFIGS = ROOT / "launchers" / "configs"
@@ -21,6 +26,7 @@ TOGETHER = [
     (PretrainConfig, "stage1", "h100x8_stage1", 8),
     (PretrainConfig, "stage2", "h100x8_stage2", 8),
     (FinetuneConfig, "attributes", "h100_finetune", 1),
+    (FinetuneConfig, "attributes", "h100x8_finetune", 8),
     (FinetuneConfig, "alignment", "h100_finetune", 1),
     (FinetuneConfig, "classification", "h100_finetune", 1),
     (FinetuneConfig, "sensitive", "h100_finetune", 1),
@@ -28,6 +34,13 @@ TOGETHER = [
     (PretrainConfig, "small_stage2", "cpu_stage2", 2),
     (FinetuneConfig, "small_attributes", "cpu_finetune", 2),
 ]
+
+STUDIES = {
+    "ablation": AblationConfig,
+    "small_ablation": AblationConfig,
+    "missing": MissingStudyConfig,
+    "small_missing": MissingStudyConfig,
+}
 
 
 @pytest.mark.parametrize(("kind", "name", "ds_name", "ranks"), TOGETHER)
@@ -47,11 +60,38 @@ def test_every_shipped_file_is_tested() -> None:
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == {name for _, name, _, _ in TOGETHER} | {
         "evaluate",
         "embed",
+        *STUDIES,
     }
     assert {path.stem for path in DS_CONFIGS.glob("*.json")} == {name for _, _, name, _ in TOGETHER}
     config = parse_scoring(EvaluateConfig, ["--config", str(CONFIGS / "evaluate.yaml"), "--views=[image]"])
     assert config.views == ("image",) and config.split == "test" and config.task is None
     assert parse_scoring(EmbedConfig, ["--config", str(CONFIGS / "embed.yaml")]).view == "full"
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_studies_that_ship(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step of theirs is what its launcher reads, and each fine-tuning of a row is another one."""
+    monkeypatch.chdir(ROOT)
+    kind: type[StudyConfig] = STUDIES[name]
+    config = parse_scoring(kind, ["--config", f"launchers/configs/{name}.yaml", f"--out={tmp_path}"])
+    steps, cells = plan(config, shop_below(tmp_path) if config.shop else None, {"test": {"views": ["full"]}})
+    yaml_file, json_file = tmp_path / "step.yaml", tmp_path / "step.json"
+    for step in steps:
+        yaml_file.write_text(yaml.safe_dump(step.config))
+        if step.deepspeed is None:
+            assert (
+                parse_scoring(EvaluateConfig, ["--config", str(yaml_file)]).data.table == step.config["data"]["table"]
+            )
+            continue
+        json_file.write_text(json.dumps(step.deepspeed))
+        words = ["--config", str(yaml_file), "--deepspeed_config", str(json_file)]
+        read, ds_config = parse(FinetuneConfig if step.launcher == "finetune" else PretrainConfig, words)
+        assert batch_sizes(ds_config, 2 if config.shop else 8).global_batch == ds_config["train_batch_size"]
+        assert read.run.init_from is None or tmp_path in Path(read.run.init_from).parents
+    folders = [cell.folder for cell in cells]
+    assert len(set(folders)) == len(folders) == len(steps) - len(folders) - sum(s.launcher == "pretrain" for s in steps)
+    if name == "ablation":
+        assert len(folders) == 8 * 16, "the paper's sets of hyperparameters"
 
 
 def test_the_papers_numbers() -> None:

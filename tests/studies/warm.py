@@ -1,0 +1,57 @@
+"""What starts a study's commands in these tests: ranks forked from a process that has imported everything.
+
+A command is a process of its own all the same (`client.py`), and its rank ends when it is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import shlex
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+from tests.checkpoint.forked import Start
+from tests.launch import ROOT
+
+
+class Server:
+    """Attributes: started: (launcher, name of its settings) of every command, in order; live: the rank at work."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.started = folder, list[tuple[str, str]]()
+        self.live: Start | None = None
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.bind(str(folder / "socket"))
+        self._socket.listen()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    @property
+    def command(self) -> str:
+        """For `launch.command`."""
+        return shlex.join([sys.executable, "-S", str(ROOT / "tests/studies/client.py"), str(self.folder / "socket")])
+
+    def _serve(self) -> None:
+        while True:
+            connection, _ = self._socket.accept()
+            with connection:
+                self._answer(connection)
+
+    def _answer(self, connection: socket.socket) -> None:
+        request = b""
+        while not request.endswith(b"\n"):
+            request += connection.recv(1 << 16)
+        launcher, *words = json.loads(request)["words"]
+        settings = words[words.index("--config") + 1].partition("/settings/")[2]
+        self.started.append((Path(launcher).stem, settings.removesuffix(".yaml")))
+        self.live = start = Start(1, words, self.folder / str(len(self.started)), launcher=Path(launcher).stem)
+        while any(process.is_alive() for process in start.ranks):
+            if select.select([connection], [], [], 0)[0]:  # it says nothing more: it is gone
+                start.kill()
+                return
+            time.sleep(0.01)
+        code = start.ranks[0].exitcode
+        connection.sendall(json.dumps({"code": 1 if code is None or code < 0 else code, "said": start.said()}).encode())
