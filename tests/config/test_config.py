@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -70,11 +71,22 @@ def test_every_shipped_file_is_tested() -> None:
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_studies_that_ship(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every step of theirs is what its launcher reads, and each fine-tuning of a row is another one."""
+    """Their steps are what their launchers read, and each fine-tuning of a row is another one."""
     monkeypatch.chdir(ROOT)
     kind: type[StudyConfig] = STUDIES[name]
     config = parse_scoring(kind, ["--config", f"launchers/configs/{name}.yaml", f"--out={tmp_path}"])
-    steps, cells = plan(config, shop_below(tmp_path) if config.shop else None, {"test": {"views": ["full"]}})
+    shop, evaluations = shop_below(tmp_path) if config.shop else None, {"test": {"views": ["full"]}}
+    steps, cells = plan(config, shop, evaluations)
+    folders = [cell.folder for cell in cells]
+    assert len(set(folders)) == len(folders) == len(steps) - len(folders) - sum(s.launcher == "pretrain" for s in steps)
+    if name == "ablation":
+        assert len(folders) == 8 * 16, "the paper's sets of hyperparameters"
+    for step in steps:
+        if step.deepspeed is not None:
+            sizes = batch_sizes(step.deepspeed, 2 if config.shop else 8)
+            assert sizes.global_batch == step.deepspeed["train_batch_size"]
+    one = dataclasses.replace(config, learning_rates=(0.1,), batch_sizes=(64,), seeds=0)
+    steps, _ = plan(one, shop, evaluations)
     yaml_file, json_file = tmp_path / "step.yaml", tmp_path / "step.json"
     for step in steps:
         yaml_file.write_text(yaml.safe_dump(step.config))
@@ -85,13 +97,8 @@ def test_the_studies_that_ship(name: str, tmp_path: Path, monkeypatch: pytest.Mo
             continue
         json_file.write_text(json.dumps(step.deepspeed))
         words = ["--config", str(yaml_file), "--deepspeed_config", str(json_file)]
-        read, ds_config = parse(FinetuneConfig if step.launcher == "finetune" else PretrainConfig, words)
-        assert batch_sizes(ds_config, 2 if config.shop else 8).global_batch == ds_config["train_batch_size"]
+        read, _ = parse(FinetuneConfig if step.launcher == "finetune" else PretrainConfig, words)
         assert read.run.init_from is None or tmp_path in Path(read.run.init_from).parents
-    folders = [cell.folder for cell in cells]
-    assert len(set(folders)) == len(folders) == len(steps) - len(folders) - sum(s.launcher == "pretrain" for s in steps)
-    if name == "ablation":
-        assert len(folders) == 8 * 16, "the paper's sets of hyperparameters"
 
 
 def test_the_papers_numbers() -> None:
