@@ -149,7 +149,9 @@ class _Settings:
         for file, tree in self._files():
             if not file.exists():
                 continue
-            before, now = (dict(_leaves(part)) for part in (yaml.safe_load(file.read_text()), tree))
+            # YAML takes JSON's 1e-06 for a text.
+            there = (json.loads if file.suffix == ".json" else yaml.safe_load)(file.read_text(encoding="utf-8"))
+            before, now = dict(_leaves(there)), dict(_leaves(tree))
             for name in sorted(before.keys() | now.keys()):
                 old, new = before.get(name, "not set"), now.get(name, "not set")
                 if old != new:

@@ -28,7 +28,7 @@ MODEL = {
     "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "dropout": 0.0,
     "patchify_strides": [4, 2], "patchify_channels": [16], "vocab_size": 600,
 }  # fmt: skip
-ADAM = {"type": "AdamW", "params": {"lr": 0.003, "torch_adam": True}}
+ADAM = {"type": "AdamW", "params": {"lr": 0.003, "eps": 1e-6, "torch_adam": True}}
 RATES = [0.002, 0.01]
 
 
