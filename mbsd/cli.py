@@ -277,6 +277,32 @@ def report(
     print(f"{out / 'report.html'}")
 
 
+@app.command("trial")
+def trial(
+    source: Annotated[
+        Path, typer.Argument(help="A shop's items, as of `mbsd catalog build`; with categories and attributes.")
+    ],
+    images: Annotated[str, typer.Option(help="What image paths are relative to, as of `mbsd catalog build`.")],
+    out: Annotated[Path, typer.Option(help="Folder for everything; a trial that was interrupted goes on there.")],
+    mask_attribute: Annotated[
+        list[str], typer.Option(help="Its values are taken out of the masked titles too; may be repeated.")
+    ] = [],  # noqa: B006
+    min_items: Annotated[int, typer.Option(min=1, help="Categories with fewer items are left out.")] = 20,
+    pretrain_steps: Annotated[int, typer.Option(min=1, help="Of stage 1; 64 items each.")] = 2000,
+    finetune_steps: Annotated[int, typer.Option(min=1, help="Of each fine-tuning; 128 rows each.")] = 1000,
+    scratch: Annotated[bool, typer.Option(help="Fine-tune without pre-training too.")] = True,
+    seed: Annotated[int, typer.Option(help="Of all runs.")] = 0,
+    ranks: Annotated[int, typer.Option(min=1, help="Processes of each training run.")] = 2,
+) -> None:
+    """A small model on a shop's own items, on CPUs: pre-train, fine-tune, score with titles masked, beside floors."""
+    from mbsd.trial import Trial, run_trial
+
+    settings = Trial(
+        str(source.resolve()), images, tuple(mask_attribute), min_items, pretrain_steps, finetune_steps, scratch, seed
+    )
+    run_trial(settings, out, ranks)
+
+
 @app.command("floors")
 def floors(
     catalog: CatalogDir,
