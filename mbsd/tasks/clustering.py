@@ -34,8 +34,8 @@ def cluster_metrics(clusters: NDArray[Any], labels: NDArray[np.int64]) -> dict[s
     }
 
 
-def group(vectors_nD: NDArray[Any], num_categories: int, settings: ClusteringConfig) -> NDArray[np.int64]:
-    """The group of each of n vectors; HDBSCAN's -1: in none. Those in none count as one group of their own.
+def group(vectors_nD: Any, num_categories: int, settings: ClusteringConfig) -> NDArray[np.int64]:
+    """The group of each of n vectors (dense or sparse); HDBSCAN's -1: in none, which counts as a group of its own.
 
     Raises:
         UserError: more groups than vectors.

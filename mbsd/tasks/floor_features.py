@@ -26,8 +26,8 @@ MAX_EDGES = 256  # components that are kept of the gradients' histograms
 
 
 def words(catalog: Catalog, items: Int64, train: Int64) -> Features:
-    """TF-IDF of the titles' words and pairs of words, as they occur in the titles of `train`: [items, words]."""
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\w+")
+    """TF-IDF of words and pairs of words that occur in two titles of `train` or more: [items, words]."""
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, token_pattern=r"(?u)\w+")
     vectorizer.fit(catalog.title(item) for item in train.tolist())
     return vectorizer.transform(catalog.title(item) for item in items.tolist())
 
@@ -41,7 +41,7 @@ def colours(catalog: Catalog, items: Int64, train: Int64) -> Features:
         shares: NDArray[np.float64] = counts / counts.sum()
         return np.sqrt(shares).astype(np.float32)
 
-    return scipy.sparse.csr_matrix(_of_pictures(catalog, items, of_picture, BINS**3))
+    return _of_pictures(catalog, items, of_picture, BINS**3)
 
 
 def edges(catalog: Catalog, items: Int64, train: Int64) -> Features:

@@ -1,13 +1,14 @@
 """What simple models reach on a task's table: the floors that a trained model has to beat, on the same rows.
 
-Logistic regressions of scikit-learn on TF-IDF of titles, colour histograms, histograms of oriented gradients, and all
-of them. Their penalty is chosen on the validation split; metrics are the task's own, on the test split.
+Logistic regressions of scikit-learn on TF-IDF of titles, colour histograms and histograms of oriented gradients, and
+what they say together. Their penalty is chosen on the validation split; metrics are the task's own, on the test split.
 """
 
 from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from mbsd.tasks.classification import class_metrics
 from mbsd.tasks.clustering import cluster_metrics, group
 from mbsd.tasks.floor_features import FEATURES, Features, Int64, together
 
-INVERSE_PENALTIES = (1.0, 10.0, 100.0)
+INVERSE_PENALTIES = (1.0, 10.0)
 MAX_ITERATIONS = 100
 LEAST = -20.0  # log-probability of a value that was never seen in training
 
@@ -65,9 +66,7 @@ def floors(catalog: Catalog, table: Table) -> dict[str, Any]:
         splits[split] = _rows(table, rows, items)
     train = items[np.unique(splits["train"].of_item)]
     features = {name: of_items(catalog, items, train) for name, of_items in FEATURES.items()}
-    features["all"] = together(*features.values())
-    measure = _tags if table.kind == "attributes" else _classes
-    return {name: measure(of_items, splits) for name, of_items in features.items()}
+    return _tags(features, splits) if table.kind == "attributes" else _classes(features, splits)
 
 
 def write_floors(catalog: Catalog, table_file: Path, out: Path) -> None:
@@ -95,65 +94,98 @@ def _rows(table: Table, rows: Int64, items: Int64) -> Rows:
     return Rows(of_item, table.column("label")[rows], np.array(names), np.array(values))
 
 
-def _classes(features: Features, splits: dict[str, Rows]) -> dict[str, Any]:
+def _classes(features: Mapping[str, Features], splits: dict[str, Rows]) -> dict[str, Any]:
+    """A model of the classes on each kind of features; "all" is the sum of their log-probabilities."""
     train, validation, test = splits["train"], splits["validation"], splits["test"]
     num_classes = 1 + max(int(rows.labels.max()) for rows in splits.values())
+    said: dict[str, NDArray[np.float64]] = {}
+    found: dict[str, Any] = {}
+    for name, of_items in features.items():
 
-    def logits(model: LogisticRegression, rows: Rows) -> NDArray[np.float64]:
-        found = np.full((len(rows.labels), num_classes), LEAST)
-        found[:, model.classes_] = model.predict_log_proba(features[rows.of_item])
-        return found
+        def said_of(model: LogisticRegression, rows: Rows, of_items: Features = of_items) -> NDArray[np.float64]:
+            logits = np.full((len(rows.labels), num_classes), LEAST)
+            logits[:, model.classes_] = model.predict_log_proba(of_items[rows.of_item]).clip(min=LEAST)
+            return logits
 
-    models = [_fitted(features[train.of_item], train.labels, c) for c in INVERSE_PENALTIES]
-    best = max(models, key=lambda model: class_metrics(logits(model, validation), validation.labels)["accuracy"])
-    vectors = features[test.of_item]
-    vectors = vectors.toarray() if hasattr(vectors, "toarray") else vectors
-    clusters = group(vectors, len(np.unique(test.labels)), ClusteringConfig())
-    return {
-        **class_metrics(logits(best, test), test.labels),
-        "clustering": cluster_metrics(clusters, test.labels),
-        "inverse_penalty": float(best.C),
-    }
+        models = [_fitted(of_items[train.of_item], train.labels, c) for c in INVERSE_PENALTIES]
+        right = [float(np.mean(said_of(model, validation).argmax(1) == validation.labels)) for model in models]
+        best = models[int(np.argmax(right))]
+        said[name] = said_of(best, test)
+        found[name] = {"inverse_penalty": float(best.C), "clustering": _clusters(of_items, test)}
+    said["all"] = np.sum(list(said.values()), axis=0)
+    found["all"] = {"clustering": _clusters(together(*features.values()), test)}
+    return {name: {**class_metrics(said[name], test.labels), **more} for name, more in found.items()}
 
 
-def _tags(features: Features, splits: dict[str, Rows]) -> dict[str, Any]:
-    """A model of the values of each attribute, from the rows whose tag holds; then one of (tag, item) on its answers.
+def _clusters(features: Features, rows: Rows) -> dict[str, float]:
+    clusters = group(features[rows.of_item], len(np.unique(rows.labels)), ClusteringConfig())
+    return cluster_metrics(clusters, rows.labels)
 
-    A tag's logit is the log-probability of its value, less how common the value is: both weights and the threshold are
-    fitted on the validation rows.
+
+def _tags(features: Mapping[str, Features], splits: dict[str, Rows]) -> dict[str, Any]:
+    """On each kind of features a model of the values of each attribute; then one of (tag, item) on its answers.
+
+    A tag's logit is made of the log-probability of its value and of how common the value is ("all": of the
+    log-probabilities of all of them); weights and threshold are fitted on the validation rows.
     """
-    scores = {split: np.full((len(rows.labels), 2), LEAST) for split, rows in splits.items()}
-    chosen = {}
+    heard = {name: _heard(of_items, splits) for name, of_items in features.items()}
+    prior = {split: _prior(splits, split) for split in ("validation", "test")}
+    test, result = splits["test"], {}
+    for name, used in [*((name, [name]) for name in features), ("all", list(features))]:
+        columns = {split: np.stack([*(heard[one][split] for one in used), prior[split]], axis=1) for split in prior}
+        judge = LogisticRegression().fit(columns["validation"], splits["validation"].labels)
+        logits = judge.decision_function(columns["test"])
+        by_name = {
+            str(attribute): binary_metrics(logits[chosen], test.labels[chosen])
+            for attribute in np.unique(test.attributes)
+            if (chosen := test.attributes == attribute).any()
+        }
+        result[name] = {**binary_metrics(logits, test.labels), "attribute": by_name}
+    return result
+
+
+def _heard(features: Features, splits: dict[str, Rows]) -> dict[str, NDArray[np.float64]]:
+    """The log-probability of each validation and test row's own value."""
+    heard = {split: np.full(len(splits[split].labels), LEAST) for split in ("validation", "test")}
     for name in np.unique(splits["train"].attributes):
-        of_name = {split: rows.where(rows.attributes == name) for split, rows in splits.items()}
-        train = of_name["train"]
-        learned = train.where(train.labels == 1)
-        if len(np.unique(learned.values)) < 2:  # a tag that holds or not: what does not have it has no value
-            learned = replace(train, values=np.where(train.labels == 1, train.values, ""))
-        values, labels = np.unique(learned.values, return_inverse=True)
+        learned, values, labels = _values(splits["train"], name)
         if len(values) < 2:
             continue
-        prior = np.log(np.bincount(labels) / len(labels))
+        of_name = {split: splits[split].where(splits[split].attributes == name) for split in heard}
+        true = of_name["validation"].labels == 1
         answers = []
         for c in INVERSE_PENALTIES:
             model = _fitted(features[learned.of_item], labels, c)
-            said = {split: _said(model, features, rows, values) for split, rows in of_name.items() if split != "train"}
-            true = of_name["validation"].labels == 1
-            answers.append((float(said["validation"][true].mean()), c, said))
-        _, c, said = max(answers, key=lambda answer: answer[:2])
-        chosen[str(name)] = c
+            said = {split: _said(model, features, rows, values) for split, rows in of_name.items()}
+            answers.append((float(said["validation"][true].mean()) if true.any() else 0.0, said))
+        _, said = max(answers, key=lambda answer: answer[0])
         for split, found in said.items():
-            place = np.searchsorted(values, of_name[split].values).clip(max=len(values) - 1)
-            known = values[place] == of_name[split].values
-            at = splits[split].attributes == name
-            scores[split][at] = np.stack([found, np.where(known, prior[place], LEAST)], axis=1)
-    judge = LogisticRegression().fit(scores["validation"], splits["validation"].labels)
-    logits, test = judge.decision_function(scores["test"]), splits["test"]
-    by_name = {
-        str(name): binary_metrics(logits[test.attributes == name], test.labels[test.attributes == name])
-        for name in np.unique(test.attributes)
-    }
-    return {**binary_metrics(logits, test.labels), "attribute": by_name, "inverse_penalty": chosen}
+            heard[split][splits[split].attributes == name] = found
+    return heard
+
+
+def _values(train: Rows, name: str) -> tuple[Rows, NDArray[Any], Int64]:
+    """The rows that tell an attribute's values, the values, and which of them each row has."""
+    of_name = train.where(train.attributes == name)
+    learned = of_name.where(of_name.labels == 1)
+    if len(np.unique(learned.values)) < 2:  # a tag that holds or not: what does not have it has no value
+        learned = replace(of_name, values=np.where(of_name.labels == 1, of_name.values, ""))
+    values, labels = np.unique(learned.values, return_inverse=True)
+    return learned, values, labels
+
+
+def _prior(splits: dict[str, Rows], split: str) -> NDArray[np.float64]:
+    """How common each row's value is among the training rows of its attribute, as a logarithm."""
+    rows = splits[split]
+    prior = np.full(len(rows.labels), LEAST)
+    for name in np.unique(rows.attributes):
+        _, values, labels = _values(splits["train"], name)
+        if len(values):
+            share = np.log(np.bincount(labels) / len(labels))
+            at = rows.attributes == name
+            place = np.searchsorted(values, rows.values[at]).clip(max=len(values) - 1)
+            prior[at] = np.where(values[place] == rows.values[at], share[place], LEAST)
+    return prior
 
 
 def _said(model: LogisticRegression, features: Features, rows: Rows, values: NDArray[Any]) -> NDArray[np.float64]:
@@ -169,4 +201,4 @@ def _fitted(features: Features, labels: Int64, inverse_penalty: float) -> Logist
     with warnings.catch_warnings():
         # A floor that has not quite settled is judged on validation rows as every other is.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return LogisticRegression(C=inverse_penalty, max_iter=MAX_ITERATIONS).fit(features, labels)
+        return LogisticRegression(C=inverse_penalty, max_iter=MAX_ITERATIONS, tol=1e-3).fit(features, labels)
