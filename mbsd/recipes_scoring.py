@@ -15,6 +15,7 @@ from torch import Tensor
 from mbsd.batch import Batch
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Table
+from mbsd.checkpoint.store import replace_text
 from mbsd.config import DataConfig
 from mbsd.config_scoring import EmbedConfig, EvaluateConfig
 from mbsd.data.corrupt import CorruptImages
@@ -81,11 +82,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         )
         if place.is_first:
             Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-            Path(config.out).write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
             if task.loss is not None:  # vectors are embed.py's to write
                 named = [("" if name == "views" else f"missing_{name}", scores) for name, scores in passes.items()]
                 found = answers(named, table, table.rows(config.split)[chosen], labels)
                 write_answers(found, Path(config.out).with_suffix(".parquet"))
+            replace_text(Path(config.out), json.dumps(result, ensure_ascii=False, indent=1) + "\n")
             print("\n".join(lines_of(result["views"]) + lines_of(result["missing"])))
         return result
 

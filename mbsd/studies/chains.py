@@ -112,7 +112,7 @@ def plan(
                 cell = Cell(row, chain.name, seed, batch_size, rate, out / name)
                 cells.append(cell)
                 for of, settings in evaluations.items():
-                    asked = changed({"model": str(cell.folder), "data": tree["data"]}, config.evaluate)
+                    asked = changed({"model": str(cell.folder), "data": tree.get("data", {})}, config.evaluate)
                     step = evaluate_step(f"{name}/{of}", cell.scores(of), changed(asked, settings))
                     steps[step.name] = step
     return list(steps.values()), cells

@@ -21,7 +21,7 @@ from mbsd.studies.deepspeed_json import batch_and_rate, with_batch_and_rate
 from mbsd.studies.pictures import draw_heat_map
 from mbsd.studies.settings import check_grid
 from mbsd.studies.steps import Step, run_step, run_steps
-from mbsd.studies.study import fingerprints, start_commands, tell, write_csv
+from mbsd.studies.study import start_commands, tell, write_csv
 from mbsd.usage import run_app
 
 app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False)
@@ -63,8 +63,7 @@ def grid(
                 steps.append(run_step(name, "finetune", out / name, of_seed, resolved))
                 points[name] = point, seed
     commands = start_commands(out, started)
-    run_steps(commands, out, steps, fingerprints(steps), "run.dir")
-
+    run_steps(commands, out, steps, "run.dir")
     _report(commands, out, points, tree["data"])
 
 

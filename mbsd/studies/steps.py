@@ -7,13 +7,15 @@ step was one of these settings. A run is done when it says so (`DONE`), an evalu
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from mbsd.catalog.reader import Catalog
+from mbsd.catalog.tables import Table
 from mbsd.command_line import parse, parse_scoring
 from mbsd.config import FinetuneConfig, PretrainConfig
 from mbsd.config_scoring import EvaluateConfig
@@ -52,11 +54,10 @@ def evaluate_step(name: str, scores: Path, config: dict[str, Any]) -> Step:
     return Step(name, "evaluate", changed(config, {"out": str(scores)}), None, scores)
 
 
-def run_steps(commands: Commands, out: Path, steps: Sequence[Step], inputs: Mapping[str, str], where: str) -> None:
+def run_steps(commands: Commands, out: Path, steps: Sequence[Step], where: str) -> None:
     """Do what is not done yet, in order; a step that fails ends this process, those before it stay.
 
     Args:
-        inputs: path of what steps read -> its fingerprint.
         where: the option that names `out`.
 
     Raises:
@@ -75,7 +76,7 @@ def run_steps(commands: Commands, out: Path, steps: Sequence[Step], inputs: Mapp
         for path in written:  # a mistake is no beginning: the next start may say it otherwise
             path.unlink()
         raise
-    _same_inputs(out / "inputs.json", inputs, where)
+    _same_inputs(out / "inputs.json", _fingerprints(steps), where)
     for index, step in enumerate(steps, 1):
         if step.done.exists():
             commands.console.print(f"[{index}/{len(steps)}] {step.name}: done", markup=False, highlight=False)
@@ -85,6 +86,28 @@ def run_steps(commands: Commands, out: Path, steps: Sequence[Step], inputs: Mapp
         if not step.done.exists():
             commands.console.print(f"{step.name} was stopped; the same command goes on from there", markup=False)
             raise SystemExit(1)
+
+
+def same_settings(out: Path, name: str, tree: dict[str, Any], where: str) -> None:
+    """Write down settings of the study that are no step's.
+
+    Raises:
+        UserError: it was begun with others.
+    """
+    settings = _Settings(out / "settings" / name, tree, None)
+    settings.refuse_others(where)
+    settings.write()
+
+
+def _fingerprints(steps: Iterable[Step]) -> dict[str, str]:
+    """Of the catalogues and tables that the steps read, by path."""
+    found: dict[str, str] = {}
+    for data in (step.config["data"] for step in steps):
+        if data["catalog"] not in found:
+            found[data["catalog"]] = Catalog(data["catalog"]).fingerprint
+        if data.get("table") is not None and data["table"] not in found:
+            found[data["table"]] = Table(data["table"], Catalog(data["catalog"])).fingerprint
+    return found
 
 
 def _same_inputs(path: Path, inputs: Mapping[str, str], where: str) -> None:

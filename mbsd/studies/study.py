@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -13,14 +14,12 @@ import rich.box
 from rich.console import Console
 from rich.table import Table
 
-from mbsd.catalog.reader import Catalog
-from mbsd.catalog.tables import Table as TaskTable
 from mbsd.errors import UserError
 from mbsd.studies.chains import Cell, plan
 from mbsd.studies.commands import Commands, LaunchConfig, refuse_without_launchers
 from mbsd.studies.settings import StudyConfig
 from mbsd.studies.shop import draw_shop
-from mbsd.studies.steps import Step, run_steps
+from mbsd.studies.steps import run_steps, same_settings
 
 TABLE_WIDTH = 200  # characters of a line in a Markdown file
 
@@ -44,25 +43,12 @@ def run_study(config: StudyConfig, evaluations: dict[str, dict[str, Any]]) -> tu
     """
     out = Path(config.out)
     commands = start_commands(out, config.launch)
+    if config.shop is not None:
+        same_settings(out, "shop", asdict(config.shop), "out")
     shop = draw_shop(commands, out, config.shop) if config.shop is not None else None
     steps, cells = plan(config, shop, evaluations)
-    run_steps(commands, out, steps, fingerprints(steps), "out")
+    run_steps(commands, out, steps, "out")
     return commands, cells
-
-
-def fingerprints(steps: Iterable[Step]) -> dict[str, str]:
-    """Of the catalogues and tables that the steps read, by path.
-
-    Raises:
-        UserError: one is none, or a table is of another catalogue.
-    """
-    found: dict[str, str] = {}
-    for data in (step.config["data"] for step in steps):
-        if data["catalog"] not in found:
-            found[data["catalog"]] = Catalog(data["catalog"]).fingerprint
-        if data.get("table") is not None and data["table"] not in found:
-            found[data["table"]] = TaskTable(data["table"], Catalog(data["catalog"])).fingerprint
-    return found
 
 
 def read_scores(path: Path) -> dict[str, Any]:
@@ -103,8 +89,8 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 def tell(commands: Commands, path: Path, title: str, tables: Iterable[tuple[str, Table]]) -> None:
     """Show tables on the screen and write them to a Markdown file; each is a line about it and the table."""
-    with path.open("w", encoding="utf-8") as file:
-        page = Console(file=file, width=TABLE_WIDTH, color_system=None)
+    page = Console(width=TABLE_WIDTH, color_system=None)
+    with page.capture() as captured:
         page.print(f"# {title}\n", markup=False, highlight=False)
         for text, table in tables:
             commands.console.print(f"\n{text}\n", markup=False, highlight=False)
@@ -112,4 +98,4 @@ def tell(commands: Commands, path: Path, title: str, tables: Iterable[tuple[str,
             page.print(f"{text}\n", markup=False, highlight=False, soft_wrap=True)
             table.box = rich.box.MARKDOWN
             page.print(table)
-            page.print()
+    path.write_text("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()), encoding="utf-8")
