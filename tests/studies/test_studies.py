@@ -209,7 +209,7 @@ def test_missing_shares_the_runs_that_are_there(ablation: tuple[Path, str], file
         assert [float(number) for number in text.split("|")] == pytest.approx(expected, abs=0.0051)
     for name, distils in (("stage2", True), ("stage2-no-sdmi", False)):
         logged = (out / f"seed-0/{name}/metrics.jsonl").read_text()
-        assert ("loss_kl" in logged, "loss_qv" in logged) == (distils, distils)
+        assert ('"loss_kl"' in logged, '"loss_qv"' in logged) == (distils, distils), "in training; validations have all"
     assert (out / "missing.png").stat().st_size > 10_000
 
 
