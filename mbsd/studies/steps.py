@@ -76,7 +76,7 @@ def run_steps(commands: Commands, out: Path, steps: Sequence[Step], where: str) 
         for path in written:  # a mistake is no beginning: the next start may say it otherwise
             path.unlink()
         raise
-    _same_inputs(out / "inputs.json", _fingerprints(steps), where)
+    same_inputs(out / "inputs.json", _fingerprints(steps), where)
     for index, step in enumerate(steps, 1):
         if step.done.exists():
             commands.console.print(f"[{index}/{len(steps)}] {step.name}: done", markup=False, highlight=False)
@@ -110,8 +110,12 @@ def _fingerprints(steps: Iterable[Step]) -> dict[str, str]:
     return found
 
 
-def _same_inputs(path: Path, inputs: Mapping[str, str], where: str) -> None:
-    """Whatever steps have read before still is what it was."""
+def same_inputs(path: Path, inputs: Mapping[str, str], where: str) -> None:
+    """Write down the fingerprints of what steps read; `path` has those of before.
+
+    Raises:
+        UserError: something that was read before is not what it was.
+    """
     before: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
     for name, fingerprint in inputs.items():
         if before.get(name, fingerprint) != fingerprint:

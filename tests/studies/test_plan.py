@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from mbsd.engine.build import batch_sizes
 from mbsd.errors import UserError
 from mbsd.studies.chains import plan
+from mbsd.studies.commands import LaunchConfig
 from mbsd.studies.deepspeed_json import with_batch_and_rate
 from mbsd.studies.settings import AblationConfig, StageConfig
+from mbsd.studies.steps import same_inputs
 from tests.launch import write_ds_config
 
 
@@ -69,6 +71,27 @@ def test_a_rows_chain(row: int, tmp_path: Path) -> None:
     tuned = found["batch-16-lr-0.5"]
     assert tuned["run"].get("init_from") == start and tuned.get("model", {}) == ({} if start else model)
     assert found["test"]["model"] == tuned["run"]["dir"] and found["test"]["data"] == tuned["data"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [({"rows": "2,9"}, "rows 2,9.*1 to 8"), ({"seeds": "a"}, "seeds a"),
+     ({"batch_sizes": (8, 8)}, r"batch sizes \[8, 8\]"),
+     ({"learning_rates": (-0.1,)}, "learning rates"), ({"launch": LaunchConfig(cpu_ranks=0)}, "cpu_ranks=0")],
+)  # fmt: skip
+def test_settings_that_cannot_be_meant(wrong: dict[str, Any], said: str) -> None:
+    stage = StageConfig("x.yaml", "y.json")
+    AblationConfig("out", stage, stage, stage).check()
+    with pytest.raises(UserError, match=said):
+        AblationConfig("out", stage, stage, stage, **wrong).check()
+
+
+def test_another_catalogue_is_refused(tmp_path: Path) -> None:
+    """A study's finished runs read the one of before."""
+    same_inputs(tmp_path / "inputs.json", {"data/catalog": "a"}, "out")
+    same_inputs(tmp_path / "inputs.json", {"data/catalog": "a", "data/pairs.parquet": "p"}, "out")
+    with pytest.raises(UserError, match=r"^data/pairs\.parquet: .*another out$"):
+        same_inputs(tmp_path / "inputs.json", {"data/pairs.parquet": "q"}, "out")
 
 
 @given(

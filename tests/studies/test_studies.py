@@ -156,8 +156,6 @@ def test_other_settings_are_refused(ablation: tuple[Path, str], files: Path, war
     assert message.startswith("error: ") and message.count("\n") == 1
     for part in ("run.max_steps was 6", "is 9 now", "row-2/batch-16-lr-0.002.yaml", "choose another out"):
         assert part in message
-    wrong = said(study("ablation", *ablation_words(files, warm, "--rows=2,9")), code=2)
-    assert "rows 2,9" in wrong and "1 to 8" in wrong
     assert len(warm.started) == before
 
 
@@ -217,18 +215,18 @@ def test_missing_shares_the_runs_that_are_there(ablation: tuple[Path, str], file
 def test_a_killed_grid_goes_on_and_names_the_best_by_validation(files: Path, warm: Server) -> None:
     out, before = files / "grid", len(warm.started)
     words = ["--config", files / "finetune.yaml", "--deepspeed_config", files / "ds.json", "--run.dir", out,
-             "--launch", warm.command, "--learning-rates", "0.0001,0.02", "--batch-sizes", "8,16",
+             "--launch", warm.command, "--learning-rates", "0.0001,0.02", "--batch-sizes", "8",
              *(f"--model.{name}={json.dumps(value)}" for name, value in MODEL.items())]  # fmt: skip
-    kill_when(study("grid", *words), out / "batch-8-lr-0.02-seed-0/checkpoints/step-00000004")
+    kill_when(study("grid", *words), out / "batch-8-lr-0.02-seed-0/checkpoints/step-00000002")
     screen = said(study("grid", *words))
-    assert len(warm.started) - before == 5, "four runs, one of them started twice"
+    assert len(warm.started) - before == 3, "two runs, one of them started twice"
     validations = {}
     for folder in sorted(out.glob("batch-*")):
         logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         of_step = {line["step"]: line["validation/roc_auc_full"] for line in logged if "validation/loss" in line}
         assert set(of_step) == {3, 6}
         validations[folder.name] = max(of_step.values())
-    assert len(validations) == 4
+    assert len(validations) == 2
     lines = list(csv.DictReader((out / "grid.csv").open()))
     assert {line["run"]: float(line["value"]) for line in lines} == pytest.approx(validations)
     best = max(validations, key=validations.__getitem__)
@@ -239,7 +237,7 @@ def test_a_killed_grid_goes_on_and_names_the_best_by_validation(files: Path, war
     batches = [
         json.loads((out / name / "ds_config.json").read_text())["train_batch_size"] for name in sorted(validations)
     ]
-    assert batches == [16, 16, 8, 8]
+    assert batches == [8, 8], "not the 16 of DeepSpeed's JSON"
     command = screen.split("its test rows: ")[1].split()
     assert subprocess.run(command, cwd=ROOT, timeout=120, capture_output=True).returncode == 0
     assert json.loads((out / best / "test.json").read_text())["model"] == str(out / best)
