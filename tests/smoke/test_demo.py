@@ -44,11 +44,15 @@ def test_every_command_the_readme_names_exists() -> None:
             assert option in done.stdout, f"{command} {option}"
 
 
-@pytest.mark.parametrize("launcher", ["pretrain", "finetune", "evaluate", "embed"])
-def test_launchers_tell_their_settings(launcher: str) -> None:
+@pytest.mark.parametrize(
+    ("launcher", "option"),
+    [*((launcher, "--data.catalog") for launcher in ("pretrain", "finetune", "evaluate", "embed")),
+     ("ablation", "--rows"), ("missing", "--rates"), ("grid", "--learning-rates")],
+)  # fmt: skip
+def test_launchers_tell_their_settings(launcher: str, option: str) -> None:
     words = [sys.executable, f"launchers/{launcher}.py", "--help"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and "--data.catalog" in done.stdout
+    assert done.returncode == 0 and option in done.stdout
 
 
 def test_files_the_readme_names_exist() -> None:
