@@ -293,14 +293,18 @@ def trial(
     scratch: Annotated[bool, typer.Option(help="Fine-tune without pre-training too.")] = True,
     seed: Annotated[int, typer.Option(help="Of all runs.")] = 0,
     ranks: Annotated[int, typer.Option(min=1, help="Processes of each training run.")] = 2,
+    launch: Annotated[
+        str, typer.Option(help="What starts the launchers, such as torchrun …; it has to start the ranks.")
+    ] = "deepspeed",
 ) -> None:
     """A small model on a shop's own items, on CPUs: pre-train, fine-tune, score with titles masked, beside floors."""
+    from mbsd.studies.commands import LaunchConfig
     from mbsd.trial import Trial, run_trial
 
     settings = Trial(
         str(source.resolve()), images, tuple(mask_attribute), min_items, pretrain_steps, finetune_steps, scratch, seed
     )
-    run_trial(settings, out, ranks)
+    run_trial(settings, out, LaunchConfig(launch, cpu_ranks=ranks))
 
 
 @app.command("floors")

@@ -57,7 +57,7 @@ class Step:
     launcher: str | None = None
 
 
-def run_trial(trial: Trial, out: Path, ranks: int) -> None:
+def run_trial(trial: Trial, out: Path, launch: LaunchConfig) -> None:
     """Build, pre-train, fine-tune, score and tabulate below `out`; what is there already is not done again.
 
     Raises:
@@ -66,7 +66,7 @@ def run_trial(trial: Trial, out: Path, ranks: int) -> None:
     refuse_without_launchers()
     _same_trial(out, trial)
     console = Console(soft_wrap=True)
-    commands = Commands(console, out / "logs", LaunchConfig(cpu_ranks=ranks))
+    commands = Commands(console, out / "logs", launch)
     for step in steps(trial, out):
         if step.made.exists():
             console.print(f"[dim]{step.made}: already there", highlight=False)

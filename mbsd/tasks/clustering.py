@@ -45,8 +45,8 @@ def group(vectors_nD: Any, num_categories: int, settings: ClusteringConfig) -> N
         found = HDBSCAN(min_cluster_size=settings.min_cluster_size, copy=True).fit_predict(directions)
     else:
         clusters = settings.clusters or num_categories
-        if clusters > len(directions):
-            raise UserError(f"clustering.clusters={clusters}: there are only {len(directions)} items; lower it")
+        if clusters > directions.shape[0]:
+            raise UserError(f"clustering.clusters={clusters}: there are only {directions.shape[0]} items; lower it")
         found = KMeans(clusters, n_init=RESTARTS, random_state=settings.seed).fit_predict(directions)
     grouped: NDArray[np.int64] = np.asarray(found, dtype=np.int64)
     return grouped

@@ -45,7 +45,8 @@ class Server:
         while not request.endswith(b"\n"):
             request += connection.recv(1 << 16)
         launcher, *words = json.loads(request)["words"]
-        settings = words[words.index("--config") + 1].partition("/settings/")[2]
+        config = words[words.index("--config") + 1] if "--config" in words else ""
+        settings = config.partition("/settings/")[2]
         self.started.append((Path(launcher).stem, settings.removesuffix(".yaml")))
         self.live = start = Start(1, words, self.folder / str(len(self.started)), launcher=Path(launcher).stem)
         while any(process.is_alive() for process in start.ranks):
