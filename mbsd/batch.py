@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 VIEW_NAMES = ("full", "text", "image")
+NO_WORD, NO_PATCH = -100, -1  # labels that ask for nothing
 
 T_ = TypeVar("T_", bound="_Tensors")
 
@@ -70,12 +71,19 @@ class Views(_Tensors):
         source_T: int64; the row of cat([text_ND, patches_(I*P)D]) that each packed token reads.
         cu_seqlens: int32 [S + 1]; sequence s is rows cu_seqlens[s] : cu_seqlens[s + 1]; its first row is its [CLS].
         lengths: the S sequence lengths as host integers, so that no step has to ask the device for them.
+        num_fill: trailing sequences beside the V * B ones that only fill up to a common size (`mbsd.data.buckets`).
     """
 
     names: tuple[str, ...]
     source_T: Tensor
     cu_seqlens: Tensor
     lengths: tuple[int, ...]
+    num_fill: int = 0
+
+    @property
+    def real_lengths(self) -> tuple[int, ...]:
+        """`lengths` of the V * B sequences alone."""
+        return self.lengths[: len(self.lengths) - self.num_fill]
 
 
 @dataclass(frozen=True)
@@ -84,12 +92,13 @@ class Masks(_Tensors):
 
     Attributes:
         mlm_index_K: int64; the packed rows (of T) whose word is to be predicted.
-        mlm_labels_K: int64; the words.
+        mlm_labels_K: int64; the words, or NO_WORD in rows that only fill up to a common size.
         patch_source: int64 [I * patches]; row r of the patchify output is replaced by row patch_source[r] of
             cat([patchify output, mask vector]): itself where it is kept, I * patches where it is masked, another
             image's patch where it is swapped. Patches here never include the image [CLS].
         mpm_index_Q: int64; the packed rows (of T) whose patch is to be predicted.
-        mpm_patch_Q: int64; the rows (of I * patches) of the pixels to predict.
+        mpm_patch_Q: int64; the rows (of I * patches) of the pixels to predict, or NO_PATCH in rows that only fill up.
+        num_fill_words, num_fill_patches: how many of K and Q only fill up.
     """
 
     mlm_index_K: Tensor
@@ -97,6 +106,18 @@ class Masks(_Tensors):
     patch_source: Tensor
     mpm_index_Q: Tensor
     mpm_patch_Q: Tensor
+    num_fill_words: int = 0
+    num_fill_patches: int = 0
+
+    @property
+    def num_words(self) -> int:
+        """Words that are asked for."""
+        return self.mlm_labels_K.shape[0] - self.num_fill_words
+
+    @property
+    def num_patches(self) -> int:
+        """Patches that are asked for."""
+        return self.mpm_patch_Q.shape[0] - self.num_fill_patches
 
 
 @dataclass(frozen=True)
@@ -133,9 +154,10 @@ class Batch(_Tensors):
         """bool [B]; whose picture is in `images`: False too where the catalogue's is damaged or no view shows it."""
         is_patch_T = self.views.source_T >= self.input_ids_N.shape[0]
         before = torch.cat([is_patch_T.new_zeros(1), is_patch_T]).cumsum(0)[self.views.cu_seqlens.long()]
+        before = before[: len(self.views.real_lengths) + 1]
         return (before.diff() > 0).reshape(len(self.views.names), -1).any(0)
 
     @property
     def num_tokens(self) -> int:
-        """T, the real tokens of this micro-batch over all its views."""
-        return self.views.source_T.shape[0]
+        """The real tokens of this micro-batch over all its views: T, but for what only fills up."""
+        return sum(self.views.real_lengths)

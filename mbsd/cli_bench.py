@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -26,6 +26,32 @@ def bench_lamb(
     from mbsd.bench.lamb import measure_lamb
 
     _write_json(json_file, measure_lamb(tuple(ranks), turns, layers))
+
+
+@bench_app.command("step")
+def bench_step(
+    model: Annotated[list[Literal["base", "small"]], typer.Option(help="May be repeated.")] = [  # noqa: B006
+        "base",
+        "small",
+    ],
+    stage: Annotated[list[Literal["masked", "matching"]], typer.Option(help="May be repeated.")] = [  # noqa: B006
+        "masked",
+        "matching",
+    ],
+    lengths: Annotated[list[Literal["real", "longest"]], typer.Option(help="May be repeated.")] = [  # noqa: B006
+        "real",
+        "longest",
+    ],
+    batch: Annotated[int, typer.Option(min=1, help="Samples of a step.")] = 16,
+    turns: Annotated[int, typer.Option(min=1, help="Timed steps of each contestant; medians are told.")] = 5,
+    layers: Annotated[int | None, typer.Option(min=1, help="Of the encoder, instead of the model's own.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """A training step, packed, against plain `BertModel` with padding: samples/s, tokens/s, MFU, memory, ratios."""
+    from mbsd.bench.step import StepBench, measure_step
+
+    bench = StepBench(tuple(model), tuple(stage), tuple(lengths), batch, turns, layers)
+    _write_json(json_file, measure_step(bench))
 
 
 @bench_app.command("checkpoint")

@@ -20,9 +20,12 @@ from mbsd.errors import UserError
 AT_LEAST_ONE = {
     "run.max_steps", "run.log_every", "run.save_every", "run.validate_samples", "run.keep_last",
     "run.max_skipped_steps", "data.image_size", "data.prefetch", "data.shuffle_block", "data.shuffle_window",
+    "data.token_bucket",
 }  # fmt: skip
 SHARES = {"data.colour_jitter", "data.max_corrupt"}
-AT_LEAST_ZERO = {"run.validate_every", "run.keep_every", "run.timeout", "data.num_workers", "best.patience"}
+AT_LEAST_ZERO = {
+    "run.validate_every", "run.keep_every", "run.timeout", "run.profile", "data.num_workers", "best.patience",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class RunConfig:
     resume: str = "auto"
     """Where dir holds no checkpoint: start from the full state of another run (its folder, or one checkpoint of it)
     instead of init_from. auto: none; dir's own checkpoints always come first."""
+    profile: int = 0
+    """Steps to trace with torch's profiler, after the first few, into dir/profile: for TensorBoard or Perfetto."""
     timeout: float = 1800.0
     """Seconds without any progress (a step, a validation batch, a save) after which a rank writes its stacks and ends.
     0: a run that hangs waits for ever."""
@@ -94,6 +99,9 @@ class DataConfig:
     """Neighbouring samples that an epoch keeps near each other, so that disks read on."""
     shuffle_window: int = 512
     """Blocks that are mixed with each other. A catalogue of no more than a window is shuffled as a whole."""
+    token_bucket: int = 1
+    """Training batches are filled up to a multiple of so many tokens, and to an image for every sample, so that
+    model.compile sees few shapes; losses stay the same. 1: nothing is filled up."""
     max_corrupt: float = 0.001
     """Pictures whose bytes on disk are damaged are left out and named; the run stops where they are a larger share of
     those read. 0: at the first one."""
@@ -128,6 +136,12 @@ class ModelConfig:
     takes thousands of steps to tell which word stands where from which word it is."""
     match_head: Literal["shared", "per_view"] = "shared"
     """One linear layer for the three views' logits (the paper's words in 3.6), or one each."""
+    activation_checkpointing: bool = False
+    """Keep each encoder layer's input alone and compute the layer again in the backward: less memory, about a third
+    more compute, the same numbers."""
+    compile: bool = False
+    """torch.compile of the encoder layers' parts around attention, and of the SDMI loss. Worth it with
+    data.token_bucket on GPUs; on CPUs it mostly costs."""
 
 
 @dataclass(frozen=True)

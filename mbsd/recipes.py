@@ -25,9 +25,11 @@ from mbsd.data.order import Order
 from mbsd.data.text import words_digest
 from mbsd.distributed import Place, on_rank_zero, process_group, same_on_every_rank
 from mbsd.engine.build import batch_sizes, build_engine, resolve, seed_everything
+from mbsd.engine.execution import prepare_execution
 from mbsd.engine.health import DivergedError
 from mbsd.engine.loop import train
 from mbsd.engine.preempt import stop_requests
+from mbsd.engine.profile import profiled
 from mbsd.engine.selection import Selection
 from mbsd.engine.showcase import Showcase
 from mbsd.engine.steps import MaskedStep, MatchingStep, Validation
@@ -112,6 +114,7 @@ def training(
         with same_on_every_rank():
             step = make_step(tokenizer, table)
             model: Any = step.model
+            prepare_execution(model, config)
             build = partial(make_builder, config.data, catalog, tokenizer, model.config, masking=masking, seed=run.seed)
             builder = build(views, place, sizes.micro_batch, train=True, label_dtype=label_dtype)
             validation_builder = build(
@@ -201,13 +204,16 @@ def training(
                 world_size=place.world_size,
                 storage=str(storage),
             )
-        with MetricsWriter(
-            folder,
-            start_step=start_step,
-            total_steps=total_steps,
-            enabled=place.is_first,
-            settings=run_settings(config, resolved),
-        ) as writer:
+        with (
+            MetricsWriter(
+                folder,
+                start_step=start_step,
+                total_steps=total_steps,
+                enabled=place.is_first,
+                settings=run_settings(config, resolved),
+            ) as writer,
+            profiled(run.profile, folder, place.rank) as traced,
+        ):
             try:
                 stop = train(
                     engine,
@@ -226,6 +232,7 @@ def training(
                     ),
                     check_saves=checkpoints.check,
                     check_images=corrupt.check,
+                    traced=traced,
                     stop_requests=requests,
                     watchdog=watchdog,
                     selection=selection,

@@ -16,6 +16,7 @@ from mbsd.batch import Batch, Masks
 from mbsd.catalog.reader import CorruptRecord
 from mbsd.config import DataConfig, MaskingConfig
 from mbsd.data.augment import Augmentation, draw_augmentation, no_augmentation
+from mbsd.data.buckets import black_images, fill_up
 from mbsd.data.images_torchvision import ImageDecoder
 from mbsd.data.masking import mask_patches, mask_text
 from mbsd.data.order import sample_rng
@@ -104,6 +105,7 @@ class BatchBuilder:
         self.train = train
         self.decoder = decoder
         self.label_dtype = label_dtype
+        self.bucket = data.token_bucket if train else 1
         self._special_ids = sorted(tokenizer.all_special_ids)
         self._is_special = np.zeros(len(tokenizer), dtype=bool)  # by word
         self._is_special[self._special_ids] = True
@@ -160,19 +162,27 @@ class BatchBuilder:
             input_ids_N=ids_N,
             position_ids_N=positions_N,
             token_type_ids_N=types_N,
-            images=self._decode(encoded) if in_worker else torch.empty((0, 3, size, size), dtype=torch.uint8),
+            images=self._decode(encoded, len(samples))
+            if in_worker
+            else torch.empty((0, 3, size, size), dtype=torch.uint8),
             views=views,
             items_B=torch.tensor([sample.item for sample in samples], dtype=torch.int64),
             labels_B=labels,
             masks=masks,
         )
+        if self.bucket > 1:
+            images = len(encoded.jpegs)
+            batch = fill_up(
+                batch, self.bucket, num_images=images, fill_images=self._num_images(images, len(samples)) - images,
+                patches_per_image=self.patches_per_image,
+            )  # fmt: skip
         return Prepared(batch, None if in_worker else encoded, num_read, damaged)
 
     def finish(self, prepared: Prepared) -> Batch:
         """The part of `build` that the training process does."""
         if prepared.encoded is None:
             return prepared.batch
-        return dataclasses.replace(prepared.batch, images=self._decode(prepared.encoded))
+        return dataclasses.replace(prepared.batch, images=self._decode(prepared.encoded, prepared.batch.num_samples))
 
     def _read_images(self, samples: Sequence[Sample]) -> tuple[list[bytes | None], int, tuple[str, ...]]:
         """The JPEG of each sample, how many were read, and a line for each that is damaged (None in its place)."""
@@ -200,8 +210,13 @@ class BatchBuilder:
         epoch, position, which = key
         return sample_rng(self.seed, epoch, position, purpose + which)
 
-    def _decode(self, encoded: Encoded) -> Tensor:
-        return self.decoder.decode(encoded.jpegs, encoded.augmentation)
+    def _decode(self, encoded: Encoded, num_samples: int) -> Tensor:
+        images = self.decoder.decode(encoded.jpegs, encoded.augmentation)
+        return black_images(images, self._num_images(len(images), num_samples))
+
+    def _num_images(self, images: int, num_samples: int) -> int:
+        """With those that fill up: one for every sample."""
+        return images if self.bucket == 1 or self.views == ("text",) else num_samples
 
     def _labels(self, samples: Sequence[Sample]) -> Tensor | None:
         if self.label_dtype is None:

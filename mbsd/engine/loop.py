@@ -39,6 +39,7 @@ def train(
     save: Callable[[int], None],
     check_saves: Callable[[], None],
     check_images: Callable[[], int],
+    traced: Callable[[], object],
     stop_requests: StopRequests,
     watchdog: Watchdog,
     selection: Selection | None = None,
@@ -48,9 +49,9 @@ def train(
     A step is `gradient_accumulation_steps` micro-batches. `validate`, `save` and the checks are collective; a save is
     written behind the steps that follow, and `check_saves` raises where saves keep failing; `check_images` counts
     damaged pictures and raises where they are too many. `show(step, last)` draws for TensorBoard after a validation, on
-    rank 0. Losses are read from the device every `run.log_every` steps and before a save only: nothing else in a step
-    waits for it. With a `selection` each validation that is the best so far is saved, and the run ends where it is
-    exhausted.
+    rank 0. `traced` tells the profiler that a step is over. Losses are read from the device every `run.log_every` steps
+    and before a save only: nothing else in a step waits for it. With a `selection` each validation that is the best so
+    far is saved, and the run ends where it is exhausted.
 
     Returns:
         None at the end; a Stop where a signal asked for one: the step is saved, its validation is left out (and with
@@ -105,6 +106,7 @@ def train(
             throughput.count(batch)
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + value.detach()
+        traced()
         skipped.check(step)
         steps_since_log += 1
         writer.advance()

@@ -24,7 +24,7 @@ from mbsd.metrics.binary import binary_metrics
 from mbsd.model.heads import MbsdForMaskedModelling, MbsdForMatching, ViewsOutput
 from mbsd.model.mbsd import MbsdPreTrainedModel
 from mbsd.objectives.labels import binary_loss
-from mbsd.objectives.masked import masked_patch_loss, masked_word_loss
+from mbsd.objectives.masked import masked_patch_loss, masked_word_loss_in_chunks, words_right
 from mbsd.objectives.sdmi import match_loss, sdmi_loss
 
 Losses = dict[str, Tensor]
@@ -64,7 +64,7 @@ class MaskedStep(nn.Module):
 
         A micro-batch's sum over this is its share of the global mean: the engine averages over ranks and micro-steps.
         """
-        counts = _masked_counts(batches).to(device, non_blocking=True)
+        counts = _masked_counts(batches, device)
         dist.all_reduce(counts)
         return (counts / (dist.get_world_size() * len(batches))).clamp_min(1e-9)
 
@@ -72,7 +72,7 @@ class MaskedStep(nn.Module):
         """Eq. 1 + Eq. 2."""
         assert batch.masks is not None
         output = self.model(batch)
-        mlm = masked_word_loss(output.word_logits, batch.masks.mlm_labels_K) / norms[0]
+        mlm = masked_word_loss_in_chunks(*output.words, batch.masks.mlm_labels_K) / norms[0]
         mpm = masked_patch_loss(output.patch_pixels, output.patch_target) / norms[1]
         return {"loss": mlm + mpm, "loss_mlm": mlm, "loss_mpm": mpm}
 
@@ -84,10 +84,10 @@ class MaskedStep(nn.Module):
             batch = batch.to(device)
             assert batch.masks is not None
             output = self.model(batch)
-            words = masked_word_loss(output.word_logits, batch.masks.mlm_labels_K)
+            words = masked_word_loss_in_chunks(*output.words, batch.masks.mlm_labels_K)
             patches = masked_patch_loss(output.patch_pixels, output.patch_target)
-            right = (output.word_logits.argmax(-1) == batch.masks.mlm_labels_K).sum()
-            totals += torch.stack([words, patches, right, *_masked_counts([batch]).to(device)]).double()
+            right = words_right(*output.words, batch.masks.mlm_labels_K)
+            totals += torch.stack([words, patches, right, *_masked_counts([batch], device)]).double()
         dist.all_reduce(totals)
         words_sum, patches_sum, num_right, num_words, num_patches = totals.tolist()
         mlm, mpm = words_sum / max(num_words, 1), patches_sum / max(num_patches, 1)
@@ -208,9 +208,8 @@ def _validate_labelled(
     return Validation(metrics, scores if scores.logits.ndim == 2 else None)  # C classes have no PR curve
 
 
-def _masked_counts(batches: Iterable[Batch]) -> Tensor:
-    """[2] float: masked words and patches; from shapes, so the device is not asked."""
+def _masked_counts(batches: Iterable[Batch], device: torch.device) -> Tensor:
+    """[2] float: masked words and patches; from shapes, so the device is not asked, and filled there, not copied."""
     masks = [batch.masks for batch in batches if batch.masks is not None]
-    words = sum(m.mlm_index_K.shape[0] for m in masks)
-    patches = sum(m.mpm_index_Q.shape[0] for m in masks)
-    return torch.tensor([words, patches], dtype=torch.float32)
+    counts = (sum(m.num_words for m in masks), sum(m.num_patches for m in masks))
+    return torch.stack([torch.full((), float(count), device=device) for count in counts])

@@ -17,7 +17,7 @@ PEAK_FLOPS = {"V100": 125e12, "A100": 312e12, "H100": 989e12, "H200": 989e12}
 
 def training_flops(config: MbsdConfig, batch: Batch) -> float:
     """Matmul FLOPs of the encoder and patchify for one forward and backward of a micro-batch; see `model_flops`."""
-    return model_flops(config, batch.views.lengths, batch.images.shape[0])
+    return model_flops(config, batch.views.real_lengths, batch.images.shape[0])
 
 
 def model_flops(config: MbsdConfig, lengths: Sequence[int], images: int) -> float:
@@ -36,10 +36,30 @@ def model_flops(config: MbsdConfig, lengths: Sequence[int], images: int) -> floa
     return 6.0 * encoder_weights * sum(lengths) + 12.0 * layers * width * squares + 6.0 * patchify * images
 
 
+def head_flops(config: MbsdConfig, batch: Batch) -> float:
+    """Matmul FLOPs of the heads over a micro-batch, forward and backward.
+
+    Stage 1: 6 x (D^2 + D x vocabulary) a masked word, 6 x (D x pixels) a masked patch; else the pooler, 6 x D^2 a
+    sequence.
+    """
+    width = config.hidden_size
+    if batch.masks is None:
+        return 6.0 * width * width * len(batch.views.real_lengths)
+    word, patch = width * (width + config.vocab_size), width * 3 * config.patch_side**2
+    return 6.0 * (word * batch.masks.num_words + patch * batch.masks.num_patches)
+
+
+def data_sheet_peak(device: torch.device) -> float | None:
+    """Of `PEAK_FLOPS`, where the device is one of them."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
+
+
 def padded_lengths(views: Views) -> list[int]:
     """The lengths of the same sequences where each view is a forward of its own, padded to its longest."""
-    each = len(views.lengths) // len(views.names)
-    of_view = [views.lengths[start : start + each] for start in range(0, len(views.lengths), each)]
+    real = views.real_lengths
+    each = len(real) // len(views.names)
+    of_view = [real[start : start + each] for start in range(0, len(real), each)]
     return [max(lengths) for lengths in of_view for _ in lengths]
 
 
@@ -54,8 +74,7 @@ class Throughput:
 
     def __init__(self, config: MbsdConfig, world_size: int, device: torch.device) -> None:
         self.config, self.world_size, self.device = config, world_size, device
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-        self.peak = next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
+        self.peak = data_sheet_peak(device)
         self._reset()
 
     def _reset(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nested import nested_tensor_from_jagged
 from transformers import AttentionInterface
 
 from mbsd.batch import Views
@@ -25,12 +26,15 @@ class AttentionPlan:
 
     Attributes:
         lengths: tokens of each of the S sequences, on the host.
+        offsets_S: int64 [S + 1], the sequences' first rows. With it they are one jagged tensor; torch takes the
+            flash-attention kernel where the GPU has it (from sm_80), else the memory-efficient one (V100).
         pad_SL: int64; the packed row each cell of the padded [S, L] layout reads (cells past the end repeat a row).
         unpad_T: int64; the cell of the flattened padded layout each packed row is read back from.
-        mask_S11L: bool; which cells are real tokens. The three are None where sequences are attended one by one.
+        mask_S11L: bool; which cells are real tokens. Where all four are None, sequences are attended one by one.
     """
 
     lengths: tuple[int, ...]
+    offsets_S: Tensor | None = None
     pad_SL: Tensor | None = None
     unpad_T: Tensor | None = None
     mask_S11L: Tensor | None = None
@@ -39,12 +43,18 @@ class AttentionPlan:
     def of(cls, views: Views) -> AttentionPlan:
         """The plan for the device the index plan lies on; asks the device for nothing.
 
-        On a CPU the sequences are attended one after the other: no cell is wasted. An accelerator wants one kernel, so
-        there only the attention itself (not the projections, which are most of the work) runs on padded rows.
+        On a CPU the sequences are attended one after the other, on a GPU all in one kernel; no cell is wasted. Other
+        devices (`mbsd plan` traces on meta) get rows that are padded in the attention alone.
         """
-        if views.source_T.device.type == "cpu":
+        kind = views.source_T.device.type
+        if kind == "cpu":
             return cls(views.lengths)
-        return cls.padded(views)
+        return cls.jagged(views) if kind == "cuda" else cls.padded(views)
+
+    @classmethod
+    def jagged(cls, views: Views) -> AttentionPlan:
+        """The plan that lays no cell out beside the tokens."""
+        return cls(views.lengths, offsets_S=views.cu_seqlens.long())
 
     @classmethod
     def padded(cls, views: Views) -> AttentionPlan:
@@ -61,7 +71,7 @@ class AttentionPlan:
             torch.arange(len(views.lengths), device=device), lengths_S, output_size=total
         )
         unpad_T = sequence_T * longest + row_T - starts_S[sequence_T]
-        return cls(views.lengths, pad_SL, unpad_T, mask_SL[:, None, None, :])
+        return cls(views.lengths, None, pad_SL, unpad_T, mask_SL[:, None, None, :])
 
 
 def packed_attention(
@@ -92,13 +102,40 @@ def packed_attention(
             query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
         )
         return out_BHLd.transpose(1, 2), None
+    if plan.offsets_S is not None:
+        return _jagged(query, key, value, plan, dropout, scaling), None
     if plan.pad_SL is None or plan.unpad_T is None:
         triples = zip(*(torch.split(tensor, list(plan.lengths), dim=2) for tensor in (query, key, value)), strict=True)
-        pieces = [F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling) for q, k, v in triples]
+        pieces = [_attend(q, k, v, dropout, scaling) for q, k, v in triples]
         return torch.cat(pieces, dim=2).transpose(1, 2), None
     q, k, v = (tensor[0].transpose(0, 1)[plan.pad_SL].transpose(1, 2) for tensor in (query, key, value))
     out_SHLd = F.scaled_dot_product_attention(q, k, v, attn_mask=plan.mask_S11L, dropout_p=dropout, scale=scaling)
     return out_SHLd.transpose(1, 2).flatten(0, 1)[plan.unpad_T][None], None
+
+
+def _jagged(
+    query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, dropout: float, scaling: float | None
+) -> Tensor:
+    """All sequences in one call. Their shortest and longest come from the host, or torch would ask the device."""
+    assert plan.offsets_S is not None
+    shortest, longest = min(plan.lengths), max(plan.lengths)
+    q, k, v = (
+        nested_tensor_from_jagged(
+            tensor[0].transpose(0, 1), plan.offsets_S, min_seqlen=shortest, max_seqlen=longest
+        ).transpose(1, 2)
+        for tensor in (query, key, value)
+    )
+    out: Tensor = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
+    rows: Tensor = out.transpose(1, 2).values()  # type: ignore[operator] # torch does not tell what is jagged
+    return rows[None]
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, dropout: float, scaling: float | None) -> Tensor:
+    """One sequence. With dropout torch has no kernel for CPUs, and these products take two thirds of its time."""
+    if not dropout:
+        return F.scaled_dot_product_attention(q, k, v, scale=scaling)
+    scores = (q * (scaling if scaling is not None else q.shape[-1] ** -0.5)) @ k.transpose(-1, -2)
+    return F.dropout(scores.softmax(-1), dropout) @ v
 
 
 AttentionInterface.register(PACKED, packed_attention)

@@ -11,7 +11,7 @@ from transformers import BertForPreTraining
 from transformers import initialization as init
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
-from mbsd.batch import VIEW_NAMES, Batch
+from mbsd.batch import NO_PATCH, VIEW_NAMES, Batch
 from mbsd.model.mbsd import MbsdConfig, MbsdModel, MbsdPreTrainedModel
 from mbsd.model.patchify import pixels_of_patches
 
@@ -22,11 +22,29 @@ HEAD_RANGE = 0.02
 
 @dataclass(frozen=True)
 class MaskedOutput:
-    """What stage 1 predicts, at masked positions only: words [K, vocabulary]; pixels and their truth [Q, 3*side^2]."""
+    """What stage 1 predicts, at masked positions only.
 
-    word_logits: Tensor
+    Attributes:
+        word_rows: [K, D]; with word_table [vocabulary, D] and word_bias they make the logits of the K words, which are
+            left to the loss: all of them at once may be gigabytes.
+        patch_pixels, patch_target: [Q, 3*side^2], pixels and their truth.
+    """
+
+    word_rows: Tensor
+    word_table: Tensor
+    word_bias: Tensor
     patch_pixels: Tensor
     patch_target: Tensor
+
+    @property
+    def word_logits(self) -> Tensor:
+        """[K, vocabulary], all at once: to look at a few."""
+        return F.linear(self.word_rows, self.word_table, self.word_bias)
+
+    @property
+    def words(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What a loss over words takes: rows, table and bias."""
+        return self.word_rows, self.word_table, self.word_bias
 
 
 @dataclass(frozen=True)
@@ -58,10 +76,13 @@ class MbsdForMaskedModelling(MbsdPreTrainedModel):
         assert batch.masks is not None, "stage 1 needs masks"
         encoded = self.mbsd.encode(batch)
         masked_KD = self.word_transform(encoded.hidden_TD[batch.masks.mlm_index_K])
-        word_logits = F.linear(masked_KD, self.mbsd.embeddings.word_embeddings.weight, self.word_bias)
+        word_table: Tensor = self.mbsd.embeddings.word_embeddings.weight
         patch_pixels = self.patch_decoder(encoded.hidden_TD[batch.masks.mpm_index_Q])
-        target = pixels_of_patches(encoded.pixels, self.config.patch_side)[batch.masks.mpm_patch_Q]
-        return MaskedOutput(word_logits, patch_pixels, target)
+        patch_Q = batch.masks.mpm_patch_Q
+        target = pixels_of_patches(encoded.pixels, self.config.patch_side)[patch_Q.clamp_min(0)]
+        if batch.masks.num_fill_patches:  # right whatever is predicted: no loss, no gradient
+            target = torch.where((patch_Q == NO_PATCH)[:, None], patch_pixels.detach(), target)
+        return MaskedOutput(masked_KD, word_table, self.word_bias, patch_pixels, target)
 
     def copy_word_head(self, bert: BertForPreTraining) -> None:
         """Give the word head the weights of a BERT's."""

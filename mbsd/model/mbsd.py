@@ -171,7 +171,7 @@ class MbsdModel(MbsdPreTrainedModel):
         patches = self.embed_images(pixels, batch.masks.patch_source if batch.masks is not None else None)
         tokens_TD = torch.cat([text_ND, patches])[batch.views.source_T]
         hidden_TD = self.encoder(tokens_TD[None], plan=AttentionPlan.of(batch.views)).last_hidden_state[0]
-        cls_SD = hidden_TD[batch.views.cu_seqlens[:-1].long()]
+        cls_SD = hidden_TD[batch.views.cu_seqlens[: len(batch.views.real_lengths)].long()]
         if self.config.representation == "pooled":
             cls_SD = self.pooler(cls_SD[:, None])
         views = len(batch.views.names)

@@ -51,15 +51,18 @@ class Patchify(nn.Module):
 
 def normalise_pixels(images: Tensor, dtype: torch.dtype) -> Tensor:
     """uint8 RGB [I, 3, h, w] -> the network's own input pixels, zero mean and unit deviation."""
-    mean = torch.tensor(IMAGE_MEAN, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGE_STD, device=images.device).view(1, 3, 1, 1)
+    mean, std = _channels(IMAGE_MEAN, images.device), _channels(IMAGE_STD, images.device)
     return ((images.float() / 255 - mean) / std).to(dtype)
+
+
+def _channels(values: Sequence[float], device: torch.device) -> Tensor:
+    """[1, 3, 1, 1], filled on the device: a copy from the host, which `torch.tensor` makes, would be waited for."""
+    return torch.cat([torch.full((1, 1, 1, 1), value, device=device) for value in values], dim=1)
 
 
 def denormalise_pixels(pixels: Tensor) -> Tensor:
     """The inverse of `normalise_pixels`, float: [I, 3, h, w] of 0 … 1 and, for what no picture holds, beyond."""
-    mean = torch.tensor(IMAGE_MEAN, device=pixels.device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGE_STD, device=pixels.device).view(1, 3, 1, 1)
+    mean, std = _channels(IMAGE_MEAN, pixels.device), _channels(IMAGE_STD, pixels.device)
     return pixels.float() * std + mean
 
 

@@ -1,6 +1,6 @@
 """Stage 1: masked words and masked patches (Eq. 1, 2).
 
-Both functions return SUMS over what is masked. A mean over all ranks and micro-steps of a global batch needs the
+All of them return SUMS over what is masked. A mean over all ranks and micro-steps of a global batch needs the
 batch's own counts, which only the loop knows; a mean of means would weigh a word by how many others share its rank.
 """
 
@@ -9,6 +9,45 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from mbsd.batch import NO_WORD
+
+WORDS_AT_ONCE = 1024  # 87 MB of float32 logits with bert-base-chinese's vocabulary
+
+
+def masked_word_loss_in_chunks(
+    rows_KD: Tensor, table: Tensor, bias: Tensor, labels_K: Tensor, at_once: int = WORDS_AT_ONCE
+) -> Tensor:
+    """`masked_word_loss` of the logits rows_KD @ table.T + bias, of which only `at_once` rows ever stand in memory.
+
+    Of more rows than that nothing is kept for the backward but the rows: it computes each chunk's logits again.
+
+    Args:
+        rows_KD: what predicts the K masked tokens.
+        table: [vocabulary, D], the word vectors.
+        bias: [vocabulary].
+        labels_K: int64, the words that were there.
+        at_once: rows of a chunk.
+    """
+    if rows_KD.shape[0] <= at_once:
+        return _chunk_loss(rows_KD, table, bias, labels_K)
+    chunks = zip(rows_KD.split(at_once), labels_K.split(at_once), strict=True)
+    losses = [
+        checkpoint(_chunk_loss, rows, table, bias, labels, use_reentrant=False, preserve_rng_state=False)
+        for rows, labels in chunks
+    ]
+    return torch.stack(losses).sum()
+
+
+def words_right(rows_KD: Tensor, table: Tensor, bias: Tensor, labels_K: Tensor, at_once: int = WORDS_AT_ONCE) -> Tensor:
+    """How many of the K words have the highest logit (int64, no gradient); memory as `masked_word_loss_in_chunks`."""
+    chunks = zip(rows_KD.detach().split(at_once), labels_K.split(at_once), strict=True)
+    return torch.stack([(F.linear(rows, table, bias).argmax(-1) == labels).sum() for rows, labels in chunks]).sum()
+
+
+def _chunk_loss(rows: Tensor, table: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+    return masked_word_loss(F.linear(rows, table, bias), labels)
 
 
 def masked_word_loss(word_logits: Tensor, labels_K: Tensor) -> Tensor:
@@ -16,9 +55,9 @@ def masked_word_loss(word_logits: Tensor, labels_K: Tensor) -> Tensor:
 
     Args:
         word_logits: [K, vocabulary].
-        labels_K: int64, the words that were there.
+        labels_K: int64, the words that were there; `NO_WORD`: nothing is asked for.
     """
-    return F.cross_entropy(_wide(word_logits), labels_K, reduction="sum")
+    return F.cross_entropy(_wide(word_logits), labels_K, reduction="sum", ignore_index=NO_WORD)
 
 
 def masked_patch_loss(patch_pixels: Tensor, patch_target: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import copy
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from mbsd.plan.speed import Speed, nodes_for, speed
 from mbsd.plan.trace import Trace
 
 PAPER_BATCH = {"masked": 2048, "matching": 1024}
+GIB = 1 << 30
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -170,6 +172,13 @@ def make_plan(
         largest_micro_batch=largest, advice=[],
     )  # fmt: skip
     plan.advice.extend(_advice(plan))
+    if not plan.fits and not config.model.activation_checkpointing:
+        lean = dataclasses.replace(config, model=dataclasses.replace(config.model, activation_checkpointing=True))
+        saved = Shapes(lean, DTYPES[kind], lengths).trace(micro_batch).saved
+        plan.advice.append(
+            f"model.activation_checkpointing=true keeps {saved / GIB:.2f} GiB of activations instead of "
+            f"{memory.activations / GIB:.2f}, for about a third more compute"
+        )
     return plan
 
 

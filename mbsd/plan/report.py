@@ -8,10 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mbsd.plan.plan import Plan
+from mbsd.plan.plan import GIB, Plan
 from mbsd.plan.speed import BANDWIDTH_SHARE, LINK_SHARE, MATMUL_SHARE
-
-GIB = 1 << 30
 
 
 def as_json(plan: Plan) -> dict[str, Any]:

@@ -58,6 +58,8 @@ class Shapes:
                 step, self.views = MatchingStep(MbsdForMatching(self.model_config), sdmi), MatchingStep.views(sdmi)
             else:
                 step, self.views = MaskedStep(MbsdForMaskedModelling(self.model_config)), ("full",)
+        if config.model.activation_checkpointing:
+            step.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.step: nn.Module = step.to(dtype)
         self.masked = isinstance(step, MaskedStep)
 

@@ -81,7 +81,7 @@ def trace_step(step: nn.Module, run: Callable[[], Tensor]) -> Trace:
         for p in step.parameters()
         if p.requires_grad
     ]
-    ledger = _Ledger()
+    ledger = Ledger()
     with _EfficientAttention(), ledger:
         with SavedBytes(step) as saved:
             loss = run()
@@ -109,7 +109,7 @@ class _EfficientAttention(TorchFunctionMode):
         return out
 
 
-class _Ledger(TorchDispatchMode):
+class Ledger(TorchDispatchMode):
     """Every operation's cost, and the bytes of the storages that its results live in for as long as they do."""
 
     def __init__(self) -> None:

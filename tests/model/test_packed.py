@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
-from mbsd.model.attention import AttentionPlan
+from mbsd.batch import VIEW_NAMES
+from mbsd.model.attention import AttentionPlan, packed_attention
 from mbsd.model.mbsd import MbsdConfig, MbsdModel
 from tests.model.reference import (
     COMBINATIONS,
@@ -145,16 +146,54 @@ def test_packed_equals_alone_and_padded_bert(names: tuple[str, ...], image_cls: 
 
 @pytest.mark.parametrize("names", COMBINATIONS, ids="-".join)
 @pytest.mark.parametrize("image_cls", [False, True])
-def test_both_attention_plans_agree(names: tuple[str, ...], image_cls: bool) -> None:
+def test_attention_plans_agree(names: tuple[str, ...], image_cls: bool) -> None:
     model = random_model(tiny_config(image_cls=image_cls), seed=3)
     samples = random_samples(MIXED, seed=4)
     weights = dict(model.named_parameters())
     views = hand_batch(samples, names, model.config).views
-    one_by_one, padded_inside = AttentionPlan.of(views), AttentionPlan.padded(views)
-    assert one_by_one.pad_SL is None and padded_inside.pad_SL is not None
-    found = by_plan(model, samples, names, padded_inside)
-    assert_same(found, weights, by_plan(model, samples, names, one_by_one), weights)
+    one_by_one, padded_inside, jagged = (
+        AttentionPlan.of(views), AttentionPlan.padded(views), AttentionPlan.jagged(views)
+    )  # fmt: skip
+    assert one_by_one.pad_SL is None and padded_inside.pad_SL is not None and jagged.offsets_S is not None
+    for plan in (padded_inside, jagged):
+        found = by_plan(model, samples, names, plan)
+        assert_same(found, weights, by_plan(model, samples, names, one_by_one), weights)
     assert_same(by_plan(model, samples, names, padded_inside), weights, packed(model, samples, names), weights)
+
+
+def test_dropped_attention_is_nothing_or_more() -> None:
+    """On a CPU, with values that show the weights themselves: each is 0 or its softmax / (1 - p)."""
+    lengths, width, share = (7, 30, 2), 32, 0.25
+    q, k = (torch.randn(1, 2, sum(lengths), width, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
+    v = torch.cat([torch.eye(length, width) for length in lengths])[None, None].expand(1, 2, -1, -1)
+    out, _ = packed_attention(torch.nn.Identity(), q, k, v, None, plan=AttentionPlan(lengths), dropout=share)
+    kept, start = [], 0
+    for length in lengths:
+        rows = slice(start, start + length)
+        expected = (q[0, :, rows].double() @ k[0, :, rows].double().transpose(1, 2) / width**0.5).softmax(-1)
+        found = out[0, rows].transpose(0, 1).double()
+        assert (found[..., length:] == 0).all()
+        stays = found[..., :length] != 0
+        assert torch.allclose(found[..., :length], stays * expected / (1 - share), rtol=1e-5, atol=1e-7)
+        kept.append(stays.flatten())
+        start += length
+    assert abs(torch.cat(kept).double().mean() - (1 - share)) < 0.05
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_gpu_attends_in_one_kernel_with_the_same_numbers(dtype: torch.dtype) -> None:
+    model, samples = random_model(tiny_config(), seed=3), random_samples(MIXED, seed=4)
+    expected = packed(model, samples, VIEW_NAMES)
+    model = model.to("cuda", dtype)
+    batch = hand_batch(samples, VIEW_NAMES, model.config).to("cuda")
+    assert AttentionPlan.of(batch.views).offsets_S is not None
+    encoded = model.encode(batch)
+    encoded.h_VBD.float().square().sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    bound = 1e-4 if dtype == torch.float32 else 0.05
+    assert deviation(encoded.h_VBD.float().cpu(), expected[1]) < bound
 
 
 @pytest.mark.parametrize("representation", ["pooled", "cls"])

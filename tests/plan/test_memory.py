@@ -19,19 +19,19 @@ from mbsd.plan.trace import SavedBytes
 from tests.checkpoint.forked import run_ranks
 
 MICRO_BATCH, BUCKET = 4, 200_000
-# Ranks -> (ZeRO stage, precision, micro-steps, stage of pre-training).
+# Ranks -> (ZeRO stage, precision, micro-steps, stage of pre-training, activation checkpointing).
 ENGINES = {
-    1: [(2, "fp32", 2, "masked"), (0, "bf16", 1, "matching")],
-    2: [(2, "bf16", 1, "matching"), (1, "fp32", 2, "masked"), (0, "fp32", 1, "masked")],
-    4: [(2, "fp32", 2, "matching"), (2, "bf16", 1, "masked")],
+    1: [(2, "fp32", 2, "masked", False), (0, "bf16", 1, "matching", False), (2, "fp32", 1, "matching", True)],
+    2: [(2, "bf16", 1, "matching", False), (1, "fp32", 2, "masked", True), (0, "fp32", 1, "masked", False)],
+    4: [(2, "fp32", 2, "matching", False), (2, "bf16", 1, "masked", False)],
 }
 
 
-def small(stage: str) -> BaseConfig:
+def small(stage: str, checkpointing: bool) -> BaseConfig:
     """Wide enough that tensors, not their number, decide."""
     model = ModelConfig(
         vocab_size=2000, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512,
-        patchify_channels=(32, 64, 64),
+        patchify_channels=(32, 64, 64), activation_checkpointing=checkpointing,
     )  # fmt: skip
     data = DataConfig("nowhere", table="nowhere" if stage == "matching" else None, image_size=64)
     return PretrainConfig(RunConfig("nowhere", max_steps=3), data, model, stage=stage)  # type: ignore[arg-type]
@@ -54,7 +54,7 @@ def measure(rank: int, world_size: int, out: Path) -> None:
 
     AttentionPlan.of = AttentionPlan.padded  # type: ignore[method-assign] # the layout of a GPU
     results = []
-    for zero, precision, accumulation, stage in ENGINES[world_size]:
+    for zero, precision, accumulation, stage, checkpointing in ENGINES[world_size]:
         ds: dict[str, Any] = {
             "train_batch_size": MICRO_BATCH * accumulation * world_size, "gradient_accumulation_steps": accumulation,
             "zero_optimization": {"stage": zero, "reduce_bucket_size": BUCKET},
@@ -64,7 +64,7 @@ def measure(rank: int, world_size: int, out: Path) -> None:
         if precision == "bf16":
             ds["bf16"] = {"enabled": True}
         resolved = resolve(ds, world_size, 10)
-        shapes = Shapes(small(stage), dtype, Lengths(30, 8))
+        shapes = Shapes(small(stage, checkpointing), dtype, Lengths(30, 8))
         predicted = dataclasses.asdict(engine_memory(shapes.step, resolved, world_size))
         predicted["activations"] = shapes.trace(MICRO_BATCH).saved
         results.append({"predicted": predicted, "measured": _run(shapes, build_engine, resolved, accumulation)})
@@ -73,12 +73,14 @@ def measure(rank: int, world_size: int, out: Path) -> None:
 
 def _run(shapes: Shapes, build_engine: Any, resolved: dict[str, Any], accumulation: int) -> dict[str, int]:
     from mbsd.engine.build import lamb_of
+    from mbsd.engine.execution import prepare_execution
 
     config = shapes.model_config
     config.attention_probs_dropout_prob = 0.0  # with it, a CPU writes out what a GPU's kernel never does
     gc.collect()
     gc.freeze()
     step: Any = type(shapes.step)(type(shapes.step.model)(config), *([shapes.step.sdmi] if not shapes.masked else []))
+    prepare_execution(step.model, shapes.config)
     engine = build_engine(step, resolved)
     batch = shapes.batch(MICRO_BATCH)
     batch = dataclasses.replace(batch, images=torch.zeros(batch.images.shape, dtype=torch.uint8))

@@ -1,0 +1,49 @@
+"""The numbers of `mbsd bench step` as a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+HEADINGS = (
+    "model",
+    "stage",
+    "lengths",
+    "step",
+    "samples/s",
+    "tokens/s",
+    "s",
+    "x packed",
+    "MFU",
+    "GiB kept",
+    "GiB peak",
+)
+
+
+def print_step(numbers: dict[str, Any]) -> None:
+    """Print a row for each contestant; MFU is of the matmul peak that was measured."""
+    table = Table()
+    for n, heading in enumerate(HEADINGS):
+        table.add_column(heading, justify="left" if n < 4 else "right", no_wrap=True)
+    for model, of_model in numbers["models"].items():
+        for stage, of_stage in of_model["stages"].items():
+            for lengths, contestants in of_stage.items():
+                table.add_section()
+                for name, found in contestants.items():
+                    table.add_row(
+                        f"{model}, {of_model['layers']}", stage, lengths, name,
+                        f"{found['samples_per_s']:,.1f}", f"{found['tokens_per_s']:,.0f}", f"{found['seconds']:.3f}",
+                        f"{found['x_packed']:.2f}", f"{found['flops_per_s'] / numbers['matmul_flops']:.0%}",
+                        f"{found['saved_bytes'] / (1 << 30):.2f}", f"{found['peak_bytes'] / (1 << 30):.2f}",
+                    )  # fmt: skip
+    console = Console(width=120)  # narrower, it would cut the numbers
+    console.print(table)
+    sheet = numbers["data_sheet_flops"]
+    against = "" if sheet is None else f"; data sheet {sheet / 1e12:.0f}"
+    console.print(
+        f"{numbers['device']}, {numbers['precision']}, {numbers['batch']} samples a step; matrix products reach "
+        f"{numbers['matmul_flops'] / 1e12:.2f} TFLOP/s{against}",
+        highlight=False,
+    )
