@@ -8,6 +8,7 @@ on, and a ratio is the median over turns of ratios within a turn. Pictures and w
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -85,6 +86,8 @@ class Contestants(nn.Module):
         super().__init__()
         self.masked = stage == "masked"
         model: Any = (MbsdForMaskedModelling if self.masked else MbsdForMatching)(config)
+        if not self.masked:  # the head starts near "I do not know", where contestants would agree whatever they saw
+            nn.init.normal_(model.match.weight, 0.0, 2.0 / math.sqrt(config.hidden_size))
         self.config = config
         self.step: Any = MaskedStep(model) if self.masked else MatchingStep(model, SdmiConfig())
         self.plain = PlainModel(model)

@@ -123,7 +123,8 @@ def padded(drawn: Drawn, view: str, length: int | None) -> Padded:
     rows = np.zeros((3, len(shown), length), dtype=np.int64)
     for b, (ids, types) in enumerate(shown):
         rows[0, b, : len(ids)], rows[1, b, : len(ids)], rows[2, b, : len(ids)] = ids, types, 1
-    return Padded(*torch.from_numpy(rows), None if view == "text" else drawn.images)
+    input_ids, token_type_ids, attention_mask = torch.from_numpy(rows).unbind()
+    return Padded(input_ids, token_type_ids, attention_mask, None if view == "text" else drawn.images)
 
 
 def padded_labels(drawn: Drawn, length: int) -> Tensor:

@@ -39,7 +39,8 @@ class PlainModel(nn.Module):
         super().__init__()
         backbone = model.mbsd
         names = BertConfig().to_dict().keys() & backbone.config.to_dict().keys() - {"model_type", "architectures"}
-        config = BertConfig(**{name: getattr(backbone.config, name) for name in names}, attn_implementation="sdpa")
+        config = BertConfig(**{name: getattr(backbone.config, name) for name in names})
+        config._attn_implementation = "sdpa"
         with torch.device("meta"):
             self.bert: Any = BertModel(config)
         for part in ("embeddings", "encoder", "pooler"):
@@ -72,7 +73,8 @@ class PlainModel(nn.Module):
         patches = self.patchify(self.pixels(images)).flatten(2).transpose(1, 2)
         if masked_BP is not None:
             patches = torch.where(masked_BP[..., None], backbone.mask_D, patches)
-        return backbone.image_dropout(patches + backbone.image_position_PD) + backbone.modality_2D[1]
+        placed: Tensor = backbone.image_dropout(patches + backbone.image_position_PD)
+        return placed + backbone.modality_2D[1]
 
     def encode(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         """Last hidden states [B, T, D] of padded rows, attention_mask [B, T]."""

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 
 from mbsd.config import BaseConfig
-from mbsd.model.mbsd import MbsdPreTrainedModel
 
 
-def prepare_execution(model: MbsdPreTrainedModel, config: BaseConfig, backend: str = "inductor") -> None:
+def prepare_execution(model: Any, config: BaseConfig, backend: str = "inductor") -> None:
     """Do to `model` what model.activation_checkpointing and model.compile ask for.
 
     What is compiled are the parts of a layer around attention (GELU, dropout, LayerNorm and residuals become a kernel
@@ -19,6 +18,7 @@ def prepare_execution(model: MbsdPreTrainedModel, config: BaseConfig, backend: s
     is.
 
     Args:
+        model: a head of `mbsd.model.heads`, or the backbone.
         backend: of torch.compile.
     """
     if config.model.activation_checkpointing:

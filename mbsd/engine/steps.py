@@ -21,7 +21,7 @@ from mbsd.batch import VIEW_NAMES, Batch
 from mbsd.config import SdmiConfig
 from mbsd.engine.scoring import Scores, TableScores, gather_scores
 from mbsd.metrics.binary import binary_metrics
-from mbsd.model.heads import MbsdForMaskedModelling, MbsdForMatching, ViewsOutput
+from mbsd.model.heads import MaskedOutput, MbsdForMaskedModelling, MbsdForMatching, ViewsOutput
 from mbsd.model.mbsd import MbsdPreTrainedModel
 from mbsd.objectives.labels import binary_loss
 from mbsd.objectives.masked import masked_patch_loss, masked_word_loss_in_chunks, words_right
@@ -71,7 +71,7 @@ class MaskedStep(nn.Module):
     def forward(self, batch: Batch, norms: Tensor) -> Losses:
         """Eq. 1 + Eq. 2."""
         assert batch.masks is not None
-        output = self.model(batch)
+        output: MaskedOutput = self.model(batch)
         mlm = masked_word_loss_in_chunks(*output.words, batch.masks.mlm_labels_K) / norms[0]
         mpm = masked_patch_loss(output.patch_pixels, output.patch_target) / norms[1]
         return {"loss": mlm + mpm, "loss_mlm": mlm, "loss_mpm": mpm}
@@ -83,7 +83,7 @@ class MaskedStep(nn.Module):
         for batch in batches:
             batch = batch.to(device)
             assert batch.masks is not None
-            output = self.model(batch)
+            output: MaskedOutput = self.model(batch)
             words = masked_word_loss_in_chunks(*output.words, batch.masks.mlm_labels_K)
             patches = masked_patch_loss(output.patch_pixels, output.patch_target)
             right = words_right(*output.words, batch.masks.mlm_labels_K)

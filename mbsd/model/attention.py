@@ -126,7 +126,7 @@ def _jagged(
         for tensor in (query, key, value)
     )
     out: Tensor = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
-    rows: Tensor = out.transpose(1, 2).values()  # type: ignore[operator] # torch does not tell what is jagged
+    rows: Tensor = out.transpose(1, 2).values()
     return rows[None]
 
 

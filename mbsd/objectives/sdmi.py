@@ -7,11 +7,12 @@ probability rounds to 0 or 1. No boolean indexing, no data-dependent shape, no h
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True)
@@ -67,36 +68,79 @@ def sdmi_loss(
     """
     dtype = torch.promote_types(logits_VB.dtype, torch.float32)
     logits_VB, h_VBD, labels_B = logits_VB.to(dtype), h_VBD.to(dtype), labels_B.to(dtype)
-    qi, qt, qv = (match_loss(logits_B, labels_B) for logits_B in logits_VB)
-
-    _, zt, zv = logits_VB
-    _, ht, hv = h_VBD
-    # Eq. 6 in logits: the strong view is the one further on the label's side.
-    side = 2 * labels_B - 1
-    text_strong = side * zt > side * zv
-    zs, zw = torch.where(text_strong, zt, zv).detach(), torch.where(text_strong, zv, zt)
-    hs, hw = torch.where(text_strong[:, None], ht, hv), torch.where(text_strong[:, None], hv, ht)
-    right = (side * zs > 0).to(dtype)
-    if weight == "adaptive":
-        # |p^s - p^w|, factored: a difference of two probabilities near 1 keeps no digits.
-        a, b = side * zs, side * zw.detach()
-        w = right * torch.sigmoid(a) * torch.sigmoid(-b) * -torch.expm1(b - a)
-    else:
-        w = right * float(weight)
-
-    if variant == "paper":
-        kl = (w * bernoulli_kl(zw, zs)).mean()
-        rs = (w * (hs.detach() - hw).square().mean(-1)).mean()
-    else:
-        kl = _mean_by_direction(w * bernoulli_kl(zs, zw), right, text_strong)
-        rs = _mean_by_direction(w * (hs - hw).square().mean(-1), right, text_strong)
-
+    constant = None if weight == "adaptive" else float(weight)
+    terms = _Terms.apply(logits_VB, h_VBD, labels_B, variant == "paper", constant)
+    qi, qt, qv, kl, rs, text_stronger, mean_weight = terms
     loss = qi
     if unimodal_losses:
         loss = loss + qt + qv
     if distillation:
         loss = loss + kl + rs
-    return SdmiLoss(loss, qi, qt, qv, kl, rs, text_strong.to(dtype).mean(), w.mean())
+    return SdmiLoss(loss, qi, qt, qv, kl, rs, text_stronger, mean_weight)
+
+
+class _Terms(torch.autograd.Function):
+    """The five terms of Eq. 11, the share of strong texts and the mean weight, with their gradients in closed form.
+
+    Autograd's own backward of the same formulas takes twice the time. With side = 2y - 1 and p = sigmoid:
+
+        d L_Q / d z = -side p(-side z) / N
+        d KL(p^w || p^s) / d z^w = p^w (1 - p^w) (z^w - z^s)      (paper)
+        d KL(p^s || p^w) / d z^w = p^w - p^s = -side |p^s - p^w|  (released)
+        d (||h^s - h^w||^2 / d) / d h^w = 2 (h^w - h^s) / d       (and its opposite for h^s in the released variant)
+
+    What multiplies them: w_i / N, or w_i over the selected samples of its direction (released).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, z_VB: Tensor, h_VBD: Tensor, labels_B: Tensor, paper: bool, constant: float | None
+    ) -> tuple[Tensor, ...]:
+        """Return L_QI, L_QT, L_QV, L_KL, L_RS, text_stronger and the mean weight, all 0-d."""
+        side = 2 * labels_B - 1
+        # Eq. 3-5. Not torch's own: it takes sigmoid(z) - y, which loses a sure sample's gradient to rounding.
+        a_VB = side * z_VB
+        q_V = F.softplus(-a_VB).mean(1)
+        d_q_VB = -side * torch.sigmoid(-a_VB) / labels_B.shape[0]
+
+        # Eq. 6 in logits: the strong view is the one further on the label's side.
+        text_strong = a_VB[1] > a_VB[2]
+        strong, weak = torch.where(text_strong, z_VB[1:], z_VB[1:].flip(0))
+        sure, unsure = side * strong, side * weak
+        right = (sure > 0).to(z_VB.dtype)
+        # |p^s - p^w|, factored: a difference of two probabilities near 1 keeps no digits.
+        apart = torch.sigmoid(sure) * torch.sigmoid(-unsure) * -torch.expm1(unsure - sure)
+        w = right * (apart if constant is None else constant)
+        share = w / labels_B.shape[0] if paper else w * _share_of_direction(right, text_strong)
+        if paper:
+            kl = (share * bernoulli_kl(weak, strong)).sum()
+            d_kl_B = share * torch.sigmoid(weak) * torch.sigmoid(-weak) * (weak - strong)
+        else:
+            kl = (share * bernoulli_kl(strong, weak)).sum()
+            d_kl_B = -share * side * apart
+        text_less_image_BD = h_VBD[1] - h_VBD[2]
+        rs = (share * text_less_image_BD.square().mean(-1)).sum()
+        ctx.paper = paper
+        ctx.save_for_backward(d_q_VB, d_kl_B, text_strong, text_less_image_BD, 2 * share / h_VBD.shape[2])
+        means = text_strong.to(z_VB.dtype).mean(), w.mean()
+        ctx.mark_non_differentiable(*means)
+        return *q_V.unbind(), kl, rs, *means
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of z_VB and h_VBD."""
+        d_q_VB, d_kl_B, text_strong, text_less_image_BD, share_B = ctx.saved_tensors
+        by_kl, by_rs = gradients[3] * d_kl_B, gradients[4] * share_B
+        nothing = torch.zeros_like(by_kl)
+        student_VB = torch.stack([nothing, nothing.where(text_strong, by_kl), by_kl.where(text_strong, nothing)])
+        d_z_VB = d_q_VB * torch.stack(gradients[:3])[:, None] + student_VB
+        # The text's gradient is along text - image, the image's against it; a teacher has none in the paper's variant.
+        of_text, of_image = by_rs, -by_rs
+        if ctx.paper:
+            of_text, of_image = nothing.where(text_strong, of_text), of_image.where(text_strong, nothing)
+        d_h_VBD = torch.stack([nothing, of_text, of_image])[..., None] * text_less_image_BD
+        return d_z_VB, d_h_VBD, None, None, None
 
 
 def bernoulli_kl(za: Tensor, zb: Tensor) -> Tensor:
@@ -106,10 +150,7 @@ def bernoulli_kl(za: Tensor, zb: Tensor) -> Tensor:
     return yes.exp() * (yes - F.logsigmoid(zb)) + no.exp() * (no - F.logsigmoid(-zb))
 
 
-def _mean_by_direction(values_B: Tensor, right_B: Tensor, text_strong_B: Tensor) -> Tensor:
-    """The released reduction: the mean over the selected samples of each direction, the two added."""
-    total = values_B.new_zeros(())
-    for direction in (text_strong_B, ~text_strong_B):
-        selected = right_B * direction.to(values_B.dtype)
-        total = total + (selected * values_B).sum() / (selected.sum() + 1e-6)
-    return total
+def _share_of_direction(right_B: Tensor, text_strong_B: Tensor) -> Tensor:
+    """The released reduction: the mean over the selected samples of each direction; 1 over the count of a sample's."""
+    text = right_B * text_strong_B.to(right_B.dtype)
+    return torch.where(text_strong_B, 1 / (text.sum() + 1e-6), 1 / ((right_B - text).sum() + 1e-6))

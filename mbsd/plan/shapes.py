@@ -106,8 +106,8 @@ class Shapes:
         words = sum(views.lengths) - micro_batch * (self.model_config.num_patches + int(self.model_config.image_cls))
         words = round(masking.mlm_probability * (words - 2 * micro_batch))
         chosen = round(masking.mpm_probability * patches)
-        zeros = [torch.zeros(count, dtype=torch.int64) for count in (words, words, patches, chosen, chosen)]
-        return Masks(*zeros)
+        index_K, index_Q, source = (torch.zeros(n, dtype=torch.int64) for n in (words, chosen, patches))
+        return Masks(index_K, index_K.clone(), source, index_Q, index_Q.clone())
 
 
 def num_samples(config: BaseConfig) -> int | None:
