@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -30,18 +30,9 @@ def bench_lamb(
 
 @bench_app.command("step")
 def bench_step(
-    model: Annotated[list[Literal["base", "small"]], typer.Option(help="May be repeated.")] = [  # noqa: B006
-        "base",
-        "small",
-    ],
-    stage: Annotated[list[Literal["masked", "matching"]], typer.Option(help="May be repeated.")] = [  # noqa: B006
-        "masked",
-        "matching",
-    ],
-    lengths: Annotated[list[Literal["real", "longest"]], typer.Option(help="May be repeated.")] = [  # noqa: B006
-        "real",
-        "longest",
-    ],
+    model: Annotated[list[str], typer.Option(help="base, small; may be repeated.")] = ["base", "small"],  # noqa: B006
+    stage: Annotated[list[str], typer.Option(help="masked, matching; repeated.")] = ["masked", "matching"],  # noqa: B006
+    lengths: Annotated[list[str], typer.Option(help="real, longest; may be repeated.")] = ["real", "longest"],  # noqa: B006
     batch: Annotated[int, typer.Option(min=1, help="Samples of a step.")] = 16,
     turns: Annotated[int, typer.Option(min=1, help="Timed steps of each contestant; medians are told.")] = 5,
     layers: Annotated[int | None, typer.Option(min=1, help="Of the encoder, instead of the model's own.")] = None,

@@ -26,6 +26,7 @@ from mbsd.config import SdmiConfig
 from mbsd.distributed import Place
 from mbsd.engine.build import build_engine, resolve
 from mbsd.engine.steps import MaskedStep, MatchingStep
+from mbsd.errors import UserError
 from mbsd.metrics.throughput import data_sheet_peak, head_flops, training_flops
 from mbsd.model.heads import MbsdForMaskedModelling, MbsdForMatching
 from mbsd.model.mbsd import MbsdConfig
@@ -36,6 +37,7 @@ MODELS = {
     "base": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
     "small": {"num_hidden_layers": 4, "hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048},
 }
+STAGES, LENGTHS = ("masked", "matching"), ("real", "longest")
 DEEPSPEED: dict[str, Any] = {
     "gradient_clipping": 1.0,
     "zero_optimization": {"stage": 2},
@@ -72,8 +74,17 @@ def measure_step(bench: StepBench) -> dict[str, Any]:
     """Measure, print a table, and return its numbers: model → stage → lengths → contestant → number → value.
 
     Raises:
+        UserError: an unknown model, stage or lengths.
         RuntimeError: the contestants do not compute the same loss and gradient.
     """
+    for option, given, known in (
+        ("--model", bench.models, MODELS),
+        ("--stage", bench.stages, STAGES),
+        ("--lengths", bench.lengths, LENGTHS),
+    ):
+        for name in given:
+            if name not in known:
+                raise UserError(f"{option} {name}: expected {' or '.join(known)}")
     numbers: dict[str, Any] = on_ranks(1, _measure, bench)
     print_step(numbers)
     return numbers
@@ -167,7 +178,7 @@ def _measure(place: Place, bench: StepBench) -> dict[str, Any]:
             for name, given in inputs.items():
                 batch = packed(drawn[name], contestants.config)
                 flops = training_flops(contestants.config, batch) + head_flops(contestants.config, batch)
-                seconds = _seconds(engine, given, bench.turns, device)
+                seconds, cpu = _seconds(engine, given, bench.turns, device)
                 found["stages"][stage][name] = {
                     each: {
                         **checked[name][each],
@@ -176,9 +187,9 @@ def _measure(place: Place, bench: StepBench) -> dict[str, Any]:
                         "samples_per_s": bench.batch / statistics.median(seconds[each]),
                         "tokens_per_s": batch.num_tokens / statistics.median(seconds[each]),
                         "flops_per_s": flops / statistics.median(seconds[each]),
-                        "x_packed": statistics.median(
-                            a / b for a, b in zip(seconds[each], seconds[PACKED], strict=True)
-                        ),
+                        "x_packed": _ratio(seconds[each], seconds[PACKED]),
+                        "cpu_seconds": statistics.median(cpu[each]),
+                        "cpu_x_packed": _ratio(cpu[each], cpu[PACKED]),
                     }
                     for each in given
                 }
@@ -234,9 +245,12 @@ def _memory(
 
 def _seconds(
     engine: Any, inputs: dict[str, tuple[Any, ...]], turns: int, device: torch.device
-) -> dict[str, list[float]]:
-    """Of each step of each contestant, which take turns; a first round is not counted."""
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Of each step of each contestant, which take turns: by the clock, and of this process's threads, which other work
+    on the machine moves less. A first round is not counted.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in inputs}
+    cpu: dict[str, list[float]] = {name: [] for name in inputs}
     engine.train()
     for turn in range(turns + 1):
         for name, given in inputs.items():
@@ -245,10 +259,16 @@ def _seconds(
                 engine.backward(engine(name, given))
                 engine.step()
 
+            before = time.process_time()
             took = _timed(step, device)
             if turn:
                 seconds[name].append(took)
-    return seconds
+                cpu[name].append(time.process_time() - before)
+    return seconds, cpu
+
+
+def _ratio(these: list[float], others: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(these, others, strict=True))
 
 
 def _timed(work: Callable[[], object], device: torch.device) -> float:
@@ -263,6 +283,6 @@ def _timed(work: Callable[[], object], device: torch.device) -> float:
 
 def _matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of the best of ten large matrix products."""
-    side = 8192 if device.type == "cuda" else 2048
+    side = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return 2 * side**3 / min(_timed(lambda: a @ b, device) for _ in range(10))

@@ -8,22 +8,16 @@ from rich.console import Console
 from rich.table import Table
 
 HEADINGS = (
-    "model",
-    "stage",
-    "lengths",
-    "step",
-    "samples/s",
-    "tokens/s",
-    "s",
-    "x packed",
-    "MFU",
-    "GiB kept",
-    "GiB peak",
-)
+    "model", "stage", "lengths", "step", "samples/s", "tokens/s", "s", "x packed", "CPU x", "MFU", "kept", "peak"
+)  # fmt: skip
 
 
 def print_step(numbers: dict[str, Any]) -> None:
-    """Print a row for each contestant; MFU is of the matmul peak that was measured."""
+    """Print a row for each contestant.
+
+    CPU x is the ratio of the process's CPU seconds, MFU is of the matmul peak that was measured, kept (for the
+    backward) and peak are GiB.
+    """
     table = Table()
     for n, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="left" if n < 4 else "right", no_wrap=True)
@@ -35,7 +29,8 @@ def print_step(numbers: dict[str, Any]) -> None:
                     table.add_row(
                         f"{model}, {of_model['layers']}", stage, lengths, name,
                         f"{found['samples_per_s']:,.1f}", f"{found['tokens_per_s']:,.0f}", f"{found['seconds']:.3f}",
-                        f"{found['x_packed']:.2f}", f"{found['flops_per_s'] / numbers['matmul_flops']:.0%}",
+                        f"{found['x_packed']:.2f}", f"{found['cpu_x_packed']:.2f}",
+                        f"{found['flops_per_s'] / numbers['matmul_flops']:.0%}",
                         f"{found['saved_bytes'] / (1 << 30):.2f}", f"{found['peak_bytes'] / (1 << 30):.2f}",
                     )  # fmt: skip
     console = Console(width=120)  # narrower, it would cut the numbers

@@ -22,7 +22,7 @@ def prepare_execution(model: Any, config: BaseConfig, backend: str = "inductor")
         backend: of torch.compile.
     """
     if config.model.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_layers(model)
     if config.model.compile:
         dynamic = True if config.data.token_bucket == 1 else None
         backbone: Any = getattr(model, "mbsd", model)
@@ -30,3 +30,9 @@ def prepare_execution(model: Any, config: BaseConfig, backend: str = "inductor")
             layer.feed_forward_chunk = torch.compile(layer.feed_forward_chunk, dynamic=dynamic, backend=backend)
             output = layer.attention.output
             output.forward = torch.compile(output.forward, dynamic=dynamic, backend=backend)
+
+
+def checkpoint_layers(model: Any) -> None:
+    """Let each encoder layer of `model` keep its input alone until the backward computes it again."""
+    newer = getattr(model, "activation_checkpointing_enable", None)  # what newer versions call it
+    (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})

@@ -19,6 +19,7 @@ from mbsd.checkpoint.resume import weights_folder
 from mbsd.config import BaseConfig, FinetuneConfig, MaskingConfig, PretrainConfig, SdmiConfig
 from mbsd.data.loader import CatalogSamples, TableSamples
 from mbsd.data.views import TextTokens, pack
+from mbsd.engine.execution import checkpoint_layers
 from mbsd.engine.steps import ClassificationStep, MaskedStep, MatchingStep
 from mbsd.engine.weights import NO_HEAD, fresh_config
 from mbsd.model.heads import MbsdForClassification, MbsdForMaskedModelling, MbsdForMatching
@@ -59,7 +60,7 @@ class Shapes:
             else:
                 step, self.views = MaskedStep(MbsdForMaskedModelling(self.model_config)), ("full",)
         if config.model.activation_checkpointing:
-            step.model.gradient_checkpointing_enable({"use_reentrant": False})
+            checkpoint_layers(step.model)
         self.step: nn.Module = step.to(dtype)
         self.masked = isinstance(step, MaskedStep)
 

@@ -85,7 +85,7 @@ def trace_step(step: nn.Module, run: Callable[[], Tensor]) -> Trace:
     with _EfficientAttention(), ledger:
         with SavedBytes(step) as saved:
             loss = run()
-        loss.backward()
+        torch.autograd.backward(loss)  # loss.backward() leaves the mode, also for layers that are computed again
     for hook in hooks:
         hook.remove()
     return Trace(saved.bytes, ledger.peak, ledger.kernels)
