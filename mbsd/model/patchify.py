@@ -45,7 +45,8 @@ class Patchify(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalised pixels [I, 3, h, w] -> patch features [I, patches, D]; I may be 0."""
-        features: Tensor = self.layers(pixels)
+        # Channels last, the LayerNorms between the convolutions read and write rows as they lie in memory.
+        features: Tensor = self.layers(pixels.contiguous(memory_format=torch.channels_last))
         return features.flatten(2).transpose(1, 2)
 
 

@@ -69,8 +69,8 @@ def sdmi_loss(
     dtype = torch.promote_types(logits_VB.dtype, torch.float32)
     logits_VB, h_VBD, labels_B = logits_VB.to(dtype), h_VBD.to(dtype), labels_B.to(dtype)
     constant = None if weight == "adaptive" else float(weight)
-    terms = _Terms.apply(logits_VB, h_VBD, labels_B, variant == "paper", constant)
-    qi, qt, qv, kl, rs, text_stronger, mean_weight = terms
+    apply: Any = _Terms.apply  # torch says nothing of its types
+    qi, qt, qv, kl, rs, text_stronger, mean_weight = apply(logits_VB, h_VBD, labels_B, variant == "paper", constant)
     loss = qi
     if unimodal_losses:
         loss = loss + qt + qv

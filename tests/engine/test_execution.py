@@ -8,24 +8,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mbsd.batch import VIEW_NAMES, Batch
+from mbsd.bench.ranks import on_ranks
 from mbsd.bench.step_batches import draw, packed
 from mbsd.config import BaseConfig, DataConfig, ModelConfig, PretrainConfig, RunConfig, SdmiConfig
 from mbsd.data.buckets import fill_up
+from mbsd.distributed import Place
+from mbsd.engine.build import build_engine, resolve
 from mbsd.engine.execution import prepare_execution
 from mbsd.engine.steps import MaskedStep, MatchingStep
 from mbsd.model.heads import MbsdForMaskedModelling, MbsdForMatching
-from mbsd.optim.groups import build_optimizer
 from mbsd.plan.trace import SavedBytes
 from tests.checkpoint.forked import train
 from tests.conftest import Shop
 from tests.engine.test_runs import stage_1
 from tests.launch import write_ds_config
 from tests.model.reference import MIXED, gradients_of, hand_batch, random_samples, randomise, tiny_config
-
-STAGES = ["masked", "matching"]
 
 
 def settings(bucket: int = 1, **model: bool) -> BaseConfig:
@@ -118,39 +118,42 @@ def test_a_trace_of_some_steps(shop: Shop, tmp_path: Path) -> None:
         assert sum(e.get("name") == "aten::addmm" for e in inside) > 20
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("bucket", [1, 256])
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_step_never_waits_for_the_gpu(stage: str, bucket: int) -> None:
-    """Forward, backward and LAMB, with anything that asks the device an error; the copy of a batch is the loader's."""
+def steps_without_waiting(place: Place, stage: str, bucket: int) -> int:
+    """Steps of a bf16 ZeRO-2 engine with anything that asks the device an error; how many there were.
+
+    The copy of a batch to the device is the loader's and comes before.
+    """
     config = tiny_config(
         hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1, vocab_size=400, max_position_embeddings=144
     )  # fmt: skip
     masked = stage == "masked"
-    step: nn.Module = MaskedStep(MbsdForMaskedModelling(config)) if masked else MatchingStep(
-        MbsdForMatching(config), SdmiConfig()
-    )  # fmt: skip
-    step = step.to("cuda", torch.bfloat16)
-    optimizer = build_optimizer([(n, p) for n, p in step.named_parameters() if p.requires_grad], {"lr": 1e-3})
-    norms = torch.ones(2, device="cuda") if masked else None
+    step = MaskedStep(MbsdForMaskedModelling(config)) if masked else MatchingStep(MbsdForMatching(config), SdmiConfig())
+    zero = {"stage": 2, "reduce_bucket_size": 1_000_000, "allgather_bucket_size": 1_000_000}
+    ds = {"train_batch_size": 8, "bf16": {"enabled": place.device.type == "cuda"}, "gradient_clipping": 1.0}
+    ds |= {"zero_optimization": zero, "optimizer": {"type": "Lamb", "params": {"lr": 1e-3}}}
+    engine = build_engine(step, resolve(ds, 1, 10))
+    norms = torch.ones(2, device=place.device) if masked else None
     batches = []
     for seed in range(4):
         batch = packed(draw(config, 8, masked=masked, longest=False, seed=seed), config)
         if bucket > 1:
             batch = fill_up(batch, bucket, num_images=8, fill_images=0, patches_per_image=config.num_patches)
-        batches.append(batch.to("cuda"))
+        batches.append(batch.to(place.device))
+    done = 0
+    for number, batch in enumerate(batches):
+        if number == 1 and place.device.type == "cuda":  # libraries and LAMB have set up what they do once
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode("error")
+        engine.backward(engine(batch, norms)["loss"])
+        engine.step()
+        done += 1
+    return done
 
-    def train_on(batch: Batch) -> None:
-        step(batch, norms)["loss"].backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
-    train_on(batches[0])  # what libraries set up once
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for batch in batches[1:]:
-            train_on(batch)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.distributed
+@pytest.mark.parametrize("bucket", [1, 256])
+@pytest.mark.parametrize("stage", ["masked", "matching"])
+def test_a_step_never_waits_for_the_gpu(stage: str, bucket: int) -> None:
+    assert on_ranks(1, steps_without_waiting, stage, bucket) == 4

@@ -88,6 +88,14 @@ def test_what_does_not_fit_is_said_with_what_does() -> None:
     assert turned.fits and turned.sizes.accumulation == 4096 // largest
     beyond = paper("stage2", ds={"train_batch_size": 65536, "train_micro_batch_size_per_gpu": 2 * largest})
     assert not beyond.fits
+    lean = paper(
+        "stage2", "--model.activation_checkpointing=true",
+        ds={"train_batch_size": 65536, "train_micro_batch_size_per_gpu": 4096},
+    )  # fmt: skip
+    kept = [plan.memory.activations / GIB for plan in (lean, plan)]
+    assert kept[0] < 0.5 * kept[1] and lean.largest_micro_batch > largest
+    assert any(f"keeps {kept[0]:.2f} GiB of activations instead of {kept[1]:.2f}" in line for line in plan.advice)
+    assert not any("model.activation_checkpointing=true" in line for line in lean.advice)
 
 
 def test_room_is_named_as_a_larger_micro_batch() -> None:
