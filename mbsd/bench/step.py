@@ -149,12 +149,14 @@ def _moved(x: Any, device: torch.device) -> Any:
 def _measure(place: Place, bench: StepBench) -> dict[str, Any]:
     device = place.device
     half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    torch.backends.cudnn.allow_tf32 = False  # float32 is for comparing; what is timed on such GPUs is bf16
     peak = _matmul_peak(device, torch.bfloat16 if half else torch.float32)
+    sheet = data_sheet_peak(device) if half else None
     numbers: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads",
         "precision": "bf16" if half else "fp32",
         "matmul_flops": peak,
-        "data_sheet_flops": data_sheet_peak(device) if half else None,
+        "data_sheet_flops": sheet,
         "batch": bench.batch,
         "turns": bench.turns,
         "models": {},
@@ -178,18 +180,22 @@ def _measure(place: Place, bench: StepBench) -> dict[str, Any]:
             for name, given in inputs.items():
                 batch = packed(drawn[name], contestants.config)
                 flops = training_flops(contestants.config, batch) + head_flops(contestants.config, batch)
-                seconds, cpu = _seconds(engine, given, bench.turns, device)
+                took = _take_turns(engine, given, bench.turns, device)
+                seconds = {each: statistics.median(took[each].seconds) for each in given}
                 found["stages"][stage][name] = {
                     each: {
                         **checked[name][each],
                         **memory[name][each],
-                        "seconds": statistics.median(seconds[each]),
-                        "samples_per_s": bench.batch / statistics.median(seconds[each]),
-                        "tokens_per_s": batch.num_tokens / statistics.median(seconds[each]),
-                        "flops_per_s": flops / statistics.median(seconds[each]),
-                        "x_packed": _ratio(seconds[each], seconds[PACKED]),
-                        "cpu_seconds": statistics.median(cpu[each]),
-                        "cpu_x_packed": _ratio(cpu[each], cpu[PACKED]),
+                        "seconds": seconds[each],
+                        "samples_per_s": bench.batch / seconds[each],
+                        "tokens_per_s": batch.num_tokens / seconds[each],
+                        "flops_per_s": flops / seconds[each],
+                        "mfu": flops / seconds[each] / peak,
+                        **({"mfu_data_sheet": flops / seconds[each] / sheet} if sheet else {}),
+                        "x_packed": _ratio(took[each].seconds, took[PACKED].seconds),
+                        "cpu_seconds": statistics.median(took[each].cpu_seconds),
+                        "cpu_x_packed": _ratio(took[each].cpu_seconds, took[PACKED].cpu_seconds),
+                        **({"device_peak_bytes": took[each].peak_bytes} if device.type == "cuda" else {}),
                     }
                     for each in given
                 }
@@ -243,14 +249,20 @@ def _memory(
     return found
 
 
-def _seconds(
-    engine: Any, inputs: dict[str, tuple[Any, ...]], turns: int, device: torch.device
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Of each step of each contestant, which take turns: by the clock, and of this process's threads, which other work
-    on the machine moves less. A first round is not counted.
+@dataclass
+class Took:
+    """Steps of one contestant: by the clock, of this process's threads (which other work on the machine moves less),
+    and the most that torch held on the GPU.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in inputs}
-    cpu: dict[str, list[float]] = {name: [] for name in inputs}
+
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    cpu_seconds: list[float] = dataclasses.field(default_factory=list)
+    peak_bytes: float = 0.0
+
+
+def _take_turns(engine: Any, inputs: dict[str, tuple[Any, ...]], turns: int, device: torch.device) -> dict[str, Took]:
+    """Whole steps, the contestants one after the other in each turn; a first turn is not counted."""
+    took = {name: Took() for name in inputs}
     engine.train()
     for turn in range(turns + 1):
         for name, given in inputs.items():
@@ -259,12 +271,16 @@ def _seconds(
                 engine.backward(engine(name, given))
                 engine.step()
 
-            before = time.process_time()
-            took = _timed(step, device)
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            cpu = time.process_time()
+            seconds = _timed(step, device)
             if turn:
-                seconds[name].append(took)
-                cpu[name].append(time.process_time() - before)
-    return seconds, cpu
+                took[name].seconds.append(seconds)
+                took[name].cpu_seconds.append(time.process_time() - cpu)
+            if device.type == "cuda":
+                took[name].peak_bytes = float(torch.cuda.max_memory_allocated(device))
+    return took
 
 
 def _ratio(these: list[float], others: list[float]) -> float:

@@ -15,8 +15,8 @@ HEADINGS = (
 def print_step(numbers: dict[str, Any]) -> None:
     """Print a row for each contestant.
 
-    CPU x is the ratio of the process's CPU seconds, MFU is of the matmul peak that was measured, kept (for the
-    backward) and peak are GiB.
+    CPU x is the ratio of the process's CPU seconds, MFU is of the matmul peak that was measured, and of the
+    data sheet's where it is known; kept (for the backward) and peak are GiB in float32.
     """
     table = Table()
     for n, heading in enumerate(HEADINGS):
@@ -30,7 +30,7 @@ def print_step(numbers: dict[str, Any]) -> None:
                         f"{model}, {of_model['layers']}", stage, lengths, name,
                         f"{found['samples_per_s']:,.1f}", f"{found['tokens_per_s']:,.0f}", f"{found['seconds']:.3f}",
                         f"{found['x_packed']:.2f}", f"{found['cpu_x_packed']:.2f}",
-                        f"{found['flops_per_s'] / numbers['matmul_flops']:.0%}",
+                        "/".join(f"{found[key]:.0%}" for key in ("mfu", "mfu_data_sheet") if key in found),
                         f"{found['saved_bytes'] / (1 << 30):.2f}", f"{found['peak_bytes'] / (1 << 30):.2f}",
                     )  # fmt: skip
     console = Console(width=120)  # narrower, it would cut the numbers

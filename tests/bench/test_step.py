@@ -57,6 +57,8 @@ def test_a_table_of_everything() -> None:
     for contestants in (stages["masked"]["real"], stages["matching"]["real"]):
         ours = contestants[PACKED]
         assert ours["x_packed"] == 1 and ours["samples_per_s"] == pytest.approx(2 / ours["seconds"])
+        assert ours["mfu"] == pytest.approx(ours["flops_per_s"] / numbers["matmul_flops"])
+        assert ours["cpu_x_packed"] == 1 and ours["cpu_seconds"] > 0
         assert ours["tokens_per_s"] > 60 * ours["samples_per_s"] / 2
         for found in contestants.values():
             assert found["peak_bytes"] > found["saved_bytes"] > 0
