@@ -93,8 +93,11 @@ def make_builder(catalog: Catalog, tokenizer: PreTrainedTokenizerBase) -> MakeBu
         train: bool = True,
         label_dtype: torch.dtype | None = None,
         image_cls: bool = False,
+        token_bucket: int = 1,
     ) -> BatchBuilder:
-        data = DataConfig(str(catalog.path), image_size=IMAGE_SIZE, max_text_tokens=24, max_query_tokens=10)
+        data = DataConfig(
+            str(catalog.path), image_size=IMAGE_SIZE, max_text_tokens=24, max_query_tokens=10, token_bucket=token_bucket
+        )
         return BatchBuilder(
             catalog,
             tokenizer,

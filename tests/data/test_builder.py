@@ -114,6 +114,33 @@ def test_the_text_view_alone_reads_no_picture(make_builder: MakeBuilder) -> None
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("image_cls", [False, True])
+def test_a_bucket_fills_up_what_is_there_anyhow(make_builder: MakeBuilder, decoder: str, image_cls: bool) -> None:
+    """The same rows, pictures and masks come first; an evaluation's batches are left as they are."""
+    samples = [Sample(item) for item in (0, 2, 5, 7)]  # the second and the fourth have no picture
+    common = {"decoder": decoder, "image_cls": image_cls, "masking": MaskingConfig(mlm_probability=0.4)}
+    plain = build(make_builder(**common), samples)
+    full = build(make_builder(**common, token_bucket=32), samples)
+    tokens, rows, images = plain.num_tokens, len(plain.input_ids_N), len(plain.images)
+    assert images < len(full.images) == 4 and torch.equal(full.images[:images], plain.images)
+    assert not full.images[images:].any()
+    assert len(full.input_ids_N) % 32 == 0 and len(full.views.source_T) % 32 == 0
+    assert full.num_tokens == tokens and full.views.real_lengths == plain.views.lengths
+    assert torch.equal(full.input_ids_N[:rows], plain.input_ids_N)
+    is_text = plain.views.source_T < rows
+    moved = torch.where(is_text, plain.views.source_T, plain.views.source_T + len(full.input_ids_N) - rows)
+    assert torch.equal(full.views.source_T[:tokens], moved)
+    for name, count in (("num_words", "mlm_labels_K"), ("num_patches", "mpm_patch_Q")):
+        asked = getattr(plain.masks, name)
+        assert asked == getattr(full.masks, name) == len(getattr(plain.masks, count))
+        assert torch.equal(getattr(full.masks, count)[:asked], getattr(plain.masks, count))
+        assert (getattr(full.masks, count)[asked:] < 0).all()
+    assert len(full.masks.patch_source) == 4 * PATCHES
+    held_out = [build(make_builder(**common, train=False, token_bucket=n), samples) for n in (1, 32)]
+    assert tensors_of(held_out[0]) == tensors_of(held_out[1])
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
 def test_a_batch_without_any_picture(make_builder: MakeBuilder, decoder: str) -> None:
     batch = build(make_builder(masking=MaskingConfig(), decoder=decoder), [Sample(2), Sample(7)])
     assert batch.images.shape == (0, 3, IMAGE_SIZE, IMAGE_SIZE) and batch.images.dtype == torch.uint8
