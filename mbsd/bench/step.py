@@ -85,7 +85,7 @@ def measure_step(bench: StepBench) -> dict[str, Any]:
         for name in given:
             if name not in known:
                 raise UserError(f"{option} {name}: expected {' or '.join(known)}")
-    numbers: dict[str, Any] = on_ranks(1, _measure, bench)
+    numbers: dict[str, Any] = on_ranks(1, measure_here, bench)
     print_step(numbers)
     return numbers
 
@@ -146,7 +146,8 @@ def _moved(x: Any, device: torch.device) -> Any:
     return x.to(device) if isinstance(x, Tensor) else x
 
 
-def _measure(place: Place, bench: StepBench) -> dict[str, Any]:
+def measure_here(place: Place, bench: StepBench) -> dict[str, Any]:
+    """`measure_step` on the one rank of the group that is up."""
     device = place.device
     half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     torch.backends.cudnn.allow_tf32 = False  # float32 is for comparing; what is timed on such GPUs is bf16
@@ -173,7 +174,7 @@ def _measure(place: Place, bench: StepBench) -> dict[str, Any]:
                 for name in bench.lengths
             }  # fmt: skip
             inputs = {name: contestants.inputs(samples, device) for name, samples in drawn.items()}
-            checked = {name: _agreement(contestants, given) for name, given in inputs.items()}
+            checked = {name: agreement(contestants, given) for name, given in inputs.items()}
             memory = {name: _memory(contestants, given, device) for name, given in inputs.items()}
             engine = _engine(contestants, bench, half=half)
             found["stages"][stage] = {}
@@ -208,7 +209,7 @@ def _engine(contestants: Contestants, bench: StepBench, *, half: bool) -> Any:
     return build_engine(contestants, resolve(config, 1, 1000))
 
 
-def _agreement(contestants: Contestants, inputs: dict[str, tuple[Any, ...]]) -> dict[str, dict[str, float]]:
+def agreement(contestants: Contestants, inputs: dict[str, tuple[Any, ...]]) -> dict[str, dict[str, float]]:
     """Loss and gradient norm of each contestant in float32 without dropout.
 
     Raises:

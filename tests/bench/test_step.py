@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from mbsd.bench.step import PACKED, TO_LIMIT, TO_LONGEST, TOGETHER, Contestants, StepBench, _agreement, measure_step
+from mbsd.bench.step import (
+    PACKED,
+    TO_LIMIT,
+    TO_LONGEST,
+    TOGETHER,
+    Contestants,
+    StepBench,
+    agreement,
+    measure_here,
+    measure_step,
+)
 from mbsd.bench.step_batches import draw, packed
+from mbsd.bench.step_report import print_step
+from mbsd.distributed import Place
 from mbsd.errors import UserError
 from mbsd.model.mbsd import MbsdConfig
+from tests.distributed import run_distributed
 from tests.model.reference import randomise
 
 TINY = {
@@ -28,13 +43,13 @@ def test_contestants_agree(stage: str, lengths: str) -> None:
     assert {id(p) for p in contestants.plain.parameters()} == own, "one set of weights"
     drawn = draw(contestants.config, 5, masked=stage == "masked", longest=lengths == "longest", seed=3)
     inputs = contestants.inputs(drawn, torch.device("cpu"))
-    found = _agreement(contestants, inputs)
+    found = agreement(contestants, inputs)
     assert list(found) == [PACKED, TO_LIMIT, TO_LONGEST, *([TOGETHER] if stage == "matching" else [])]
     assert found[PACKED]["gradient_norm"] > 1e-3
     others = draw(contestants.config, 5, masked=stage == "masked", longest=lengths == "longest", seed=4)
     inputs[TO_LONGEST] = contestants.inputs(others, torch.device("cpu"))[TO_LONGEST]
     with pytest.raises(RuntimeError, match="to the longest: "):
-        _agreement(contestants, inputs)
+        agreement(contestants, inputs)
 
 
 def test_lengths_are_those_that_are_told() -> None:
@@ -48,9 +63,17 @@ def test_lengths_are_those_that_are_told() -> None:
     assert longest.views.lengths == (148,) * 3 + (144,) * 3 + (68,) * 3
 
 
-def test_a_table_of_everything() -> None:
+def measured(rank: int, world_size: int, bench: StepBench) -> dict[str, Any]:
+    return measure_here(Place(rank, world_size, rank, torch.device("cpu")), bench)
+
+
+@pytest.mark.distributed
+def test_a_table_of_everything(capsys: pytest.CaptureFixture[str]) -> None:
     bench = StepBench(("base",), ("masked", "matching"), ("real",), 2, 1, 1, {**TINY, "num_hidden_layers": 1})
-    numbers = measure_step(bench)
+    (numbers,) = run_distributed(measured, 1, bench)
+    print_step(numbers)
+    printed = capsys.readouterr().out
+    assert all(printed.count(name) == 2 for name in (TO_LIMIT, TO_LONGEST)) and printed.count(TOGETHER) == 1
     assert numbers["precision"] == "fp32" and numbers["matmul_flops"] > 0 and numbers["batch"] == 2
     stages = numbers["models"]["base"]["stages"]
     assert [len(stages[stage]["real"]) for stage in ("masked", "matching")] == [3, 4]
