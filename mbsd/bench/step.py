@@ -299,7 +299,7 @@ def _timed(work: Callable[[], object], device: torch.device) -> float:
 
 
 def _matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the best of ten large matrix products."""
+    """FLOP/s of the best of thirty large matrix products."""
     side = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return 2 * side**3 / min(_timed(lambda: a @ b, device) for _ in range(10))
+    return 2 * side**3 / min(_timed(lambda: a @ b, device) for _ in range(30))

@@ -33,7 +33,7 @@ def print_step(numbers: dict[str, Any]) -> None:
                         "/".join(f"{found[key]:.0%}" for key in ("mfu", "mfu_data_sheet") if key in found),
                         f"{found['saved_bytes'] / (1 << 30):.2f}", f"{found['peak_bytes'] / (1 << 30):.2f}",
                     )  # fmt: skip
-    console = Console(width=120)  # narrower, it would cut the numbers
+    console = Console(width=130)  # narrower, it would cut the numbers
     console.print(table)
     sheet = numbers["data_sheet_flops"]
     against = "" if sheet is None else f"; data sheet {sheet / 1e12:.0f}"
