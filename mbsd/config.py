@@ -20,7 +20,7 @@ from mbsd.errors import UserError
 AT_LEAST_ONE = {
     "run.max_steps", "run.log_every", "run.save_every", "run.validate_samples", "run.keep_last",
     "run.max_skipped_steps", "data.image_size", "data.prefetch", "data.shuffle_block", "data.shuffle_window",
-    "data.token_bucket",
+    "data.token_bucket", "model.crop_size",
 }  # fmt: skip
 SHARES = {"data.colour_jitter", "data.max_corrupt"}
 AT_LEAST_ZERO = {
@@ -111,8 +111,15 @@ class DataConfig:
 class ModelConfig:
     """The network (SPEC 1 and 2). The defaults are the paper's; a backbone or init_from brings its own sizes."""
 
+    architecture: Literal["mbsd", "bert", "vit", "vilt", "fashionbert", "kaleido"] = "mbsd"
+    """mbsd, or a baseline to compare it with, which is fine-tuned and scored by the same commands (`mbsd.baselines`).
+    bert reads the view text alone, vit the view image."""
     backbone: str | None = None
-    """A BERT checkpoint (local folder or hub name, say bert-base-chinese) to start from."""
+    """A BERT checkpoint (local folder or hub name, say bert-base-chinese) to start from; of vit and vilt a ViT."""
+    image_weights: str | None = None
+    """Of fashionbert and kaleido: a local file with torchvision's ResNet-50 weights (.pth or .safetensors)."""
+    crop_size: int = 224
+    """Of fashionbert and kaleido: pixels of a crop's side as ResNet-50 sees it."""
     vocab_size: int = 21128
     """The largest vocabulary built from a catalogue; the model takes the tokenizer's real size."""
     hidden_size: int = 768
@@ -142,6 +149,17 @@ class ModelConfig:
     compile: bool = False
     """torch.compile of the encoder layers' parts around attention, and of the SDMI loss. Worth it with
     data.token_bucket on GPUs; on CPUs it mostly costs."""
+
+    def check(self) -> None:
+        """Raise UserError where a setting is set that this architecture does not read."""
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        for name in _unread(self.architecture):
+            value = getattr(self, name)
+            if value != defaults[name]:
+                shown = list(value) if isinstance(value, tuple) else value
+                raise UserError(
+                    f"model.{name}={shown}: model.architecture={self.architecture} does not read it; remove it"
+                )
 
 
 @dataclass(frozen=True)
@@ -227,6 +245,12 @@ class BaseConfig:
     def check(self) -> None:
         """Raise UserError where two settings contradict each other."""
         run, data = self.run, self.data
+        self.model.check()
+        if run.init_from is not None and self.model.image_weights is not None:
+            raise UserError(
+                f"run.init_from={run.init_from} and model.image_weights={self.model.image_weights} both name weights "
+                "to start from; remove one"
+            )
         if (run.epochs is None) == (run.max_steps is None):
             given = "both are set" if run.epochs is not None else "neither is set"
             raise UserError(f"run.epochs and run.max_steps: {given}; set exactly one of them")
@@ -268,6 +292,11 @@ class PretrainConfig(BaseConfig):
     def check(self) -> None:
         """See BaseConfig; and each stage has its own sections."""
         super().check()
+        if self.model.architecture != "mbsd":
+            raise UserError(
+                f"model.architecture={self.model.architecture}: pre-training is MBSD's own; a baseline starts from "
+                "model.backbone in launchers/finetune.py"
+            )
         if self.stage == "masked" and (self.sdmi is not None or self.data.table is not None):
             extra = "sdmi" if self.sdmi is not None else "data.table"
             raise UserError(f"stage=masked reads neither sdmi nor data.table, but {extra} is set: remove it")
@@ -296,6 +325,17 @@ class FinetuneConfig(BaseConfig):
                 f"best.patience={self.best.patience} counts validations, and run.validate_every=0 says there are none "
                 "before the last step: set run.validate_every, or leave best.patience out"
             )
+
+
+def _unread(architecture: str) -> tuple[str, ...]:
+    """Settings of ModelConfig that mean nothing to an architecture."""
+    of_crops = ("image_weights", "crop_size")
+    if architecture == "mbsd":
+        return of_crops
+    of_mbsd = ("patchify", "patchify_channels", "image_cls", "match_head", "compile", "activation_checkpointing")
+    if architecture in ("vit", "vilt"):  # their patches are as large as MBSD's
+        return (*of_mbsd, *of_crops)
+    return (*of_mbsd, "patchify_strides", *(() if architecture in ("fashionbert", "kaleido") else of_crops))
 
 
 def to_yaml(config: Any) -> str:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
+import mbsd.baselines.all  # noqa: F401 (a model may be one of them)
 from mbsd.catalog.normalise import ImageRejected, normalise_image
 from mbsd.config import DataConfig
 from mbsd.data.builder import BatchBuilder
@@ -196,6 +197,7 @@ class Encoder:
     @torch.inference_mode()
     def _run(self, say: Any, items: _Items, samples: list[Sample], view: View) -> NDArray[Any]:
         config = self._embedder.config
+        config.require_views((view,), "view")
         decoder = make_decoder(
             self._data.decoder, self._data.image_size, self._device, num_threads=2, max_batch=self._batch_size
         )

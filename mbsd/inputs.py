@@ -53,7 +53,12 @@ def make_builder(
     train: bool = False,
     label_dtype: torch.dtype | None = torch.float32,
 ) -> BatchBuilder:
-    """Of a run's settings and its model's shape."""
+    """Of a run's settings and its model's shape.
+
+    Raises:
+        UserError: a view that the model does not read.
+    """
+    model.require_views(views, "views")
     decoder = make_decoder(data.decoder, data.image_size, place.device, num_threads=2, max_batch=micro_batch)
     return BatchBuilder(
         catalog,

@@ -252,7 +252,8 @@ def training(
 
 def _shape(model: MbsdConfig) -> dict[str, Any]:
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "image_size", "image_cls")
-    return {name: getattr(model, name) for name in names} | {"patchify_strides": list(model.patchify_strides)}
+    shape = {name: getattr(model, name) for name in names} | {"patchify_strides": list(model.patchify_strides)}
+    return shape if model.architecture == "mbsd" else shape | {"architecture": model.architecture}
 
 
 def _say(place: Place, text: str) -> None:

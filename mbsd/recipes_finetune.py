@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from mbsd.baselines.all import FAMILIES, load_image_weights
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Table
 from mbsd.config import FinetuneConfig
@@ -38,7 +39,10 @@ def finetune(config: FinetuneConfig, ds_config: dict[str, Any]) -> None:
         check_tags(table, ("train", "validation", "test"), tokenizer, config.data)
         labels = task.labels(table, config.task)
         head = {**task.head(labels, config.task), "task": task.name}
-        model = start_model(task.head_class, config, tokenizer, head=head)
+        family = FAMILIES[config.model.architecture]
+        model = start_model(task.head_class, config, tokenizer, head=head, family=family)
+        if config.model.image_weights is not None:
+            load_image_weights(model, config.model.image_weights)
         return ClassificationStep(model, loss, task.metrics, class_weights(table, labels, config.task))
 
     training(

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import mbsd.baselines.all  # noqa: F401 (a model may be one of them)
 from mbsd.batch import Batch
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Table

@@ -111,7 +111,13 @@ def _checkpoint(run: Path) -> tuple[Path, dict[str, int]]:
 def _model(checkpoint: Path) -> tuple[MbsdPreTrainedModel, str]:
     """The trained model in float32, from the optimizer's master weights where those in model/ are rounded."""
     folder = checkpoint / "model"
-    names = MbsdConfig.from_pretrained(folder).architectures or ["none"]
+    found = json.loads((folder / "config.json").read_text())
+    if found.get("model_type") != MbsdConfig.model_type:
+        raise UserError(
+            f"{checkpoint}: holds a baseline ({found.get('model_type')}), and only MBSD is exported; evaluate and "
+            "embed read a baseline's run folder itself"
+        )
+    names = found.get("architectures") or ["none"]
     kind = ARCHITECTURES.get(names[0])
     if kind is None:
         raise UserError(f"{folder}/config.json: architectures={names}; expected one of {', '.join(ARCHITECTURES)}")

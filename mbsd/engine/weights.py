@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from mbsd.catalog.queries import normalise_query
 from mbsd.catalog.reader import Catalog
@@ -60,13 +61,66 @@ def start_tokenizer(config: BaseConfig, catalog: Catalog, run_folder: Path) -> P
     return load_tokenizer(str(folder))
 
 
+def fresh_config(
+    config: BaseConfig, head: Mapping[str, Any], vocab_size: int, kind: type[MbsdConfig] = MbsdConfig, **more: Any
+) -> MbsdConfig:
+    """The sizes and behaviour that the run's own settings give a model that is drawn; `more` of its kind."""
+    sizes = {name: getattr(config.model, name) for name in SIZES}
+    if config.model.patchify == "linear":
+        side = 1
+        for stride in config.model.patchify_strides:
+            side *= stride
+        sizes |= {"patchify_strides": (side,), "patchify_channels": ()}
+    return kind(
+        vocab_size=vocab_size,
+        image_size=config.data.image_size,
+        initializer_range=config.model.initializer_range,
+        position_range=config.model.position_range,
+        **sizes,
+        **_behaviour(config.model, head),
+        **more,
+    )
+
+
+def _from_bert(model_class: type[M], wanted: MbsdConfig, backbone: str) -> M:
+    found, bert = load_backbone(wanted, backbone)
+    model: Any = model_class(found)
+    copy_backbone(model.mbsd, bert)
+    if isinstance(model, MbsdForMaskedModelling):
+        model.copy_word_head(bert)
+    started: M = model
+    return started
+
+
+@dataclass(frozen=True)
+class Family:
+    """How models of one architecture begin.
+
+    Attributes:
+        fresh: (settings of the run, of the head, size of the vocabulary) -> configuration.
+        load: (model class, configuration, model.backbone) -> the model with that checkpoint's weights; or UserError.
+    """
+
+    fresh: Callable[[BaseConfig, Mapping[str, Any], int], MbsdConfig] = fresh_config
+    load: Callable[[Any, MbsdConfig, str], Any] = _from_bert
+
+
+MBSD = Family()
+
+
 def start_model(
-    model_class: type[M], config: BaseConfig, tokenizer: PreTrainedTokenizerBase, *, head: Mapping[str, Any] = NO_HEAD
+    model_class: type[M],
+    config: BaseConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    head: Mapping[str, Any] = NO_HEAD,
+    family: Family = MBSD,
 ) -> M:
     """The model with weights from run.init_from, from model.backbone, or drawn with run.seed: the same on every rank.
 
     Args:
         head: settings of MbsdConfig that say what the head is for: num_labels_out, pair_head, task, id2label.
+        family: of model.architecture.
 
     Raises:
         UserError: the weights do not fit the settings or the tokenizer.
@@ -74,18 +128,14 @@ def start_model(
     torch.manual_seed(config.run.seed)
     model: Any  # of M; transformers' base class does not say that `config` and the backbone are ours
     if config.run.init_from is not None:
+        _refuse_other_architecture(config.model, config.run.init_from)
         model = load_model(model_class, config.run.init_from, config.data, _behaviour(config.model, head))
         _refuse_other_sizes(config.model, model.config, config.run.init_from)
     elif config.model.backbone is not None:
-        wanted = fresh_config(config, head, vocab_size=len(tokenizer))
-        mbsd_config, bert = load_backbone(wanted, config.model.backbone)
-        model = model_class(mbsd_config)
-        copy_backbone(model.mbsd, bert)
-        if isinstance(model, MbsdForMaskedModelling):
-            model.copy_word_head(bert)
+        model = family.load(model_class, family.fresh(config, head, len(tokenizer)), config.model.backbone)
     else:
         # A multiple of 8 keeps the vocabulary projection on the tensor cores.
-        model = model_class(fresh_config(config, head, vocab_size=-(-len(tokenizer) // 8) * 8))
+        model = model_class(family.fresh(config, head, -(-len(tokenizer) // 8) * 8))
     _refuse_wide_tokenizer(tokenizer, model.config, config.run.init_from or config.model.backbone or "")
     if config.data.max_text_tokens > model.config.max_position_embeddings:
         raise UserError(
@@ -104,10 +154,10 @@ def saved_config(source: str) -> tuple[Path, MbsdConfig]:
     """
     folder = weights_folder(source)
     try:
-        saved = MbsdConfig.from_pretrained(folder)
+        saved = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise UserError(f"{source}: {str(error).splitlines()[0]}; name a folder that mbsd wrote") from error
-    if saved.model_type != "mbsd" or not (folder / "model.safetensors").is_file():
+    if not isinstance(saved, MbsdConfig) or not (folder / "model.safetensors").is_file():
         raise UserError(f"{source}: no MBSD weights there (model.safetensors of an MBSD model); name such a folder")
     return folder, saved
 
@@ -185,22 +235,13 @@ def _behaviour(model: ModelConfig, head: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def fresh_config(config: BaseConfig, head: Mapping[str, Any], vocab_size: int) -> MbsdConfig:
-    """The sizes and behaviour that the run's own settings give a model that is drawn."""
-    sizes = {name: getattr(config.model, name) for name in SIZES}
-    if config.model.patchify == "linear":
-        side = 1
-        for stride in config.model.patchify_strides:
-            side *= stride
-        sizes |= {"patchify_strides": (side,), "patchify_channels": ()}
-    return MbsdConfig(
-        vocab_size=vocab_size,
-        image_size=config.data.image_size,
-        initializer_range=config.model.initializer_range,
-        position_range=config.model.position_range,
-        **sizes,
-        **_behaviour(config.model, head),
-    )
+def _refuse_other_architecture(wanted: ModelConfig, source: str) -> None:
+    found = saved_config(source)[1].architecture
+    if found != wanted.architecture:
+        raise UserError(
+            f"model.architecture={wanted.architecture}, but run.init_from={source} is a {found}; set "
+            f"model.architecture={found}, or start from another model"
+        )
 
 
 def _refuse_other_sizes(wanted: ModelConfig, saved: MbsdConfig, source: str) -> None:

@@ -29,11 +29,8 @@ def model_flops(config: MbsdConfig, lengths: Sequence[int], images: int) -> floa
     width, layers = config.hidden_size, config.num_hidden_layers
     encoder_weights = layers * (4 * width * width + 2 * width * config.intermediate_size)
     squares = sum(length * length for length in lengths)
-    channels, side, patchify = (3, *config.patchify_channels, width), config.image_size, 0
-    for index, stride in enumerate(config.patchify_strides):
-        side //= stride
-        patchify += channels[index] * channels[index + 1] * stride * stride * side * side
-    return 6.0 * encoder_weights * sum(lengths) + 12.0 * layers * width * squares + 6.0 * patchify * images
+    patchify = config.image_multiplications * images
+    return 6.0 * encoder_weights * sum(lengths) + 12.0 * layers * width * squares + 6.0 * patchify
 
 
 def head_flops(config: MbsdConfig, batch: Batch) -> float:

@@ -102,8 +102,8 @@ class MbsdForMatching(MbsdPreTrainedModel):
         self.post_init()
 
     def freeze_unread(self) -> None:
-        """See `_freeze_unread`."""
-        _freeze_unread(self.mbsd)
+        """See the backbone's."""
+        self.mbsd.freeze_for_tasks()
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -125,15 +125,15 @@ class MbsdForClassification(MbsdPreTrainedModel):
 
     def __init__(self, config: MbsdConfig) -> None:
         super().__init__(config)
-        self.mbsd = MbsdModel(config)
+        self.mbsd = config.backbone()
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels_out)
         self.freeze_unread()
         self.post_init()
 
     def freeze_unread(self) -> None:
-        """See `_freeze_unread`."""
-        _freeze_unread(self.mbsd)
+        """See the backbone's."""
+        self.mbsd.freeze_for_tasks()
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -157,15 +157,15 @@ class MbsdForAlignment(MbsdPreTrainedModel):
 
     def __init__(self, config: MbsdConfig) -> None:
         super().__init__(config)
-        self.mbsd = MbsdModel(config)
+        self.mbsd = config.backbone()
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.pair = nn.Linear(config.hidden_size * (4 if config.pair_head == "compare" else 2), 1)
         self.freeze_unread()
         self.post_init()
 
     def freeze_unread(self) -> None:
-        """See `_freeze_unread`."""
-        _freeze_unread(self.mbsd)
+        """See the backbone's."""
+        self.mbsd.freeze_for_tasks()
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -180,12 +180,3 @@ class MbsdForAlignment(MbsdPreTrainedModel):
         if self.config.pair_head == "compare":
             features += [(first - second).abs(), first * second]
         return ViewsOutput(self.pair(torch.cat(features, dim=-1))[..., 0], h_VBD)
-
-
-def _freeze_unread(model: MbsdModel) -> None:
-    """Freeze what no loss of these heads reaches, so that no optimizer decays it: the mask vector is stage 1's alone,
-    and with `representation: cls` nobody asks the pooler.
-    """
-    model.mask_D.requires_grad_(False)
-    if model.config.representation == "cls":
-        model.pooler.requires_grad_(False)

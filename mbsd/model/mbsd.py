@@ -6,6 +6,7 @@ the packed encoder gathers from both what each view shows.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from transformers import AutoConfig, AutoModel, BertConfig, BertForPreTraining, 
 from transformers import initialization as init
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPooler
 
-from mbsd.batch import Batch
+from mbsd.batch import VIEW_NAMES, Batch
 from mbsd.errors import UserError
 from mbsd.model.attention import PACKED, AttentionPlan
 from mbsd.model.patchify import Patchify, normalise_pixels
@@ -54,6 +55,38 @@ class MbsdConfig(BertConfig):
     def num_patches(self) -> int:
         """Patches of one image, without the image [CLS]."""
         return (self.image_size // self.patch_side) ** 2
+
+    @property
+    def architecture(self) -> str:
+        """As `model.architecture` names it."""
+        return self.model_type.removeprefix("mbsd_")
+
+    @property
+    def known_views(self) -> tuple[str, ...]:
+        """What the model can be shown."""
+        return VIEW_NAMES
+
+    @property
+    def image_multiplications(self) -> int:
+        """Of the network that makes tokens of one image."""
+        channels, side, total = (3, *self.patchify_channels, self.hidden_size), self.image_size, 0
+        for index, stride in enumerate(self.patchify_strides):
+            side //= stride
+            total += channels[index] * channels[index + 1] * stride * stride * side * side
+        return total
+
+    def backbone(self) -> Any:
+        """A new backbone of this configuration: `encode(batch)` gives `Encoded`."""
+        return MbsdModel(self)
+
+    def require_views(self, views: Iterable[str], setting: str) -> None:
+        """Raise UserError where one of `views`, which `setting` asks for, is none that the model reads."""
+        unknown = [view for view in views if view not in self.known_views]
+        if unknown:
+            raise UserError(
+                f"{setting}: the view {unknown[0]} is none of a {self.architecture}, which reads "
+                f"{', '.join(self.known_views)} alone; ask for {list(self.known_views)}".replace("'", "")
+            )
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -164,6 +197,12 @@ class MbsdModel(MbsdPreTrainedModel):
         placed: Tensor = self.image_dropout(features + self.image_position_PD)
         return (placed + self.modality_2D[1]).reshape(-1, width)
 
+    def freeze_for_tasks(self) -> None:
+        """Freeze what no head on h reads: the mask vector (stage 1's) and, with `representation: cls`, the pooler."""
+        self.mask_D.requires_grad_(False)
+        if self.config.representation == "cls":
+            self.pooler.requires_grad_(False)
+
     def encode(self, batch: Batch) -> Encoded:
         """All views of all samples in one forward; nothing is computed on padding and no view is computed alone."""
         pixels = normalise_pixels(batch.images, self.modality_2D.dtype)
@@ -211,11 +250,11 @@ def load_backbone(config: MbsdConfig, backbone: str | Path) -> tuple[MbsdConfig,
             "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id", "initializer_range",
         )
     }  # fmt: skip
-    return MbsdConfig.from_dict({**config.to_dict(), **sizes}), bert
+    return type(config).from_dict({**config.to_dict(), **sizes}), bert
 
 
-def copy_backbone(model: MbsdModel, bert: BertForPreTraining) -> None:
-    """Give `model` the weights of a BERT; what only the image side has keeps its initialisation."""
+def copy_backbone(model: Any, bert: BertForPreTraining) -> None:
+    """Give `model`, whose stream is a BERT's, the weights of a BERT; its image side keeps its initialisation."""
     model.embeddings.load_state_dict(bert.bert.embeddings.state_dict())
     model.encoder.load_state_dict(bert.bert.encoder.state_dict())
     assert bert.bert.pooler is not None, "BertForPreTraining always has one"

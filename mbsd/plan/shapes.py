@@ -22,6 +22,7 @@ from mbsd.data.views import TextTokens, pack
 from mbsd.engine.execution import checkpoint_layers
 from mbsd.engine.steps import ClassificationStep, MaskedStep, MatchingStep
 from mbsd.engine.weights import NO_HEAD, fresh_config
+from mbsd.errors import UserError
 from mbsd.model.heads import MbsdForClassification, MbsdForMaskedModelling, MbsdForMatching
 from mbsd.model.mbsd import MbsdConfig
 from mbsd.plan.trace import Trace, trace_step
@@ -143,6 +144,10 @@ def _loss(step: nn.Module, batch: Batch, norms: Tensor | None) -> Tensor:
 
 def _model_config(config: BaseConfig) -> tuple[MbsdConfig, str]:
     """Sizes of run.init_from or model.backbone where they are folders here, else those of the YAML."""
+    if config.model.architecture != "mbsd":
+        raise UserError(
+            f"model.architecture={config.model.architecture}: a plan is of MBSD's own training alone; remove it"
+        )
     fresh = fresh_config(config, NO_HEAD, vocab_size=-(-config.model.vocab_size // 8) * 8)
     start, backbone = config.run.init_from, config.model.backbone
     if start is not None and Path(start).exists():

@@ -1,0 +1,127 @@
+"""Torchvision's ResNets as image encoders of crops (FashionBERT, Kaleido-BERT, M6) and of whole pictures (OFA)."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import initialization as init
+
+from mbsd.errors import UserError
+
+CROPS_AT_ONCE = 128  # without gradients: 64 pictures of Kaleido-BERT are 3,520 crops
+FEATURES = 2048  # of ResNet-50's pooled output
+
+
+class HeldBatchNorm(nn.BatchNorm2d):
+    """BatchNorm by the statistics it was loaded with, in training too, as detectors fine-tune a ResNet.
+
+    Statistics of a micro-batch would make a sample's score depend on its neighbours and on the number of ranks.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape."""
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+
+class CropEncoder(nn.Module):
+    """ResNet-50 on equal crops of a picture, pooled: FEATURES numbers a crop.
+
+    Args:
+        grids: g cuts the picture into g x g crops, row by row; one grid after the other.
+        crop_size: pixels of a crop's side as the ResNet sees it, whatever it was in the picture: crops are resized,
+            each is a picture of its own to it.
+    """
+
+    def __init__(self, grids: tuple[int, ...], crop_size: int) -> None:
+        super().__init__()
+        self.grids, self.crop_size = grids, crop_size
+        self.resnet = _resnet(torchvision.models.resnet50)
+        self.resnet.fc = nn.Identity()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels [I, 3, h, w] -> [I, crops, FEATURES]; I may be 0."""
+        crops = torch.cat([self._crops(pixels, grid) for grid in self.grids], dim=1)
+        images, count = crops.shape[:2]
+        if images == 0:
+            return pixels.new_zeros(0, count, FEATURES)
+        flat = crops.flatten(0, 1)
+        parts = [flat] if torch.is_grad_enabled() else flat.split(CROPS_AT_ONCE)
+        return torch.cat([self.resnet(part) for part in parts]).view(images, count, FEATURES)
+
+    def _crops(self, pixels: Tensor, grid: int) -> Tensor:
+        """[I, grid * grid, 3, crop_size, crop_size]; grids need not divide the picture's side."""
+        images, side = pixels.shape[0], self.crop_size
+        size = (grid * side, grid * side)
+        resized = F.interpolate(pixels, size, mode="bilinear") if images else pixels.new_zeros(0, 3, *size)
+        cut = resized.view(images, 3, grid, side, grid, side).permute(0, 2, 4, 1, 3, 5)
+        return cut.reshape(images, grid * grid, 3, side, side)
+
+
+class FirstStages(nn.Module):
+    """ResNet-101 without its last stage: [I, 3, h, w] -> [I, h/16 * w/16, 1024]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        resnet = _resnet(torchvision.models.resnet101)
+        self.stages = nn.Sequential(
+            resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool, resnet.layer1, resnet.layer2, resnet.layer3
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """See the class."""
+        found: Tensor = self.stages(pixels)
+        return found.flatten(2).transpose(1, 2)
+
+
+def init_resnet(module: nn.Module) -> None:
+    """What drawing a ResNet anew takes beyond transformers' own initialisation: torchvision's convolutions, and the
+    last scale of each block at 1/4.
+
+    The statistics are held, so nothing takes back what 16 blocks add to each other: with 1 the variance would double at
+    each of them.
+    """
+    if isinstance(module, nn.Conv2d):
+        init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    for block in module.children():
+        if isinstance(block, torchvision.models.resnet.Bottleneck):
+            init.constant_(block.bn3.weight, 0.25)
+
+
+def load_resnet(encoder: CropEncoder, path: str) -> None:
+    """Read torchvision's weights of ResNet-50 from a local file (.pth or .safetensors).
+
+    Raises:
+        UserError: no such file, or other weights.
+    """
+    advice = "give torchvision's resnet50 weights as a .pth or .safetensors file on this machine"
+    try:
+        weights = load_file(path) if path.endswith(".safetensors") else torch.load(path, weights_only=True)
+        weights = {name: value for name, value in weights.items() if not name.startswith("fc.")}
+        encoder.resnet.load_state_dict(weights)
+    except (OSError, SafetensorError, RuntimeError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"model.image_weights={path}: no ResNet-50 could be read ({str(error).splitlines()[0]}); {advice}"
+        ) from error
+
+
+@functools.cache
+def multiplications(side: int) -> int:
+    """Of ResNet-50 on one picture of `side` pixels, counted without computing it."""
+    with torch.device("meta"):
+        network, picture = torchvision.models.resnet50(), torch.empty(1, 3, side, side)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(picture)
+    return int(counter.get_total_flops()) // 2
+
+
+def _resnet(make: Any) -> Any:
+    """On the meta device where the caller is; torchvision's own drawing is left to transformers' initialisation."""
+    return make(weights=None, norm_layer=HeldBatchNorm)
