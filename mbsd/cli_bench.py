@@ -102,6 +102,36 @@ def bench_loader(
     _write_json(json_file, measure_loader(bench))
 
 
+@bench_app.command("latency")
+def bench_latency(
+    batch: Annotated[list[int], typer.Option(min=1, help="Samples of a step; may be repeated.")] = [  # noqa: B006
+        1,
+        2,
+        4,
+        8,
+        16,
+        32,
+        64,
+    ],  # fmt: skip
+    models: Annotated[
+        list[str] | None, typer.Option(help="May be repeated; default: all. A wrong one lists them.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps of each cell.")] = 128,
+    seconds: Annotated[float, typer.Option(min=0, help="A cell ends early after so long, and says so.")] = 60.0,
+    threads: Annotated[int, typer.Option(min=1, help="On a CPU.")] = 2,
+    picture: Annotated[Path | None, typer.Option(help="Also draw it there (.png, .svg).")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Fig. 8: milliseconds of MBSD in several forms, of its baselines and of a bare BERT encoder, by batch size."""
+    from mbsd.bench.latency import LatencyBench, measure_latency
+    from mbsd.bench.latency_chart import draw_latency
+
+    numbers = measure_latency(LatencyBench(tuple(batch), tuple(models or ()), steps, seconds, threads))
+    _write_json(json_file, numbers)
+    if picture is not None:
+        draw_latency(numbers, picture)
+
+
 def _write_json(path: Path | None, numbers: dict[str, Any]) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
