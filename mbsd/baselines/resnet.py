@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -106,7 +107,7 @@ def load_resnet(encoder: CropEncoder, path: str) -> None:
         weights = load_file(path) if path.endswith(".safetensors") else torch.load(path, weights_only=True)
         weights = {name: value for name, value in weights.items() if not name.startswith("fc.")}
         encoder.resnet.load_state_dict(weights)
-    except (OSError, SafetensorError, RuntimeError, AttributeError, ValueError) as error:
+    except (OSError, EOFError, SafetensorError, UnpicklingError, RuntimeError, AttributeError, ValueError) as error:
         raise UserError(
             f"model.image_weights={path}: no ResNet-50 could be read ({str(error).splitlines()[0]}); {advice}"
         ) from error
@@ -116,7 +117,7 @@ def load_resnet(encoder: CropEncoder, path: str) -> None:
 def multiplications(side: int) -> int:
     """Of ResNet-50 on one picture of `side` pixels, counted without computing it."""
     with torch.device("meta"):
-        network, picture = torchvision.models.resnet50(), torch.empty(1, 3, side, side)
+        network, picture = torchvision.models.resnet50().eval(), torch.empty(1, 3, side, side)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(picture)
     return int(counter.get_total_flops()) // 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -37,7 +38,7 @@ from mbsd.devices import choose_device
 from mbsd.errors import UserError
 from mbsd.placement import find_placement
 
-PARTS = ("image", "whole")
+TITLES = {"image": "image side", "whole": "whole model"}
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,12 @@ def measure_latency(bench: LatencyBench, contestants: Mapping[str, Contestant] |
                 contestants = {name: make_contestant(name, device, bench.threads, Path(folder)) for name in named}
             cells = []
             for batch in bench.batches:
-                for part in PARTS:
+                for part in TITLES:
                     steps = _steps(contestants, part, batch)
-                    cells += _measure(bench, steps, part, batch, device)
+                    measured = _measure(bench, steps, part, batch, device)
+                    cells += measured
+                    means = ", ".join(f"{cell['model']} {_ms(cell['mean_ms'])} ms" for cell in measured)
+                    tqdm.write(f"{TITLES[part]}, batch {batch}: {means}", file=sys.stderr)
     finally:
         torch.set_num_threads(threads_before)
     result = {
@@ -188,9 +192,9 @@ def _on_gpu(step: Step) -> Times:
 
 
 def _print(result: Mapping[str, Any], bench: LatencyBench) -> None:
-    console = Console(soft_wrap=True)
-    for part in PARTS:
-        table = Table(title=f"{'image side' if part == 'image' else 'whole model'}: ms of a step, mean / p95 (x mbsd)")
+    console = Console(width=50 + 32 * len(bench.batches), soft_wrap=True)  # narrower, it would cut the numbers
+    for part in TITLES:
+        table = Table(title=f"{TITLES[part]}: ms of a step, mean / p95 (x mbsd)")
         table.add_column("model", no_wrap=True)
         for heading in ("M parameters", "tokens", *(f"batch {batch}" for batch in bench.batches)):
             table.add_column(heading, justify="right", no_wrap=True)

@@ -1,0 +1,126 @@
+"""Baselines through the launchers that train and score MBSD, on the same tables; and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from mbsd.catalog.reader import Catalog
+from mbsd.catalog.tables import derive_table
+from mbsd.checkpoint.export import export
+from mbsd.command_line import parse
+from mbsd.config import FinetuneConfig, PretrainConfig
+from mbsd.errors import UserError
+from tests.checkpoint.forked import Start, train
+from tests.conftest import Shop
+from tests.launch import losses, write_ds_config
+
+SIZES = [
+    "--data.image_size=32", "--data.num_workers=0", "--data.crop_scale=[1.0,1.0]", "--data.flip_probability=0",
+    "--model.hidden_size=32", "--model.num_hidden_layers=2", "--model.num_attention_heads=2",
+    "--model.intermediate_size=64", "--model.vocab_size=600", "--model.dropout=0.0", "--model.initializer_range=0.15",
+]  # fmt: skip
+ADAM = {"type": "AdamW", "params": {"lr": 0.003, "betas": [0.9, 0.98], "weight_decay": 0.01, "torch_adam": True}}
+# Architecture -> kind of table, ranks, rows of a step, steps, view, settings.
+RUNS: dict[str, tuple[str, int, int, int, str, list[str]]] = {
+    "bert": ("attributes", 2, 16, 30, "text", []),
+    "vit": ("attributes", 1, 16, 30, "image", ["--model.patchify_strides=[8]"]),
+    "vilt": ("classification", 2, 16, 30, "full", ["--model.patchify_strides=[8]"]),
+    "fashionbert": ("classification", 2, 8, 16, "full", ["--model.crop_size=8"]),
+    "kaleido": ("attributes", 1, 4, 16, "full", ["--model.crop_size=8"]),
+}
+
+
+@pytest.fixture(scope="module")
+def tables(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Kind -> a table with so few rows to train on that any model can learn them by heart."""
+    folder = tmp_path_factory.mktemp("tables")
+    derive_table("categories", Catalog(shop.catalog), folder / "categories.parquet")
+    few = {}
+    for kind, whole in (("attributes", shop.tags), ("classification", folder / "categories.parquet")):
+        given = pq.read_table(whole)
+        rows = np.array(given["split"].to_pylist())
+        keep = np.sort(np.concatenate([np.flatnonzero(rows == "train")[:16], np.flatnonzero(rows != "train")]))
+        classes = set(np.array(given["label"].to_pylist())[keep[rows[keep] == "train"]].tolist())
+        keep = [row for row in keep.tolist() if given["label"][row].as_py() in classes]
+        few[kind] = folder / f"few_{kind}.parquet"
+        pq.write_table(given.take(keep), few[kind])
+    return few
+
+
+def arguments_of(name: str, shop: Shop, table: Path, run: Path) -> list[object]:
+    kind, _, rows, steps, view, more = RUNS[name]
+    config = write_ds_config(run.parent / f"{run.name}_ds", train_batch_size=rows, optimizer=ADAM)
+    return [
+        "--deepspeed_config", config, "--run.dir", run, "--data.catalog", shop.catalog, "--data.table", table,
+        f"--run.max_steps={steps}", "--run.log_every=1", "--run.validate_every=0", "--run.validate_samples=16",
+        f"--task.name={kind}", f"--task.views=[{view}]", f"--model.architecture={name}", *SIZES, *more,
+    ]  # fmt: skip
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", RUNS)
+def test_it_learns_and_is_scored(name: str, shop: Shop, tables: dict[str, Path], tmp_path: Path) -> None:
+    kind, ranks, *_, view, _ = RUNS[name]
+    table = tables[kind]
+    run, out = tmp_path / "run", tmp_path / "scores.json"
+    train(ranks, arguments_of(name, shop, table, run), tmp_path / "log", launcher="finetune")
+    found = [line["loss"] for _, line in sorted(losses(run).items())]
+    assert statistics.fmean(found[-3:]) < 0.8 * statistics.fmean(found[:3])
+    scored: list[object] = [
+        "--model", run, "--out", out, "--data.catalog", shop.catalog, "--data.table", table, "--data.image_size=32",
+        "--data.num_workers=0", "--bootstrap=0", "--max_samples=12", "--micro_batch=8",
+    ]  # fmt: skip
+    train(1, [*scored, f"--views=[{view}]"], tmp_path / "scoring", launcher="evaluate")
+    result = json.loads(out.read_text())
+    assert result["samples"] == 12 and 0 <= result["views"][view]["all"]["accuracy"] <= 1
+    if name == "bert":
+        start = Start(1, scored, tmp_path / "refused", launcher="evaluate")  # full, text and image
+        assert start.wait() == [2] and "a bert, which reads text alone" in start.errors()[0]
+        with pytest.raises(UserError, match="holds a baseline"):
+            export(run, tmp_path / "exported")
+        more = [*arguments_of(name, shop, table, tmp_path / "next"), f"--run.init_from={run}"]
+        start = Start(1, [*more, "--model.architecture=mbsd"], tmp_path / "other", launcher="finetune")
+        assert start.wait() == [2] and "is a bert; set model.architecture=bert" in start.errors()[0]
+        train(1, [*more, "--run.max_steps=1"], tmp_path / "same", launcher="finetune")
+
+
+@pytest.mark.distributed
+def test_a_view_that_it_cannot_read(shop: Shop, tmp_path: Path) -> None:
+    arguments = [*arguments_of("vit", shop, shop.tags, tmp_path / "run"), "--task.views=[full]"]
+    start = Start(2, arguments, tmp_path / "log", launcher="finetune")
+    assert start.wait() == [2, 2] and len(start.errors()) == 1
+    assert "a vit, which reads image alone" in start.errors()[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["--model.architecture=bert", "--model.patchify_channels=[16]"], "patchify_channels=.16.*=bert does not read"),
+        (["--model.architecture=vit", "--model.image_cls=true"], "model.image_cls=True.*=vit does not read"),
+        (["--model.architecture=vilt", "--model.crop_size=64"], "model.crop_size=64.*=vilt does not read"),
+        (["--model.crop_size=64"], "model.crop_size=64.*=mbsd does not read"),
+        (["--model.architecture=kaleido", "--model.crop_size=0"], "model.crop_size=0: expected 1 or more"),
+        (["--model.architecture=kaleido", "--model.image_weights=a.pth", "--run.init_from=b"], "both name weights"),
+    ],
+)
+def test_settings_of_another_architecture(settings: list[str], said: str, tmp_path: Path) -> None:
+    config = write_ds_config(tmp_path)
+    given: list[Any] = [
+        "--deepspeed_config", config, "--run.dir=r", "--run.max_steps=1", "--data.catalog=c", "--data.table=t",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=said):
+        parse(FinetuneConfig, [*map(str, given), *settings])
+
+
+def test_a_baseline_is_not_pre_trained(tmp_path: Path) -> None:
+    config = write_ds_config(tmp_path)
+    given = ["--deepspeed_config", str(config), "--run.dir=r", "--run.max_steps=1", "--data.catalog=c"]
+    with pytest.raises(UserError, match="pre-training is MBSD's own"):
+        parse(PretrainConfig, [*given, "--model.architecture=vilt"])
