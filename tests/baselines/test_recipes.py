@@ -33,7 +33,7 @@ RUNS: dict[str, tuple[str, int, int, int, str, list[str]]] = {
     "vit": ("attributes", 1, 16, 30, "image", ["--model.patchify_strides=[8]"]),
     "vilt": ("classification", 2, 16, 30, "full", ["--model.patchify_strides=[8]"]),
     "fashionbert": ("classification", 2, 8, 16, "full", ["--model.crop_size=8"]),
-    "kaleido": ("classification", 1, 8, 12, "full", ["--model.crop_size=8"]),
+    "kaleido": ("classification", 1, 16, 8, "full", ["--model.crop_size=8"]),
 }
 
 
