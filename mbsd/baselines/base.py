@@ -58,7 +58,7 @@ class Baseline(MbsdPreTrainedModel):
         if self.config.num_patches:
             tokens_TD = torch.cat([text_ND, self.embed_images(pixels)])
         hidden_TD = self.run_trunk(tokens_TD[batch.views.source_T], AttentionPlan.of(batch.views))
-        cls_SD = hidden_TD[batch.views.cu_seqlens[:-1].long()]
+        cls_SD = hidden_TD[batch.views.cu_seqlens[: len(batch.views.real_lengths)].long()]
         if self.config.representation == "pooled":
             cls_SD = self.pooler(cls_SD[:, None])
         return Encoded(hidden_TD, cls_SD.view(len(batch.views.names), batch.num_samples, -1), pixels)
