@@ -10,6 +10,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from mbsd.tasks.clustering import cluster_metrics, group
 from mbsd.tasks.floor_features import FEATURES, Features, Int64, together
 
 INVERSE_PENALTIES = (1.0, 10.0)
+WEIGHTS = (0.0, 0.25, 0.5, 1.0)  # of a kind of features, where all are asked together
 MAX_ITERATIONS = 100
 LEAST = -20.0  # log-probability of a value that was never seen in training
 
@@ -95,26 +97,38 @@ def _rows(table: Table, rows: Int64, items: Int64) -> Rows:
 
 
 def _classes(features: Mapping[str, Features], splits: dict[str, Rows]) -> dict[str, Any]:
-    """A model of the classes on each kind of features; "all" is the sum of their log-probabilities."""
-    train, validation, test = splits["train"], splits["validation"], splits["test"]
+    """A model of the classes on each kind of features; "all" is a weighted sum of their log-probabilities.
+
+    The weights are those of WEIGHTS that are right most often on the validation rows.
+    """
+    train, held_out = splits["train"], {split: splits[split] for split in ("validation", "test")}
     num_classes = 1 + max(int(rows.labels.max()) for rows in splits.values())
-    said: dict[str, NDArray[np.float64]] = {}
-    found: dict[str, Any] = {}
+
+    def said_by(model: LogisticRegression, of_items: Features, rows: Rows) -> NDArray[np.float64]:
+        logits = np.full((len(rows.labels), num_classes), LEAST)
+        logits[:, model.classes_] = model.predict_log_proba(of_items[rows.of_item]).clip(min=LEAST)
+        return logits
+
+    def right(logits: NDArray[np.float64]) -> float:
+        return float(np.mean(logits.argmax(1) == held_out["validation"].labels))
+
+    said: dict[str, dict[str, NDArray[np.float64]]] = {}
     for name, of_items in features.items():
-
-        def said_of(model: LogisticRegression, rows: Rows, of_items: Features = of_items) -> NDArray[np.float64]:
-            logits = np.full((len(rows.labels), num_classes), LEAST)
-            logits[:, model.classes_] = model.predict_log_proba(of_items[rows.of_item]).clip(min=LEAST)
-            return logits
-
         models = [_fitted(of_items[train.of_item], train.labels, c) for c in INVERSE_PENALTIES]
-        right = [float(np.mean(said_of(model, validation).argmax(1) == validation.labels)) for model in models]
-        best = models[int(np.argmax(right))]
-        said[name] = said_of(best, test)
-        found[name] = {"inverse_penalty": float(best.C), "clustering": _clusters(of_items, test)}
-    said["all"] = np.sum(list(said.values()), axis=0)
-    found["all"] = {"clustering": _clusters(together(*features.values()), test)}
-    return {name: {**class_metrics(said[name], test.labels), **more} for name, more in found.items()}
+        each = [{split: said_by(model, of_items, rows) for split, rows in held_out.items()} for model in models]
+        said[name] = max(each, key=lambda found: right(found["validation"]))
+
+    def together_said(weights: tuple[float, ...], split: str) -> NDArray[np.float64]:
+        weighted = [w * found[split] for w, found in zip(weights, said.values(), strict=True)]
+        return np.asarray(np.sum(weighted, axis=0))
+
+    weights = max(product(WEIGHTS, repeat=len(said)), key=lambda chosen: right(together_said(chosen, "validation")))
+    test = held_out["test"]
+    logits = {**{name: found["test"] for name, found in said.items()}, "all": together_said(weights, "test")}
+    seen = {**features, "all": together(*features.values())}
+    return {
+        name: {**class_metrics(logits[name], test.labels), "clustering": _clusters(seen[name], test)} for name in logits
+    }
 
 
 def _clusters(features: Features, rows: Rows) -> dict[str, float]:
