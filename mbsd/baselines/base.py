@@ -14,7 +14,7 @@ from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, 
 
 from mbsd.batch import Batch
 from mbsd.model.attention import PACKED, AttentionPlan
-from mbsd.model.mbsd import Encoded, MbsdConfig, MbsdPreTrainedModel
+from mbsd.model.mbsd import Encoded, MbsdConfig, MbsdPreTrainedModel, embed_words
 from mbsd.model.patchify import normalise_pixels
 
 
@@ -82,12 +82,7 @@ class BertTrunk(Baseline):
 
     def embed_text(self, batch: Batch) -> Tensor:
         """BERT's embedding of the N text tokens: [N, D]."""
-        embedded: Tensor = self.embeddings(
-            input_ids=batch.input_ids_N[None],
-            token_type_ids=batch.token_type_ids_N[None],
-            position_ids=batch.position_ids_N[None],
-        )[0]
-        return embedded
+        return embed_words(self.embeddings, batch)
 
     def run_trunk(self, tokens_TD: Tensor, plan: AttentionPlan) -> Tensor:
         """BERT's encoder."""

@@ -14,6 +14,7 @@ from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from mbsd.baselines.vit import VitConfig, VitTrunk
 from mbsd.batch import VIEW_NAMES, Batch
+from mbsd.model.mbsd import embed_words
 
 
 @strict
@@ -60,12 +61,7 @@ class ViltBaseline(VitTrunk):
 
     def embed_text(self, batch: Batch) -> Tensor:
         """BERT's embedding of the N text tokens, plus modality vector 0: [N, D]."""
-        embedded: Tensor = self.embeddings(
-            input_ids=batch.input_ids_N[None],
-            token_type_ids=batch.token_type_ids_N[None],
-            position_ids=batch.position_ids_N[None],
-        )[0]
-        return embedded + self.modality_2D[0]
+        return embed_words(self.embeddings, batch) + self.modality_2D[0]
 
     def embed_images(self, pixels: Tensor) -> Tensor:
         """[I * (1 + patches), D]."""

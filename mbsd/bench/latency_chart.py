@@ -10,20 +10,11 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, StrMethodFormatter
 
-INK = "#3d434c"
-MBSD_STYLES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (5, 1, 1, 1, 1, 1)))
+from mbsd.charts import STYLE
+
+MBSDSTYLES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (5, 1, 1, 1, 1, 1)))
 COLOURS = ("#e08a2c", "#3c9a5f", "#8a5fb5", "#b5483c", "#7a6a58", "#d36fa8", "#2aa5a0", "#8a8f98")
 TITLES = {"image": "image side", "whole": "whole model"}
-_STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": "#b8bdc6",
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
 
 
 def draw_latency(result: Mapping[str, Any], path: Path) -> None:
@@ -32,10 +23,10 @@ def draw_latency(result: Mapping[str, Any], path: Path) -> None:
     ours = [name for name in result["models"] if name.startswith("mbsd")]
     others = [name for name in result["models"] if name not in ours]
     look: dict[str, dict[str, Any]] = {
-        name: {"color": "#2f6db5", "linestyle": MBSD_STYLES[n % len(MBSD_STYLES)], "linewidth": 2.0}
+        name: {"color": "#2f6db5", "linestyle": MBSDSTYLES[n % len(MBSDSTYLES)], "linewidth": 2.0}
         for n, name in enumerate(ours)
     } | {name: {"color": COLOURS[n % len(COLOURS)], "linewidth": 1.4} for n, name in enumerate(others)}
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 4.2), layout="constrained")
         named = {}
         for axes, part in zip(figure.subplots(1, 2, sharey=True), TITLES, strict=True):

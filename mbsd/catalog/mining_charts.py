@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -14,24 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
-COLOURS = {"purchase": "#2f6db5", "same-category": "#e08a2c", "rewrite": "#b5483c"}
-OTHER = "#8a8f98"
-LABELS = {"1": ("positives", "#2f6db5"), "0": ("negatives", "#e08a2c")}
-INK = "#3d434c"
-MAX_BINS = 40
+from mbsd.charts import OTHER, STYLE, svg_uri
 
-STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "svg.fonttype": "none",  # the browser has fonts for names in any script
-    "svg.hashsalt": "mbsd",
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": "#b8bdc6",
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
+COLOURS = {"purchase": "#2f6db5", "same-category": "#e08a2c", "rewrite": "#b5483c"}
+LABELS = {"1": ("positives", "#2f6db5"), "0": ("negatives", "#e08a2c")}
+MAX_BINS = 40
 
 
 def chart_splits(splits: Mapping[str, Mapping[str, int]]) -> str:
@@ -50,7 +34,7 @@ def chart_splits(splits: Mapping[str, Mapping[str, int]]) -> str:
         axes.set_xlabel("pairs")
         _thousands(axes, "x")
         figure.legend(ncols=len(sources), frameon=False, loc="outside upper right")
-        return _uri(figure)
+        return svg_uri(figure)
 
 
 def chart_lengths(lengths: Mapping[str, Mapping[str, int]], what: str) -> str:
@@ -75,7 +59,7 @@ def chart_lengths(lengths: Mapping[str, Mapping[str, int]], what: str) -> str:
         axes.set_ylabel("% of them")
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         axes.legend(frameon=False)
-        return _uri(figure)
+        return svg_uri(figure)
 
 
 def chart_pairs_per_item(counts: Mapping[str, int]) -> str:
@@ -92,7 +76,7 @@ def chart_pairs_per_item(counts: Mapping[str, int]) -> str:
         axes.set_ylabel("items")
         axes.tick_params("x", labelrotation=0 if len(names) < 7 else 35)
         _thousands(axes, "y")
-        return _uri(figure)
+        return svg_uri(figure)
 
 
 def _edges(lengths: Mapping[str, Mapping[str, int]]) -> NDArray[np.int64]:
@@ -111,10 +95,3 @@ def _thousands(axes: Axes, which: str) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(MaxNLocator(6, integer=True))
     axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-
-
-def _uri(figure: Figure) -> str:
-    svg = io.BytesIO()
-    # Without a date the same table gives the same bytes.
-    figure.savefig(svg, format="svg", metadata={"Date": None}, transparent=True)
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.getvalue()).decode()

@@ -178,12 +178,7 @@ class MbsdModel(MbsdPreTrainedModel):
 
     def embed_text(self, batch: Batch) -> Tensor:
         """BERT's embedding of the N text tokens, plus modality vector 0: [N, D]."""
-        embedded: Tensor = self.embeddings(
-            input_ids=batch.input_ids_N[None],
-            token_type_ids=batch.token_type_ids_N[None],
-            position_ids=batch.position_ids_N[None],
-        )[0]
-        return embedded + self.modality_2D[0]
+        return embed_words(self.embeddings, batch) + self.modality_2D[0]
 
     def embed_images(self, pixels: Tensor, patch_source: Tensor | None) -> Tensor:
         """Patchified, masked (stage 1), placed and marked with modality vector 1: [I * P, D]."""
@@ -219,6 +214,16 @@ class MbsdModel(MbsdPreTrainedModel):
     def forward(self, batch: Batch) -> Encoded:
         """See `encode`."""
         return self.encode(batch)
+
+
+def embed_words(embeddings: BertEmbeddings, batch: Batch) -> Tensor:
+    """BERT's embedding of the N text tokens of a batch: [N, D]."""
+    embedded: Tensor = embeddings(
+        input_ids=batch.input_ids_N[None],
+        token_type_ids=batch.token_type_ids_N[None],
+        position_ids=batch.position_ids_N[None],
+    )[0]
+    return embedded
 
 
 def load_backbone(config: MbsdConfig, backbone: str | Path) -> tuple[MbsdConfig, BertForPreTraining]:

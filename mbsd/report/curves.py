@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
-INK, TRAINING, HELD_OUT = "#3d434c", "#2f6db5", "#e08a2c"
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "mbsd",
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": "#b8bdc6",
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
+from mbsd.charts import STYLE, svg_uri
+
+TRAINING, HELD_OUT = "#2f6db5", "#e08a2c"
 Curve = list[tuple[int, float]]
 
 
@@ -61,6 +48,4 @@ def draw_curves(curves: Mapping[str, Curve], metrics: Sequence[str]) -> str:
             axes.set_xlabel("step")
             if axes.lines:
                 axes.legend(frameon=False)
-        svg = io.BytesIO()
-        figure.savefig(svg, format="svg", metadata={"Date": None}, transparent=True)
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.getvalue()).decode()
+        return svg_uri(figure)

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from mbsd.catalog.mining_charts import INK, OTHER, STYLE
+from mbsd.charts import INK, OTHER, STYLE
 
 COLOURS = ("#2f6db5", "#e08a2c", "#b5483c", "#3d8f6b", "#7b5ea7", "#8a8f98", "#c2a83e", "#4aa3b8")
 DPI = 150
