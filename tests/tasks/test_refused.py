@@ -175,6 +175,7 @@ def test_settings_of_a_task(settings: list[str], named: list[str], tmp_path: Pat
         (EvaluateConfig, ["--max_samples=0"], "max_samples=0"),
         (EvaluateConfig, ["--clustering.clusters=1"], "clustering.clusters=1"),
         (EvaluateConfig, ["--micro_batch=0"], "micro_batch=0"),
+        (EvaluateConfig, ["--out=o"], "ends in .json"),
         (EmbedConfig, ["--items_per_file=100"], "items_per_file=100"),
         (EmbedConfig, [], "data.table=t"),
     ],
@@ -185,7 +186,7 @@ def test_settings_of_scoring(kind: Any, settings: list[str], named: str) -> None
             kind,
             [
                 "--model=m",
-                "--out=o",
+                "--out=o.json",
                 "--data.catalog=c",
                 *(["--data.table=t"] if kind is EvaluateConfig or not settings else []),
                 *settings,
