@@ -147,8 +147,8 @@ class ModelConfig:
     """Keep each encoder layer's input alone and compute the layer again in the backward: less memory, about a third
     more compute, the same numbers."""
     compile: bool = False
-    """torch.compile of the encoder layers' parts around attention, and of the SDMI loss. Worth it with
-    data.token_bucket on GPUs; on CPUs it mostly costs."""
+    """torch.compile of the encoder layers' parts around attention; meant for GPUs, with data.token_bucket, so that it
+    sees few sizes."""
 
     def check(self) -> None:
         """Raise UserError where a setting is set that this architecture does not read."""
