@@ -23,6 +23,7 @@ TITLES = {"plain": "as they are", "masked": "masked"}
 FLOORS = {"tfidf": "TF-IDF", "colours": "colour histogram", "hog": "HOG", "all": "TF-IDF, colours, HOG"}
 VIEWS = {"full": "title and image", "text": "title", "image": "image"}
 COLUMNS = ("attributes, ROC-AUC", "classification, accuracy", "macro-F1", "clustering, NMI", "ARI", "purity")
+WIDTH = 132  # of the table, letters; narrower, names would be cut
 TASKS = {"attributes": ("attributes", "small_attributes"), "classification": ("categories", "small_classification")}
 
 
@@ -65,7 +66,7 @@ def run_trial(trial: Trial, out: Path, launch: LaunchConfig) -> None:
     """
     refuse_without_launchers()
     _same_trial(out, trial)
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, width=WIDTH)
     commands = Commands(console, out / "logs", launch)
     for step in steps(trial, out):
         if step.made.exists():
@@ -144,9 +145,9 @@ def _drawn(stage1: Path) -> list[str]:
 def tabulate(console: Console, trial: Trial, out: Path) -> None:
     """Gather the scores into a table on the screen, `summary.json` and `summary.md`."""
     rows = [*_floor_rows(out), *(row for start in _starts(trial) for row in _model_rows(out, start))]
-    shown = Table(title="test split", min_width=100)
+    shown = Table(title="test split")
     for n, heading in enumerate(("model", "reads", "titles", *COLUMNS)):
-        shown.add_column(heading, justify="left" if n < 3 else "right")
+        shown.add_column(heading, justify="left" if n < 3 else "right", no_wrap=n < 3)
     lines = ["| " + " | ".join(("model", "reads", "titles", *COLUMNS)) + " |", "|---" * 3 + "|--:" * len(COLUMNS) + "|"]
     for row in rows:
         cells = [row["model"], row["reads"], row["titles"]]
