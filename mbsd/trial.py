@@ -23,7 +23,7 @@ TITLES = {"plain": "as they are", "masked": "masked"}
 FLOORS = {"tfidf": "TF-IDF", "colours": "colour histogram", "hog": "HOG", "all": "TF-IDF, colours, HOG"}
 VIEWS = {"full": "title and image", "text": "title", "image": "image"}
 COLUMNS = ("attributes, ROC-AUC", "classification, accuracy", "macro-F1", "clustering, NMI", "ARI", "purity")
-WIDTH = 132  # of the table, letters; narrower, names would be cut
+WIDTH = 150  # of the table, letters; narrower, names would be cut
 TASKS = {"attributes": ("attributes", "small_attributes"), "classification": ("categories", "small_classification")}
 
 

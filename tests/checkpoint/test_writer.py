@@ -13,7 +13,13 @@ from mbsd.checkpoint import owner, store
 from mbsd.checkpoint.writer import Job, Outcome, write
 
 
-def save(roots: list[Path], step: int, data: dict[int, bytes] | None = None, attempt: str = "1") -> list[Outcome]:
+def save(
+    roots: list[Path],
+    step: int,
+    data: dict[int, bytes] | None = None,
+    attempt: str = "1",
+    protected: tuple[int, ...] = (),
+) -> list[Outcome]:
     """Each rank in a thread of its own, with the folder it sees; returns their outcomes."""
     leader_of = [roots.index(root) for root in roots]
     mailbox, outcomes = dist.HashStore(), {}
@@ -27,6 +33,7 @@ def save(roots: list[Path], step: int, data: dict[int, bytes] | None = None, att
             root=roots[rank], step=step, attempt=attempt, rank=rank, world_size=len(roots), leader=leader_of[rank],
             members=tuple(r for r in range(len(roots)) if leader_of[r] == leader_of[rank]),
             leaders=tuple(sorted(set(leader_of))), token="me", keep_last=1, keep_every=0,
+            protected=protected,
             files=((f"state-{rank:04d}.safetensors", memoryview(text)),),
         )  # fmt: skip
         outcomes[rank] = write(job, mailbox)
@@ -45,6 +52,14 @@ def folders(tmp_path: Path, count: int, ranks: int) -> list[Path]:
     for root in made:
         root.mkdir()
     return [made[rank * count // ranks] for rank in range(ranks)]
+
+
+def test_the_best_checkpoint_outlives_newer_ones(tmp_path: Path) -> None:
+    roots = folders(tmp_path, 2, 2)
+    for step in (10, 20, 30):
+        save(roots, step, protected=(10,))
+    for root in roots:
+        assert sorted(path.name for path in root.glob("step-*")) == ["step-00000010", "step-00000030"]
 
 
 @pytest.mark.parametrize("disks", [1, 2, 3])
