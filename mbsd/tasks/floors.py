@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Table
@@ -74,7 +75,9 @@ def floors(catalog: Catalog, table: Table) -> dict[str, Any]:
 def write_floors(catalog: Catalog, table_file: Path, out: Path) -> None:
     """Print the floors of a table and write them to `out` (JSON)."""
     table = Table(table_file, catalog)
-    found = {"majority": majority(table), **floors(catalog, table)}
+    # The matrices are small: on a machine that others use too, a second thread of BLAS mostly waits and burns its core.
+    with threadpool_limits(1):
+        found = {"majority": majority(table), **floors(catalog, table)}
     for name, metrics in found.items():
         numbers = {key: value for key, value in metrics.items() if isinstance(value, float)}
         print(f"{name}: " + "  ".join(f"{key} {value:.4f}" for key, value in numbers.items()))
