@@ -77,6 +77,7 @@ class Encoder:
         self._head = head.to(device).eval() if head is not None else None
         self._tokenizer, self._data, self._device = tokenizer, data, device
         self._batch_size, self._max_side = batch_size, max_side
+        self._decoder = make_decoder(data.decoder, data.image_size, device, num_threads=2, max_batch=batch_size)
 
     @classmethod
     def load(
@@ -198,9 +199,6 @@ class Encoder:
     def _run(self, say: Any, items: _Items, samples: list[Sample], view: View) -> NDArray[Any]:
         config = self._embedder.config
         config.require_views((view,), "view")
-        decoder = make_decoder(
-            self._data.decoder, self._data.image_size, self._device, num_threads=2, max_batch=self._batch_size
-        )
         builder = BatchBuilder(
             items,
             self._tokenizer,
@@ -209,7 +207,7 @@ class Encoder:
             patches_per_image=config.num_patches,
             image_cls=config.image_cls,
             train=False,
-            decoder=decoder,
+            decoder=self._decoder,
         )
         found = []
         for start in range(0, len(samples), self._batch_size):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from mbsd.errors import UserError
-from mbsd.studies.commands import ROOT, Commands, LaunchConfig, in_clone, refuse_without_launchers
+from mbsd.studies.commands import ROOT, Commands, LaunchConfig, in_clone
+from mbsd.studies.steps import same_settings
+from mbsd.studies.study import start_commands, tell
 
 TITLES = {"plain": "as they are", "masked": "masked"}
 FLOORS = {"tfidf": "TF-IDF", "colours": "colour histogram", "hog": "HOG", "all": "TF-IDF, colours, HOG"}
@@ -62,20 +63,18 @@ def run_trial(trial: Trial, out: Path, launch: LaunchConfig) -> None:
     """Build, pre-train, fine-tune, score and tabulate below `out`; what is there already is not done again.
 
     Raises:
-        UserError: `out` holds a trial with other settings, or something else.
+        UserError: `out` holds a trial with other settings.
     """
-    refuse_without_launchers()
-    _same_trial(out, trial)
-    console = Console(soft_wrap=True, width=WIDTH)
-    commands = Commands(console, out / "logs", launch)
+    same_settings(out, "trial", json.loads(json.dumps(asdict(trial))), "--out")
+    commands = replace(start_commands(out, launch), console=Console(soft_wrap=True, width=WIDTH))
     for step in steps(trial, out):
         if step.made.exists():
-            console.print(f"[dim]{step.made}: already there", highlight=False)
+            commands.console.print(f"[dim]{step.made}: already there", highlight=False)
         elif step.launcher is not None:
             commands.launcher(step.name, step.launcher, *step.words)
         else:
             commands.mbsd(step.name, *step.words)
-    tabulate(console, trial, out)
+    tabulate(commands, trial, out)
 
 
 def steps(trial: Trial, out: Path) -> Iterator[Step]:
@@ -142,21 +141,17 @@ def _drawn(stage1: Path) -> list[str]:
     return ["--run.init_from", "null", "--data.tokenizer", str(stage1 / "tokenizer"), *sizes]
 
 
-def tabulate(console: Console, trial: Trial, out: Path) -> None:
+def tabulate(commands: Commands, trial: Trial, out: Path) -> None:
     """Gather the scores into a table on the screen, `summary.json` and `summary.md`."""
     rows = [*_floor_rows(out), *(row for start in _starts(trial) for row in _model_rows(out, start))]
-    shown = Table(title="test split")
+    shown = Table()
     for n, heading in enumerate(("model", "reads", "titles", *COLUMNS)):
         shown.add_column(heading, justify="left" if n < 3 else "right", no_wrap=n < 3)
-    lines = ["| " + " | ".join(("model", "reads", "titles", *COLUMNS)) + " |", "|---" * 3 + "|--:" * len(COLUMNS) + "|"]
     for row in rows:
-        cells = [row["model"], row["reads"], row["titles"]]
-        cells += ["" if row[name] is None else f"{row[name]:.3f}" for name in COLUMNS]
-        shown.add_row(*cells)
-        lines.append("| " + " | ".join(cells) + " |")
+        values = ("" if row[name] is None else f"{row[name]:.3f}" for name in COLUMNS)
+        shown.add_row(row["model"], row["reads"], row["titles"], *values)
     (out / "summary.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (out / "summary.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    console.print(shown)
+    tell(commands, out / "summary.md", "Trial", [("Scores of the test split.", shown)])
 
 
 def _floor_rows(out: Path) -> Iterator[dict[str, Any]]:
@@ -190,20 +185,6 @@ def _row(
     values = [tags["roc_auc"], classes["accuracy"], classes["macro_f1"]]
     values += [clusters.get(name) for name in ("nmi", "ari", "purity")]
     return {"model": model, "reads": reads, "titles": titles, **dict(zip(COLUMNS, values, strict=True))}
-
-
-def _same_trial(out: Path, trial: Trial) -> None:
-    file, settings = out / "trial.json", json.loads(json.dumps(asdict(trial)))
-    if file.exists():
-        found = _read(file)
-        if other := sorted(name for name in settings if found.get(name) != settings[name]):
-            was, is_now = (", ".join(f"{name}={values.get(name)}" for name in other) for values in (found, settings))
-            raise UserError(f"{out}: holds a trial with {was}; asked for {is_now}; choose another --out, or remove it")
-        return
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out}: already there and no trial; remove it or choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
 def _read(path: Path) -> dict[str, Any]:

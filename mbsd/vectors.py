@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mbsd.catalog.reader import Catalog
+from mbsd.checkpoint.store import replace_text
 from mbsd.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -126,9 +127,7 @@ class VectorFiles:
         os.replace(beside, self.path(part))
 
     def _write_manifest(self, more: dict[str, Any]) -> None:
-        beside = self.folder / f".{MANIFEST}"
-        beside.write_text(json.dumps({**self.what, **more}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        os.replace(beside, self.folder / MANIFEST)
+        replace_text(self.folder / MANIFEST, json.dumps({**self.what, **more}, ensure_ascii=False, indent=1) + "\n")
 
 
 def digest_of(path: Path) -> str:

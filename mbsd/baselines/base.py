@@ -7,6 +7,8 @@ work token by token but for the attention, are run over them: what they compute 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
@@ -25,7 +27,7 @@ class BaselineConfig(MbsdConfig):
     model_type = "mbsd_baseline"
 
 
-class Baseline(MbsdPreTrainedModel):
+class Baseline(MbsdPreTrainedModel, ABC):
     """A backbone; subclasses give the embeddings and, unless it is BERT's, the trunk."""
 
     def __init__(self, config: BaselineConfig) -> None:
@@ -38,26 +40,24 @@ class Baseline(MbsdPreTrainedModel):
         if self.config.representation == "cls":
             self.pooler.requires_grad_(False)
 
+    @abstractmethod
     def embed_text(self, batch: Batch) -> Tensor:
-        """[N, D]."""
-        raise NotImplementedError
+        """The N text tokens of a batch: [N, D]."""
 
+    @abstractmethod
     def embed_images(self, pixels: Tensor) -> Tensor:
         """Normalised pixels [I, 3, h, w] -> image tokens [I * P, D]: the image side, all of it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run_trunk(self, tokens_TD: Tensor, plan: AttentionPlan) -> Tensor:
-        """The last hidden states [T, D]."""
-        raise NotImplementedError
+        """Embedded tokens [T, D] -> the last hidden states [T, D]; each sequence of the plan sees itself alone."""
 
     def encode(self, batch: Batch) -> Encoded:
         """See `MbsdModel.encode`; no sample has to have a picture or a title."""
         text_ND = self.embed_text(batch)
         pixels = normalise_pixels(batch.images, text_ND.dtype)
-        tokens_TD = text_ND
-        if self.config.num_patches:
-            tokens_TD = torch.cat([text_ND, self.embed_images(pixels)])
-        hidden_TD = self.run_trunk(tokens_TD[batch.views.source_T], AttentionPlan.of(batch.views))
+        tokens_TD = torch.cat([text_ND, self.embed_images(pixels)])[batch.views.source_T]
+        hidden_TD = self.run_trunk(tokens_TD, AttentionPlan.of(batch.views))
         cls_SD = hidden_TD[batch.views.cu_seqlens[: len(batch.views.real_lengths)].long()]
         if self.config.representation == "pooled":
             cls_SD = self.pooler(cls_SD[:, None])

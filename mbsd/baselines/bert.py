@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from huggingface_hub.dataclasses import strict
+from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from mbsd.baselines.base import BaselineConfig, BertTrunk
@@ -42,6 +43,10 @@ class BertBaseline(BertTrunk):
     def __init__(self, config: BertBaselineConfig) -> None:
         super().__init__(config)
         self.post_init()
+
+    def embed_images(self, pixels: Tensor) -> Tensor:
+        """No token of any picture: [0, D]."""
+        return pixels.new_zeros(0, self.config.hidden_size)
 
 
 AutoConfig.register(BertBaselineConfig.model_type, BertBaselineConfig)

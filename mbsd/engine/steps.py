@@ -166,7 +166,9 @@ class ClassificationStep(nn.Module):
         self._weights = class_weights  # not a buffer: the engine would make it as coarse as the weights
 
     def norms(self, batches: Sequence[Batch], device: torch.device) -> None:
-        """Nothing: see MatchingStep."""
+        """Nothing (see MatchingStep); puts the class weights on the device, once, so that no step waits for a copy."""
+        if self._weights is not None:
+            self._weights = self._weights.to(device)
 
     def forward(self, batch: Batch, norms: None) -> Losses:
         """The loss."""
@@ -179,6 +181,7 @@ class ClassificationStep(nn.Module):
 
     def validate(self, batches: Iterable[Batch], device: torch.device) -> Validation:
         """The loss, and the metrics of each view."""
+        self.norms((), device)
         return _validate_labelled(self.model, self.losses, self._metrics, batches, device)
 
 

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from rich.table import Table
+from rich.text import Text
 
+from mbsd.markdown import markdown_of
 from mbsd.metrics.binary import BINARY
 from mbsd.report.gather import Evaluation
 
@@ -88,11 +91,14 @@ class PaperTable:
     def markdown(self) -> str:
         """As Markdown, the best of each column in bold."""
         headings, body = self.lines()
-        lines = ["| " + " | ".join(headings) + " |", "|---|" + "--:|" * (len(headings) - 1)]
+        table = Table()
+        for n, heading in enumerate(headings):
+            table.add_column(Text(heading), justify="right" if n else "left")
         for model, cells in body:
-            shown = [f"**{text}**" if best else text for text, best in cells]
-            lines.append("| " + " | ".join([model.replace("|", "\\|"), *shown]) + " |")
-        return "\n".join(lines) + "\n"
+            table.add_row(
+                *map(Text, [model.replace("|", "\\|"), *(f"**{text}**" if best else text for text, best in cells)])
+            )
+        return markdown_of(table)
 
     def csv(self) -> str:
         """One line a value, not rounded: dataset, model, view, metric, mean, deviation, low, high, runs."""

@@ -16,6 +16,7 @@ import yaml
 
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Table
+from mbsd.checkpoint.store import replace_text
 from mbsd.command_line import parse, parse_scoring
 from mbsd.config import FinetuneConfig, PretrainConfig
 from mbsd.config_scoring import EvaluateConfig
@@ -123,9 +124,7 @@ def same_inputs(path: Path, inputs: Mapping[str, str], where: str) -> None:
                 f"{name}: is not what it was when this study was begun ({path} has its fingerprint); bring it back, "
                 f"or choose another {where}"
             )
-    aside = path.with_name(path.name + ".writing")
-    aside.write_text(json.dumps({**before, **inputs}, indent=1) + "\n", encoding="utf-8")
-    aside.rename(path)
+    replace_text(path, json.dumps({**before, **inputs}, indent=1) + "\n")
 
 
 def read_yaml(path: str) -> dict[str, Any]:
@@ -194,9 +193,7 @@ class _Settings:
             if not file.exists():
                 file.parent.mkdir(parents=True, exist_ok=True)
                 text = json.dumps(tree, indent=1) + "\n" if file.suffix == ".json" else yaml.safe_dump(tree)
-                aside = file.with_name(file.name + ".writing")  # killed while it is written, it is written anew
-                aside.write_text(text, encoding="utf-8")
-                aside.rename(file)
+                replace_text(file, text)
                 written.append(file)
         return written
 

@@ -10,18 +10,16 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import rich.box
 from rich.console import Console
 from rich.table import Table
 
 from mbsd.errors import UserError
+from mbsd.markdown import markdown_of
 from mbsd.studies.chains import Cell, plan
 from mbsd.studies.commands import Commands, LaunchConfig, refuse_without_launchers
 from mbsd.studies.settings import StudyConfig
 from mbsd.studies.shop import draw_shop
 from mbsd.studies.steps import run_steps, same_settings
-
-TABLE_WIDTH = 200  # characters of a line in a Markdown file
 
 
 def start_commands(out: Path, launch: LaunchConfig) -> Commands:
@@ -89,13 +87,9 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 def tell(commands: Commands, path: Path, title: str, tables: Iterable[tuple[str, Table]]) -> None:
     """Show tables on the screen and write them to a Markdown file; each is a line about it and the table."""
-    page = Console(width=TABLE_WIDTH, color_system=None)
-    with page.capture() as captured:
-        page.print(f"# {title}\n", markup=False, highlight=False)
-        for text, table in tables:
-            commands.console.print(f"\n{text}\n", markup=False, highlight=False)
-            commands.console.print(table)
-            page.print(f"{text}\n", markup=False, highlight=False, soft_wrap=True)
-            table.box = rich.box.MARKDOWN
-            page.print(table)
-    path.write_text("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()), encoding="utf-8")
+    page = [f"# {title}\n"]
+    for text, table in tables:
+        commands.console.print(f"\n{text}\n", markup=False, highlight=False)
+        commands.console.print(table)
+        page += [f"{text}\n", markdown_of(table)]
+    path.write_text("\n".join(page), encoding="utf-8")
