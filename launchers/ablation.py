@@ -3,16 +3,16 @@
 python launchers/ablation.py --config launchers/configs/ablation.yaml --out runs/ablation
 """
 
-from mbsd.command_line import parse_scoring
+from mbsd.config.parse import parse_scoring
 from mbsd.errors import exits_cleanly
-from mbsd.studies.settings import AblationConfig
+from mbsd.tools.studies.settings import AblationConfig
 
 
 @exits_cleanly
 def main() -> None:
     """Read the settings, then run what is not done yet."""
     config = parse_scoring(AblationConfig)
-    from mbsd.studies.ablation import run_ablation
+    from mbsd.tools.studies.ablation import run_ablation
 
     run_ablation(config)
 

@@ -3,8 +3,8 @@
 deepspeed launchers/embed.py --config launchers/configs/embed.yaml
 """
 
-from mbsd.command_line import parse_scoring
-from mbsd.config_scoring import EmbedConfig
+from mbsd.config.parse import parse_scoring
+from mbsd.config.scoring import EmbedConfig
 from mbsd.errors import exits_cleanly
 
 
@@ -12,7 +12,7 @@ from mbsd.errors import exits_cleanly
 def main() -> None:
     """Read the settings (fast, no torch), then encode."""
     config = parse_scoring(EmbedConfig)
-    from mbsd.recipes_scoring import embed
+    from mbsd.scoring.evaluate import embed
 
     embed(config)
 

@@ -3,8 +3,8 @@
 deepspeed launchers/evaluate.py --config launchers/configs/evaluate.yaml
 """
 
-from mbsd.command_line import parse_scoring
-from mbsd.config_scoring import EvaluateConfig
+from mbsd.config.parse import parse_scoring
+from mbsd.config.scoring import EvaluateConfig
 from mbsd.errors import exits_cleanly
 
 
@@ -12,7 +12,7 @@ from mbsd.errors import exits_cleanly
 def main() -> None:
     """Read the settings (fast, no torch), then score."""
     config = parse_scoring(EvaluateConfig)
-    from mbsd.recipes_scoring import evaluate
+    from mbsd.scoring.evaluate import evaluate
 
     evaluate(config)
 

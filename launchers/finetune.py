@@ -4,8 +4,8 @@ deepspeed launchers/finetune.py --config launchers/configs/attributes.yaml \\
     --deepspeed_config ds_configs/h100_finetune.json
 """
 
-from mbsd.command_line import parse
-from mbsd.config import FinetuneConfig
+from mbsd.config.parse import parse
+from mbsd.config.run import FinetuneConfig
 from mbsd.errors import exits_cleanly
 
 
@@ -13,7 +13,7 @@ from mbsd.errors import exits_cleanly
 def main() -> None:
     """Read the settings (fast, no torch), then train."""
     config, ds_config = parse(FinetuneConfig)
-    from mbsd.recipes_finetune import finetune
+    from mbsd.training.finetune import finetune
 
     finetune(config, ds_config)
 

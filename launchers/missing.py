@@ -3,16 +3,16 @@
 python launchers/missing.py --config launchers/configs/small_missing.yaml --out runs/missing
 """
 
-from mbsd.command_line import parse_scoring
+from mbsd.config.parse import parse_scoring
 from mbsd.errors import exits_cleanly
-from mbsd.studies.settings import MissingStudyConfig
+from mbsd.tools.studies.settings import MissingStudyConfig
 
 
 @exits_cleanly
 def main() -> None:
     """Read the settings, then run what is not done yet."""
     config = parse_scoring(MissingStudyConfig)
-    from mbsd.studies.missing import run_missing
+    from mbsd.tools.studies.missing import run_missing
 
     run_missing(config)
 

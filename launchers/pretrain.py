@@ -4,8 +4,8 @@ deepspeed launchers/pretrain.py --config launchers/configs/stage1.yaml \\
     --deepspeed_config ds_configs/v100x16_stage1.json
 """
 
-from mbsd.command_line import parse
-from mbsd.config import PretrainConfig
+from mbsd.config.parse import parse
+from mbsd.config.run import PretrainConfig
 from mbsd.errors import exits_cleanly
 
 
@@ -13,7 +13,7 @@ from mbsd.errors import exits_cleanly
 def main() -> None:
     """Read the settings (fast, no torch), then train."""
     config, ds_config = parse(PretrainConfig)
-    from mbsd.recipes import pretrain
+    from mbsd.training.setup import pretrain
 
     pretrain(config, ds_config)
 

@@ -71,7 +71,7 @@ class Views(_Tensors):
         source_T: int64; the row of cat([text_ND, patches_(I*P)D]) that each packed token reads.
         cu_seqlens: int32 [S + 1]; sequence s is rows cu_seqlens[s] : cu_seqlens[s + 1]; its first row is its [CLS].
         lengths: the S sequence lengths as host integers, so that no step has to ask the device for them.
-        num_fill: trailing sequences beside the V * B ones that only fill up to a common size (`mbsd.data.buckets`).
+        num_fill: trailing sequences beside the V * B ones that only fill up (`mbsd.data.shape_buckets`).
     """
 
     names: tuple[str, ...]

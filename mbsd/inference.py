@@ -26,17 +26,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-import mbsd.baselines.all  # noqa: F401 (a model may be one of them)
-from mbsd.catalog.normalise import ImageRejected, normalise_image
-from mbsd.config import DataConfig
-from mbsd.data.builder import BatchBuilder
-from mbsd.data.images import make_decoder
+import mbsd.model.families  # noqa: F401 (a model may be one of them)
+from mbsd.catalog.build.normalise import ImageRejected, normalise_image
+from mbsd.config.data import DataConfig
+from mbsd.data.batch_builder import BatchBuilder
+from mbsd.data.decode_dali import make_decoder
 from mbsd.data.samples import Sample
 from mbsd.data.text import load_tokenizer
-from mbsd.engine.embedding import Embedder, load_embedder
-from mbsd.engine.weights import load_model, saved_config
 from mbsd.errors import UserError
+from mbsd.model.embedder import Embedder, load_embedder
 from mbsd.model.heads import MbsdForClassification, MbsdForMatching
+from mbsd.model.load import load_model, saved_config
 from mbsd.model.mbsd import MbsdConfig
 
 Picture = Image.Image | bytes | str | PathLike[str]

@@ -42,11 +42,11 @@ def fork_server() -> None:
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     import json
 
-    from mbsd.catalog.mining import mine_pairs
+    from mbsd.catalog.build.build import build_catalog
+    from mbsd.catalog.mining.mine import mine_pairs
     from mbsd.catalog.reader import Catalog
     from mbsd.catalog.sources import read_items
-    from mbsd.catalog.store import build_catalog
-    from mbsd.catalog.synthetic import synthesise
+    from mbsd.catalog.synthetic.shop import synthesise
     from mbsd.catalog.tables import derive_table
 
     folder = tmp_path_factory.mktemp("shop")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mbsd.catalog.sources import read_items
 from mbsd.errors import UserError
+from mbsd.io.files import replacing
 
 MIN_LETTERS = 2  # a shorter word of a name ("T" of "T shirt") stands for too many other things
 
@@ -37,14 +37,11 @@ def mask_titles(source: Path, out: Path, attributes: Iterable[str] = ()) -> tupl
     words = {form for name in said for word in _split(name) for form in _forms(word)}
     unspaced = sorted((name for name in said if name and not name.isascii()), key=len, reverse=True)
     changed = 0
-    out.parent.mkdir(parents=True, exist_ok=True)
-    building = out.with_name(out.name + ".building")
-    with building.open("w", encoding="utf-8") as file:
+    with replacing(out) as beside, beside.open("w", encoding="utf-8") as file:
         for item in items:
             masked = dataclasses.replace(item, title=_without(item.title, words, unspaced))
             changed += masked.title != item.title
             file.write(json.dumps(dataclasses.asdict(masked), ensure_ascii=False) + "\n")
-    os.replace(building, out)
     return len(items), changed
 
 

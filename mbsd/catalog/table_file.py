@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from mbsd.catalog.layout import SPLITS, WHERE
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Kind
 from mbsd.errors import UserError
+from mbsd.io.files import replacing
 
 TABLE_VERSION = 2
 ROW_GROUP = 1 << 17
@@ -121,11 +121,9 @@ def _replacing(out: Path, kind: Kind, catalog: Catalog, class_names: list[str], 
         "mbsd.class_names": json.dumps(class_names, ensure_ascii=False),
         "mbsd.split": split_by,
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    building = out.with_name(out.name + ".building")
-    with pq.ParquetWriter(building, SCHEMAS[kind].with_metadata(metadata), compression="zstd") as writer:
+    schema = SCHEMAS[kind].with_metadata(metadata)
+    with replacing(out) as beside, pq.ParquetWriter(beside, schema, compression="zstd") as writer:
         yield writer
-    os.replace(building, out)
 
 
 class Table:

@@ -1,6 +1,6 @@
 """Which checkpoint of a run is its result: the best by its validations. No torch.
 
-Each checkpoint says in `run.json` how good it is itself (`mbsd.engine.selection`).
+Each checkpoint says in `run.json` how good it is itself (`mbsd.training.early_stopping`).
 """
 
 from __future__ import annotations

@@ -25,17 +25,18 @@ from torch import Tensor
 from torch._C._distributed_c10d import HashStore, TCPStore
 from transformers import PreTrainedTokenizerBase
 
-from mbsd.checkpoint import owner, store, writer
-from mbsd.checkpoint.image import HostImage
-from mbsd.checkpoint.layout import Layout, read_layout, write_back
+from mbsd.checkpoint import owner, writer
+from mbsd.checkpoint.flat_layout import Layout, read_layout, write_back
+from mbsd.checkpoint.host_buffer import HostImage
 from mbsd.checkpoint.resume import Found
 from mbsd.checkpoint.shards import Shards, file_name, load_frozen, scalars_of, tensors_of
 from mbsd.checkpoint.state import draw_anew, engine_state, load_engine_state, load_random_states, random_states
 from mbsd.checkpoint.storage import Storage
-from mbsd.distributed import Place, on_rank_zero, same_on_every_rank
+from mbsd.config.run_files import LAST_SAVED
 from mbsd.errors import UserError
+from mbsd.io.files import replace_text
 from mbsd.model.mbsd import MbsdPreTrainedModel
-from mbsd.run_state import LAST_SAVED
+from mbsd.parallel.world import Place, on_rank_zero, same_on_every_rank
 
 MAX_FAILURES = 3  # saves in a row
 MODEL = "model"
@@ -294,7 +295,7 @@ class CheckpointManager:
             return
         self._say(f"saved {outcome.folder}")
         try:
-            store.replace_text(self.folder / LAST_SAVED, f"{outcome.folder}\n")
+            replace_text(self.folder / LAST_SAVED, f"{outcome.folder}\n")
         except OSError as error:
             self._say(f"WARNING: {self.folder / LAST_SAVED} could not be written ({error.strerror})")
         for warning in outcome.warnings:

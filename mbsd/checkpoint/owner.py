@@ -13,8 +13,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mbsd.checkpoint import store
 from mbsd.errors import UserError
+from mbsd.io.files import replace_text
 
 OWNER = "owner.json"
 # (job, how often it was restarted) as schedulers say it.
@@ -61,7 +61,7 @@ def claim(root: Path, token: str) -> Owner:
         )
     generation = before.generation + 1 if before is not None else 1
     owner = Owner(generation, token, job, restart, platform.node(), os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S"))
-    store.replace_text(root / OWNER, json.dumps(asdict(owner), indent=1))
+    replace_text(root / OWNER, json.dumps(asdict(owner), indent=1))
     return owner
 
 

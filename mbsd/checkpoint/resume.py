@@ -13,9 +13,9 @@ from mbsd.checkpoint import owner, store
 from mbsd.checkpoint.best import result
 from mbsd.checkpoint.shards import file_name
 from mbsd.checkpoint.storage import Storage
-from mbsd.distributed import Place, gather_objects, on_rank_zero, same_on_every_rank
+from mbsd.config.run_files import LAST_SAVED
 from mbsd.errors import UserError
-from mbsd.run_state import LAST_SAVED
+from mbsd.parallel.world import Place, gather_objects, on_rank_zero, same_on_every_rank
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor
 
-from mbsd.checkpoint.layout import Flat, Layout, Piece
+from mbsd.checkpoint.flat_layout import Flat, Layout, Piece
 from mbsd.errors import UserError
 
 MASTER, FROZEN = "master", "frozen/"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from mbsd.distributed import Place, gather_objects, on_rank_zero, same_on_every_rank
 from mbsd.errors import UserError
+from mbsd.parallel.world import Place, gather_objects, on_rank_zero, same_on_every_rank
 
 PATIENCE = 2.0  # seconds in which a file written on one node must be seen on another
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mbsd.errors import UserError
+from mbsd.io.files import fsync, replace_text
 
 MANIFEST = "manifest.json"
 LATEST = "latest"
@@ -134,14 +135,6 @@ def write_text(path: Path, text: str) -> FileFacts:
     return write_file(path, memoryview(text.encode()))
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Put a file's new text in the place of the old one, atomically."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    write_text(beside, text)
-    os.replace(beside, path)
-    _sync_folder(path.parent)
-
-
 def commit(writing: Path, manifest: Manifest, allowed: Callable[[], None] = lambda: None) -> Path:
     """Publish a written part under its final name; returns that. One process calls it, after all have written.
 
@@ -149,7 +142,7 @@ def commit(writing: Path, manifest: Manifest, allowed: Callable[[], None] = lamb
     """
     write_text(writing / MANIFEST, json.dumps(asdict(manifest), indent=1))
     for folder in {path.parent for path in writing.rglob("*")}:
-        _sync_folder(folder)
+        fsync(folder)
     final = writing.parent / name_of(manifest.step)
     allowed()
     if final.exists():  # a broken one, or one that this run has gone back behind
@@ -159,7 +152,7 @@ def commit(writing: Path, manifest: Manifest, allowed: Callable[[], None] = lamb
         shutil.rmtree(old)
     else:
         os.rename(writing, final)
-    _sync_folder(final.parent)
+    fsync(final.parent)
     replace_text(final.parent / LATEST, final.name)
     return final
 
@@ -262,11 +255,3 @@ def prune(
         except OSError as error:
             failures.append(f"{folder}: cannot be removed ({error.strerror})")
     return failures
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

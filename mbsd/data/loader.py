@@ -22,10 +22,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mbsd.batch import Batch
-from mbsd.data.ahead import run_ahead
-from mbsd.data.builder import BatchBuilder, Prepared
-from mbsd.data.corrupt import CorruptImages
+from mbsd.data.batch_builder import BatchBuilder, Prepared
+from mbsd.data.damaged import CorruptImages
 from mbsd.data.order import Order, micro_batch_positions, sample_at
+from mbsd.data.prefetch import run_ahead
 from mbsd.data.samples import CatalogSamples, Sample, Samples, TableSamples
 from mbsd.errors import UserError
 

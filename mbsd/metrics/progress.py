@@ -8,18 +8,9 @@ from collections.abc import Mapping
 
 from tqdm.auto import tqdm
 
+from mbsd.io.console import say
+
 LINE_EVERY = 60.0  # seconds
-
-
-def say(text: str) -> None:
-    """A line above the progress bar, if there is one; any thread may call it."""
-    tqdm.write(text, file=sys.stderr)
-
-
-def say_block(title: str, facts: Mapping[str, str]) -> None:
-    """A title and under it one line for each fact, written at once so that no other process speaks in between."""
-    width = max(map(len, facts))
-    say("\n".join([title, *(f"  {name:<{width}}  {fact}" for name, fact in facts.items())]))
 
 
 class Progress:

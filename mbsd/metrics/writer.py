@@ -10,10 +10,9 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from mbsd.io.files import replace_text
 from mbsd.metrics.board import Board, tag_of
-from mbsd.metrics.progress import Progress, say
-
-__all__ = ["MetricsWriter", "say"]
+from mbsd.metrics.progress import Progress
 
 
 class MetricsWriter:
@@ -104,6 +103,4 @@ def _drop_lines_after(path: Path, step: int) -> None:
         return
     lines = path.read_text(encoding="utf-8").splitlines()
     kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-    beside = path.with_suffix(".writing")  # killed in between, the old lines still stand
-    beside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    beside.replace(path)
+    replace_text(path, "".join(line + "\n" for line in kept))  # killed in between, the old lines still stand

@@ -91,7 +91,7 @@ def packed_attention(
     Args:
         query, key, value: [1, H, T, head size], all sequences one after the other.
         attention_mask: unused where a plan says which rows belong together.
-        plan: None for padded input (`mbsd.model.padded`): query, key and value are [B, H, L, head size] then, and
+        plan: None for padded input (as an exported graph has): query, key and value are [B, H, L, head size] then, and
             attention_mask, bool [B, 1, 1, L], says which rows are real.
 
     Returns:

@@ -3,7 +3,7 @@
 ZeRO-1 and -2 lay the parameters of a group end to end, cut the line into one equal slice per rank and hand the
 optimizer nothing but its slice in float32. A tensor may straddle a cut, so its norm is a sum over ranks: one all-reduce
 of 2 N doubles per group and step, N the number of tensors in the group. Nothing here imports DeepSpeed;
-`mbsd.zero_slices` knows its layout.
+`mbsd.optim.zero_layout` knows its layout.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mbsd.errors import UserError
 from mbsd.optim.lamb import Lamb
-from mbsd.zero_slices import LAYOUT, slice_pieces
+from mbsd.optim.zero_layout import LAYOUT, slice_pieces
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _shard(zero_optimizer: Any, i: int, flat: Tensor) -> FlatShard:
     if not agreed.item():
         raise RuntimeError(
             f"param group {i}: a slice of DeepSpeed's flat fp32 partition does not hold its parameter's values; "
-            "its layout has changed since 0.19.8 (see mbsd.zero_slices.LAYOUT)"
+            "its layout has changed since 0.19.8 (see mbsd.optim.zero_layout.LAYOUT)"
         )
     names = tuple(zero_optimizer.param_names[p] for p in zero_optimizer.round_robin_bit16_groups[i])
     return FlatShard(names, owned, spans, process_group)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mbsd.config import TaskConfig
+from mbsd.config.stages import TaskConfig
 from mbsd.metrics.binary import BINARY, binary_metrics
 from mbsd.model.heads import MbsdForAlignment
 from mbsd.objectives.labels import binary_loss

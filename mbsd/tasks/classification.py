@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, f1_score
 
 from mbsd.catalog.tables import Table
-from mbsd.config import TaskConfig
+from mbsd.config.stages import TaskConfig
 from mbsd.model.heads import MbsdForClassification
 from mbsd.objectives.labels import class_loss
 from mbsd.tasks.task import Labels, Task

@@ -16,8 +16,8 @@ from sklearn.metrics.cluster import contingency_matrix
 from sklearn.preprocessing import normalize
 
 from mbsd.catalog.tables import Table
-from mbsd.config import TaskConfig
-from mbsd.config_scoring import ClusteringConfig, EvaluateConfig
+from mbsd.config.scoring import ClusteringConfig, EvaluateConfig
+from mbsd.config.stages import TaskConfig
 from mbsd.errors import UserError
 from mbsd.model.heads import MbsdForClassification
 from mbsd.tasks.task import Labels, Task

@@ -15,8 +15,8 @@ from scipy.special import expit
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from mbsd.catalog.tables import Table
-from mbsd.config import TaskConfig
-from mbsd.config_scoring import EvaluateConfig
+from mbsd.config.scoring import EvaluateConfig
+from mbsd.config.stages import TaskConfig
 from mbsd.errors import UserError
 from mbsd.metrics.binary import BINARY, binary_metrics
 from mbsd.model.heads import MbsdForClassification

@@ -15,16 +15,17 @@ from transformers import PreTrainedTokenizerBase
 
 from mbsd.catalog.queries import normalise_query
 from mbsd.catalog.tables import Kind, Table
-from mbsd.config import DataConfig, TaskConfig
-from mbsd.config_scoring import EvaluateConfig
+from mbsd.config.data import DataConfig
+from mbsd.config.scoring import EvaluateConfig
+from mbsd.config.stages import TaskConfig
 from mbsd.data.loader import Samples, TableSamples
 from mbsd.data.samples import Relabelled
-from mbsd.engine.scoring import TableScores
-from mbsd.engine.steps import TaskLoss, TaskMetrics
 from mbsd.errors import UserError
+from mbsd.metrics.table_scores import TableScores
 from mbsd.model.heads import ViewsOutput
 from mbsd.model.mbsd import MbsdPreTrainedModel
-from mbsd.tasks.intervals import intervals
+from mbsd.scoring.intervals import intervals
+from mbsd.stages.stage import TaskLoss, TaskMetrics
 
 Int64 = NDArray[np.int64]
 

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbsd.baselines.base import BaselineConfig
-from mbsd.baselines.bert import BertBaselineConfig
-from mbsd.baselines.fashionbert import FashionBertConfig
-from mbsd.baselines.kaleido import KaleidoConfig
-from mbsd.baselines.vilt import ViltBaselineConfig
-from mbsd.baselines.vit import VitConfig
 from mbsd.batch import Batch
 from mbsd.data.views import TextTokens, pack
+from mbsd.model.backbone import BaselineConfig
+from mbsd.model.baselines.bert import BertBaselineConfig
+from mbsd.model.baselines.fashionbert import FashionBertConfig
+from mbsd.model.baselines.kaleido import KaleidoConfig
+from mbsd.model.baselines.vilt import ViltBaselineConfig
+from mbsd.model.baselines.vit import VitConfig
 
 CONFIGS: dict[str, type[BaselineConfig]] = {
     "bert": BertBaselineConfig,

@@ -11,18 +11,18 @@ import torchvision
 from torch import nn
 from transformers import AutoModel, BertConfig, BertModel, ViltConfig, ViltModel, ViTConfig, ViTModel
 
-from mbsd.baselines.bert import BertBaselineConfig
-from mbsd.baselines.fashionbert import FashionBertConfig
-from mbsd.baselines.kaleido import KaleidoConfig
-from mbsd.baselines.m6 import M6, M6Config
-from mbsd.baselines.ofa import Ofa
-from mbsd.baselines.resnet import CropEncoder, load_resnet, multiplications
-from mbsd.baselines.vilt import ViltBaselineConfig
-from mbsd.baselines.vit import VitConfig, copy_vit
 from mbsd.batch import Batch
 from mbsd.data.views import TextTokens, pack
 from mbsd.errors import UserError
 from mbsd.metrics.throughput import model_flops
+from mbsd.model.baselines.bert import BertBaselineConfig
+from mbsd.model.baselines.fashionbert import FashionBertConfig
+from mbsd.model.baselines.kaleido import KaleidoConfig
+from mbsd.model.baselines.m6 import M6, M6Config
+from mbsd.model.baselines.ofa import Ofa
+from mbsd.model.baselines.resnet import CropEncoder, load_resnet, multiplications
+from mbsd.model.baselines.vilt import ViltBaselineConfig
+from mbsd.model.baselines.vit import VitConfig, copy_vit
 from mbsd.model.heads import MbsdForClassification
 from mbsd.model.patchify import normalise_pixels
 from tests.baselines.samples import CLS, CONFIGS, MIXED, batch_of, samples_of, tiny

@@ -13,10 +13,10 @@ import pytest
 
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import derive_table
-from mbsd.checkpoint.export import export
-from mbsd.command_line import parse
-from mbsd.config import FinetuneConfig, PretrainConfig
+from mbsd.config.parse import parse
+from mbsd.config.run import FinetuneConfig, PretrainConfig
 from mbsd.errors import UserError
+from mbsd.tools.export.export import export
 from tests.checkpoint.forked import Start, train
 from tests.conftest import Shop
 from tests.launch import losses, write_ds_config

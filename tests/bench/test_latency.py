@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from mbsd.batch import Batch
-from mbsd.bench.latency import LatencyBench, measure_latency
-from mbsd.bench.latency_chart import draw_latency
-from mbsd.bench.latency_models import Contestant, Served, Step, tokens_of
 from mbsd.data.views import TextTokens, pack
 from mbsd.errors import UserError
 from mbsd.model.mbsd import MbsdModel
+from mbsd.tools.bench.latency import LatencyBench, measure_latency
+from mbsd.tools.bench.latency_chart import draw_latency
+from mbsd.tools.bench.latency_models import Contestant, Served, Step, tokens_of
 from tests.baselines.samples import samples_of
 from tests.model.reference import random_model, tiny_config
 

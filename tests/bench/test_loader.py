@@ -8,14 +8,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mbsd.data.images import dali_installed
+from mbsd.data.decode_dali import dali_installed
 from tests.conftest import Shop
 
 WAYS = ["torchvision", *(["dali"] if dali_installed() else [])]
 
 
 def bench(shop: Shop, *words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mbsd.cli", "bench", "loader", "--catalog", str(shop.catalog), *map(str, words)]
+    command = [
+        sys.executable,
+        "-m",
+        "mbsd.cli.main",
+        "bench",
+        "loader",
+        "--catalog",
+        str(shop.catalog),
+        *map(str, words),
+    ]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=one_thread)
 

@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from mbsd.bench.mining_log import ROWS_PER_ITEM, write_log
-from mbsd.bench.processes import run_measured
 from mbsd.catalog.reader import Catalog
+from mbsd.tools.bench.mining_log import ROWS_PER_ITEM, write_log
+from mbsd.tools.bench.processes import run_measured
 
 CHILD = """
 import os, subprocess, sys, time

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from mbsd.bench.step import (
+from mbsd.errors import UserError
+from mbsd.model.mbsd import MbsdConfig
+from mbsd.parallel.world import Place
+from mbsd.tools.bench.step import (
     PACKED,
     TO_LIMIT,
     TO_LONGEST,
@@ -19,11 +22,8 @@ from mbsd.bench.step import (
     measure_here,
     measure_step,
 )
-from mbsd.bench.step_batches import draw, packed
-from mbsd.bench.step_report import print_step
-from mbsd.distributed import Place
-from mbsd.errors import UserError
-from mbsd.model.mbsd import MbsdConfig
+from mbsd.tools.bench.step_batches import draw, packed
+from mbsd.tools.bench.step_report import print_step
 from tests.distributed import run_distributed
 from tests.model.reference import randomise
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image
 
+from mbsd.catalog.build.build import Catalog, build_catalog
 from mbsd.catalog.sources import Item
-from mbsd.catalog.store import Catalog, build_catalog
 
 
 def picture(colour: Any = (200, 30, 40), size: tuple[int, int] = (40, 30), mode: str = "RGB", **save: Any) -> bytes:

@@ -15,10 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mbsd.catalog.building import Building
+from mbsd.catalog.build.build import BuildSummary, Catalog, build_catalog, inspect
+from mbsd.catalog.build.unfinished import Building
 from mbsd.catalog.sources import Item
-from mbsd.catalog.store import BuildSummary, Catalog, build_catalog, inspect
-from mbsd.cli import main
+from mbsd.cli.main import main
 from mbsd.errors import UserError
 from tests.catalog.helpers import image_folder, items_of, picture, quarantine, write_jsonl
 from tests.launch import ROOT
@@ -68,7 +68,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, images: Path) -> dict[str, s
 BUILD = """
 import sys
 from pathlib import Path
-from mbsd.catalog.store import build_catalog
+from mbsd.catalog.build.build import build_catalog
 from tests.catalog.test_build import SHARD, rows
 import time
 

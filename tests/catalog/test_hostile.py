@@ -17,9 +17,9 @@ import psutil
 import pytest
 from PIL import Image
 
-from mbsd.catalog.image_folder import InFile
-from mbsd.catalog.normalise import NormalisedImage
-from mbsd.catalog.picture_pool import Limits, PicturePool
+from mbsd.catalog.build.decode_pool import Limits, PicturePool
+from mbsd.catalog.build.image_folder import InFile
+from mbsd.catalog.build.normalise import NormalisedImage
 from mbsd.catalog.reader import Catalog
 from tests.catalog.helpers import near, picture, pixels, quarantine, write_jsonl
 from tests.catalog.hostile import encoded, half_red, write_folder
@@ -181,7 +181,7 @@ def test_limits_of_a_real_picture(tmp_path: Path, good: InFile) -> None:
 
 def test_a_picture_that_is_cut_at_any_byte_is_rejected_or_whole() -> None:
     """Progressive and baseline: what is accepted shows the whole picture."""
-    from mbsd.catalog.normalise import ImageRejected, normalise_image
+    from mbsd.catalog.build.normalise import ImageRejected, normalise_image
 
     for progressive in (False, True):
         data = encoded(half_red((64, 64), (20, 40, 210)), progressive=progressive)

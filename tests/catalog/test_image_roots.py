@@ -13,7 +13,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from mbsd.catalog.image_root import open_image_root
+from mbsd.catalog.build.image_root import open_image_root
 from mbsd.catalog.sources import Item
 from mbsd.errors import UserError
 from tests.catalog.helpers import image_folder, items_of, near, picture, pixels, quarantine, small_catalog

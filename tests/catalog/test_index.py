@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mbsd.catalog.index_file import write_index
+from mbsd.catalog.build.index import write_index
+from mbsd.catalog.build.shard_writer import PART_SCHEMA
 from mbsd.catalog.layout import CATALOG_FILE, ID_HASH_FILE, VERSION, split_of
-from mbsd.catalog.part_writer import PART_SCHEMA
 from mbsd.catalog.reader import Catalog
 from mbsd.errors import UserError
 from tests.catalog.helpers import items_of, small_catalog

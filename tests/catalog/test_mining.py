@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mbsd.catalog.mining import MiningReport, MiningSettings, mine_pairs
+from mbsd.catalog.build.build import Catalog
+from mbsd.catalog.mining.mine import MiningReport, MiningSettings, mine_pairs
 from mbsd.catalog.sources import Item
-from mbsd.catalog.store import Catalog
 from mbsd.catalog.tables import Table
 from mbsd.errors import UserError
 from tests.catalog.helpers import small_catalog

@@ -11,9 +11,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from mbsd.bench.mining_log import write_log
-from mbsd.catalog.mining import MiningReport, MiningSettings, mine_pairs
+from mbsd.catalog.mining.mine import MiningReport, MiningSettings, mine_pairs
 from mbsd.catalog.reader import Catalog
+from mbsd.tools.bench.mining_log import write_log
 from tests.catalog.helpers import items_of, small_catalog
 from tests.catalog.test_mining_input import BY_TIME, check_bad_rows, parquet_of_bytes, read_pairs
 
@@ -70,7 +70,7 @@ def test_a_machine_without_java(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "JAVA_HOME"}
     words = [
         "-m",
-        "mbsd.cli",
+        "mbsd.cli.main",
         "pairs",
         "mine",
         "--log",

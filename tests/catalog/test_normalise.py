@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mbsd.catalog.normalise import ImageRejected, normalise_image
+from mbsd.catalog.build.normalise import ImageRejected, normalise_image
 from tests.catalog.helpers import near, picture, pixels
 from tests.catalog.hostile import RED, with_orientation
 

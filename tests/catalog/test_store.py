@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import webdataset
 
+from mbsd.catalog.build.build import Catalog, CorruptRecord, build_catalog, inspect, split_of
 from mbsd.catalog.sources import Item
-from mbsd.catalog.store import Catalog, CorruptRecord, build_catalog, inspect, split_of
 from mbsd.errors import UserError
 from tests.catalog.helpers import colour_of, image_folder, items_of, near, picture, pixels, quarantine, small_catalog
 

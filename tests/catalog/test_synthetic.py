@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mbsd.catalog.mining import mine_pairs
-from mbsd.catalog.normalise import normalise_image
+from mbsd.catalog.build.build import Catalog, build_catalog
+from mbsd.catalog.build.normalise import normalise_image
+from mbsd.catalog.mining.mine import mine_pairs
 from mbsd.catalog.sources import read_items
-from mbsd.catalog.store import Catalog, build_catalog
-from mbsd.catalog.synthetic import synthesise
-from mbsd.catalog.synthetic_pictures import draw_item
-from mbsd.catalog.synthetic_words import BOTTOMS, COLLAR, COLOUR, PATTERN, SLEEVE, VOCABULARY, WHERE_SEEN, Language
+from mbsd.catalog.synthetic.pictures import draw_item
+from mbsd.catalog.synthetic.shop import synthesise
+from mbsd.catalog.synthetic.words import BOTTOMS, COLLAR, COLOUR, PATTERN, SLEEVE, VOCABULARY, WHERE_SEEN, Language
 from mbsd.errors import UserError
 
 LANGUAGES: tuple[Language, ...] = ("zh", "en")

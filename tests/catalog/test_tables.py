@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mbsd.catalog.build.build import Catalog
 from mbsd.catalog.layout import split_of
 from mbsd.catalog.sources import Item, item_id_of, read_items
-from mbsd.catalog.store import Catalog
 from mbsd.catalog.tables import Kind, Table, build_table, derive_table, write_table
 from mbsd.errors import UserError
 from tests.catalog.helpers import items_of, small_catalog, write_jsonl, write_lines

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mbsd.catalog.mining.gazetteer import Gazetteer, Span, gazetteer
+from mbsd.catalog.mining.taggers import make_tagger
 from mbsd.catalog.queries import normalise_query
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Item
-from mbsd.catalog.taggers import make_tagger
-from mbsd.catalog.tagging import Gazetteer, Span, gazetteer
 from mbsd.errors import UserError
 from tests.catalog.helpers import small_catalog, write_jsonl, write_lines
 

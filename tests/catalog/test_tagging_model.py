@@ -17,11 +17,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from mbsd.catalog.mining.gazetteer import Tagger
+from mbsd.catalog.mining.taggers import make_tagger
 from mbsd.catalog.queries import MAX_QUERY_CHARACTERS
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Item
-from mbsd.catalog.taggers import make_tagger
-from mbsd.catalog.tagging import Tagger
 from mbsd.data.text import build_tokenizer
 from mbsd.errors import UserError
 from tests.catalog.helpers import small_catalog, write_lines

@@ -20,7 +20,7 @@ from typing import Any
 from tests.launch import CPU, ROOT, free_port
 
 IMPORTS = [
-    "deepspeed", "mbsd.recipes_finetune", "mbsd.recipes_scoring", "mbsd.command_line",
+    "deepspeed", "mbsd.training.finetune", "mbsd.scoring.evaluate", "mbsd.config.parse",
     "torch.utils.tensorboard", "tests.checkpoint.forked",
     "deepspeed.runtime.zero.muon.original_muon",  # what deepspeed.initialize imports, half of torch's compiler with it
 ]  # fmt: skip

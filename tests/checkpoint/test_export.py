@@ -18,16 +18,17 @@ from safetensors.torch import load_file
 from torchvision.io import ImageReadMode, decode_jpeg
 from transformers import AutoImageProcessor
 
-from mbsd.checkpoint import onnx_graph, store
-from mbsd.checkpoint.export import export
-from mbsd.checkpoint.onnx_graph import write_graph
+from mbsd.checkpoint import store
 from mbsd.data.augment import no_augmentation
-from mbsd.data.images_torchvision import TorchvisionDecoder
-from mbsd.engine.weights import load_model
+from mbsd.data.decode_torchvision import TorchvisionDecoder
 from mbsd.errors import UserError
 from mbsd.model.heads import MbsdForClassification, MbsdForMaskedModelling, MbsdForMatching
+from mbsd.model.load import load_model
 from mbsd.model.mbsd import MbsdModel
 from mbsd.model.patchify import normalise_pixels
+from mbsd.tools.export import onnx_graph
+from mbsd.tools.export.export import export
+from mbsd.tools.export.onnx_graph import write_graph
 from tests.conftest import Shop
 from tests.launch import ROOT, TINY, deepspeed, write_ds_config
 from tests.model.reference import MIXED, deviation, hand_batch, random_samples, randomise, shown, text_of, tiny_config
@@ -105,7 +106,7 @@ def test_a_half_precision_run_leaves_in_float32(half: Path, tmp_path: Path) -> N
 def test_what_is_loaded_computes_what_the_trained_model_computes(full: Path, tmp_path: Path) -> None:
     from transformers import AutoModel
 
-    from mbsd.config import DataConfig
+    from mbsd.config.data import DataConfig
 
     done = export(full / "checkpoints" / store.name_of(4), tmp_path / "out")
     assert done.architecture == "MbsdForClassification" and done.weights == "float32" and not done.differences
@@ -191,6 +192,14 @@ def test_mistakes_are_one_line_and_leave_nothing(full: Path, tmp_path: Path, mon
             export(full, tmp_path / "out", onnx=True)
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
-    command = [sys.executable, "-m", "mbsd.cli", "export", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "mbsd.cli.main",
+        "export",
+        str(tmp_path / "nothing"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ})
     assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load
 
-from mbsd.checkpoint.image import DTYPES, HostImage
+from mbsd.checkpoint.host_buffer import DTYPES, HostImage
 
 SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 

@@ -11,7 +11,7 @@ import torch
 
 from mbsd.checkpoint.resume import find
 from mbsd.checkpoint.storage import Storage
-from mbsd.distributed import Place
+from mbsd.parallel.world import Place
 from tests.distributed import run_distributed
 from tests.launch import ROOT
 

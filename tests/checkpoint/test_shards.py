@@ -63,8 +63,8 @@ def write(rank: int, folder: Path) -> None:
     """Half the steps in each layout of this number of ranks, saved; and on one rank all of them, as the reference."""
     import torch.distributed as dist
 
-    from mbsd.checkpoint.image import HostImage
-    from mbsd.checkpoint.layout import read_layout
+    from mbsd.checkpoint.flat_layout import read_layout
+    from mbsd.checkpoint.host_buffer import HostImage
     from mbsd.checkpoint.shards import file_name, scalars_of, tensors_of
 
     for optimizer in ("Lamb", "AdamW"):
@@ -91,7 +91,7 @@ def read(rank: int, folder: Path) -> None:
     """Go on from every folder in every layout of this number of ranks, from other weights; all end the same."""
     import torch.distributed as dist
 
-    from mbsd.checkpoint.layout import read_layout, write_back
+    from mbsd.checkpoint.flat_layout import read_layout, write_back
     from mbsd.checkpoint.shards import Shards, load_frozen
 
     for saved in sorted(folder.iterdir()):

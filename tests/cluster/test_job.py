@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mbsd.cluster.job import Ended, count_failure, what_next
-from mbsd.cluster.submit import expand
+from mbsd.config.run_files import LAST_SAVED
 from mbsd.errors import UserError
-from mbsd.run_state import LAST_SAVED
+from mbsd.tools.slurm.job import Ended, count_failure, what_next
+from mbsd.tools.slurm.submit import expand
 from tests.launch import ROOT
 
 CONFIG = ["--config", "launchers/configs/stage1.yaml", "--deepspeed_config", "ds_configs/v100x16_stage1.json"]

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mbsd.command_line import parse, parse_scoring
-from mbsd.config import BaseConfig, FinetuneConfig, PretrainConfig, to_yaml
-from mbsd.config_scoring import EmbedConfig, EvaluateConfig
-from mbsd.engine.build import batch_sizes, resolve
+from mbsd.config.deepspeed import DeepSpeedConfig
+from mbsd.config.parse import parse, parse_scoring, to_yaml
+from mbsd.config.run import BaseConfig, FinetuneConfig, PretrainConfig
+from mbsd.config.scoring import EmbedConfig, EvaluateConfig
 from mbsd.errors import UserError
-from mbsd.studies.chains import plan
-from mbsd.studies.settings import AblationConfig, MissingStudyConfig, StudyConfig
-from mbsd.studies.shop import shop_below
+from mbsd.tools.studies.chains import plan
+from mbsd.tools.studies.settings import AblationConfig, MissingStudyConfig, StudyConfig
+from mbsd.tools.studies.shop import shop_below
 from tests.launch import ROOT, write_ds_config
 
 CONFIGS = ROOT / "launchers" / "configs"
@@ -50,9 +50,9 @@ def test_the_files_that_ship(kind: type[BaseConfig], name: str, ds_name: str, ra
     config, ds_config = parse(
         kind, ["--config", str(CONFIGS / f"{name}.yaml"), "--deepspeed_config", str(DS_CONFIGS / f"{ds_name}.json")]
     )
-    sizes = batch_sizes(ds_config, ranks)
-    assert sizes.micro_batch * sizes.accumulation * ranks == sizes.global_batch == ds_config["train_batch_size"]
-    resolved = resolve(ds_config, ranks, total_steps=500)
+    sizes = ds_config.sizes(ranks)
+    assert sizes.micro_batch * sizes.accumulation * ranks == sizes.global_batch == ds_config.tree["train_batch_size"]
+    resolved = ds_config.resolved(ranks, total_steps=500)
     assert resolved["scheduler"]["params"]["warmup_num_steps"] == 50
     assert resolved["scheduler"]["params"]["warmup_max_lr"] == resolved["optimizer"]["params"]["lr"]
     assert isinstance(config, kind)
@@ -84,7 +84,7 @@ def test_the_studies_that_ship(name: str, tmp_path: Path, monkeypatch: pytest.Mo
         assert len(folders) == 8 * 16, "the paper's sets of hyperparameters"
     for step in steps:
         if step.deepspeed is not None:
-            sizes = batch_sizes(step.deepspeed, 2 if config.shop else 8)
+            sizes = DeepSpeedConfig(step.deepspeed).sizes(2 if config.shop else 8)
             assert sizes.global_batch == step.deepspeed["train_batch_size"]
     one = dataclasses.replace(config, learning_rates=(0.1,), batch_sizes=(64,), seeds=0)
     steps, _ = plan(one, shop, evaluations)
@@ -146,5 +146,5 @@ def test_numbers_that_cannot_be_meant(wrong: str, tmp_path: Path) -> None:
     ],
 )
 def test_batch_sizes(given: dict[str, object], ranks: int, expected: tuple[int, int, int]) -> None:
-    sizes = batch_sizes(given, ranks)
+    sizes = DeepSpeedConfig(given).sizes(ranks)
     assert (sizes.global_batch, sizes.micro_batch, sizes.accumulation) == expected

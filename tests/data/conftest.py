@@ -11,13 +11,14 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import PreTrainedTokenizerBase
 
+from mbsd.catalog.build.build import build_catalog
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Item
-from mbsd.catalog.store import build_catalog
 from mbsd.catalog.tables import Table, write_table
-from mbsd.config import DataConfig, MaskingConfig
-from mbsd.data.builder import BatchBuilder
-from mbsd.data.images import dali_installed, make_decoder
+from mbsd.config.data import DataConfig
+from mbsd.config.stages import MaskingConfig
+from mbsd.data.batch_builder import BatchBuilder
+from mbsd.data.decode_dali import dali_installed, make_decoder
 from mbsd.data.text import build_tokenizer
 
 NUM_ITEMS = 41

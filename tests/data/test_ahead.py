@@ -12,9 +12,9 @@ import torch
 
 from mbsd.batch import Batch
 from mbsd.catalog.reader import Catalog
-from mbsd.data.ahead import run_ahead
 from mbsd.data.loader import CatalogSamples, TrainLoader
 from mbsd.data.order import Order
+from mbsd.data.prefetch import run_ahead
 from tests.data.conftest import NUM_ITEMS, MakeBuilder, tensors_of
 
 CPU = torch.device("cpu")

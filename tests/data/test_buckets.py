@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from mbsd.batch import VIEW_NAMES, Batch
-from mbsd.config import SdmiConfig
-from mbsd.data.buckets import black_images, fill_up
-from mbsd.engine.steps import MaskedStep, MatchingStep
+from mbsd.config.stages import SdmiConfig
+from mbsd.data.shape_buckets import black_images, fill_up
 from mbsd.metrics.throughput import padded_lengths
 from mbsd.model.heads import MbsdForMaskedModelling, MbsdForMatching
+from mbsd.stages.stage import MaskedStep, MatchingStep
 from tests.model.reference import MIXED, Corruption, gradients_of, hand_batch, random_samples, randomise, tiny_config
 
 TITLES = ((None, 5, True), (None, 9, False), (None, 2, True), (None, None, True))

@@ -15,9 +15,10 @@ from transformers import PreTrainedTokenizerBase
 
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Kind, Table, write_table
-from mbsd.config import DataConfig, MaskingConfig
-from mbsd.data.builder import BatchBuilder
-from mbsd.data.images_torchvision import TorchvisionDecoder
+from mbsd.config.data import DataConfig
+from mbsd.config.stages import MaskingConfig
+from mbsd.data.batch_builder import BatchBuilder
+from mbsd.data.decode_torchvision import TorchvisionDecoder
 from mbsd.data.samples import CatalogSamples, Sample, TableSamples
 from mbsd.data.text import encode_pair
 from tests.data.conftest import DECODERS, IMAGE_SIZE, NUM_ITEMS, PATCHES, MakeBuilder, tensors_of

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mbsd.batch import Batch
 from mbsd.catalog.reader import Catalog
-from mbsd.config import MaskingConfig
+from mbsd.config.stages import MaskingConfig
 from mbsd.data.loader import CatalogSamples, TrainLoader
 from mbsd.data.order import Order
 from tests.data.conftest import NUM_ITEMS, MakeBuilder

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from mbsd.data.augment import WHOLE_IMAGE, Augmentation, draw_augmentation, no_augmentation, pixels, training_window
-from mbsd.data.images import DaliDecoder, make_decoder
-from mbsd.data.images_torchvision import TorchvisionDecoder
+from mbsd.data.decode_dali import DaliDecoder, make_decoder
+from mbsd.data.decode_torchvision import TorchvisionDecoder
 from mbsd.errors import UserError
 from tests.data.conftest import DECODERS, needs_dali, picture
 

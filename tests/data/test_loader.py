@@ -13,7 +13,7 @@ import torch
 from mbsd.batch import Batch
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Table
-from mbsd.config import MaskingConfig
+from mbsd.config.stages import MaskingConfig
 from mbsd.data.loader import CatalogSamples, Sample, Samples, TableSamples, TrainLoader, eval_batches
 from mbsd.data.order import Order
 from mbsd.errors import UserError

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mbsd.checkpoint.manager import CheckpointManager
-from mbsd.data.builder import BatchBuilder
+from mbsd.data.batch_builder import BatchBuilder
 
 
 def slow_save(rank: int, marker: Path) -> None:

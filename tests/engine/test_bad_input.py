@@ -92,8 +92,8 @@ def test_a_folder_that_is_no_catalogue(given: list[object], tmp_path: Path) -> N
 
 
 def test_a_table_of_another_catalogue(given: list[object], shop: Shop, tmp_path: Path) -> None:
+    from mbsd.catalog.build.build import build_catalog
     from mbsd.catalog.sources import Item
-    from mbsd.catalog.store import build_catalog
 
     build_catalog([Item(f"i{n}", title=f"red {n}") for n in range(40)], None, tmp_path / "other", progress=False)
     arguments = ["--stage=matching", "--data.table", shop.pairs, "--data.catalog", tmp_path / "other"]
@@ -121,8 +121,8 @@ def test_weights_and_tokenizer_that_do_not_fit(given: list[object], shop: Shop, 
 
 def test_a_run_folder_of_another_catalogue(given: list[object], shop: Shop, tmp_path: Path) -> None:
     """A checkpoint that does not fit is never resumed from, and never silently ignored."""
+    from mbsd.catalog.build.build import build_catalog
     from mbsd.catalog.sources import Item
-    from mbsd.catalog.store import build_catalog
 
     deepspeed(1, "pretrain", *given)
     run = tmp_path / "run"

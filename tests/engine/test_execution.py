@@ -11,16 +11,20 @@ import torch
 from torch import Tensor
 
 from mbsd.batch import VIEW_NAMES, Batch
-from mbsd.bench.ranks import on_ranks
-from mbsd.bench.step_batches import draw, packed
-from mbsd.config import BaseConfig, DataConfig, ModelConfig, PretrainConfig, RunConfig, SdmiConfig
-from mbsd.data.buckets import fill_up
-from mbsd.distributed import Place
-from mbsd.engine.build import build_engine, resolve
-from mbsd.engine.execution import prepare_execution
-from mbsd.engine.steps import MaskedStep, MatchingStep
+from mbsd.config.data import DataConfig
+from mbsd.config.deepspeed import DeepSpeedConfig
+from mbsd.config.model import ModelConfig
+from mbsd.config.run import BaseConfig, PretrainConfig, RunConfig
+from mbsd.config.stages import SdmiConfig
+from mbsd.data.shape_buckets import fill_up
+from mbsd.model.execution import prepare_execution
 from mbsd.model.heads import MbsdForMaskedModelling, MbsdForMatching
-from mbsd.plan.trace import SavedBytes
+from mbsd.parallel.world import Place
+from mbsd.stages.stage import MaskedStep, MatchingStep
+from mbsd.tools.bench.ranks import on_ranks
+from mbsd.tools.bench.step_batches import draw, packed
+from mbsd.tools.plan.trace import SavedBytes
+from mbsd.training.engine import build_engine
 from tests.checkpoint.forked import train
 from tests.conftest import Shop
 from tests.engine.test_runs import stage_1
@@ -131,7 +135,7 @@ def steps_without_waiting(place: Place, stage: str, bucket: int) -> int:
     zero = {"stage": 2, "reduce_bucket_size": 1_000_000, "allgather_bucket_size": 1_000_000}
     ds = {"train_batch_size": 8, "bf16": {"enabled": place.device.type == "cuda"}, "gradient_clipping": 1.0}
     ds |= {"zero_optimization": zero, "optimizer": {"type": "Lamb", "params": {"lr": 1e-3}}}
-    engine = build_engine(step, resolve(ds, 1, 10))
+    engine = build_engine(step, DeepSpeedConfig(ds).resolved(1, 10))
     norms = torch.ones(2, device=place.device) if masked else None
     batches = []
     for seed in range(4):

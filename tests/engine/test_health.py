@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from mbsd.config import RunConfig
+from mbsd.config.run import RunConfig
 from mbsd.errors import UserError
 from tests.distributed import run_distributed
 from tests.launch import DS_CONFIG
@@ -19,8 +19,9 @@ LIMIT = 6
 def overflowing_steps(rank: int, world_size: int, zero_stage: int, optimizer: str) -> dict[str, Any]:
     from deepspeed.accelerator import get_accelerator
 
-    from mbsd.engine.build import build_engine, lamb_of, resolve, training_state
-    from mbsd.engine.health import SkippedSteps
+    from mbsd.config.deepspeed import DeepSpeedConfig
+    from mbsd.training.divergence import SkippedSteps
+    from mbsd.training.engine import build_engine, lamb_of, training_state
 
     # DeepSpeed offers fp16 on GPUs alone; its loss scaling is the same code on a CPU.
     type(get_accelerator()).is_fp16_supported = lambda self: True
@@ -32,7 +33,7 @@ def overflowing_steps(rank: int, world_size: int, zero_stage: int, optimizer: st
         "optimizer": {"type": optimizer, "params": {"lr": 0.01}},
     }
     module = Awkward()
-    engine = build_engine(module, resolve(ds_config, world_size, 100))
+    engine = build_engine(module, DeepSpeedConfig(ds_config).resolved(world_size, 100))
     assert (lamb_of(engine) is not None) == (optimizer == "Lamb")
     skipped = SkippedSteps(engine, RunConfig("run", max_steps=1, max_skipped_steps=LIMIT))
 

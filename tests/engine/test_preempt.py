@@ -20,11 +20,11 @@ import torch
 from safetensors.torch import load_file
 
 from mbsd.checkpoint import store
-from mbsd.config import DataConfig
+from mbsd.config.data import DataConfig
 from mbsd.data.text import build_tokenizer
-from mbsd.engine.weights import load_model
 from mbsd.errors import UserError
 from mbsd.model.heads import MbsdForMaskedModelling
+from mbsd.model.load import load_model
 from mbsd.model.mbsd import MbsdConfig
 from tests.checkpoint.forked import Start, train
 from tests.conftest import Shop
@@ -187,7 +187,7 @@ def test_a_run_stopped_by_every_signal_ends_like_an_undisturbed_one(shop: Shop, 
 
 def poll_until_stopped(rank: int, world_size: int, seed: int) -> list[int]:
     """The steps at which this rank was told to stop, over rounds in which ranks get signals at any time."""
-    from mbsd.engine.preempt import stop_requests
+    from mbsd.training.preempt import stop_requests
 
     chance, told = random.Random(seed * world_size + rank), []
     for _ in range(15):
@@ -229,7 +229,7 @@ def test_a_rank_that_sleeps_for_ever_ends_with_its_stacks(shop: Shop, tmp_path: 
 HOLDS_THE_INTERPRETER = """
 import ctypes, sys, time
 from pathlib import Path
-from mbsd.engine.watchdog import Watchdog
+from mbsd.training.watchdog import Watchdog
 with Watchdog(Path(sys.argv[1]), 0, 2.0) as watchdog:
     for _ in range(30):
         time.sleep(0.1)

@@ -171,8 +171,8 @@ def test_titles_and_images_may_be_missing(tmp_path: Path) -> None:
     """Micro-batches without any image on one rank and with some on the other: neither rank waits for the other."""
     from PIL import Image
 
+    from mbsd.catalog.build.build import build_catalog
     from mbsd.catalog.sources import Item
-    from mbsd.catalog.store import build_catalog
 
     (tmp_path / "images").mkdir()
     items = []

@@ -24,14 +24,14 @@ from tensorboard.util.tensor_util import make_ndarray
 from mbsd.batch import VIEW_NAMES
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Table
-from mbsd.config import DataConfig
+from mbsd.config.data import DataConfig
 from mbsd.data.augment import no_augmentation
-from mbsd.data.images_torchvision import TorchvisionDecoder
+from mbsd.data.decode_torchvision import TorchvisionDecoder
 from mbsd.data.loader import BatchBuilder, TableSamples
 from mbsd.data.text import load_tokenizer
-from mbsd.engine.weights import load_model
 from mbsd.metrics.board import tag_of
 from mbsd.model.heads import MbsdForMatching
+from mbsd.model.load import load_model
 from tests.checkpoint.forked import Start, train
 from tests.checkpoint.runs import checksums, step
 from tests.conftest import Shop

@@ -72,7 +72,7 @@ def worst_error(rank: int, world_size: int, case: dict[str, Any]) -> float:
 
 def search(rank: int, world_size: int) -> tuple[int, float]:
     """All ranks draw the same examples in step; what is wrong on one rank is on all, so they shrink it together."""
-    from mbsd.distributed import gather_objects
+    from mbsd.parallel.world import gather_objects
 
     tried = [0, 0.0]
 

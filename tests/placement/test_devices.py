@@ -8,9 +8,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from mbsd.devices import RankFacts, choose_device, print_ranks, rank_facts, refuse_missing_kernels
 from mbsd.errors import UserError
-from mbsd.placement import Placement
+from mbsd.parallel.devices import RankFacts, choose_device, print_ranks, rank_facts, refuse_missing_kernels
+from mbsd.parallel.launch_env import Placement
 
 # torch.cuda.get_arch_list() of the PyPI wheels.
 CUDA_12 = ["sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]  # torch 2.10

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mbsd.errors import UserError
-from mbsd.placement import (
+from mbsd.parallel.launch_env import (
     PORTS,
     Placement,
     find_placement,

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from mbsd.config import BaseConfig, DataConfig, ModelConfig, PretrainConfig, RunConfig
-from mbsd.plan.memory import engine_memory
-from mbsd.plan.shapes import Lengths, Shapes
-from mbsd.plan.trace import SavedBytes
+from mbsd.config.data import DataConfig
+from mbsd.config.model import ModelConfig
+from mbsd.config.run import BaseConfig, PretrainConfig, RunConfig
+from mbsd.tools.plan.memory import engine_memory
+from mbsd.tools.plan.shapes import Lengths, Shapes
+from mbsd.tools.plan.trace import SavedBytes
 from tests.checkpoint.forked import run_ranks
 
 MICRO_BATCH, BUCKET = 4, 200_000
@@ -49,8 +51,9 @@ def live() -> int:
 
 def measure(rank: int, world_size: int, out: Path) -> None:
     """Write what each engine of `ENGINES` predicts and holds on this rank."""
-    from mbsd.engine.build import build_engine, resolve
+    from mbsd.config.deepspeed import DeepSpeedConfig
     from mbsd.model.attention import AttentionPlan
+    from mbsd.training.engine import build_engine
 
     AttentionPlan.of = AttentionPlan.padded  # type: ignore[method-assign] # the layout of a GPU
     results = []
@@ -63,7 +66,7 @@ def measure(rank: int, world_size: int, out: Path) -> None:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         if precision == "bf16":
             ds["bf16"] = {"enabled": True}
-        resolved = resolve(ds, world_size, 10)
+        resolved = DeepSpeedConfig(ds).resolved(world_size, 10)
         shapes = Shapes(small(stage, checkpointing), dtype, Lengths(30, 8))
         predicted = dataclasses.asdict(engine_memory(shapes.step, resolved, world_size))
         predicted["activations"] = shapes.trace(MICRO_BATCH).saved
@@ -72,8 +75,8 @@ def measure(rank: int, world_size: int, out: Path) -> None:
 
 
 def _run(shapes: Shapes, build_engine: Any, resolved: dict[str, Any], accumulation: int) -> dict[str, int]:
-    from mbsd.engine.build import lamb_of
-    from mbsd.engine.execution import prepare_execution
+    from mbsd.model.execution import prepare_execution
+    from mbsd.training.engine import lamb_of
 
     config = shapes.model_config
     config.attention_probs_dropout_prob = 0.0  # with it, a CPU writes out what a GPU's kernel never does
@@ -134,7 +137,7 @@ def _weights(engine: Any) -> int:
 
 def _slices(engine: Any) -> int:
     """Masters and moments: everything the optimizer steps or keeps that is not the model's own weights."""
-    from mbsd.engine.build import lamb_of
+    from mbsd.training.engine import lamb_of
 
     lamb = lamb_of(engine)
     assert lamb is not None

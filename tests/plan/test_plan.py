@@ -10,14 +10,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from mbsd.cli import app
-from mbsd.command_line import parse
-from mbsd.config import FinetuneConfig, PretrainConfig
+from mbsd.cli.main import app
+from mbsd.config.deepspeed import DeepSpeedConfig
+from mbsd.config.parse import parse
+from mbsd.config.run import FinetuneConfig, PretrainConfig
 from mbsd.errors import UserError
 from mbsd.metrics.throughput import PEAK_FLOPS, training_flops
-from mbsd.plan.gpus import GPUS, find_gpu
-from mbsd.plan.plan import Plan, make_plan
-from mbsd.plan.shapes import Lengths, Shapes
+from mbsd.tools.plan.gpus import GPUS, find_gpu
+from mbsd.tools.plan.plan import Plan, make_plan
+from mbsd.tools.plan.shapes import Lengths, Shapes
 
 GIB = 1 << 30
 V100 = find_gpu("v100-32g")
@@ -36,7 +37,9 @@ def paper(stage: str, *words: str, ds: dict[str, Any] | None = None, **more: Any
     config, ds_config = parse(
         PretrainConfig, ["--config", f"launchers/configs/{stage}.yaml", "--deepspeed_config", ds_path, *words]
     )
-    return make_plan(config, {**ds_config, **(ds or {})}, more.pop("gpu", V100), **{"gpus": 16, **more})
+    return make_plan(
+        config, DeepSpeedConfig({**ds_config.tree, **(ds or {})}), more.pop("gpu", V100), **{"gpus": 16, **more}
+    )
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])

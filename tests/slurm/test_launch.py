@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mbsd.placement import first_host
+from mbsd.parallel.launch_env import first_host
 from tests.conftest import Shop
 from tests.launch import CPU, ROOT, TINY, deepspeed, losses, write_ds_config
 from tests.slurm.cluster import Cluster

@@ -18,7 +18,9 @@ from tests.launch import ROOT
 def test_the_demo(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     done = subprocess.run(
-        [sys.executable, "-m", "mbsd.cli", "demo", "--out", str(out), "--seed", "1"], capture_output=True, text=True
+        [sys.executable, "-m", "mbsd.cli", "demo", "--out", str(out), "--seed", "1"],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]
     print(done.stdout)

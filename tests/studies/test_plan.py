@@ -10,13 +10,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mbsd.engine.build import batch_sizes
+from mbsd.config.deepspeed import DeepSpeedConfig
 from mbsd.errors import UserError
-from mbsd.studies.chains import plan
-from mbsd.studies.commands import LaunchConfig
-from mbsd.studies.deepspeed_json import with_batch_and_rate
-from mbsd.studies.settings import AblationConfig, StageConfig
-from mbsd.studies.steps import same_inputs
+from mbsd.tools.studies.chains import plan
+from mbsd.tools.studies.commands import LaunchConfig
+from mbsd.tools.studies.settings import AblationConfig, StageConfig
+from mbsd.tools.studies.steps import same_inputs
 from tests.launch import write_ds_config
 
 
@@ -108,9 +107,9 @@ def test_another_batch_fits_the_same_ranks(
         if told:
             ds_config["gradient_accumulation_steps"] = accumulation
     wanted = int(total * factor)
-    changed = with_batch_and_rate(ds_config, "ds.json", wanted, 0.25)
-    sizes = batch_sizes(changed, ranks)
-    assert sizes.global_batch == wanted and changed["optimizer"]["params"]["lr"] == 0.25
+    changed = DeepSpeedConfig(ds_config, "ds.json").changed(wanted, 0.25)
+    sizes = changed.sizes(ranks)
+    assert sizes.global_batch == wanted and changed.tree["optimizer"]["params"]["lr"] == 0.25
     assert micro is None or sizes.micro_batch <= micro, "what fitted into memory still does"
     assert ds_config["train_batch_size"] == total and ds_config["optimizer"]["params"]["lr"] == 1.0
 
@@ -118,7 +117,7 @@ def test_another_batch_fits_the_same_ranks(
 def test_a_json_that_would_contradict_the_grid() -> None:
     odd = {"train_batch_size": 12, "train_micro_batch_size_per_gpu": 3}
     with pytest.raises(UserError, match=r"batch size 6: ds\.json.*micro_batch_size_per_gpu=3"):
-        with_batch_and_rate(odd, "ds.json", 6, None)
+        DeepSpeedConfig(odd, "ds.json").changed(6, None)
     stated = {"scheduler": {"params": {"warmup_max_lr": 0.1}}}
     with pytest.raises(UserError, match=r"ds\.json: scheduler\.params\.warmup_max_lr=0\.1"):
-        with_batch_and_rate(stated, "ds.json", None, 0.2)
+        DeepSpeedConfig(stated, "ds.json").changed(None, 0.2)

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mbsd.catalog.build.build import build_catalog
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Item
-from mbsd.catalog.store import build_catalog
-from mbsd.catalog.synthetic import synthesise
-from mbsd.catalog.synthetic_words import COLOUR, VOCABULARY
+from mbsd.catalog.synthetic.shop import synthesise
+from mbsd.catalog.synthetic.words import COLOUR, VOCABULARY
 from mbsd.catalog.tables import build_table
 from tests.launch import write_ds_config
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from mbsd.checkpoint.resume import result, weights_folder
-from mbsd.engine.selection import Selection
 from mbsd.errors import UserError
+from mbsd.training.early_stopping import Selection
 from tests.checkpoint.forked import Start, train
 from tests.checkpoint.runs import flip_a_bit
 from tests.tasks.market import DRAWN, Market, finetune_arguments
@@ -31,7 +31,7 @@ def command(market: Market, run: Path, **ds: Any) -> list[object]:
 
 def signal_at(rank: int, number: int, step: int) -> None:
     """This rank gets a signal when it has made so many steps."""
-    from mbsd.engine import loop
+    from mbsd.training import trainer as loop
 
     check = loop.SkippedSteps.check
 

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Table
-from mbsd.cli import app
+from mbsd.cli.main import app
 from mbsd.errors import UserError
-from mbsd.tasks.floor_features import FEATURES
-from mbsd.tasks.floors import floors, majority
+from mbsd.scoring.floor_features import FEATURES
+from mbsd.scoring.floors import floors, majority
 from tests.tasks.market import Market
 
 

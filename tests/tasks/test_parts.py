@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from sklearn.metrics import precision_score, recall_score
 
 from mbsd.catalog.tables import Table
-from mbsd.config import TaskConfig
-from mbsd.config_scoring import ClusteringConfig
+from mbsd.config.scoring import ClusteringConfig
+from mbsd.config.stages import TaskConfig
 from mbsd.data.samples import Chosen, Sample, WithMissing
 from mbsd.metrics.binary import binary_metrics
 from mbsd.model.heads import MbsdForAlignment
 from mbsd.objectives.labels import binary_loss, class_loss
+from mbsd.scoring.intervals import intervals
 from mbsd.tasks.classification import CLASSIFICATION, class_metrics, known_classes
 from mbsd.tasks.clustering import cluster_metrics, group
-from mbsd.tasks.intervals import intervals
 from mbsd.tasks.sensitive import found_or_not, precision_at_recall
 from mbsd.tasks.task import class_weights
 from tests.model.reference import MIXED, hand_batch, random_samples, randomise, tiny_config
@@ -115,9 +115,9 @@ def test_missing_at_a_rate(modality: str) -> None:
 
 def test_what_is_hidden_is_not_shown(market: Market, tmp_path: Any) -> None:
     from mbsd.catalog.reader import Catalog
-    from mbsd.config import DataConfig
-    from mbsd.data.builder import BatchBuilder
-    from mbsd.data.images import make_decoder
+    from mbsd.config.data import DataConfig
+    from mbsd.data.batch_builder import BatchBuilder
+    from mbsd.data.decode_dali import make_decoder
     from mbsd.data.text import build_tokenizer
 
     catalog = Catalog(market.catalog)

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mbsd.catalog.build.build import build_catalog
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Item
-from mbsd.catalog.store import build_catalog
 from mbsd.catalog.tables import Table, write_table
-from mbsd.command_line import parse, parse_scoring
-from mbsd.config import FinetuneConfig
-from mbsd.config_scoring import EmbedConfig, EvaluateConfig
+from mbsd.config.parse import parse, parse_scoring
+from mbsd.config.run import FinetuneConfig
+from mbsd.config.scoring import EmbedConfig, EvaluateConfig
 from mbsd.errors import UserError
 from tests.checkpoint.forked import Start
 from tests.launch import write_ds_config

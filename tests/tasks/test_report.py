@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Table
-from mbsd.cli import app
+from mbsd.cli.main import app
 from mbsd.errors import UserError
-from mbsd.report.examples import find_examples
-from mbsd.report.gather import read_evaluations
-from mbsd.report.tables import paper_tables
+from mbsd.tools.report.examples import find_examples
+from mbsd.tools.report.gather import read_evaluations
+from mbsd.tools.report.tables import paper_tables
 from tests.checkpoint.forked import train
 from tests.tasks.conftest import Trained
 from tests.tasks.market import evaluate_arguments

@@ -40,7 +40,7 @@ def vectors_of(out: Path) -> np.ndarray[Any, Any]:
 
 def kill_after(rank: int, files: int) -> None:
     """This process dies like by `kill -9` when it is about to publish its next file after so many."""
-    from mbsd import vectors
+    from mbsd.scoring import vector_files as vectors
 
     publish, count = vectors.os.replace, [0]
 

@@ -1,1 +1,0 @@
-"""The models that MBSD is compared with, over the same batches, heads and recipes (SPEC 8)."""

@@ -1,0 +1,1 @@
+"""Offline: items and pictures become a validated catalogue."""

@@ -1,0 +1,115 @@
+"""One part of a build: a shard (tar and DALI's index), its rows of the index, and what was said on the way."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+
+from mbsd.catalog.build.normalise import NormalisedImage
+from mbsd.catalog.build.source_rows import Row
+from mbsd.catalog.build.unfinished import Building
+from mbsd.catalog.layout import INDEX_SCHEMA, QUARANTINE_FILE, shard_file, split_of
+
+TAR_BLOCK = 512
+REPEATED_FILE = "repeated.jsonl"
+PART_SCHEMA = INDEX_SCHEMA.append(pa.field("picture", pa.binary(16)))  # equal pictures are found by it in the end
+
+
+class PartWriter:
+    """Part `number`, whose first item is `first_item`; files are made when there is something to write."""
+
+    def __init__(self, building: Building, number: int, first_item: int):
+        self._building, self._number, self._first_item = building, number, first_item
+        self._rows: list[dict[str, Any]] = []
+        self._dali: list[str] = []
+        self._tar: Any = None
+        self._said: dict[str, IO[str]] = {}
+
+    @property
+    def num_items(self) -> int:
+        """Items in the shard so far."""
+        return len(self._rows)
+
+    def quarantine(self, row: Row, reason: str) -> None:
+        """Write why this row was dropped or has no picture."""
+        line = {"row": row.number, "item_id": row.item.item_id, "image": row.item.image, "reason": reason}
+        self._say(QUARANTINE_FILE, line)
+
+    def repeated(self, row: Row) -> None:
+        """Write which row has this row's item id."""
+        line = {"same": "item_id", "row": row.number, "item_id": row.item.item_id, "as_row": row.same_as}
+        self._say(REPEATED_FILE, line)
+
+    def add(self, row: Row, title: str, picture: NormalisedImage | None) -> None:
+        """Write one item."""
+        item, number = row.item, self._first_item + self.num_items
+        record = {"title": title, "category": item.category, "attributes": item.attributes, "item_id": item.item_id}
+        jpeg = picture.jpeg if picture else b""
+        offset = self._write_members(f"{number:09d}", json.dumps(record, ensure_ascii=False).encode(), jpeg)
+        self._rows.append(
+            {
+                "item_id": item.item_id,
+                "title": title,
+                "category": item.category,
+                "attributes": json.dumps(item.attributes, ensure_ascii=False, sort_keys=True),
+                "split": split_of(item.item_id),
+                "shard": self._number,
+                "offset": offset,
+                "size": len(jpeg),
+                "crc32": zlib.crc32(jpeg),
+                "width": picture.width if picture else 0,
+                "height": picture.height if picture else 0,
+                "picture": picture.digest if picture else bytes(16),
+            }
+        )
+
+    def flush(self) -> None:
+        """Let others read what was said so far."""
+        for file in self._said.values():
+            file.flush()
+
+    def close(self) -> list[Path]:
+        """Finish the part's files and return their paths."""
+        files = [Path(file.name) for file in self._said.values()]
+        for file in self._said.values():
+            file.close()
+        if self._tar is not None:
+            self._tar.close()
+            tar, idx = (self._building.catalog / shard_file(self._number, suffix) for suffix in ("tar", "idx"))
+            idx.write_text("\n".join([f"v1.2 {len(self._dali)}", *self._dali]) + "\n", "utf-8")
+            index = self._building.part_file(self._number, "arrow")
+            columns = {name: [row[name] for row in self._rows] for name in PART_SCHEMA.names}
+            with pa.ipc.new_file(str(index), PART_SCHEMA) as writer:
+                writer.write_batch(pa.record_batch(columns, schema=PART_SCHEMA))
+            files += [tar, idx, index]
+        self._tar, self._said = None, {}
+        return files
+
+    def _say(self, name: str, line: dict[str, Any]) -> None:
+        if name not in self._said:
+            self._said[name] = self._building.part_file(self._number, name).open("w", encoding="utf-8")
+        self._said[name].write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def _write_members(self, key: str, record: bytes, jpeg: bytes) -> int:
+        """Write the sample's members, in the writer's order; return the JPEG's offset in the tar, -1 without one."""
+        if self._tar is None:
+            # Here and not above: webdataset imports torch, a second that no other command should wait for.
+            from webdataset.writer import TarWriter
+
+            self._tar = TarWriter(str(self._building.catalog / shard_file(self._number)), encoder=False, mtime=0)
+        members = {"json": record, "jpg": jpeg} if jpeg else {"json": record}
+        offset = int(self._tar.tarstream.offset)
+        # mtime=0 and short names: every member is one header block and its bytes, padded to whole blocks.
+        self._tar.write({"__key__": key, **members})
+        entries, offsets = [], {}
+        for suffix in sorted(members):
+            offsets[suffix] = offset + TAR_BLOCK
+            entries.append(f"{suffix} {offsets[suffix]} {len(members[suffix])} {key}.{suffix}")
+            offset = offsets[suffix] + -(-len(members[suffix]) // TAR_BLOCK) * TAR_BLOCK
+        assert offset == self._tar.tarstream.offset, "the tar writer laid members out in another way"
+        self._dali.append(" ".join(entries))
+        return offsets.get("jpg", -1)

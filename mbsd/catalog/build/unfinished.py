@@ -1,0 +1,196 @@
+"""A catalogue in the making, `OUT.building`: parts that are committed one after the other, so that a kill costs one.
+
+build.json                 what the build was asked for; locked by the process that works on it
+catalog/shards/            what will be the catalogue
+parts/000000.json          the commit of a part (a shard and what was said while it was filled), written last
+parts/000000.arrow         the shard's rows of the index
+parts/000000.*.jsonl       what was quarantined and which rows repeat an item id, up to the shard's end
+quarantine.jsonl           only after a stop for too many rejects: all of it so far
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import shutil
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from mbsd.catalog.layout import QUARANTINE_FILE, reason_of
+from mbsd.errors import UserError
+from mbsd.io.files import replace_text
+
+BUILD_FILE = "build.json"
+GO_ON = "give the same options and source to go on with it, or --restart to begin anew"
+READ_BYTES = 2**20
+
+
+@dataclass
+class Part:
+    """The commit of a part, also while it is being written. Counts are of the whole build up to its end.
+
+    Attributes:
+        number: of the part, which is its shard's.
+        rows: of the source.
+        digest: sha256 of those rows, hex; see `rows.Row`.
+        items: written.
+        with_image: of them.
+        named: rows that name a picture which was looked for.
+        rejected: of them.
+        quarantined: lines of the quarantine.
+        repeated: rows whose item id came before.
+        last: no rows follow.
+        files: path below the building's folder -> [size, crc32].
+    """
+
+    number: int = -1
+    rows: int = 0
+    digest: str = ""
+    items: int = 0
+    with_image: int = 0
+    named: int = 0
+    rejected: int = 0
+    quarantined: int = 0
+    repeated: int = 0
+    last: bool = False
+    files: dict[str, list[int]] = field(default_factory=dict)
+
+
+class Building:
+    """The folder of one build. `parts` are those that an interrupted build left complete, verified, and their files."""
+
+    def __init__(self, out: Path, asked: dict[str, Any], *, restart: bool):
+        """Open or make the folder.
+
+        Raises:
+            UserError: another process works on it, or it was begun with other options.
+        """
+        self.path = out.with_name(out.name + ".building")
+        self.catalog, self._out = self.path / "catalog", out
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = self._locked()
+        asked = json.loads(json.dumps(asked))
+        if restart:
+            self._empty()
+        before = self._lock.read()
+        if before and before != _json(asked) and any(self.path.glob("parts/*.json")):
+            self._lock.close()
+            raise UserError(f"{self.path}: an unfinished build {_differences(before, asked)}; {GO_ON}")
+        if before != _json(asked):
+            self._empty()
+            self._lock.write(_json(asked))
+            self._lock.flush()
+        for folder in (self.catalog / "shards", self.path / "parts"):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.parts = list(self._complete_parts())
+        self._remove_all_but(self.parts)
+
+    def __enter__(self) -> Building:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """What can be gone on with stays, a folder without any use goes."""
+        if self.path.exists() and not self.parts and not (self.path / QUARANTINE_FILE).exists():
+            shutil.rmtree(self.path)
+        self._lock.close()
+
+    def part_file(self, number: int, suffix: str) -> Path:
+        """The path of a part's own file: json, arrow, quarantine.jsonl or repeated.jsonl."""
+        return self.path / "parts" / f"{number:06d}.{suffix}"
+
+    def commit(self, part: Part, files: list[Path]) -> None:
+        """Make a part count, whose files are all written, and set its `files`."""
+        part.files = {str(file.relative_to(self.path)): list(_size_and_crc32(file)) for file in files}
+        replace_text(self.part_file(part.number, "json"), _json(dataclasses.asdict(part)))
+        self.parts.append(part)
+
+    def lines(self, suffix: str) -> Iterator[str]:
+        """The lines of all parts' files of this kind, in order, also of the part that is being written."""
+        for file in sorted(self.path.glob(f"parts/*.{suffix}")):
+            with file.open(encoding="utf-8") as lines:
+                yield from lines
+
+    def reasons(self) -> Counter[str]:
+        """How often each reason stands in the quarantine, numbers replaced by N."""
+        return Counter(reason_of(line) for line in self.lines(QUARANTINE_FILE))
+
+    def publish(self) -> None:
+        """Turn the finished `catalog` folder into the catalogue."""
+        self.catalog.rename(self._out)
+        shutil.rmtree(self.path)
+
+    def _locked(self) -> IO[str]:
+        file = (self.path / BUILD_FILE).open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process ends
+        except BlockingIOError:
+            file.close()
+            raise UserError(f"{self.path}: another process is building this catalogue; wait for it or end it") from None
+        file.seek(0)
+        return file
+
+    def _empty(self) -> None:
+        self._lock.truncate(0)
+        for entry in self.path.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != BUILD_FILE:
+                entry.unlink()
+
+    def _complete_parts(self) -> Iterator[Part]:
+        for number, file in enumerate(sorted(self.path.glob("parts/*.json"))):
+            try:
+                part = Part(**json.loads(file.read_text("utf-8")))
+            except (ValueError, TypeError):
+                return
+            sums = {name: list(_size_and_crc32(self.path / name)) for name in part.files}
+            if part.number != number or sums != part.files:
+                return
+            yield part
+
+    def _remove_all_but(self, parts: list[Part]) -> None:
+        keep = {self.part_file(part.number, "json") for part in parts}
+        keep |= {self.path / name for part in parts for name in part.files}
+        for file in [file for file in self.path.rglob("*") if file.is_file() and file.name != BUILD_FILE]:
+            if file not in keep:
+                file.unlink()
+
+
+def remove_published(out: Path) -> None:
+    """Remove what a build left that was killed just after `out` had its name."""
+    building = out.with_name(out.name + ".building")
+    if (building / BUILD_FILE).exists() and not (building / "catalog").exists():
+        shutil.rmtree(building)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+def _differences(before: str, asked: dict[str, Any]) -> str:
+    try:
+        given = json.loads(before)
+    except ValueError:
+        return "whose options cannot be read"
+    changed = [name for name in sorted({*given, *asked}) if given.get(name) != asked.get(name)]
+    return "with " + ", ".join(f"{name} {_json(given.get(name))}, now {_json(asked.get(name))}" for name in changed)
+
+
+def _size_and_crc32(file: Path) -> tuple[int, int]:
+    """(-1, 0) where there is no such file."""
+    size, crc32 = 0, 0
+    try:
+        with file.open("rb") as data:
+            while block := data.read(READ_BYTES):
+                size, crc32 = size + len(block), zlib.crc32(block, crc32)
+    except FileNotFoundError:
+        return -1, 0
+    return size, crc32

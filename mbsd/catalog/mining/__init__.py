@@ -1,0 +1,1 @@
+"""Offline: a behaviour log becomes query-item pairs."""

@@ -1,0 +1,147 @@
+"""DuckDB, embedded: the engine of one machine (see `engines`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as pa_dataset
+
+from mbsd.catalog.mining.sql_engine import FUNCTIONS, Column, UndecodableText, first_line, micros_of, quoted
+from mbsd.errors import UserError
+
+
+class DuckDB:
+    """DuckDB, embedded."""
+
+    def __init__(self, seed: int, folder: Path, threads: int, memory_limit: str) -> None:
+        self.version = f"duckdb {duckdb.__version__}"
+        self._db = duckdb.connect(":memory:")
+        self._db.execute("SET preserve_insertion_order = false")
+        self._db.execute("SET temp_directory = $folder", {"folder": str(folder)})
+        if threads:
+            self._db.execute("SET threads = $threads", {"threads": threads})
+        if memory_limit:
+            self._db.execute("SET memory_limit = $limit", {"limit": memory_limit})
+        self._db.execute("CREATE MACRO explode(list) AS unnest(list)")
+        self._db.execute("CREATE MACRO sequence(first, last) AS range(first, last + 1)")
+        self._db.execute("CREATE MACRO regexp_like(s, pattern) AS regexp_matches(s, pattern)")
+        self._db.execute("CREATE MACRO xxhash64(a, b) AS hash(a, b)")
+        self._db.execute("CREATE MACRO unix_micros(t) AS epoch_us(t)")
+        self._db.execute(f"CREATE MACRO draw(s) AS ('0x' || substr(md5('{seed}' || chr(9) || s), 1, 15))::BIGINT")
+        for name, (parameters, _, body) in FUNCTIONS.items():
+            self._db.execute(f"CREATE MACRO {name}({parameters.split()[0]}) AS {body}")
+
+    def open_log(self, paths: Sequence[str], *, as_bytes: bool = False) -> list[Column]:
+        """As in `Engine`."""
+        try:
+            if as_bytes:
+                self._db.register("log_bytes", _dataset_of_bytes(paths))
+                log = self._db.sql("SELECT * FROM log_bytes")
+            else:
+                log = self._db.read_parquet(_with_folders(paths), union_by_name=True, hive_partitioning=False)
+            log.create_view("raw_log", replace=True)
+        except duckdb.Error as error:
+            raise UserError(f"log {paths[0]}: cannot be read as Parquet ({first_line(error)})") from None
+        return [(name, _kind(str(kind))) for name, kind in zip(log.columns, log.types, strict=True)]
+
+    def text(self, column: Column) -> tuple[str, str]:
+        """As in `Engine`."""
+        name = quoted(column[0], '"')
+        if column[1] == "bytes":
+            return f"TRY(decode({name}))", f"({name} IS NOT NULL AND TRY(decode({name})) IS NULL)"
+        return f"CAST({name} AS VARCHAR)", "false"
+
+    def micros(self, column: Column) -> str:
+        """As in `Engine`."""
+        return micros_of(column, self.text(column)[0], quoted(column[0], '"'))
+
+    def load(self, name: str, table: Any) -> None:
+        """As in `Engine`."""
+        self._db.register("incoming", table)
+        self._run(f"CREATE OR REPLACE TABLE {name} AS SELECT * FROM incoming")
+        self._db.unregister("incoming")
+
+    def view(self, name: str, select: str) -> None:
+        """As in `Engine`."""
+        self._run(f"CREATE OR REPLACE VIEW {name} AS {select}")
+
+    def stage(self, name: str, select: str) -> None:
+        """As in `Engine`."""
+        self._run(f"CREATE OR REPLACE TABLE {name} AS {select}")
+
+    def changed(self, name: str, select: str, function: Callable[[str], str]) -> int:
+        """As in `Engine`; the texts pass through in batches, so that only the changed are held."""
+        schema = pa.schema([("raw", pa.string()), ("text", pa.string())])
+        kept, count = [pa.RecordBatch.from_pylist([], schema)], 0
+        for batch in self.batches(select):
+            raw = batch.column(0).to_pylist()
+            count += len(raw)
+            pairs = [(a, b) for a, b in zip(raw, map(function, raw), strict=True) if a != b]
+            if pairs:
+                kept.append(
+                    pa.RecordBatch.from_arrays([pa.array(side) for side in zip(*pairs, strict=True)], schema=schema)
+                )
+        self.load(name, pa.Table.from_batches(kept))
+        return count
+
+    def batches(self, select: str) -> Iterator[Any]:
+        """As in `Engine`."""
+        with _duckdb_errors():
+            yield from self._db.sql(select).to_arrow_reader(1 << 16)
+
+    def drop(self, name: str) -> None:
+        """As in `Engine`."""
+        self._run(f"DROP TABLE {name}")
+
+    def close(self) -> None:
+        """As in `Engine`."""
+        self._db.close()
+
+    def _run(self, statement: str) -> None:
+        with _duckdb_errors():
+            self._db.execute(statement)
+
+
+class _duckdb_errors:  # noqa: N801
+    """Tells DuckDB's errors that a user can mend from the rest."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
+        if isinstance(error, duckdb.OutOfMemoryException):
+            raise UserError(
+                f"engine duckdb: {first_line(error)}; give more with --memory-limit, or a larger disk with --spill"
+            ) from None
+        if isinstance(error, duckdb.Error) and "Invalid string encoding" in str(error):
+            raise UndecodableText(str(error)) from None
+
+
+def _kind(kind: str) -> str:
+    if kind == "BLOB":
+        return "bytes"
+    if kind == "VARCHAR":
+        return "text"
+    if kind.startswith(("TIMESTAMP", "DATE")):
+        return "time"
+    return "integer" if kind.endswith(("INT", "INTEGER")) else "other"
+
+
+def _dataset_of_bytes(paths: Sequence[str]) -> Any:
+    """Parquet files as an Arrow dataset with bytes for text."""
+    schema = pa_dataset.dataset(list(paths), format="parquet").schema
+    text = (pa.string(), pa.large_string(), pa.string_view())
+    fields = [pa.field(field.name, pa.binary() if field.type in text else field.type) for field in schema]
+    return pa_dataset.dataset(list(paths), format="parquet", schema=pa.schema(fields))
+
+
+def _with_folders(paths: Sequence[str]) -> list[str]:
+    """The paths, a URL of a folder as the glob of the Parquet files below it."""
+    is_folder = [("://" in path and "*" not in path and not path.endswith(".parquet")) for path in paths]
+    return [
+        f"{path.rstrip('/')}/**/*.parquet" if folder else path for path, folder in zip(paths, is_folder, strict=True)
+    ]

@@ -1,0 +1,97 @@
+"""The settings of mining, checked before the log is opened."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from typing import Literal
+
+from mbsd.catalog.mining.sql_engine import EngineName
+from mbsd.errors import UserError
+
+LOG_COLUMNS = ("user", "query", "item", "kind", "time")
+MAX_COPIES = 1000
+
+
+@dataclass(frozen=True)
+class MiningSettings:
+    """How to mine; the table depends on all of it but `engine` and what follows.
+
+    Attributes:
+        min_buyers: distinct users who bought the item under the query make a positive.
+        negatives_per_positive: same-category negatives for each positive of an item.
+        rewrites_per_positive: rewritten queries for each positive of an item.
+        max_pairs_per_item: most rows of an item in the table; 0 = no limit. The positives with the most buyers stay.
+        seed: of all draws.
+        columns: ours -> the log's name for it, where it is another.
+        split: item (that of the item) or time (when the pair became a positive, with its `min_buyers`th buyer).
+        validation_from: for a time split: a date in ISO 8601 (UTC), or a share of the positives in order of time.
+        test_from: the same.
+        engine: duckdb or spark.
+        master: of Spark; empty = this machine.
+        memory_limit: of the engine, such as 4GB; empty = its default.
+        spill: folder for what does not fit into memory; empty = the system's temporary one.
+        threads: 0 = one per core.
+    """
+
+    min_buyers: int = 2
+    negatives_per_positive: int = 1
+    rewrites_per_positive: int = 1
+    max_pairs_per_item: int = 0
+    seed: int = 0
+    columns: Mapping[str, str] = field(default_factory=dict)
+    split: Literal["item", "time"] = "item"
+    validation_from: str = ""
+    test_from: str = ""
+    engine: EngineName = "duckdb"
+    master: str = ""
+    memory_limit: str = ""
+    spill: str = ""
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        lowest = {"min_buyers": 1}
+        for name in (f.name for f in fields(self) if f.type == "int" and f.name != "seed"):
+            if getattr(self, name) < lowest.get(name, 0):
+                raise UserError(f"{name} is {getattr(self, name)}; expected at least {lowest.get(name, 0)}")
+        for name in ("negatives_per_positive", "rewrites_per_positive"):
+            if getattr(self, name) > MAX_COPIES:
+                raise UserError(f"{name} is {getattr(self, name)}; expected at most {MAX_COPIES}")
+        group = 1 + self.negatives_per_positive + self.rewrites_per_positive
+        if 0 < self.max_pairs_per_item < group:
+            raise UserError(
+                f"max_pairs_per_item is {self.max_pairs_per_item}; expected at least {group}, a positive and its "
+                "negatives, or 0 for no limit"
+            )
+        if self.memory_limit and not re.fullmatch("[0-9]+(MB|GB|TB)", self.memory_limit):
+            raise UserError(f"memory limit {self.memory_limit!r}; expected such as 500MB or 4GB")
+        unknown = next((name for name in self.columns if name not in LOG_COLUMNS), None)
+        if unknown is not None:
+            raise UserError(f"column {unknown!r}; a log has {', '.join(LOG_COLUMNS)}: give --column query=search_term")
+        if self.split == "time" and not (self.validation_from and self.test_from):
+            raise UserError(
+                "a split by time needs --validation-from and --test-from, each a date or a share such as 0.8"
+            )
+        if self.split == "item" and (self.validation_from or self.test_from):
+            raise UserError("--validation-from and --test-from are of --split time; the split is by item")
+
+    def positives_per_item(self) -> int:
+        """Positives that an item may have; 0 = no limit."""
+        return self.max_pairs_per_item // (1 + self.negatives_per_positive + self.rewrites_per_positive)
+
+
+def bound(name: str, text: str) -> float | int:
+    """A bound of a time split: a share (a float between 0 and 1), or microseconds since 1970 (an int)."""
+    try:
+        share = float(text)
+    except ValueError:
+        try:
+            date = datetime.fromisoformat(text)
+        except ValueError:
+            raise UserError(f"{name} is {text!r}; expected a date such as 2024-05-01 or a share such as 0.8") from None
+        return int((date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() * 1e6)
+    if not 0 < share < 1:
+        raise UserError(f"{name} is {text}; expected a share between 0 and 1, or a date such as 2024-05-01")
+    return share

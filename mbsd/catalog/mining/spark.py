@@ -1,0 +1,141 @@
+"""Spark: the engine of a cluster, or of one machine's cores (see `engines`)."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mbsd.catalog.mining.java import java_home
+from mbsd.catalog.mining.sql_engine import FUNCTIONS, Column, first_line, micros_of, quoted
+from mbsd.errors import UserError
+
+
+class Spark:
+    """Spark: this machine's cores, or the cluster of a master."""
+
+    def __init__(self, seed: int, folder: Path, threads: int, memory_limit: str, master: str) -> None:
+        try:
+            import pyspark
+            from pyspark.sql import SparkSession
+        except ImportError as error:
+            raise UserError(f"engine spark: {error}; install it with `pip install 'mbsd[spark]'`") from None
+        self.version = f"spark {pyspark.__version__}"
+        self._files = tempfile.TemporaryDirectory(prefix="mbsd-java-")
+        home = java_home(Path(self._files.name))
+        local = not master or master.startswith("local")
+        cores = threads or len(os.sched_getaffinity(0))
+        builder = SparkSession.builder.appName("mbsd pairs mine").master(master or f"local[{cores}]")
+        settings = {
+            "spark.sql.session.timeZone": "UTC",
+            "spark.sql.legacy.parquet.nanosAsLong": "true",
+            "spark.local.dir": str(folder),
+            "spark.driver.maxResultSize": "0",
+            "spark.ui.enabled": "false",
+            "spark.ui.showConsoleProgress": "false",
+        }
+        if local:
+            # 200 partitions, the default, are for clusters; a name server is not needed to find oneself.
+            settings |= {"spark.sql.shuffle.partitions": str(2 * cores)}
+            settings |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
+        if memory_limit:
+            settings["spark.driver.memory" if local else "spark.executor.memory"] = memory_limit.removesuffix("B")
+        for name, value in settings.items():
+            builder = builder.config(name, value)
+        environment = {"PYSPARK_PYTHON": sys.executable} if local else {}
+        environment |= {"JAVA_HOME": str(home)} if home is not None else {}
+        before = {name: os.environ.get(name) for name in environment}
+        os.environ.update(environment)
+        try:
+            self._spark = builder.getOrCreate()
+        except pyspark.errors.PySparkRuntimeError as error:
+            raise UserError(
+                f"engine spark: {first_line(error)}; Java 17 or newer and a known master are needed"
+            ) from None
+        finally:
+            for name, old in before.items():
+                os.environ.pop(name) if old is None else os.environ.update({name: old})
+        self._spark.sparkContext.setLogLevel("ERROR")
+        draw = f"CAST(conv(substr(md5(concat('{seed}', chr(9), s)), 1, 15), 16, 10) AS BIGINT)"
+        for name, (parameters, kind, body) in {"draw": ("s STRING", "BIGINT", draw), **FUNCTIONS}.items():
+            self._spark.sql(f"CREATE TEMPORARY FUNCTION {name}({parameters}) RETURNS {kind} RETURN {body}")
+
+    def open_log(self, paths: Sequence[str], *, as_bytes: bool = False) -> list[Column]:
+        """As in `Engine`; Spark stops at no byte, so that `as_bytes` changes nothing."""
+        from pyspark.errors import PySparkException
+
+        try:
+            reader = self._spark.read.option("mergeSchema", "true").option("recursiveFileLookup", "true")
+            log = reader.parquet(*paths)
+        except PySparkException as error:
+            raise UserError(f"log {paths[0]}: cannot be read as Parquet ({first_line(error)})") from None
+        log.createOrReplaceTempView("raw_log")
+        return [(name, _kind(kind)) for name, kind in log.dtypes]
+
+    def text(self, column: Column) -> tuple[str, str]:
+        """As in `Engine`."""
+        name = f"CAST({quoted(column[0], '`')} AS STRING)"
+        if column[1] in ("bytes", "text"):
+            return f"try_validate_utf8({name})", f"coalesce(NOT is_valid_utf8({name}), false)"
+        return name, "false"
+
+    def micros(self, column: Column) -> str:
+        """As in `Engine`."""
+        return micros_of(column, self.text(column)[0], quoted(column[0], "`"))
+
+    def load(self, name: str, table: Any) -> None:
+        """As in `Engine`."""
+        self._keep(name, self._spark.createDataFrame(table))
+
+    def view(self, name: str, select: str) -> None:
+        """As in `Engine`."""
+        self._spark.sql(select).createOrReplaceTempView(name)
+
+    def stage(self, name: str, select: str) -> None:
+        """As in `Engine`; the rows stay in the executors' memory and on their disks."""
+        self._keep(name, self._spark.sql(select))
+
+    def changed(self, name: str, select: str, function: Callable[[str], str]) -> int:
+        """As in `Engine`; the function travels to the workers by value, which then need no installation of mbsd."""
+        from pyspark import cloudpickle
+
+        module = sys.modules[function.__module__]
+        cloudpickle.register_pickle_by_value(module)
+        try:
+            self._spark.udf.register("respelled", function, "string")
+            every = self._keep(
+                f"all_{name}", self._spark.sql(f"SELECT raw, respelled(raw) AS text FROM ({select}) AS given(raw)")
+            )
+            self.view(name, f"SELECT raw, text FROM all_{name} WHERE text <> raw")
+            return int(every.count())
+        finally:
+            cloudpickle.unregister_pickle_by_value(module)
+
+    def batches(self, select: str) -> Iterator[Any]:
+        """As in `Engine`; they all come to the driver at once."""
+        yield from self._spark.sql(select).toArrow().to_batches()
+
+    def drop(self, name: str) -> None:
+        """As in `Engine`; Spark frees what nothing names."""
+        self._spark.catalog.dropTempView(name)
+
+    def close(self) -> None:
+        """As in `Engine`."""
+        self._spark.stop()
+        self._files.cleanup()
+
+    def _keep(self, name: str, frame: Any) -> Any:
+        # A checkpoint forgets how its rows were made. Cached frames would carry the plans of all stages before them,
+        # which double from round to round.
+        kept = frame.localCheckpoint()
+        kept.createOrReplaceTempView(name)
+        return kept
+
+
+def _kind(kind: str) -> str:
+    known = {"binary": "bytes", "string": "text", "date": "time", "timestamp": "time", "timestamp_ntz": "time"}
+    known |= dict.fromkeys(("tinyint", "smallint", "int", "bigint"), "integer")
+    return known.get(kind, "other")

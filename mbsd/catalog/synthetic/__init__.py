@@ -1,0 +1,1 @@
+"""Offline: a synthetic shop with a behaviour log, for demos, studies and tests."""

@@ -1,0 +1,255 @@
+"""A shop of our own making: items with titles and pictures, and the behaviour log of its visitors.
+
+It is small enough for a demo and honest enough to measure with: some attributes can only be seen, some are only said
+(see `synthetic_words`), and every purchase is of an item for which all terms of the query hold.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from mbsd.catalog.synthetic.pictures import draw_item
+from mbsd.catalog.synthetic.words import BOTTOMS, COLLAR, COLOUR, SLEEVE, VOCABULARY, WHERE_SEEN, Language
+from mbsd.errors import UserError
+from mbsd.io.files import replacing
+
+CHUNK = 128
+ABSENT = -1  # the code of an attribute that an item does not have
+FIRST_DAY = np.datetime64("2024-03-01T00:00:00", "us")
+DAYS = 90
+ROWS_PER_ITEM = 17  # the mean is twice this, with a tail of power 2
+MAX_ROWS_PER_ITEM = 400
+# Shoppers ask for what they see: the smaller, the more often an attribute is among the terms of a query.
+KEY_OF_ATTRIBUTE = np.array([{"image": 0.5, "both": 1.0, "title": 2.0}[where] for where in WHERE_SEEN])
+
+
+@dataclass(frozen=True)
+class SyntheticSummary:
+    """What was written, and where."""
+
+    items: int
+    log_rows: int
+    items_file: Path
+    images: Path
+    log_file: Path
+    attribute_where_file: Path
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Item k before it is written; the codes are places in `Vocabulary.values`."""
+
+    category: int
+    codes: tuple[int, ...]
+    title: str
+
+
+def synthesise(
+    out: Path, *, num_items: int, seed: int, language: Language = "zh", image_side: int = 224, workers: int = 0
+) -> SyntheticSummary:
+    """Write `items.jsonl`, `images/*.jpg`, `log.parquet` and `attribute_where.json` below `out`.
+
+    Item k depends on (seed, k, language) only; its picture on (seed, k). The log (columns user, query, item, kind,
+    time) depends on all items, about 34 rows each.
+
+    Args:
+        out: a folder that does not exist or is empty.
+        num_items: how many items.
+        seed: 0 or more.
+        language: of titles, attributes and queries.
+        image_side: pixels of the square pictures.
+        workers: processes that draw; 0 = one per core; 1 = this process.
+
+    Raises:
+        UserError: `out` is not empty, or an option makes no sense.
+    """
+    if language not in VOCABULARY:
+        raise UserError(f"language {language!r}; expected one of {', '.join(VOCABULARY)}")
+    for name, value, least in [("num_items", num_items, 1), ("image_side", image_side, 32), ("seed", seed, 0)]:
+        if value < least:
+            raise UserError(f"{name} is {value}; expected at least {least}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: already there and not an empty folder; choose another name or remove it")
+    with replacing(out) as building:
+        (building / "images").mkdir(parents=True)
+        drawn = [_draw_words(seed, k, language) for k in range(num_items)]
+        _write_images(building / "images", num_items, seed, image_side, workers or os.cpu_count() or 1)
+        words = VOCABULARY[language]
+        with (building / "items.jsonl").open("w", encoding="utf-8") as file:
+            for k, item in enumerate(drawn):
+                attributes = {
+                    name: values[code]
+                    for name, values, code in zip(words.names, words.values, item.codes, strict=True)
+                    if code != ABSENT
+                }
+                record = {
+                    "item_id": item_id(k),
+                    "title": item.title,
+                    "category": words.categories[item.category],
+                    "attributes": attributes,
+                    "image": image_name(k),
+                }
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        where = dict(zip(words.names, WHERE_SEEN, strict=True))
+        (building / "attribute_where.json").write_text(json.dumps(where, ensure_ascii=False, indent=2) + "\n", "utf-8")
+        log = _log(drawn, seed, language)
+        pq.write_table(log, building / "log.parquet", compression="zstd")
+    return SyntheticSummary(
+        items=num_items,
+        log_rows=log.num_rows,
+        items_file=out / "items.jsonl",
+        images=out / "images",
+        log_file=out / "log.parquet",
+        attribute_where_file=out / "attribute_where.json",
+    )
+
+
+def item_id(item: int) -> str:
+    """The id of item k."""
+    return f"syn-{item:07d}"
+
+
+def image_name(item: int) -> str:
+    """The picture of item k below `images/`."""
+    return f"{item:07d}.jpg"
+
+
+def _codes(seed: int, item: int) -> tuple[random.Random, int, tuple[int, ...]]:
+    """(generator, category, codes) of item k; the generator goes on to draw the picture."""
+    rng = random.Random(f"synthetic\t{seed}\t{item}")
+    words = VOCABULARY["en"]
+    category = rng.randrange(len(words.categories))
+    codes = [rng.randrange(len(values)) for values in words.values]
+    if category in BOTTOMS:
+        codes[COLLAR] = codes[SLEEVE] = ABSENT
+    return rng, category, tuple(codes)
+
+
+def _draw_words(seed: int, item: int, language: Language) -> _Drawn:
+    _, category, codes = _codes(seed, item)
+    rng = random.Random(f"title\t{seed}\t{item}")
+    words = VOCABULARY[language]
+    said = []
+    for attribute, code in enumerate(codes):
+        if code == ABSENT or WHERE_SEEN[attribute] == "image":
+            continue
+        synonym = attribute == COLOUR and rng.random() < 0.25
+        said.append(rng.choice(words.colour_synonyms[code]) if synonym else words.values[attribute][code])
+    said += rng.sample(words.adjectives, rng.randint(0, 1))
+    rng.shuffle(said)
+    season = f"{rng.choice(range(2020, 2025))}{words.separator}{rng.choice(words.seasons)}"
+    opening = [rng.choice(words.brands)]
+    if rng.random() < 0.5:
+        opening.insert(rng.randint(0, 1), season)
+    if rng.random() < 0.5:
+        opening.append(rng.choice(words.genders))
+    return _Drawn(category, codes, words.separator.join([*opening, *said, words.categories[category]]))
+
+
+def _write_images(folder: Path, num_items: int, seed: int, side: int, workers: int) -> None:
+    chunks = [range(start, min(start + CHUNK, num_items)) for start in range(0, num_items, CHUNK)]
+    if workers == 1 or len(chunks) == 1:
+        for chunk in chunks:
+            _draw_images(folder, chunk, seed, side)
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("forkserver")) as pool:
+        for future in [pool.submit(_draw_images, folder, chunk, seed, side) for chunk in chunks]:
+            future.result()
+
+
+def _draw_images(folder: Path, items: range, seed: int, side: int) -> None:
+    for item in items:
+        rng, category, codes = _codes(seed, item)
+        (folder / image_name(item)).write_bytes(draw_item(rng, codes, category, side))
+
+
+def _log(drawn: list[_Drawn], seed: int, language: Language) -> Any:
+    """The behaviour log as a pyarrow Table.
+
+    Each item has a few queries of 1 to 4 of its own terms, its category's word last, most often terms for what can be
+    seen; popular items have more queries, and the first of them are asked most. Under 45 % of the rows the item is
+    bought; the rest are clicks, 30 % of which fall on an item for which a term of the query does not hold.
+    """
+    rng = np.random.default_rng([seed, len(drawn)])
+    codes = np.array([item.codes for item in drawn], dtype=np.int64)  # [items, attributes]
+    category = np.array([item.category for item in drawn], dtype=np.int64)
+    num_rows = np.minimum(ROWS_PER_ITEM * rng.uniform(1e-6, 1, len(drawn)) ** -0.5, MAX_ROWS_PER_ITEM).astype(np.int64)
+    num_queries = np.minimum(2 + num_rows // 14, 10)
+    first_query = np.cumsum(num_queries) - num_queries
+
+    owner = np.repeat(np.arange(len(drawn)), num_queries)
+    # The terms with the lowest random keys are in the query; absent attributes sort last and are never terms.
+    present = codes[owner] != ABSENT
+    keys = np.where(present, rng.random(present.shape) * KEY_OF_ATTRIBUTE, np.inf)
+    num_terms = np.minimum(rng.choice([1, 2, 3, 4], p=[0.45, 0.35, 0.15, 0.05], size=len(owner)), present.sum(axis=1))
+    asked = np.argsort(np.argsort(keys, axis=1), axis=1) < num_terms[:, None]  # [queries, attributes]
+    terms = np.where(asked, codes[owner], ABSENT)
+
+    item = np.repeat(np.arange(len(drawn)), num_rows)
+    query = first_query[item] + (num_queries[item] * rng.random(len(item)) ** 1.5).astype(np.int64)
+    bought = rng.random(len(item)) < 0.45
+    stray = ~bought & (rng.random(len(item)) < 0.30)
+    item = np.where(stray, _strangers(rng, terms[query], category[owner[query]], codes, category, item), item)
+    # Few enough visitors to meet the same query again, many enough that a buyer seldom counts twice.
+    user = rng.integers(0, max(50, len(drawn) // 2), len(item))
+    time = FIRST_DAY + rng.integers(0, DAYS * 86_400_000_000, len(item)).astype("timedelta64[us]")
+
+    distinct, place = np.unique(np.column_stack([category[owner], terms]), axis=0, return_inverse=True)
+    texts = pa.array(list(_query_texts(distinct, language)))
+    order = np.argsort(time, kind="stable")
+    return pa.table(
+        {
+            "user": pa.array([f"u{k:07d}" for k in range(int(user.max()) + 1)]).take(pa.array(user[order])),
+            "query": texts.take(pa.array(place.reshape(-1)[query][order])),
+            "item": pa.array([item_id(k) for k in range(len(drawn))]).take(pa.array(item[order])),
+            "kind": pa.array(["click", "purchase"]).take(pa.array(bought[order].astype(np.int8))),
+            "time": pa.array(time[order]),
+        }
+    )
+
+
+def _strangers(
+    rng: np.random.Generator,
+    terms: NDArray[np.int64],
+    wanted: NDArray[np.int64],
+    codes: NDArray[np.int64],
+    category: NDArray[np.int64],
+    own: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """For each row an item that fails a term of its query or is of another category; `own` where a few draws find none.
+
+    The first draws look in the query's own category, since visitors seldom click on trousers under "T-shirt".
+    """
+    by_category = np.argsort(category, kind="stable")
+    size = np.bincount(category, minlength=int(category.max()) + 1)
+    start = np.cumsum(size) - size
+    result = own.copy()
+    missing = np.ones(len(own), dtype=bool)
+    for attempt in range(4):
+        near = by_category[start[wanted] + (rng.random(len(own)) * size[wanted]).astype(np.int64)]
+        drawn = near if attempt < 3 else rng.integers(0, len(category), len(own))
+        fails = ((terms != ABSENT) & (terms != codes[drawn])).any(axis=1) | (category[drawn] != wanted)
+        result = np.where(missing & fails, drawn, result)
+        missing &= ~fails
+    return result
+
+
+def _query_texts(distinct: NDArray[np.int64], language: Language) -> Iterator[str]:
+    """One text for each row of (category, terms …)."""
+    words = VOCABULARY[language]
+    for category, *terms in distinct.tolist():
+        said = [values[code] for values, code in zip(words.values, terms, strict=True) if code != ABSENT]
+        yield " ".join([*said, words.categories[category]])

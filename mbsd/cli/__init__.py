@@ -1,0 +1,1 @@
+"""The commands: `mbsd …`, and those of `launchers/grid.py` and `launchers/submit.py`."""

@@ -1,0 +1,5 @@
+"""`python -m mbsd.cli`."""
+
+from mbsd.cli.main import main
+
+main()

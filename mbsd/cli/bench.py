@@ -1,0 +1,138 @@
+"""`mbsd bench …`: what the project claims of its speed, measured against the alternative in the same run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+bench_app = typer.Typer(no_args_is_help=True, help="Measurements, each against the alternative in the same run.")
+
+Ranks = Annotated[list[int], typer.Option(help="Numbers of ranks to measure at; may be given several times.")]
+Layers = Annotated[int, typer.Option(min=1, help="Of the model's encoder; 12 is BERT-base.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the numbers there.")]
+
+
+@bench_app.command("lamb")
+def bench_lamb(
+    ranks: Ranks = [1, 2, 4],  # noqa: B006 (typer reads it as the option's default)
+    turns: Annotated[int, typer.Option(min=1, help="Steps of each contestant.")] = 9,
+    layers: Layers = 12,
+    json_file: JsonFile = None,
+) -> None:
+    """LAMB's step under ZeRO-2 at BERT-base's size: milliseconds, bytes of state, ratios to AdamW and a plain loop."""
+    from mbsd.tools.bench.lamb import measure_lamb
+
+    _write_json(json_file, measure_lamb(tuple(ranks), turns, layers))
+
+
+@bench_app.command("step")
+def bench_step(
+    model: Annotated[list[str], typer.Option(help="base, small; may be repeated.")] = ["base", "small"],  # noqa: B006
+    stage: Annotated[list[str], typer.Option(help="masked, matching; repeated.")] = ["masked", "matching"],  # noqa: B006
+    lengths: Annotated[list[str], typer.Option(help="real, longest; may be repeated.")] = ["real", "longest"],  # noqa: B006
+    batch: Annotated[int, typer.Option(min=1, help="Samples of a step.")] = 16,
+    turns: Annotated[int, typer.Option(min=1, help="Timed steps of each contestant; medians are told.")] = 5,
+    layers: Annotated[int | None, typer.Option(min=1, help="Of the encoder, instead of the model's own.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """A training step, packed, against plain `BertModel` with padding: samples/s, tokens/s, MFU, memory, ratios."""
+    from mbsd.tools.bench.step import StepBench, measure_step
+
+    bench = StepBench(tuple(model), tuple(stage), tuple(lengths), batch, turns, layers)
+    _write_json(json_file, measure_step(bench))
+
+
+@bench_app.command("checkpoint")
+def bench_checkpoint(
+    ranks: Ranks = [1, 2, 4],  # noqa: B006 (as above)
+    saves: Annotated[int, typer.Option(help="Saves of each kind; medians are reported.")] = 5,
+    folder: Annotated[Path | None, typer.Option(help="Where is written; default: a temporary folder.")] = None,
+    layers: Layers = 12,
+    json_file: JsonFile = None,
+) -> None:
+    """Stall, time to durable, bytes and time to resume at BERT-base's size, against DeepSpeed's own save."""
+    from mbsd.tools.bench.checkpoint import measure_checkpoint
+
+    _write_json(json_file, measure_checkpoint(tuple(ranks), saves, folder, layers))
+
+
+@bench_app.command("mining")
+def bench_mining(
+    rows: Annotated[list[int], typer.Option(help="Rows of a generated log; may be repeated.")] = [  # noqa: B006
+        2_000_000,
+        20_000_000,
+    ],  # fmt: skip
+    spark: Annotated[bool, typer.Option(help="Spark on local[2] too, at up to --compare-rows.")] = True,
+    naive: Annotated[bool, typer.Option(help="The cross join of categories too, at up to --compare-rows.")] = True,
+    compare_rows: Annotated[int, typer.Option(help="The largest log that Spark and the cross join get.")] = 20_000_000,
+    memory_limit: Annotated[str, typer.Option(help="Of DuckDB (200 M rows: 2GB); Spark's driver gets 2GB.")] = "700MB",
+    threads: Annotated[int, typer.Option(help="Of each engine.")] = 2,
+    folder: Annotated[Path | None, typer.Option(help="For the logs, which are kept; without: a temporary one.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """CPU seconds, peak memory and spill of mining a generated log, by rows and engine."""
+    from mbsd.tools.bench.mining import measure_mining
+
+    numbers = measure_mining(
+        rows, spark=spark, naive=naive, compare_rows=compare_rows, threads=threads, memory_limit=memory_limit,
+        folder=folder,
+    )  # fmt: skip
+    _write_json(json_file, numbers)
+
+
+@bench_app.command("loader")
+def bench_loader(
+    catalog: Annotated[Path, typer.Option(help="Folder written by `mbsd catalog build`.")],
+    image_size: Annotated[int, typer.Option(min=1, help="Pixels of a side that the model sees.")] = 224,
+    batch: Annotated[int, typer.Option(min=1, help="Samples of a micro-batch.")] = 64,
+    batches: Annotated[int, typer.Option(min=1, help="Micro-batches of each turn.")] = 16,
+    turns: Annotated[int, typer.Option(min=1, help="Of each loader; medians are told.")] = 5,
+    workers: Annotated[list[int], typer.Option(min=0, help="Loader processes; may be repeated.")] = [0, 2],  # noqa: B006
+    train: Annotated[bool, typer.Option(help="A training run's share of waiting too.")] = True,
+    epochs: Annotated[bool, typer.Option(help="Memory after 1, 2 and 4 epochs too.")] = True,
+    json_file: JsonFile = None,
+) -> None:
+    """Images a second of both decoders and of whole micro-batches, against a Dataset with Pillow on the same files."""
+    from mbsd.tools.bench.loader import LoaderBench, measure_loader
+
+    bench = LoaderBench(catalog, image_size, batch, batches, turns, tuple(workers), train, epochs)
+    _write_json(json_file, measure_loader(bench))
+
+
+@bench_app.command("latency")
+def bench_latency(
+    batch: Annotated[list[int], typer.Option(min=1, help="Samples of a step; may be repeated.")] = [  # noqa: B006
+        1,
+        2,
+        4,
+        8,
+        16,
+        32,
+        64,
+    ],  # fmt: skip
+    models: Annotated[
+        list[str] | None, typer.Option(help="May be repeated; default: all. A wrong one lists them.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps of each cell.")] = 128,
+    seconds: Annotated[float, typer.Option(min=0, help="A cell ends early after so long, and says so.")] = 60.0,
+    threads: Annotated[int, typer.Option(min=1, help="On a CPU.")] = 2,
+    picture: Annotated[Path | None, typer.Option(help="Also draw it there (.png, .svg).")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Fig. 8: milliseconds of MBSD in several forms, of its baselines and of a bare BERT encoder, by batch size."""
+    from mbsd.tools.bench.latency import LatencyBench, measure_latency
+    from mbsd.tools.bench.latency_chart import draw_latency
+
+    numbers = measure_latency(LatencyBench(tuple(batch), tuple(models or ()), steps, seconds, threads))
+    _write_json(json_file, numbers)
+    if picture is not None:
+        draw_latency(numbers, picture)
+
+
+def _write_json(path: Path | None, numbers: dict[str, Any]) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,47 @@
+"""Settings: what is read, and how it becomes tokens and pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mbsd.config.ranges import at_least, share
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read and how it becomes tokens and pixels."""
+
+    catalog: str
+    """Folder written by `mbsd catalog build`."""
+    table: str | None = None
+    """Task table over the catalogue (Parquet): pairs for stage 2, the labels for fine-tuning."""
+    tokenizer: str | None = None
+    """Folder or hub name. Default: that of run.init_from, else a WordPiece vocabulary built from the catalogue."""
+    image_size: int = at_least(1, default=224)
+    max_text_tokens: int = 144
+    """With specials; the title is cut first."""
+    max_query_tokens: int = 64
+    """With [CLS] and [SEP]; a longer query or tag is cut here."""
+    decoder: Literal["auto", "torchvision", "dali"] = "auto"
+    """auto: DALI on a GPU where it is installed, else torchvision."""
+    num_workers: int = at_least(0, default=2)
+    """Loader processes of each rank; 0 loads in the training process."""
+    prefetch: int = at_least(1, default=4)
+    """Micro-batches each worker holds ready."""
+    crop_scale: tuple[float, float] = (0.8, 1.0)
+    """Share of the image's area a training crop keeps; (1, 1): no cropping."""
+    flip_probability: float = share(default=0.5)
+    colour_jitter: float = share(default=0.0)
+    """Training pictures' brightness, contrast and saturation change by up to this share. A colour is often what an
+    attribute says, so none by default."""
+    shuffle_block: int = at_least(1, default=64)
+    """Neighbouring samples that an epoch keeps near each other, so that disks read on."""
+    shuffle_window: int = at_least(1, default=512)
+    """Blocks that are mixed with each other. A catalogue of no more than a window is shuffled as a whole."""
+    token_bucket: int = at_least(1, default=1)
+    """Training batches are filled up to a multiple of so many tokens, and to an image for every sample, so that
+    model.compile sees few shapes; losses stay the same. 1: nothing is filled up."""
+    max_corrupt: float = share(default=0.001)
+    """Pictures whose bytes on disk are damaged are left out and named; the run stops where they are a larger share of
+    those read. 0: at the first one."""

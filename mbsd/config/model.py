@@ -1,0 +1,76 @@
+"""Settings: the network, and which of its settings each architecture reads."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from mbsd.config.ranges import at_least
+from mbsd.errors import UserError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network (SPEC 1 and 2). The defaults are the paper's; a backbone or init_from brings its own sizes."""
+
+    architecture: Literal["mbsd", "bert", "vit", "vilt", "fashionbert", "kaleido"] = "mbsd"
+    """mbsd, or a baseline to compare it with, which is fine-tuned and scored by the same commands (`mbsd.baselines`).
+    bert reads the view text alone, vit the view image."""
+    backbone: str | None = None
+    """A BERT checkpoint (local folder or hub name, say bert-base-chinese) to start from; of vit and vilt a ViT."""
+    image_weights: str | None = None
+    """Of fashionbert and kaleido: a local file with torchvision's ResNet-50 weights (.pth or .safetensors)."""
+    crop_size: int = at_least(1, default=224)
+    """Of fashionbert and kaleido: pixels of a crop's side as ResNet-50 sees it."""
+    vocab_size: int = 21128
+    """The largest vocabulary built from a catalogue; the model takes the tokenizer's real size."""
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    dropout: float = 0.1
+    patchify: Literal["conv", "linear"] = "conv"
+    """conv: four non-overlapping convolutions (Fig. 3); linear: one (Table 6, row 5)."""
+    patchify_strides: tuple[int, ...] = (4, 2, 2, 2)
+    patchify_channels: tuple[int, ...] = (64, 192, 384)
+    """Channels between the convolutions; the last gives hidden_size."""
+    image_cls: bool = False
+    """A learned image-[CLS] before the patches, as the released code has."""
+    representation: Literal["pooled", "cls"] = "pooled"
+    """h: dense + tanh of [CLS], or [CLS] itself."""
+    initializer_range: float = 0.02
+    """Deviation of weights and word vectors at the start; about 1 / sqrt(hidden_size) suits a narrow model."""
+    position_range: float = 0.02
+    """The same of positions, token types and modality vectors. BERT draws them as wide as words, and a small model then
+    takes thousands of steps to tell which word stands where from which word it is."""
+    match_head: Literal["shared", "per_view"] = "shared"
+    """One linear layer for the three views' logits (the paper's words in 3.6), or one each."""
+    activation_checkpointing: bool = False
+    """Keep each encoder layer's input alone and compute the layer again in the backward: less memory, about a third
+    more compute, the same numbers."""
+    compile: bool = False
+    """torch.compile of the encoder layers' parts around attention; meant for GPUs, with data.token_bucket, so that it
+    sees few sizes."""
+
+    def check(self) -> None:
+        """Raise UserError where a setting is set that this architecture does not read."""
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        for name in _unread(self.architecture):
+            value = getattr(self, name)
+            if value != defaults[name]:
+                shown = list(value) if isinstance(value, tuple) else value
+                raise UserError(
+                    f"model.{name}={shown}: model.architecture={self.architecture} does not read it; remove it"
+                )
+
+
+def _unread(architecture: str) -> tuple[str, ...]:
+    """Settings of ModelConfig that mean nothing to an architecture."""
+    of_crops = ("image_weights", "crop_size")
+    if architecture == "mbsd":
+        return of_crops
+    of_mbsd = ("patchify", "patchify_channels", "image_cls", "match_head", "compile", "activation_checkpointing")
+    if architecture in ("vit", "vilt"):  # their patches are as large as MBSD's
+        return (*of_mbsd, *of_crops)
+    return (*of_mbsd, "patchify_strides", *(() if architecture in ("fashionbert", "kaleido") else of_crops))

@@ -1,0 +1,151 @@
+"""Settings: a training run. DeepSpeed's JSON has batch size, precision, ZeRO, optimizer and schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mbsd.config.data import DataConfig
+from mbsd.config.model import ModelConfig
+from mbsd.config.ranges import at_least, check_ranges
+from mbsd.config.stages import MaskingConfig, SdmiConfig, TaskConfig
+from mbsd.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run lives, how long it takes and how often it speaks."""
+
+    dir: str
+    """Run folder: resolved configs, metrics, TensorBoard files and checkpoints. An unfinished run in it is resumed."""
+    seed: int = 0
+    epochs: float | None = None
+    """Passes over the training samples; this or max_steps."""
+    max_steps: int | None = at_least(1, default=None)
+    """Optimizer steps; this or epochs."""
+    log_every: int = at_least(1, default=10)
+    """Steps between two lines of metrics.jsonl."""
+    validate_every: int = at_least(0, default=500)
+    """Steps between two validations; one more follows the last step. 0: none."""
+    validate_samples: int = at_least(1, default=2048)
+    """At most this many validation samples are read."""
+    save_every: int = at_least(1, default=1000)
+    """Steps between two checkpoints; the last step is always saved."""
+    max_skipped_steps: int = at_least(1, default=100)
+    """The run stops after so many steps in a row that fp16 skipped because gradients overflowed."""
+    keep_last: int = at_least(1, default=2)
+    """Checkpoints that are kept."""
+    keep_every: int = at_least(0, default=0)
+    """Checkpoints of every so many steps are kept for ever. 0: none."""
+    node_local_checkpoints: str | None = None
+    """Folder on each node's own disk for the checkpoint files of its ranks, where dir/checkpoints is too slow.
+    To go on, the ranks have to start on the same nodes."""
+    resume: str = "auto"
+    """Where dir holds no checkpoint: start from the full state of another run (its folder, or one checkpoint of it)
+    instead of init_from. auto: none; dir's own checkpoints always come first."""
+    profile: int = at_least(0, default=0)
+    """Steps to trace with torch's profiler, after the first few, into dir/profile: for TensorBoard or Perfetto."""
+    timeout: float = at_least(0, default=1800.0)
+    """Seconds without any progress (a step, a validation batch, a save) after which a rank writes its stacks and ends.
+    0: a run that hangs waits for ever."""
+    init_from: str | None = None
+    """Weights and tokenizer to start from: a run folder or a folder written by save_pretrained. Not the optimizer."""
+
+
+@dataclass(frozen=True)
+class BestConfig:
+    """Which checkpoint of a fine-tuning run is its result, and when there is nothing more to wait for."""
+
+    metric: str | None = None
+    """A validation metric as metrics.jsonl names it behind `validation/`, say roc_auc_full or loss. Default: the
+    task's own, of its first view. The checkpoint of its best value is kept, and is what evaluate, embed, export and
+    init_from read of the run."""
+    patience: int = at_least(0, default=0)
+    """Training stops after so many validations in a row without a better value. 0: never."""
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """What every training run has."""
+
+    run: RunConfig
+    data: DataConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+    def check(self) -> None:
+        """Raise UserError where two settings contradict each other."""
+        run, data = self.run, self.data
+        self.model.check()
+        if run.init_from is not None and self.model.image_weights is not None:
+            raise UserError(
+                f"run.init_from={run.init_from} and model.image_weights={self.model.image_weights} both name weights "
+                "to start from; remove one"
+            )
+        if (run.epochs is None) == (run.max_steps is None):
+            given = "both are set" if run.epochs is not None else "neither is set"
+            raise UserError(f"run.epochs and run.max_steps: {given}; set exactly one of them")
+        if run.init_from is not None and self.model.backbone is not None:
+            raise UserError(
+                f"run.init_from={run.init_from} and model.backbone={self.model.backbone} both name weights to start "
+                "from; remove one"
+            )
+        if not 4 <= data.max_query_tokens <= data.max_text_tokens:
+            raise UserError(
+                f"data.max_query_tokens={data.max_query_tokens} must be between 4 and "
+                f"data.max_text_tokens={data.max_text_tokens}"
+            )
+        low, high = data.crop_scale
+        if not 0 < low <= high <= 1:
+            raise UserError(f"data.crop_scale={[low, high]}: expected 0 < low <= high <= 1")
+        check_ranges(self)
+        if run.epochs is not None and run.epochs <= 0:
+            raise UserError(f"run.epochs={run.epochs}: expected more than 0")
+
+
+@dataclass(frozen=True)
+class PretrainConfig(BaseConfig):
+    """`launchers/pretrain.py`."""
+
+    stage: Literal["masked", "matching"] = "masked"
+    """masked: stage 1, over the catalogue; matching: stage 2, over a pair table."""
+    masking: MaskingConfig | None = None
+    """Stage 1 only."""
+    sdmi: SdmiConfig | None = None
+    """Stage 2 only."""
+
+    def check(self) -> None:
+        """See BaseConfig; and each stage has its own sections."""
+        super().check()
+        if self.model.architecture != "mbsd":
+            raise UserError(
+                f"model.architecture={self.model.architecture}: pre-training is MBSD's own; a baseline starts from "
+                "model.backbone in launchers/finetune.py"
+            )
+        if self.stage == "masked" and (self.sdmi is not None or self.data.table is not None):
+            extra = "sdmi" if self.sdmi is not None else "data.table"
+            raise UserError(f"stage=masked reads neither sdmi nor data.table, but {extra} is set: remove it")
+        if self.stage == "matching":
+            if self.masking is not None:
+                raise UserError("stage=matching does not read masking, but it is set: remove it")
+            if self.data.table is None:
+                raise UserError("stage=matching needs data.table, the pair table that `mbsd pairs mine` writes")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(BaseConfig):
+    """`launchers/finetune.py`."""
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    best: BestConfig = field(default_factory=BestConfig)
+
+    def check(self) -> None:
+        """See BaseConfig; and a task needs its labels, patience something to wait for."""
+        super().check()
+        if self.data.table is None:
+            raise UserError("data.table is not set: fine-tuning needs a task table (`mbsd tables build` or `derive`)")
+        self.task.check()
+        if self.best.patience and not self.run.validate_every:
+            raise UserError(
+                f"best.patience={self.best.patience} counts validations, and run.validate_every=0 says there are none "
+                "before the last step: set run.validate_every, or leave best.patience out"
+            )

@@ -1,0 +1,113 @@
+"""Settings of what is done with a trained model: `launchers/evaluate.py` and `launchers/embed.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mbsd.config.data import DataConfig
+from mbsd.config.ranges import at_least, check_ranges
+from mbsd.errors import UserError
+
+View = Literal["full", "text", "image"]
+
+
+@dataclass(frozen=True)
+class MissingConfig:
+    """Titles or pictures that are taken away at random (Fig. 7), on top of those the catalogue lacks."""
+
+    rates: tuple[float, ...] = ()
+    """Shares of the samples that lose something, each scored by itself in the view full; say [0.3, 0.5, 0.7]. Who loses
+    it at a rate loses it at every higher one too, on any number of ranks."""
+    modality: Literal["title", "image", "either"] = "either"
+    """What they lose; either: one of the two, as often the one as the other."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ClusteringConfig:
+    """Similar-product clustering: how the vectors are grouped."""
+
+    method: Literal["kmeans", "hdbscan"] = "kmeans"
+    clusters: int | None = at_least(2, default=None)
+    """Of k-means; default: as many as categories occur."""
+    min_cluster_size: int = at_least(2, default=5)
+    """Of HDBSCAN."""
+    seed: int = 0
+    """Of k-means."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """`launchers/evaluate.py`."""
+
+    model: str
+    """A run folder (its best checkpoint, or its newest where none is best), one of its checkpoints, or a folder written
+    by save_pretrained."""
+    data: DataConfig
+    out: str
+    """JSON file for the metrics. Every row's answers go to a Parquet file of the same name beside it."""
+    task: Literal["attributes", "alignment", "classification", "sensitive", "clustering"] | None = None
+    """Default: the task the model was fine-tuned for. clustering takes any model."""
+    split: Literal["train", "validation", "test"] = "test"
+    views: tuple[View, ...] = ("full", "text", "image")
+    missing: MissingConfig = field(default_factory=MissingConfig)
+    clustering: ClusteringConfig = field(default_factory=ClusteringConfig)
+    recalls: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95, 0.99)
+    """Of sensitive: the precision at each of these recalls is reported, with the threshold that gives it."""
+    max_samples: int | None = at_least(1, default=None)
+    """At most this many rows, spread over the split by a fixed draw; default: all of them."""
+    bootstrap: int = at_least(0, default=1000)
+    """Resamples of the rows behind each 95 % interval; fewer, but no fewer than 100, above ten thousand rows. 0: no
+    intervals."""
+    bootstrap_seed: int = 0
+    micro_batch: int = at_least(1, default=64)
+    """Samples a rank scores at once."""
+
+    def check(self) -> None:
+        """Raise UserError where the settings cannot be meant."""
+        if self.data.table is None:
+            raise UserError("data.table is not set: evaluation needs a task table")
+        if not self.out.endswith(".json"):
+            raise UserError(f"out={self.out}: expected a name that ends in .json; the answers go beside it as .parquet")
+        check_ranges(self)
+        for name, shares in (("missing.rates", self.missing.rates), ("recalls", self.recalls)):
+            if not all(0 < share <= 1 for share in shares) or len(set(shares)) < len(shares):
+                raise UserError(f"{name}={list(shares)}: expected different numbers above 0, up to 1")
+        if not self.views and not self.missing.rates:
+            raise UserError("views and missing.rates are both empty: nothing would be scored")
+        if len(set(self.views)) < len(self.views):
+            raise UserError(f"views={list(self.views)}: names a view twice")
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """`launchers/embed.py`."""
+
+    model: str
+    """As of `launchers/evaluate.py`; pre-trained or fine-tuned."""
+    data: DataConfig
+    """Its table is not read."""
+    out: str
+    """Folder for vectors/part-000000.parquet … and manifest.json. An unfinished one is gone on with."""
+    view: View = "full"
+    split: Literal["train", "validation", "test"] | None = None
+    """Default: all items."""
+    vector: Literal["auto", "h", "mean"] = "auto"
+    """h: the representation that stage 2 and the tasks train; mean: of the last layer's tokens; auto: mean for a model
+    of stage 1, which trains no h, else h."""
+    dtype: Literal["float32", "float16"] = "float32"
+    items_per_file: int = at_least(1, default=65536)
+    """A multiple of micro_batch. A kill costs each rank at most the file it was at."""
+    micro_batch: int = at_least(1, default=64)
+    """Items a rank encodes at once."""
+
+    def check(self) -> None:
+        """Raise UserError where the settings cannot be meant."""
+        if self.data.table is not None:
+            raise UserError(f"data.table={self.data.table}: embedding reads the catalogue alone: remove it")
+        check_ranges(self)
+        if self.items_per_file % self.micro_batch:
+            raise UserError(
+                f"items_per_file={self.items_per_file}: expected a multiple of micro_batch={self.micro_batch}"
+            )

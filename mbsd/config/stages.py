@@ -1,0 +1,70 @@
+"""Settings: the stages of pre-training and the downstream tasks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from mbsd.config.ranges import share
+from mbsd.errors import UserError
+
+
+@dataclass(frozen=True)
+class MaskingConfig:
+    """Stage 1 (Eq. 1, 2)."""
+
+    mlm_probability: float = share(default=0.15)
+    mpm_probability: float = share(default=0.5)
+    mpm_corruption: Literal["replace", "bert"] = "replace"
+    """replace: every masked patch becomes the mask vector; bert: 80% mask, 10% another patch, 10% kept."""
+
+
+@dataclass(frozen=True)
+class SdmiConfig:
+    """Stage 2 (Eq. 3-11) and its switches for Table 6."""
+
+    variant: Literal["paper", "released"] = "paper"
+    unimodal_losses: bool = True
+    """L_QT and L_QV; off together with distillation: row 6."""
+    distillation: bool = True
+    """L_KL and L_RS; off alone: row 7."""
+    weight: Literal["adaptive"] | float = "adaptive"
+    """w_i of Eq. 9, or a constant wherever the strong view is right (row 8)."""
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """A downstream task that is trained (SPEC 7). Clustering is not: `launchers/evaluate.py` does it with any model."""
+
+    name: Literal["attributes", "alignment", "classification", "sensitive"] = "attributes"
+    """attributes: does the tag hold for the item; alignment: are two items one product; classification: into the
+    table's categories; sensitive: is the item of the category `positive`."""
+    views: tuple[Literal["full", "text", "image"], ...] = ("full",)
+    """Views a sample is trained on, all in one forward; the losses are averaged."""
+    class_weights: Literal["balanced"] | tuple[float, ...] | None = None
+    """What a row of each class counts in the loss: balanced: all classes the same together; or one number a class, in
+    the order of the labels (sensitive: others, positive). Scaled so that the training rows' mean is 1."""
+    positive: str | None = None
+    """Of sensitive, which needs it: the category that is to be found; all others are its opposite."""
+    pair_head: Literal["compare", "concat"] | None = None
+    """Of alignment: a linear layer on [h_s; h_t; |h_s - h_t|; h_s * h_t] (the default), or on [h_s; h_t] alone as the
+    paper has it: a sum of what each item says by itself, which cannot tell whether two items are alike."""
+
+    def check(self) -> None:
+        """Raise UserError where a setting belongs to another task, or the task lacks one."""
+        if (self.name == "sensitive") != (self.positive is not None):
+            wrong = "needs task.positive, the category to find" if self.positive is None else "reads no task.positive"
+            raise UserError(f"task.name={self.name} {wrong}: {'set' if self.positive is None else 'remove'} it")
+        if self.pair_head is not None and self.name != "alignment":
+            raise UserError(f"task.pair_head={self.pair_head}: task.name={self.name} has no pairs: remove it")
+        if not self.views or len(set(self.views)) < len(self.views):
+            raise UserError(f"task.views={list(self.views)}: expected one or more of full, text and image, each once")
+        if isinstance(self.class_weights, tuple):
+            if not all(0 < weight < math.inf for weight in self.class_weights):
+                raise UserError(f"task.class_weights={list(self.class_weights)}: expected numbers above 0")
+            if self.name != "classification" and len(self.class_weights) != 2:
+                raise UserError(
+                    f"task.class_weights={list(self.class_weights)}: task.name={self.name} has the two labels 0 and 1; "
+                    "give two numbers"
+                )

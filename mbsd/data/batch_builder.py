@@ -1,0 +1,290 @@
+"""Catalogue → batches: everything of one micro-batch, from sample numbers to a Batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from mbsd.batch import Batch, Masks
+from mbsd.catalog.reader import CorruptRecord
+from mbsd.config.data import DataConfig
+from mbsd.config.stages import MaskingConfig
+from mbsd.data.augment import Augmentation, draw_augmentation, no_augmentation
+from mbsd.data.decode_torchvision import ImageDecoder
+from mbsd.data.masking import mask_patches, mask_text
+from mbsd.data.order import sample_rng
+from mbsd.data.samples import ItemSource, Sample
+from mbsd.data.shape_buckets import black_images, fill_up
+from mbsd.data.text import encode_pair
+from mbsd.data.views import TextTokens, pack
+
+Int64 = npt.NDArray[np.int64]
+Key = tuple[int, int, str]
+"""Epoch and position of a sample, and which of its items: what its random numbers are drawn from."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Pictures still to be decoded: I JPEGs, and what becomes of each."""
+
+    jpegs: list[bytes]
+    augmentation: Augmentation
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A micro-batch as a worker delivers it.
+
+    Attributes:
+        batch: all of it, but for the pictures that are still encoded.
+        encoded: what is left for the training process, unless it is None.
+        num_read: pictures that were asked for.
+        damaged: a line for each of them whose bytes are not those that were written; it has been left out.
+    """
+
+    batch: Batch
+    encoded: Encoded | None
+    num_read: int = 0
+    damaged: tuple[str, ...] = ()
+
+    def pin_memory(self) -> Prepared:
+        """The same with the batch in page-locked memory; torch's DataLoader calls this."""
+        return dataclasses.replace(self, batch=self.batch.pin_memory())
+
+
+class BatchBuilder:
+    """Builds micro-batches; every random number in them depends on (seed, epoch, position) of its sample alone.
+
+    Args:
+        catalog: where titles and pictures are read.
+        tokenizer: from data.text.
+        data: lengths, crops, flips, image size.
+        views: which views each sample is shown in; the masked objective reads "full".
+        patches_per_image: P without the image [CLS].
+        image_cls: whether an image [CLS] stands before the patches.
+        masking: stage 1; None: nothing is masked and Batch.masks is None.
+        seed: of the run.
+        train: crops and flips; else the whole image as it is.
+        decoder: from data.images.make_decoder, of data.image_size.
+        label_dtype: of Batch.labels_B (float32 to match, int64 for classes); None: no labels.
+    """
+
+    def __init__(
+        self,
+        catalog: ItemSource,
+        tokenizer: PreTrainedTokenizerBase,
+        data: DataConfig,
+        views: tuple[str, ...],
+        *,
+        patches_per_image: int,
+        image_cls: bool = False,
+        masking: MaskingConfig | None = None,
+        seed: int = 0,
+        train: bool = True,
+        decoder: ImageDecoder,
+        label_dtype: torch.dtype | None = None,
+    ) -> None:
+        if masking is not None and "full" not in views:
+            raise ValueError(f"masking needs the view full, found views {list(views)}")
+        if decoder.size != data.image_size:
+            raise ValueError(f"decoder of {decoder.size} px, data.image_size={data.image_size}: expected the same")
+        self.catalog = catalog
+        self.tokenizer = tokenizer
+        self.data = data
+        self.views = views
+        self.patches_per_image = patches_per_image
+        self.image_cls = image_cls
+        self.masking = masking
+        self.seed = seed
+        self.train = train
+        self.decoder = decoder
+        self.label_dtype = label_dtype
+        self.bucket = data.token_bucket if train else 1
+        self._special_ids = sorted(tokenizer.all_special_ids)
+        self._is_special = np.zeros(len(tokenizer), dtype=bool)  # by word
+        self._is_special[self._special_ids] = True
+
+    def build(self, samples: Sequence[Sample], positions: Int64, epochs: Int64) -> Batch:
+        """The micro-batch of B samples.
+
+        Args:
+            samples: B, or B/2 with two items each.
+            positions: int64; of each of `samples` in the order of its epoch.
+            epochs: int64; of each of `samples`.
+
+        Raises:
+            ValueError: labels are asked for and a sample has none.
+        """
+        return self.finish(self.prepare(samples, positions, epochs))
+
+    def prepare(self, samples: Sequence[Sample], positions: Int64, epochs: Int64) -> Prepared:
+        """The part of `build` that a worker does: all of it if the decoder runs in workers, else all but decoding."""
+        labels = self._labels(samples)
+        keys = [(*key, "") for key in zip(epochs.tolist(), positions.tolist(), strict=True)]
+        others = [sample.other for sample in samples if sample.other is not None]
+        if others:
+            if len(others) != len(samples):
+                raise ValueError(f"{len(others)} of {len(samples)} samples have a second item: expected all or none")
+            seconds = [Sample(other, hidden=sample.other_hidden) for other, sample in zip(others, samples, strict=True)]
+            samples = [*samples, *seconds]
+            keys += [(epoch, position, ".other") for epoch, position, _ in keys]
+        jpegs_B, num_read, damaged = self._read_images(samples)
+        has_image = [jpeg is not None for jpeg in jpegs_B]
+        texts = [
+            encode_pair(
+                self.tokenizer,
+                sample.text,
+                "" if "title" in sample.hidden else self.catalog.title(sample.item),
+                self.data.max_text_tokens,
+                self.data.max_query_tokens,
+            )
+            for sample in samples
+        ]
+        drawn = [self._mask_sample(key, text, image) for key, text, image in zip(keys, texts, has_image, strict=True)]
+        texts = [sample.text for sample in drawn]
+        ids_N, positions_N, types_N, views = pack(
+            texts, has_image, self.views, self.patches_per_image + int(self.image_cls)
+        )
+        masks = None
+        if self.masking is not None:
+            first = views.names.index("full") * len(samples)
+            masks = self._masks(drawn, views.cu_seqlens.numpy()[first : first + len(samples)].astype(np.int64))
+        encoded = self._encoded([jpeg for jpeg in jpegs_B if jpeg is not None], keys, has_image)
+        in_worker = self.decoder.in_worker
+        size = self.data.image_size
+        batch = Batch(
+            input_ids_N=ids_N,
+            position_ids_N=positions_N,
+            token_type_ids_N=types_N,
+            images=self._decode(encoded, len(samples))
+            if in_worker
+            else torch.empty((0, 3, size, size), dtype=torch.uint8),
+            views=views,
+            items_B=torch.tensor([sample.item for sample in samples], dtype=torch.int64),
+            labels_B=labels,
+            masks=masks,
+        )
+        if self.bucket > 1:
+            images = len(encoded.jpegs)
+            batch = fill_up(
+                batch, self.bucket, num_images=images, fill_images=self._num_images(images, len(samples)) - images,
+                patches_per_image=self.patches_per_image,
+            )  # fmt: skip
+        return Prepared(batch, None if in_worker else encoded, num_read, damaged)
+
+    def finish(self, prepared: Prepared) -> Batch:
+        """The part of `build` that the training process does."""
+        if prepared.encoded is None:
+            return prepared.batch
+        return dataclasses.replace(prepared.batch, images=self._decode(prepared.encoded, prepared.batch.num_samples))
+
+    def _read_images(self, samples: Sequence[Sample]) -> tuple[list[bytes | None], int, tuple[str, ...]]:
+        """The JPEG of each sample, how many were read, and a line for each that is damaged (None in its place)."""
+        if self.views == ("text",):
+            return [None] * len(samples), 0, ()
+        jpegs: list[bytes | None] = []
+        damaged: list[str] = []
+        for sample in samples:
+            try:
+                jpegs.append(None if "image" in sample.hidden else self.catalog.image(sample.item))
+            except CorruptRecord as error:
+                damaged.append(str(error))
+                jpegs.append(None)
+        return jpegs, len(damaged) + sum(jpeg is not None for jpeg in jpegs), tuple(damaged)
+
+    def _encoded(self, jpegs: list[bytes], keys: list[Key], has_image: list[bool]) -> Encoded:
+        if not self.train:
+            return Encoded(jpegs, no_augmentation(len(jpegs)))
+        shown = [key for key, image in zip(keys, has_image, strict=True) if image]
+        rngs = [self._rng(key, "crop") for key in shown]
+        data = self.data
+        return Encoded(jpegs, draw_augmentation(rngs, data.crop_scale, data.flip_probability, data.colour_jitter))
+
+    def _rng(self, key: Key, purpose: str) -> np.random.Generator:
+        epoch, position, which = key
+        return sample_rng(self.seed, epoch, position, purpose + which)
+
+    def _decode(self, encoded: Encoded, num_samples: int) -> Tensor:
+        images = self.decoder.decode(encoded.jpegs, encoded.augmentation)
+        return black_images(images, self._num_images(len(images), num_samples))
+
+    def _num_images(self, images: int, num_samples: int) -> int:
+        """With those that fill up: one for every sample."""
+        return images if self.bucket == 1 or self.views == ("text",) else num_samples
+
+    def _labels(self, samples: Sequence[Sample]) -> Tensor | None:
+        if self.label_dtype is None:
+            return None
+        missing = [sample.item for sample in samples if sample.label is None]
+        if missing:
+            raise ValueError(f"item {missing[0]}: a label is asked for and this sample has none")
+        return torch.tensor([sample.label for sample in samples], dtype=self.label_dtype)
+
+    def _mask_sample(self, key: Key, text: TextTokens, has_image: bool) -> _MaskedSample:
+        none = np.zeros(0, dtype=np.int64)
+        if self.masking is None:
+            return _MaskedSample(text, none, none, has_image, none, none)
+        corrupted, chosen, labels = mask_text(
+            self._rng(key, "text"),
+            text.input_ids,
+            self._is_special[text.input_ids],
+            len(self._is_special),
+            self.tokenizer.mask_token_id,
+            self._special_ids,
+            self.masking.mlm_probability,
+        )
+        patches, sources = none, none
+        if has_image:
+            rng = self._rng(key, "patches")
+            masking = self.masking
+            patches, sources = mask_patches(
+                rng, self.patches_per_image, masking.mpm_probability, masking.mpm_corruption
+            )
+        text = dataclasses.replace(text, input_ids=corrupted)
+        return _MaskedSample(text, chosen, labels, has_image, patches, sources)
+
+    def _masks(self, drawn: list[_MaskedSample], starts_B: Int64) -> Masks:
+        """The samples' own masks as rows of the packed view full, whose sequences begin at the rows starts_B."""
+        patches, num_images = self.patches_per_image, sum(sample.has_image for sample in drawn)
+        patch_source = np.arange(num_images * patches, dtype=np.int64)
+        mlm_index, mpm_index, mpm_patch = [], [], []
+        image = 0
+        for sample, start in zip(drawn, starts_B.tolist(), strict=True):
+            mlm_index.append(start + sample.words)
+            if sample.has_image:
+                rows = image * patches + sample.patches
+                is_mask = sample.sources == patches
+                patch_source[rows] = np.where(is_mask, num_images * patches, image * patches + sample.sources)
+                mpm_index.append(start + len(sample.text.input_ids) + int(self.image_cls) + sample.patches)
+                mpm_patch.append(rows)
+                image += 1
+        return Masks(
+            mlm_index_K=_joined(mlm_index),
+            mlm_labels_K=_joined([sample.labels for sample in drawn]),
+            patch_source=torch.from_numpy(patch_source),
+            mpm_index_Q=_joined(mpm_index),
+            mpm_patch_Q=_joined(mpm_patch),
+        )
+
+
+@dataclass(frozen=True)
+class _MaskedSample:
+    """A sample's corrupted text with the chosen words and their labels, and its chosen patches with their sources."""
+
+    text: TextTokens
+    words: Int64
+    labels: Int64
+    has_image: bool
+    patches: Int64
+    sources: Int64
+
+
+def _joined(parts: list[Int64]) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *parts]))

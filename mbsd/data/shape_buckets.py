@@ -1,0 +1,80 @@
+"""Catalogue → batches: micro-batches filled up to few sizes, so that compiled code and CUDA graphs see few shapes.
+
+What is filled in reaches no loss: rows of text that only a trailing sequence of its own shows, black pictures that no
+sequence shows, masked words and patches that ask for nothing. Without dropout a filled batch has the same losses and
+gradients as before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mbsd.batch import NO_PATCH, NO_WORD, Batch, Masks, Views
+
+WORDS_SHARE = 8  # masked words are filled up to a multiple of the bucket's eighth: about one in seven tokens is masked
+
+
+def fill_up(batch: Batch, bucket: int, *, num_images: int, fill_images: int, patches_per_image: int) -> Batch:
+    """`batch` with its text rows and packed tokens filled up to multiples of `bucket`, its masks for more images.
+
+    Args:
+        batch: as `mbsd.data.batch_builder` makes it, on the CPU; its pixels are left to `black_images`.
+        bucket: tokens.
+        num_images: I.
+        fill_images: pictures that follow them.
+        patches_per_image: P, without the image [CLS].
+    """
+    rows = batch.input_ids_N.shape[0]
+    more_rows = -rows % bucket
+    masks = batch.masks
+    if masks is not None:
+        masks = _fill_masks(masks, bucket, num_images, fill_images, patches_per_image)
+    return dataclasses.replace(
+        batch,
+        input_ids_N=F.pad(batch.input_ids_N, (0, more_rows)),
+        position_ids_N=F.pad(batch.position_ids_N, (0, more_rows)),
+        token_type_ids_N=F.pad(batch.token_type_ids_N, (0, more_rows)),
+        views=_fill_views(batch.views, bucket, rows, more_rows),
+        masks=masks,
+    )
+
+
+def black_images(images: Tensor, count: int) -> Tensor:
+    """The images [I, 3, h, w] with black ones behind them, `count` in all."""
+    return torch.cat([images, images.new_zeros(count - images.shape[0], *images.shape[1:])])
+
+
+def _fill_views(views: Views, bucket: int, rows: int, more_rows: int) -> Views:
+    """One more sequence, of 1 to `bucket` tokens, which shows the first row of text again and again."""
+    tokens = views.source_T.shape[0]
+    fill = bucket - tokens % bucket
+    source_T = torch.where(views.source_T >= rows, views.source_T + more_rows, views.source_T)
+    return Views(
+        views.names,
+        F.pad(source_T, (0, fill)),
+        torch.cat([views.cu_seqlens, torch.tensor([tokens + fill], dtype=views.cu_seqlens.dtype)]),
+        (*views.lengths, fill),
+        num_fill=1,
+    )
+
+
+def _fill_masks(masks: Masks, bucket: int, num_images: int, fill_images: int, patches: int) -> Masks:
+    all_patches, more_patches = num_images * patches, fill_images * patches
+    more_words = -masks.mlm_index_K.shape[0] % max(1, bucket // WORDS_SHARE)
+    # Every image has as many masked patches as the others; where there is none, nothing tells how many.
+    more_masked = masks.mpm_index_Q.shape[0] // num_images * fill_images if num_images else 0
+    # The mask vector stands behind the last patch: it moves on by those that are filled in, which stay as they are.
+    moved = torch.where(masks.patch_source == all_patches, all_patches + more_patches, masks.patch_source)
+    return Masks(
+        mlm_index_K=F.pad(masks.mlm_index_K, (0, more_words)),
+        mlm_labels_K=F.pad(masks.mlm_labels_K, (0, more_words), value=NO_WORD),
+        patch_source=torch.cat([moved, torch.arange(all_patches, all_patches + more_patches)]),
+        mpm_index_Q=F.pad(masks.mpm_index_Q, (0, more_masked)),
+        mpm_patch_Q=F.pad(masks.mpm_patch_Q, (0, more_masked), value=NO_PATCH),
+        num_fill_words=more_words,
+        num_fill_patches=more_masked,
+    )

@@ -1,1 +1,0 @@
-"""Run config + DeepSpeed's JSON -> a training run."""

@@ -1,0 +1,1 @@
+"""What any room may need to write or show."""

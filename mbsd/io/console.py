@@ -1,0 +1,41 @@
+"""What the screen shows: lines above a progress bar, blocks of facts, and tables as Markdown."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+import rich.box
+from rich.console import Console
+from rich.table import Table
+from tqdm.auto import tqdm
+
+WIDTH = 400  # characters of a line of Markdown; narrower, names and numbers would be cut
+
+
+def say(text: str) -> None:
+    """Print a line to stderr, above the progress bar if there is one; any thread may call it."""
+    tqdm.write(text, file=sys.stderr)
+
+
+def say_block(title: str, facts: Mapping[str, str]) -> None:
+    """Print a title and one line for each fact, at once, so that no other process prints in between."""
+    width = max(map(len, facts))
+    say("\n".join([title, *(f"  {name:<{width}}  {fact}" for name, fact in facts.items())]))
+
+
+def quiet_libraries() -> None:
+    """Leave the screen to the run: transformers prints errors alone, and no progress bars."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def markdown_of(table: Table) -> str:
+    """A rich table as lines of Markdown; its box is then Markdown's."""
+    table.box = rich.box.MARKDOWN
+    page = Console(width=WIDTH, color_system=None)
+    with page.capture() as captured:
+        page.print(table)
+    return "".join(f"{line.strip()}\n" for line in captured.get().splitlines() if line.strip())

@@ -1,0 +1,53 @@
+"""Files and folders that are whole or absent: written beside their place, synced, renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give the block a hidden path beside `path` for a file or folder, which then takes the place of `path` at once.
+
+    The file and the folder it lies in are synced before this returns. If the block raises, `path` stays as it was and
+    what was written is removed. A folder takes the place of an empty folder or of nothing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield beside
+        fsync(beside)
+        os.replace(beside, path)
+    except BaseException:
+        if beside.is_dir():
+            shutil.rmtree(beside)
+        else:
+            beside.unlink(missing_ok=True)
+        raise
+    fsync(path.parent)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file (UTF-8) as `replacing` does."""
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Make the bytes of a file, or the names in a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,73 @@
+"""FashionBERT: 16 equal crops of the image, ResNet-50 on each, one linear layer, in one stream with BERT's words
+(Gao et al. 2020).
+
+The ResNet is trained with the rest; the authors kept its features on disk. Crops are resized to the ResNet's own 224
+pixels (`model.crop_size`).
+"""
+
+from __future__ import annotations
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+from transformers import initialization as init
+
+from mbsd.model.backbone import BaselineConfig, BertTrunk
+from mbsd.model.baselines.resnet import FEATURES, CropEncoder, init_resnet, multiplications
+
+
+@strict
+class FashionBertConfig(BaselineConfig):
+    """A BERT and the crops that it sees: `crop_grids` g are g x g crops each."""
+
+    model_type = "mbsd_fashionbert"
+
+    crop_grids: list[int] | tuple[int, ...] = (4,)
+    crop_size: int = 224
+
+    @property
+    def num_patches(self) -> int:
+        """Crops of one image."""
+        return sum(int(grid) ** 2 for grid in self.crop_grids)
+
+    @property
+    def image_multiplications(self) -> int:
+        """Of the ResNet on all crops of one image."""
+        return self.num_patches * multiplications(self.crop_size)
+
+    def backbone(self) -> FashionBert:
+        """A new one."""
+        return FashionBert(self)
+
+
+class FashionBert(BertTrunk):
+    """FashionBERT; h is the pooled [CLS]."""
+
+    config_class = FashionBertConfig
+
+    def __init__(self, config: FashionBertConfig) -> None:
+        super().__init__(config)
+        self.crops = CropEncoder(tuple(config.crop_grids), config.crop_size)
+        self.image_projection = nn.Linear(FEATURES, config.hidden_size)
+        self.image_position_PD = nn.Parameter(torch.zeros(config.num_patches, config.hidden_size))
+        self.image_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.image_dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        init_resnet(module)
+        if isinstance(module, FashionBert):
+            init.normal_(module.image_position_PD, 0.0, self.config.position_range)
+
+    def embed_images(self, pixels: Tensor) -> Tensor:
+        """[I * crops, D]."""
+        features = self.image_projection(self.crops(pixels))
+        placed: Tensor = self.image_dropout(self.image_norm(features + self.image_position_PD))
+        return placed.flatten(0, 1)
+
+
+AutoConfig.register(FashionBertConfig.model_type, FashionBertConfig)
+AutoModel.register(FashionBertConfig, FashionBert)

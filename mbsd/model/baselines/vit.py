@@ -1,0 +1,124 @@
+"""ViT, which reads the image; a tag's or query's words are looked up in a table of their own and share its trunk.
+
+So the paper has it (4.4): `[CLS] tag [SEP]` before the patches, and no title. The [CLS] is ViT's own, with its own
+position: without a tag all that ViT's input has more than usual is the [SEP].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+from transformers import initialization as init
+from transformers.models.vit.modeling_vit import ViTLayer
+
+from mbsd.batch import Batch
+from mbsd.errors import UserError
+from mbsd.model.attention import AttentionPlan
+from mbsd.model.backbone import Baseline, BaselineConfig
+
+
+@strict
+class VitConfig(BaselineConfig):
+    """ViT-B/32 (google/vit-base-patch32-224-in21k)."""
+
+    model_type = "mbsd_vit"
+
+    qkv_bias: bool = True
+    patchify_strides: list[int] | tuple[int, ...] = (32,)
+    patchify_channels: list[int] | tuple[int, ...] = ()
+
+    @property
+    def known_views(self) -> tuple[str, ...]:
+        """The image."""
+        return ("image",)
+
+    def backbone(self) -> VitTrunk:
+        """A new one."""
+        return VitBaseline(self)
+
+
+class VitTrunk(Baseline):
+    """Baselines whose stream is a ViT's: linear patches, layers that normalise first, a last LayerNorm."""
+
+    def __init__(self, config: VitConfig) -> None:
+        super().__init__(config)
+        if config.image_size % config.patch_side:
+            raise UserError(
+                f"data.image_size={config.image_size} is not a multiple of the patch side {config.patch_side} (the "
+                "product of model.patchify_strides); choose a multiple"
+            )
+        width = config.hidden_size
+        self.projection = nn.Conv2d(3, width, kernel_size=config.patch_side, stride=config.patch_side)
+        self.cls_D = nn.Parameter(torch.zeros(width))
+        self.image_position_PD = nn.Parameter(torch.zeros(1 + (config.image_size // config.patch_side) ** 2, width))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        settings: Any = config  # it has all that a ViTConfig says of a layer
+        self.layers = nn.ModuleList([ViTLayer(settings) for _ in range(config.num_hidden_layers)])
+        self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, VitTrunk):
+            for parameter in (module.cls_D, module.image_position_PD):
+                init.normal_(parameter, 0.0, self.config.position_range)
+
+    def patches(self, pixels: Tensor) -> Tensor:
+        """[I, patches, D] with their positions."""
+        features: Tensor = self.projection(pixels).flatten(2).transpose(1, 2)
+        return features + self.image_position_PD[1:]
+
+    def run_trunk(self, tokens_TD: Tensor, plan: AttentionPlan) -> Tensor:
+        """ViT's layers and its last LayerNorm."""
+        hidden = tokens_TD[None]
+        for layer in self.layers:
+            hidden = layer(hidden, plan=plan)
+        normalised: Tensor = self.layernorm(hidden[0])
+        return normalised
+
+
+class VitBaseline(VitTrunk):
+    """ViT with words."""
+
+    config_class = VitConfig
+
+    def __init__(self, config: VitConfig) -> None:
+        super().__init__(config)
+        self.words = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.word_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word table."""
+        return self.words
+
+    def embed_text(self, batch: Batch) -> Tensor:
+        """Words and their positions; the first of each sequence is ViT's [CLS]: [N, D]."""
+        looked_up = self.words(batch.input_ids_N) + self.word_positions(batch.position_ids_N)
+        is_first_N = batch.position_ids_N == 0
+        placed = torch.where(is_first_N[:, None], self.cls_D + self.image_position_PD[0], looked_up)
+        dropped: Tensor = self.dropout(placed)
+        return dropped
+
+    def embed_images(self, pixels: Tensor) -> Tensor:
+        """[I * patches, D]."""
+        dropped: Tensor = self.dropout(self.patches(pixels))
+        return dropped.flatten(0, 1)
+
+
+def copy_vit(model: VitTrunk, vit: Any) -> None:
+    """Give `model` the weights of a transformers ViTModel; its words keep their initialisation."""
+    with torch.no_grad():
+        model.cls_D.copy_(vit.embeddings.cls_token[0, 0])
+        model.image_position_PD.copy_(vit.embeddings.position_embeddings[0])
+    model.projection.load_state_dict(vit.embeddings.patch_embeddings.projection.state_dict())
+    model.layers.load_state_dict(vit.layers.state_dict())
+    model.layernorm.load_state_dict(vit.layernorm.state_dict())
+
+
+AutoConfig.register(VitConfig.model_type, VitConfig)
+AutoModel.register(VitConfig, VitBaseline)

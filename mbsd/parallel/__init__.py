@@ -1,0 +1,1 @@
+"""Which process this is, of how many, on which device."""

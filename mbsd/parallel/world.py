@@ -1,0 +1,157 @@
+"""Start and stop of the process group, and decisions made on rank 0 for all; who am I: `placement.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import platform
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from mbsd.errors import UserError
+from mbsd.parallel.devices import choose_device, print_ranks, rank_facts
+from mbsd.parallel.launch_env import Placement, find_placement, free_port, refuse_taken_port, refuse_wrong_world
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process's place in the job."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Rank 0 speaks and writes."""
+        return self.rank == 0
+
+
+@contextmanager
+def process_group(timeout: float | None = None) -> Iterator[Place]:
+    """Join the job's process group (NCCL on GPUs, gloo on CPUs) for the time of a recipe, and leave it at the end.
+
+    Args:
+        timeout: seconds a rank waits for the others in one exchange; None: as DeepSpeed, 10 minutes. The environment's
+            DEEPSPEED_TIMEOUT (minutes) goes before.
+    """
+    place = _start(timeout)
+    try:
+        yield place
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _start(timeout: float | None) -> Place:
+    placement = find_placement(os.environ)
+    device = choose_device(placement)
+    cuda = device.type == "cuda"
+    if placement.started_by == "mpirun":
+        placement = _ask_rank_zero(placement)
+    else:
+        refuse_wrong_world(placement, os.environ)
+    if placement.started_by == "srun" and placement.rank == 0:
+        refuse_taken_port(placement.master_port)
+    os.environ.update(placement.environment())
+    if not cuda:
+        # Said before deepspeed is imported: it looks for an accelerator at import.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*(pynvml|lr_scheduler.step).*")
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if cuda:
+        torch.cuda.set_device(device)
+    else:
+        # A CPU communication kernel for inference that DeepSpeed would compile for two minutes at every first start.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // placement.local_size))
+    backend = "nccl" if cuda else "gloo"
+    waits = {}
+    if timeout is not None and "DEEPSPEED_TIMEOUT" not in os.environ:
+        waits["timeout"] = timedelta(seconds=timeout)
+    # DeepSpeed's own search for MPI would overwrite what was found here.
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, **waits)
+    place = Place(placement.rank, placement.world_size, placement.local_rank, device)
+    ranks = gather_objects(rank_facts(device))
+    if place.is_first:
+        print_ranks(ranks, placement.started_by, backend)
+    return place
+
+
+def _ask_rank_zero(placement: Placement) -> Placement:
+    """Where rank 0 listens, or why it will not, told through MPI.
+
+    Rank 0 runs where mpirun does. On other nodes Slurm's variables tell of mpirun's own daemons.
+    """
+    from mpi4py import MPI
+
+    answer = None
+    if placement.rank == 0:
+        wrong = ""
+        try:
+            refuse_wrong_world(placement, os.environ)
+        except UserError as error:
+            wrong = str(error)
+        one_host = placement.local_size == placement.world_size
+        addr = placement.master_addr or ("127.0.0.1" if one_host else platform.node())
+        answer = wrong, addr, placement.master_port or free_port()
+    wrong, addr, port = MPI.COMM_WORLD.bcast(answer)
+    if wrong:
+        raise UserError(wrong)
+    return dataclasses.replace(placement, master_addr=addr, master_port=port)
+
+
+def on_rank_zero(decide: Callable[[], R]) -> R:
+    """`decide()` on rank 0; every rank returns its (picklable) result or raises its UserError.
+
+    Anything else that goes wrong ends rank 0 with its traceback, and the launcher then ends the others.
+    """
+    answer: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            answer[0] = decide()
+        except UserError as error:
+            answer[1] = str(error)
+    dist.broadcast_object_list(answer, src=0)
+    if answer[1] is not None:
+        raise UserError(answer[1], shared=True)
+    result: R = answer[0]
+    return result
+
+
+@contextmanager
+def same_on_every_rank() -> Iterator[None]:
+    """Leave the block the same way on every rank: if any rank raised a UserError in it, all raise the first one.
+
+    The block itself must hold no collective call, for a rank that failed would miss it.
+    """
+    failure = None
+    try:
+        yield
+    except UserError as error:
+        failure = str(error)
+    first = next((message for message in gather_objects(failure) if message is not None), None)
+    if first is not None:
+        raise UserError(first, shared=True)
+
+
+def gather_objects(value: R) -> list[R]:
+    """Every rank's picklable `value`, in rank order, on every rank."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values

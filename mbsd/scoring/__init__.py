@@ -1,0 +1,1 @@
+"""Scores and vectors of a trained model, and the floors it has to beat."""

@@ -1,0 +1,53 @@
+"""What a model answered, row by row: the file that `evaluate.py` writes beside its metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy.special import expit, softmax
+
+from mbsd.catalog.tables import SCHEMAS, Table
+from mbsd.metrics.table_scores import TableScores
+from mbsd.tasks.task import Int64, Labels
+
+
+def answers(scores: Iterable[tuple[str, TableScores]], table: Table, rows: Int64, labels: Labels) -> Any:
+    """A pyarrow Table with one row a scored row, in the table's order.
+
+    Columns: row (of the task table), item (or item_a, item_b), text (a tag), label (its name), and for each pass and
+    view answer_NAME, the label that is thought likeliest, and probability_NAME, that of 1 of a yes/no task, else that
+    of the answer.
+
+    Args:
+        scores: (name, scores of `rows`); a pass of several views has a column of each.
+        table: the task's.
+        rows: row numbers of the table.
+        labels: the task's.
+    """
+    names = np.array(labels.names, dtype=object)
+    columns: dict[str, Any] = {"row": rows}
+    for name in ("item", "item_a", "item_b", "text"):
+        if name in SCHEMAS[table.kind].names:
+            column = table.column(name)
+            columns[name] = [column[row] for row in rows.tolist()]
+    columns["label"] = names[labels.of[table.column("label")[rows]]]
+    for prefix, of_pass in scores:
+        for view, logits in zip(of_pass.views, of_pass.logits, strict=True):
+            if logits.ndim == 1:
+                probability, answer = expit(logits), (logits > 0).astype(np.int64)
+            else:
+                answer = logits.argmax(-1)
+                probability = softmax(logits.astype(np.float64), axis=-1)[np.arange(len(answer)), answer]
+            columns[f"answer_{prefix or view}"] = names[answer]
+            columns[f"probability_{prefix or view}"] = probability.astype(np.float32)
+    return pa.table({name: pa.array(values) for name, values in columns.items()})
+
+
+def write_answers(found: Any, out: Path) -> None:
+    """Write them as Parquet."""
+    pq.write_table(found, out, compression="zstd")

@@ -1,0 +1,221 @@
+"""What simple models reach on a task's table: the floors that a trained model has to beat, on the same rows.
+
+Logistic regressions of scikit-learn on TF-IDF of titles, colour histograms and histograms of oriented gradients, and
+what they say together. Their penalty is chosen on the validation split; metrics are the task's own, on the test split.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
+
+from mbsd.catalog.reader import Catalog
+from mbsd.catalog.tables import Table
+from mbsd.config.scoring import ClusteringConfig
+from mbsd.errors import UserError
+from mbsd.metrics.binary import binary_metrics
+from mbsd.scoring.floor_features import FEATURES, Features, Int64, together
+from mbsd.tasks.classification import class_metrics
+from mbsd.tasks.clustering import cluster_metrics, group
+
+INVERSE_PENALTIES = (1.0, 10.0)
+WEIGHTS = (0.0, 0.25, 0.5, 1.0)  # of a kind of features, where all are asked together
+MAX_ITERATIONS = 100
+LEAST = -20.0  # log-probability of a value that was never seen in training
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A split's rows of a table: which item each is of (as a row of the features), and its label."""
+
+    of_item: Int64
+    labels: Int64
+    attributes: NDArray[Any]
+    values: NDArray[Any]
+
+    def where(self, chosen: NDArray[np.bool_]) -> Rows:
+        """Some of them."""
+        return Rows(self.of_item[chosen], self.labels[chosen], self.attributes[chosen], self.values[chosen])
+
+
+def floors(catalog: Catalog, table: Table) -> dict[str, Any]:
+    """The test metrics of each floor: {"tfidf": {...}, "colours": ..., "hog": ..., "all": ...}.
+
+    For attributes: the five of (tag, item), over all rows and by attribute. For categories: accuracy and macro-F1, and
+    NMI, ARI and purity of k-means on the same features.
+
+    Raises:
+        UserError: a table of another kind, or an empty split.
+    """
+    if table.kind not in ("attributes", "categories"):
+        raise UserError(f"table {table.path}: holds {table.kind}; floors are of attributes or categories")
+    splits = {}
+    items = np.unique(table.column("item"))
+    for split in ("train", "validation", "test"):
+        rows = table.rows(split)
+        if len(rows) == 0:
+            raise UserError(f"table {table.path}: its {split} split is empty; use a table with rows of that split")
+        splits[split] = _rows(table, rows, items)
+    train = items[np.unique(splits["train"].of_item)]
+    features = {name: of_items(catalog, items, train) for name, of_items in FEATURES.items()}
+    return _tags(features, splits) if table.kind == "attributes" else _classes(features, splits)
+
+
+def write_floors(catalog: Catalog, table_file: Path, out: Path) -> None:
+    """Print the floors of a table and write them to `out` (JSON)."""
+    table = Table(table_file, catalog)
+    # The matrices are small: on a machine that others use too, a second thread of BLAS mostly waits and burns its core.
+    with threadpool_limits(1):
+        found = {"majority": majority(table), **floors(catalog, table)}
+    for name, metrics in found.items():
+        numbers = {key: value for key, value in metrics.items() if isinstance(value, float)}
+        print(f"{name}: " + "  ".join(f"{key} {value:.4f}" for key, value in numbers.items()))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"table": str(table_file), "floors": found}, indent=1) + "\n", encoding="utf-8")
+
+
+def majority(table: Table) -> dict[str, float]:
+    """Test accuracy of always saying the training rows' commonest label."""
+    labels = table.column("label")
+    commonest = np.bincount(labels[table.rows("train")]).argmax()
+    return {"accuracy": float(np.mean(labels[table.rows("test")] == commonest))}
+
+
+def _rows(table: Table, rows: Int64, items: Int64) -> Rows:
+    texts = [table.column("text")[row] for row in rows] if table.kind == "attributes" else [""] * len(rows)
+    names, _, values = zip(*(text.partition(":") for text in texts), strict=True)
+    of_item = np.searchsorted(items, table.column("item")[rows])
+    return Rows(of_item, table.column("label")[rows], np.array(names), np.array(values))
+
+
+def _classes(features: Mapping[str, Features], splits: dict[str, Rows]) -> dict[str, Any]:
+    """A model of the classes on each kind of features; "all" is a weighted sum of their log-probabilities.
+
+    The weights are those of WEIGHTS that are right most often on the validation rows.
+    """
+    train, held_out = splits["train"], {split: splits[split] for split in ("validation", "test")}
+    num_classes = 1 + max(int(rows.labels.max()) for rows in splits.values())
+
+    def said_by(model: LogisticRegression, of_items: Features, rows: Rows) -> NDArray[np.float64]:
+        logits = np.full((len(rows.labels), num_classes), LEAST)
+        logits[:, model.classes_] = model.predict_log_proba(of_items[rows.of_item]).clip(min=LEAST)
+        return logits
+
+    def right(logits: NDArray[np.float64]) -> float:
+        return float(np.mean(logits.argmax(1) == held_out["validation"].labels))
+
+    said: dict[str, dict[str, NDArray[np.float64]]] = {}
+    for name, of_items in features.items():
+        models = [_fitted(of_items[train.of_item], train.labels, c) for c in INVERSE_PENALTIES]
+        each = [{split: said_by(model, of_items, rows) for split, rows in held_out.items()} for model in models]
+        said[name] = max(each, key=lambda found: right(found["validation"]))
+
+    def together_said(weights: tuple[float, ...], split: str) -> NDArray[np.float64]:
+        weighted = [w * found[split] for w, found in zip(weights, said.values(), strict=True)]
+        return np.asarray(np.sum(weighted, axis=0))
+
+    weights = max(product(WEIGHTS, repeat=len(said)), key=lambda chosen: right(together_said(chosen, "validation")))
+    test = held_out["test"]
+    logits = {**{name: found["test"] for name, found in said.items()}, "all": together_said(weights, "test")}
+    seen = {**features, "all": together(*features.values())}
+    return {
+        name: {**class_metrics(logits[name], test.labels), "clustering": _clusters(seen[name], test)} for name in logits
+    }
+
+
+def _clusters(features: Features, rows: Rows) -> dict[str, float]:
+    clusters = group(features[rows.of_item], len(np.unique(rows.labels)), ClusteringConfig())
+    return cluster_metrics(clusters, rows.labels)
+
+
+def _tags(features: Mapping[str, Features], splits: dict[str, Rows]) -> dict[str, Any]:
+    """On each kind of features a model of the values of each attribute; then one of (tag, item) on its answers.
+
+    A tag's logit is made of the log-probability of its value and of how common the value is ("all": of the
+    log-probabilities of all of them); weights and threshold are fitted on the validation rows.
+    """
+    heard = {name: _heard(of_items, splits) for name, of_items in features.items()}
+    prior = {split: _prior(splits, split) for split in ("validation", "test")}
+    test, result = splits["test"], {}
+    for name, used in [*((name, [name]) for name in features), ("all", list(features))]:
+        columns = {split: np.stack([*(heard[one][split] for one in used), prior[split]], axis=1) for split in prior}
+        judge = LogisticRegression().fit(columns["validation"], splits["validation"].labels)
+        logits = judge.decision_function(columns["test"])
+        by_name = {
+            str(attribute): binary_metrics(logits[chosen], test.labels[chosen])
+            for attribute in np.unique(test.attributes)
+            if (chosen := test.attributes == attribute).any()
+        }
+        result[name] = {**binary_metrics(logits, test.labels), "attribute": by_name}
+    return result
+
+
+def _heard(features: Features, splits: dict[str, Rows]) -> dict[str, NDArray[np.float64]]:
+    """The log-probability of each validation and test row's own value."""
+    heard = {split: np.full(len(splits[split].labels), LEAST) for split in ("validation", "test")}
+    for name in np.unique(splits["train"].attributes):
+        learned, values, labels = _values(splits["train"], name)
+        if len(values) < 2:
+            continue
+        of_name = {split: splits[split].where(splits[split].attributes == name) for split in heard}
+        true = of_name["validation"].labels == 1
+        answers = []
+        for c in INVERSE_PENALTIES:
+            model = _fitted(features[learned.of_item], labels, c)
+            said = {split: _said(model, features, rows, values) for split, rows in of_name.items()}
+            answers.append((float(said["validation"][true].mean()) if true.any() else 0.0, said))
+        _, said = max(answers, key=lambda answer: answer[0])
+        for split, found in said.items():
+            heard[split][splits[split].attributes == name] = found
+    return heard
+
+
+def _values(train: Rows, name: str) -> tuple[Rows, NDArray[Any], Int64]:
+    """The rows that tell an attribute's values, the values, and which of them each row has."""
+    of_name = train.where(train.attributes == name)
+    learned = of_name.where(of_name.labels == 1)
+    if len(np.unique(learned.values)) < 2:  # a tag that holds or not: what does not have it has no value
+        learned = replace(of_name, values=np.where(of_name.labels == 1, of_name.values, ""))
+    values, labels = np.unique(learned.values, return_inverse=True)
+    return learned, values, labels
+
+
+def _prior(splits: dict[str, Rows], split: str) -> NDArray[np.float64]:
+    """How common each row's value is among the training rows of its attribute, as a logarithm."""
+    rows = splits[split]
+    prior = np.full(len(rows.labels), LEAST)
+    for name in np.unique(rows.attributes):
+        _, values, labels = _values(splits["train"], name)
+        if len(values):
+            share = np.log(np.bincount(labels) / len(labels))
+            at = rows.attributes == name
+            place = np.searchsorted(values, rows.values[at]).clip(max=len(values) - 1)
+            prior[at] = np.where(values[place] == rows.values[at], share[place], LEAST)
+    return prior
+
+
+def _said(model: LogisticRegression, features: Features, rows: Rows, values: NDArray[Any]) -> NDArray[np.float64]:
+    """Each row's log-probability of its own value."""
+    log_probability = model.predict_log_proba(features[rows.of_item])
+    place = np.searchsorted(values, rows.values).clip(max=len(values) - 1)
+    own = log_probability[np.arange(len(place)), place]
+    found: NDArray[np.float64] = np.where(values[place] == rows.values, own, LEAST).clip(min=LEAST)
+    return found
+
+
+def _fitted(features: Features, labels: Int64, inverse_penalty: float) -> LogisticRegression:
+    with warnings.catch_warnings():
+        # A floor that has not quite settled is judged on validation rows as every other is.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return LogisticRegression(C=inverse_penalty, max_iter=MAX_ITERATIONS, tol=1e-3).fit(features, labels)

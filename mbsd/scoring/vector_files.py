@@ -1,0 +1,125 @@
+"""Vectors of a catalogue's items as Parquet files that an interrupted run goes on with.
+
+manifest.json                    what the vectors are of and, when all are there, each file with its rows and SHA-256
+vectors/part-000000.parquet …    item_id, item (its number), vector (fixed-size list); items in the catalogue's order
+
+A file holds a fixed range of the items, whoever writes it, and appears when it is whole: so any number of ranks may go
+on with it, and no item comes twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from mbsd.catalog.reader import Catalog
+from mbsd.errors import UserError
+from mbsd.io.files import digest_of, replace_text, replacing
+
+MANIFEST = "manifest.json"
+VECTORS = "vectors"
+
+
+@dataclass(frozen=True)
+class VectorFiles:
+    """The files of one set of vectors.
+
+    Attributes:
+        folder: that holds them.
+        catalog: path of the catalogue.
+        split: of it, or None.
+        what: the manifest without the list of files: what must be the same to go on.
+    """
+
+    folder: Path
+    catalog: str
+    split: str | None
+    what: dict[str, Any]
+
+    @property
+    def num_files(self) -> int:
+        """Files in all."""
+        return -(-int(self.what["items"]) // int(self.what["items_per_file"]))
+
+    def path(self, part: int) -> Path:
+        """Of a file."""
+        return self.folder / VECTORS / f"part-{part:06d}.parquet"
+
+    def start(self) -> None:
+        """Write the manifest where there is none; sweep what an interrupted start left.
+
+        Raises:
+            UserError: the folder holds other vectors, or something else.
+        """
+        manifest = self.folder / MANIFEST
+        if manifest.exists():
+            found = json.loads(manifest.read_text(encoding="utf-8"))
+            for name, value in self.what.items():
+                if found.get(name) != value:
+                    raise UserError(
+                        f"{manifest}: its vectors are of {name}={found.get(name)!r}, now it is {value!r}; choose "
+                        "another out, or remove the folder"
+                    )
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            raise UserError(f"{self.folder}: already there, without a {MANIFEST}; choose another out")
+        (self.folder / VECTORS).mkdir(parents=True, exist_ok=True)
+        for left in (self.folder / VECTORS).glob(".part-*"):
+            left.unlink()
+        if not manifest.exists():
+            self._write_manifest({"complete": False})
+
+    def missing(self) -> list[int]:
+        """The files that are not there yet."""
+        return [part for part in range(self.num_files) if not self.path(part).exists()]
+
+    def numbers(self, part: int) -> NDArray[np.int64]:
+        """Which of the items a file holds, counted in the split: int64 [rows]."""
+        size = int(self.what["items_per_file"])
+        return np.arange(part * size, min((part + 1) * size, int(self.what["items"])), dtype=np.int64)
+
+    def write(self, parts: list[int], batches: Iterable[NDArray[np.float32]]) -> None:
+        """Write these files from the vectors of their items, which come in batches [B, D] that end where files end."""
+        catalog = Catalog(self.catalog)
+        items = catalog.indices(self.split)
+        ids = catalog.table()["item_id"]
+        arriving = iter(batches)
+        for part in parts:
+            chosen, held, count = items[self.numbers(part)], [], 0
+            while count < len(chosen):
+                held.append(next(arriving))
+                count += len(held[-1])
+            self._write_part(part, ids.take(pa.array(chosen)), chosen, np.concatenate(held))
+
+    def finish(self, model_path: str, damaged: int) -> str:
+        """Write the manifest with all files and where the model lay; returns what to say of it."""
+        files = []
+        for part in range(self.num_files):
+            path, rows = self.path(part), len(self.numbers(part))
+            files.append({"file": f"{VECTORS}/{path.name}", "rows": rows, "sha256": digest_of(path)})
+        self._write_manifest({"complete": True, "model_path": model_path, "files": files})
+        without = f"; {damaged} pictures were damaged and left out" if damaged else ""
+        return f"{self.folder}: {self.what['items']} vectors of {self.what['width']} in {len(files)} files{without}"
+
+    def _write_part(self, part: int, ids: Any, items: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
+        half = self.what["dtype"] == "float16"
+        flat = pa.array(vectors.astype(np.float16 if half else np.float32).reshape(-1))
+        table = pa.table(
+            {
+                "item_id": ids,
+                "item": pa.array(items),
+                "vector": pa.FixedSizeListArray.from_arrays(flat, int(self.what["width"])),
+            }
+        )
+        with replacing(self.path(part)) as beside:
+            pq.write_table(table, beside, compression="zstd")
+
+    def _write_manifest(self, more: dict[str, Any]) -> None:
+        replace_text(self.folder / MANIFEST, json.dumps({**self.what, **more}, ensure_ascii=False, indent=1) + "\n")

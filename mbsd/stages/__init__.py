@@ -1,0 +1,1 @@
+"""The stages of pre-training: each knows all that one kind of training needs."""

@@ -1,0 +1,1 @@
+"""Tools around a run; nothing above imports them."""

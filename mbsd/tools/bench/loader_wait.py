@@ -1,0 +1,77 @@
+"""How long the steps of a real training run wait for their data: run by `mbsd bench loader` in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mbsd.config.data import DataConfig
+from mbsd.config.deepspeed import DeepSpeedConfig
+from mbsd.config.model import ModelConfig
+from mbsd.config.run import PretrainConfig, RunConfig
+from mbsd.training.setup import pretrain
+
+LOGS = 4  # the first tells of the start and is left out
+STEPS = 10  # between two logs
+SMALL = ModelConfig(
+    vocab_size=4000, hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024,
+    patchify_channels=(32, 64, 128),
+)  # fmt: skip
+
+
+def measure_data_wait(catalog: Path, image_size: int, batch: int, num_workers: int) -> dict[str, Any]:
+    """Stage 1 for a few steps by the recipe of `launchers/pretrain.py`.
+
+    On a GPU it is BERT-base in bf16, else a model of 256 dimensions and four layers.
+
+    Returns:
+        `data_wait`, the share of time that steps wait, `samples_per_s`, and `model`.
+    """
+    words = [sys.executable, "-m", __name__, json.dumps([str(catalog), image_size, batch, num_workers])]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"the training run failed\n{done.stderr}")
+    numbers: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return numbers
+
+
+def _train(catalog: str, image_size: int, batch: int, num_workers: int) -> dict[str, Any]:
+    on_gpu = torch.cuda.is_available()
+    with tempfile.TemporaryDirectory(prefix="mbsd-bench-") as folder:
+        config = PretrainConfig(
+            run=RunConfig(
+                folder, max_steps=LOGS * STEPS, log_every=STEPS, validate_every=0, validate_samples=batch,
+                save_every=10**9,
+            ),
+            data=DataConfig(catalog, image_size=image_size, num_workers=num_workers),
+            model=ModelConfig(vocab_size=4000) if on_gpu else SMALL,
+        )  # fmt: skip
+        pretrain(
+            config,
+            DeepSpeedConfig(
+                {
+                    "train_batch_size": batch,
+                    "zero_optimization": {"stage": 2},
+                    "bf16": {"enabled": on_gpu},
+                    "optimizer": {"type": "Lamb", "params": {"lr": 1e-3}},
+                }
+            ),
+        )
+        lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    logged = [line for line in lines if "data_wait" in line][1:]
+    return {
+        "data_wait": statistics.median(line["data_wait"] for line in logged),
+        "samples_per_s": statistics.median(line["samples_per_s"] for line in logged),
+        "model": "BERT-base, bf16" if on_gpu else "4 layers of 256",
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(_train(*json.loads(sys.argv[1]))))

@@ -1,0 +1,58 @@
+"""How not to mine: every item joined with every query of its category, then drawn from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from mbsd.catalog.mining.engines import open_engine
+from mbsd.catalog.mining.log_files import find_log
+from mbsd.catalog.mining.mine import load_positives, open_log
+from mbsd.catalog.mining.report import MiningReport
+from mbsd.catalog.mining.settings import MiningSettings
+from mbsd.catalog.mining.sql import POOL
+from mbsd.catalog.mining.sql_engine import number
+from mbsd.catalog.reader import Catalog
+
+BEHAVIOUR = """
+SELECT DISTINCT coalesce(q.text, l.query) AS text, i.item
+FROM log l JOIN items i ON i.item_id = l.item_id LEFT JOIN respelled q ON q.raw = l.query
+"""
+DRAWN = """
+SELECT c.item, c.text FROM (
+    SELECT p.item, p.need, q.text, row_number() OVER (
+        PARTITION BY p.item ORDER BY draw(p.item || chr(9) || q.text), q.text
+    ) AS place
+    FROM (SELECT item, count(*) AS need FROM positives GROUP BY item) p
+    JOIN items i ON i.item = p.item JOIN pool q ON q.category = i.category
+    ANTI JOIN behaviour b ON b.item = p.item AND b.text = q.text
+) c WHERE c.place <= c.need
+"""
+
+
+def mine_naively(log: Path, catalog: Catalog, settings: MiningSettings) -> int:
+    """Draw the same-category negatives of a log by a join of whole categories; return how many there are.
+
+    Raises:
+        UserError: the engine has not enough memory for it, which is what this is for.
+    """
+    columns = {name: name for name in ("user", "query", "item", "kind")}
+    report = MiningReport()
+    engine = open_engine(
+        "duckdb", seed=settings.seed, folder=Path(settings.spill), threads=settings.threads,
+        memory_limit=settings.memory_limit,
+    )  # fmt: skip
+    try:
+        items = catalog.table().select(["item_id", "category", "split"])
+        engine.load("items", items.append_column("item", pa.array(np.arange(len(catalog)))))
+        files = find_log(log, columns, Path(settings.spill))
+        open_log(engine, files, columns, settings, report)
+        load_positives(engine, files.name, settings, [], report)
+        engine.stage("pool", POOL)
+        engine.stage("behaviour", BEHAVIOUR)
+        engine.stage("drawn", DRAWN)
+        return number(engine, "SELECT count(*) FROM drawn")
+    finally:
+        engine.close()

@@ -1,0 +1,75 @@
+"""What measurements on ranks share: ranks of this machine, and a training step that is all weights."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import torch
+from torch import nn
+
+from mbsd.errors import UserError
+from mbsd.parallel.launch_env import free_port
+from mbsd.parallel.world import Place, process_group
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class SumOfWeights(nn.Module):
+    """A training step whose loss reads nothing but weights: it costs little and gives every parameter a gradient."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self) -> torch.Tensor:
+        """The loss, 0-d."""
+        return torch.stack([p.float().mean() for p in self.model.parameters() if p.requires_grad]).sum()
+
+
+def on_ranks(world_size: int, measure: Callable[Concatenate[Place, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Return rank 0's `measure(place, *args)`, called on `world_size` ranks, each a process with the group up.
+
+    `measure` is a module-level function; arguments and result can be pickled.
+
+    Raises:
+        UserError: more ranks than this machine's GPUs, where it has any.
+        RuntimeError: a rank failed; its traceback has been printed.
+    """
+    if torch.cuda.is_available() and world_size > torch.cuda.device_count():
+        raise UserError(
+            f"--ranks {world_size}: this machine has {torch.cuda.device_count()} GPUs; name no more, or set "
+            "CUDA_VISIBLE_DEVICES to nothing to measure on CPUs"
+        )
+    context = multiprocessing.get_context("spawn")
+    answers: Any = context.SimpleQueue()
+    common = {
+        "WORLD_SIZE": world_size,
+        "LOCAL_SIZE": world_size,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    processes = []
+    for rank in range(world_size):
+        environment = {name: str(value) for name, value in {**common, "RANK": rank, "LOCAL_RANK": rank}.items()}
+        processes.append(context.Process(target=_rank, args=(environment, answers, measure, args, kwargs)))
+        processes[-1].start()
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        raise RuntimeError(f"a rank failed; exit codes {[process.exitcode for process in processes]}")
+    result: R = answers.get()
+    return result
+
+
+def _rank(
+    environment: dict[str, str], answers: Any, measure: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+) -> None:
+    os.environ.update(environment)
+    with process_group() as place:
+        result = measure(place, *args, **kwargs)
+        if place.is_first:
+            answers.put(result)

@@ -1,0 +1,1 @@
+"""A run as a transformers folder, and as an ONNX graph."""

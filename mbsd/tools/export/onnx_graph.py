@@ -1,0 +1,135 @@
+"""The ONNX graph of a model, held against torch before anybody uses it."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mbsd.batch import VIEW_NAMES, Batch
+from mbsd.data.views import TextTokens, pack
+from mbsd.errors import UserError
+from mbsd.model.heads import MbsdForMatching
+from mbsd.model.mbsd import MbsdPreTrainedModel
+from mbsd.model.patchify import normalise_pixels
+from mbsd.tools.export.padded import PaddedMbsd
+
+PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+TOLERANCE = 1e-4
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "pixel_values", "image_mask")
+
+
+def require_packages() -> None:
+    """Raise UserError where the extra is not installed."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"--onnx: {', '.join(missing)} is not installed; pip install 'mbsd[onnx]'")
+
+
+def write_graph(model: MbsdPreTrainedModel, path: Path, max_text_tokens: int) -> dict[str, float]:
+    """Write `PaddedMbsd` of the model as one graph for any number of samples and any length.
+
+    Returns:
+        The largest difference between onnxruntime on padded input and torch on packed input, of representations and
+        logits, by view: samples of several lengths with and without query, title and image.
+
+    Raises:
+        ArithmeticError: it is more than 1e-4.
+    """
+    samples = _samples(model.config, max_text_tokens)
+    padded = PaddedMbsd(model).eval()
+    names = ["h"] if padded.head is None else ["h", "logits"]
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=model.config.max_position_embeddings)
+    text = {0: batch, 1: length}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it speaks of operators that are not used here
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            padded,
+            tuple(_padded(samples, "full").values()),
+            path,
+            input_names=list(INPUTS),
+            output_names=names,
+            dynamic_shapes=(text, text, text, {0: batch}, {0: batch}),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    differences = _differences(model, path, samples)
+    if not max(differences.values()) <= TOLERANCE:
+        raise ArithmeticError(f"{path}: differs from torch by {differences}; expected at most {TOLERANCE}")
+    return differences
+
+
+def _samples(config: Any, max_text_tokens: int) -> list[tuple[TextTokens, Tensor | None]]:
+    """Texts of several lengths, with and without a query and a title, and uint8 pictures, or None."""
+    rng = np.random.default_rng(0)
+    longest = min(max_text_tokens, config.max_position_embeddings)
+    side = config.image_size
+    made = []
+    for query, title, has_image in ((3, 5, True), (0, 7, True), (4, 0, True), (2, longest - 4, True), (5, 6, False)):
+        ids = rng.integers(0, config.vocab_size, 2 + query + title)
+        types = np.zeros(len(ids), dtype=np.int64)
+        num_query = query + 2 if query else 0
+        types[num_query or len(ids) :] = 1
+        pixels = torch.from_numpy(rng.integers(0, 256, (3, side, side), dtype=np.uint8)) if has_image else None
+        made.append((TextTokens(ids, types, num_query), pixels))
+    return made
+
+
+def _padded(samples: list[tuple[TextTokens, Tensor | None]], view: str) -> dict[str, Tensor]:
+    """The graph's inputs that show one view."""
+    shown = []
+    for text, _ in samples:
+        ids, types = text.input_ids, text.token_type_ids
+        if view == "image":
+            ids = ids[: text.num_query] if text.num_query else ids[[0, -1]]
+        shown.append((torch.from_numpy(ids), torch.from_numpy(types[: len(ids)])))
+    pad = torch.nn.utils.rnn.pad_sequence
+    side = next(pixels.shape[-1] for _, pixels in samples if pixels is not None)
+    none = torch.zeros(3, side, side, dtype=torch.uint8)
+    images = torch.stack([none if pixels is None else pixels for _, pixels in samples])
+    has_image = [int(pixels is not None and view != "text") for _, pixels in samples]
+    values = (
+        pad([ids for ids, _ in shown], batch_first=True),
+        pad([torch.ones_like(ids) for ids, _ in shown], batch_first=True),
+        pad([types for _, types in shown], batch_first=True),
+        normalise_pixels(images, torch.float32),
+        torch.tensor(has_image),
+    )
+    return dict(zip(INPUTS, values, strict=True))
+
+
+@torch.no_grad()
+def _differences(
+    model: MbsdPreTrainedModel, path: Path, samples: list[tuple[TextTokens, Tensor | None]]
+) -> dict[str, float]:
+    import onnxruntime
+
+    texts = [text for text, _ in samples]
+    has_image = [pixels is not None for _, pixels in samples]
+    patches = model.config.num_patches + int(model.config.image_cls)
+    ids_N, positions_N, types_N, views = pack(texts, has_image, VIEW_NAMES, patches)
+    images = torch.stack([pixels for _, pixels in samples if pixels is not None])
+    batch = Batch(ids_N, positions_N, types_N, images, views, items_B=torch.arange(len(samples)))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    has_logits = len(session.get_outputs()) == 2
+    packed: Any = model(batch) if has_logits else PaddedMbsd(model).mbsd(batch)
+    differences = {}
+    for v, view in enumerate(VIEW_NAMES):
+        given: dict[str, npt.NDArray[Any]] = {name: x.numpy() for name, x in _padded(samples, view).items()}
+        found = [torch.from_numpy(output) for output in session.run(None, given)]
+        largest = float((found[0] - packed.h_VBD[v]).abs().max())
+        if has_logits:
+            per_view = isinstance(model, MbsdForMatching) and found[1].ndim == 2
+            logits = found[1][:, v] if per_view else found[1]
+            largest = max(largest, float((logits - packed.logits[v]).abs().max()))
+        differences[view] = largest
+    return differences

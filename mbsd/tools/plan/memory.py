@@ -1,0 +1,136 @@
+"""Bytes on one GPU, by part, of the engine that `mbsd.training.engine` makes with DeepSpeed 0.19.8."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from mbsd.config.data import DataConfig
+from mbsd.config.deepspeed import BatchSizes, precision
+from mbsd.config.run import BaseConfig
+from mbsd.optim.groups import parameter_groups
+from mbsd.tools.plan.trace import Trace
+
+FLOAT = 4
+MOMENTS = 2 * FLOAT  # of Adam and LAMB, a parameter
+STORED_SIDE = 320  # pixels of a catalogue's pictures, `mbsd catalog build --max-side`
+# Not measured: CUDA's context with cuBLAS's and NCCL's own buffers, and the share that torch's allocator loses to gaps.
+CONTEXT, GAPS = 1.5 * (1 << 30), 0.05
+
+
+@dataclass(frozen=True)
+class EngineMemory:
+    """What the engine holds on one rank, the fullest of them.
+
+    Attributes:
+        weights: of the model, all of them, in the run's precision.
+        optimizer: this rank's float32 masters and moments.
+        gradients: what is kept of them between the last backward and the step.
+        reducing: what a backward holds beside: the buffers that gradients are reduced in, and the gradients that are
+            not yet added to those kept (ZeRO-2 with accumulation: a second copy; ZeRO-1: other ranks' shares).
+        step: what the optimizer's step adds: gradients flattened and in float32.
+    """
+
+    weights: int
+    optimizer: int
+    gradients: int
+    reducing: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """All of one GPU: the engine, and what a micro-batch needs.
+
+    Attributes:
+        activations: saved for the backward of a micro-batch.
+        working: the most that lives beside them at once, and beside the engine.
+        pictures: decoded pixels of a step's micro-batches, and DALI's own buffers.
+        reserve: CUDA's context, NCCL and the allocator's gaps; an assumption.
+    """
+
+    engine: EngineMemory
+    activations: int
+    working: int
+    pictures: int
+    reserve: int
+
+    @property
+    def total(self) -> int:
+        """At the fullest moment: the end of the forward or the optimizer's step, whichever holds more."""
+        engine = self.engine
+        held = engine.weights + engine.optimizer + engine.gradients + self.pictures + self.reserve
+        return held + max(self.activations + self.working + engine.reducing, engine.step)
+
+
+def engine_memory(step: nn.Module, resolved: dict[str, Any], world_size: int) -> EngineMemory:
+    """Predict what the engine of a resolved DeepSpeed JSON holds on the rank that holds most."""
+    zero = resolved.get("zero_optimization") or {}
+    stage, half = zero.get("stage", 0), precision(resolved) != "fp32"
+    width, bucket = 2 if half else FLOAT, int(zero.get("reduce_bucket_size", 5e8))
+    groups = [
+        [p.numel() for _, p in group["params"]]
+        for group in parameter_groups(step.named_parameters(), resolved["optimizer"]["params"].get("weight_decay", 0.0))
+    ]
+    trained = sum(map(sum, groups))
+    frozen = sum(p.numel() for p in step.parameters() if not p.requires_grad)
+    if stage == 0:
+        masters = FLOAT if half else 0
+        return EngineMemory(
+            weights=width * (trained + frozen),
+            optimizer=(masters + MOMENTS) * trained,
+            gradients=width * trained,
+            reducing=width * min(trained, bucket) if world_size > 1 else 0,
+            step=FLOAT * trained * (2 if half else 1),  # LAMB keeps a whole gradient and overwrites a copy
+        )
+    slices = [_slice(sizes, world_size) for sizes in groups]
+    # A tensor that straddles a cut is kept whole by each rank that owns a piece of it.
+    kept = max(
+        sum(_kept(sizes, size, rank) for sizes, size in zip(groups, slices, strict=True)) for rank in range(world_size)
+    )
+    buffers = bucket * (1 + bool(zero.get("overlap_comm"))) if zero.get("contiguous_gradients", True) else 0
+    accumulates = resolved["gradient_accumulation_steps"] > 1
+    beside = trained - kept if stage == 1 else kept * accumulates
+    return EngineMemory(
+        weights=width * (sum(slices) * world_size + frozen),
+        optimizer=(FLOAT + MOMENTS) * sum(slices),
+        gradients=width * kept,
+        reducing=width * (buffers + beside),
+        step=width * max(slices) + (FLOAT * max(slices) if half else 0),
+    )
+
+
+def whole_memory(engine: EngineMemory, trace: Trace, config: BaseConfig, sizes: BatchSizes, *, dali: bool) -> Memory:
+    """Add to the engine what a micro-batch of `sizes` needs on a GPU."""
+    pictures = picture_bytes(config.data, sizes, dali=dali)
+    known = engine.weights + engine.optimizer + engine.gradients + engine.reducing + trace.peak + pictures
+    return Memory(engine, trace.saved, max(0, trace.peak - trace.saved), pictures, int(CONTEXT + GAPS * known))
+
+
+def picture_bytes(data: DataConfig, sizes: BatchSizes, *, dali: bool) -> int:
+    """Pixels that a step's micro-batches hold, and what DALI's pipelines (training, validation) keep on the GPU.
+
+    A pipeline of `mbsd.data.decode_dali` holds each operator's output for a whole micro-batch: decoded and cut at the
+    catalogue's size, resized and turned into planes at the network's.
+    """
+    stored, shown = 3 * STORED_SIDE**2, 3 * data.image_size**2
+    pipelines = 2 * sizes.micro_batch * (2 * stored + 2 * shown) if dali else 0
+    return pipelines + sizes.micro_batch * sizes.accumulation * shown
+
+
+def _slice(sizes: list[int], world_size: int) -> int:
+    """Elements of one rank's slice: DeepSpeed pads a group to a multiple of 2 x ranks."""
+    alignment = 2 * world_size
+    return -(-sum(sizes) // alignment) * 2
+
+
+def _kept(sizes: list[int], slice_size: int, rank: int) -> int:
+    """Elements of the tensors that a rank's slice meets."""
+    begin, end, offset, kept = rank * slice_size, (rank + 1) * slice_size, 0, 0
+    for size in sizes:
+        if offset < end and offset + size > begin:
+            kept += size
+        offset += size
+    return kept

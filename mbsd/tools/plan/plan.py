@@ -1,0 +1,234 @@
+"""Config + DeepSpeed's JSON + GPUs -> a plan: what fits, what it takes, and which knob to turn."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mbsd.config.deepspeed import BatchSizes, DeepSpeedConfig, precision
+from mbsd.config.run import BaseConfig, PretrainConfig
+from mbsd.errors import UserError
+from mbsd.metrics.throughput import model_flops, padded_lengths
+from mbsd.tools.plan.gpus import Gpu
+from mbsd.tools.plan.memory import Memory, engine_memory, whole_memory
+from mbsd.tools.plan.shapes import Lengths, Shapes, num_samples, num_steps
+from mbsd.tools.plan.speed import Speed, nodes_for, speed
+from mbsd.tools.plan.trace import Trace
+
+PAPER_BATCH = {"masked": 2048, "matching": 1024}
+GIB = 1 << 30
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Matrix products of one sample's forward and backward, and the tokens they run over.
+
+    packed: as this project computes it; padded: each view a forward of its own, padded to the micro-batch's longest;
+    released: the same with every text padded to data.max_text_tokens, as the authors' code does.
+    """
+
+    packed: float
+    padded: float
+    released: float
+    tokens: float
+    padded_tokens: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `mbsd plan` says; bytes, seconds and FLOPs. What is not known is None."""
+
+    gpu: Gpu
+    gpus: int
+    nodes: int
+    network: float
+    precision: str
+    stage: int
+    sizes: BatchSizes
+    parameters: int
+    trained: int
+    model: str
+    samples: int | None
+    steps: int | None
+    memory: Memory
+    flops: Flops
+    speed: Speed
+    mfu: float
+    largest_micro_batch: int
+    advice: list[str]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the fullest moment fits the GPU."""
+        return self.memory.total <= self.gpu.memory
+
+    @property
+    def samples_per_s(self) -> float:
+        """Of all GPUs together."""
+        return self.sizes.global_batch / self.speed.step
+
+    @property
+    def days(self) -> float | None:
+        """Of the whole run."""
+        return self.steps * self.speed.step / 86400 if self.steps is not None else None
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """Of the whole run."""
+        return self.days * 24 * self.gpus if self.days is not None else None
+
+
+def paper_json(config: BaseConfig, gpu: Gpu) -> dict[str, Any]:
+    """The paper's DeepSpeed settings (4.3), bf16 where the GPU has it: for a plan without a JSON.
+
+    Raises:
+        UserError: fine-tuning has no such setting.
+    """
+    if not isinstance(config, PretrainConfig):
+        raise UserError(
+            "--deepspeed_config is missing: a plan of fine-tuning needs one, say ds_configs/h100_finetune.json"
+        )
+    return {
+        "train_batch_size": PAPER_BATCH[config.stage],
+        ("bf16" if gpu.bf16 else "fp16"): {"enabled": True},
+        "zero_optimization": {
+            "stage": 2, "overlap_comm": True, "reduce_bucket_size": 50_000_000, "allgather_bucket_size": 50_000_000
+        },
+        "optimizer": {"type": "Lamb", "params": {"lr": 2e-4, "betas": [0.9, 0.98], "weight_decay": 0.01}},
+    }  # fmt: skip
+
+
+def make_plan(
+    config: BaseConfig,
+    ds_config: DeepSpeedConfig | None,
+    gpu: Gpu,
+    *,
+    gpus: int,
+    nodes: int | None = None,
+    network: float = 12.5e9,
+    lengths: Lengths = Lengths(30, 8),  # noqa: B008 (frozen)
+    samples: int | None = None,
+) -> Plan:
+    """Plan a run of `config` on so many GPUs.
+
+    Args:
+        ds_config: DeepSpeed's JSON; None: `paper_json`, with the largest micro-batch that fits.
+        nodes: the GPUs are spread over; None: eight to a node.
+        network: of a node, bytes/s in one direction.
+        lengths: of titles and queries.
+        samples: of the training split; None: counted in the catalogue, where it is there.
+
+    Raises:
+        UserError: the batch sizes do not fit the GPUs, or the GPU lacks the precision.
+    """
+    nodes = nodes_for(gpus) if nodes is None else nodes
+    if gpus < 1 or nodes < 1 or gpus % nodes:
+        raise UserError(f"--gpus {gpus} --nodes {nodes}: expected as many GPUs on every node; change one of them")
+    given = ds_config is not None
+    ds_config = ds_config if ds_config is not None else DeepSpeedConfig(paper_json(config, gpu))
+    kind = precision(ds_config.tree)
+    if kind == "bf16" and not gpu.bf16:
+        raise UserError(f"bf16.enabled: a {gpu.name} has no bf16; use fp16 in DeepSpeed's JSON for it")
+    shapes = Shapes(config, DTYPES[kind], lengths)
+    traces: dict[int, Trace] = {}
+
+    def memory_of(micro_batch: int) -> Memory:
+        if micro_batch not in traces:
+            traces[micro_batch] = shapes.trace(micro_batch)
+        cut = {"train_micro_batch_size_per_gpu": micro_batch, "gradient_accumulation_steps": "auto"}
+        changed = DeepSpeedConfig({**ds_config.tree, **cut}, ds_config.path)
+        engine = engine_memory(shapes.step, changed.resolved(gpus, 1), gpus)
+        dali = config.data.decoder in ("auto", "dali")
+        return whole_memory(engine, traces[micro_batch], config, changed.sizes(gpus), dali=dali)
+
+    each = ds_config.sizes(gpus)
+    per_gpu = each.micro_batch * each.accumulation
+    choices = [n for n in range(1, per_gpu + 1) if per_gpu % n == 0]
+    fitting = bisect.bisect_right(choices, gpu.memory, key=lambda n: memory_of(n).total)
+    largest = choices[fitting - 1] if fitting else 0
+    micro_batch = each.micro_batch if given else max(largest, 1)
+    sizes = BatchSizes(each.global_batch, micro_batch, per_gpu // micro_batch)
+    memory = memory_of(micro_batch)
+
+    zero = ds_config.tree.get("zero_optimization") or {}
+    trained = sum(p.numel() for p in shapes.step.parameters() if p.requires_grad)
+    seconds = speed(
+        traces[micro_batch].kernels, gpu, half=kind != "fp32", trained=trained, world_size=gpus, nodes=nodes,
+        accumulation=sizes.accumulation, stage=zero.get("stage", 0), overlap=bool(zero.get("overlap_comm")),
+        network=network,
+    )  # fmt: skip
+    samples = samples if samples is not None else num_samples(config)
+    flops = _flops(shapes, micro_batch)
+    plan = Plan(
+        gpu=gpu, gpus=gpus, nodes=nodes, network=network, precision=kind, stage=zero.get("stage", 0), sizes=sizes,
+        parameters=sum(p.numel() for p in shapes.step.parameters()), trained=trained, model=shapes.source,
+        samples=samples, steps=num_steps(config, samples, sizes.global_batch), memory=memory, flops=flops,
+        speed=seconds, mfu=flops.packed * sizes.global_batch / gpus / seconds.step / gpu.half_flops,
+        largest_micro_batch=largest, advice=[],
+    )  # fmt: skip
+    plan.advice.extend(_advice(plan))
+    if not plan.fits and not config.model.activation_checkpointing:
+        lean = dataclasses.replace(config, model=dataclasses.replace(config.model, activation_checkpointing=True))
+        saved = Shapes(lean, DTYPES[kind], lengths).trace(micro_batch).saved
+        plan.advice.append(
+            f"model.activation_checkpointing=true keeps {saved / GIB:.2f} GiB of activations instead of "
+            f"{memory.activations / GIB:.2f}, for about a third more compute"
+        )
+    return plan
+
+
+def _flops(shapes: Shapes, micro_batch: int) -> Flops:
+    views, config = shapes.batch(micro_batch).views, shapes.model_config
+    padded = padded_lengths(views)
+    patches = config.num_patches + int(config.image_cls)
+    data = shapes.config.data
+    whole = {
+        "full": data.max_text_tokens + patches,
+        "text": data.max_text_tokens,
+        "image": (data.max_query_tokens if not shapes.masked else 2) + patches,
+    }
+    released = [whole[name] for name in views.names for _ in range(micro_batch)]
+    # A forward of its own for each view patchifies the image each time that it is shown.
+    shown = sum(name != "text" for name in views.names)
+    return Flops(
+        packed=model_flops(config, views.lengths, micro_batch) / micro_batch,
+        padded=model_flops(config, padded, micro_batch * shown) / micro_batch,
+        released=model_flops(config, released, micro_batch * shown) / micro_batch,
+        tokens=sum(views.lengths) / micro_batch,
+        padded_tokens=sum(padded) / micro_batch,
+    )
+
+
+def _advice(plan: Plan) -> list[str]:
+    """Which knob to turn, most telling first."""
+    sizes, largest = plan.sizes, plan.largest_micro_batch
+    per_gpu = sizes.micro_batch * sizes.accumulation
+    advice = []
+    if largest and largest != sizes.micro_batch and (not plan.fits or largest > sizes.micro_batch):
+        reason = "does not fit" if not plan.fits else "leaves room: fewer, fuller micro-steps are quicker"
+        advice.append(
+            f"train_micro_batch_size_per_gpu={sizes.micro_batch} {reason}; set {largest}, the largest that fits, and "
+            f"gradient_accumulation_steps={per_gpu // largest}, for the same global batch"
+        )
+    if not largest:
+        if plan.precision == "fp32":
+            advice.append("not even a micro-batch of 1 fits in float32: enable fp16 or bf16")
+        if plan.stage < 2:
+            advice.append(f"not even a micro-batch of 1 fits at ZeRO-{plan.stage}: set zero_optimization.stage to 2")
+        advice.append("or more GPUs (ZeRO divides masters and moments by them), a smaller model or a larger GPU")
+    if plan.fits and plan.precision == "fp32":
+        advice.append(f"float32 runs beside the tensor cores: enable {'bf16' if plan.gpu.bf16 else 'fp16'}")
+    if plan.stage == 2 and sizes.accumulation > 1 and plan.speed.exposed > 0.1 * plan.speed.step:
+        advice.append(
+            f"gradients are reduced after each of {sizes.accumulation} micro-steps and {plan.speed.exposed:.2f} s a "
+            "step are waited for: ZeRO-1 reduces them once a step, if its memory fits"
+        )
+    waited = plan.speed.exposed + plan.speed.gather
+    if plan.nodes > 1 and waited > 0.25 * plan.speed.step:
+        advice.append(f"the network takes {waited / plan.speed.step:.0%} of the step: fewer nodes or a faster network")
+    return advice or ["nothing: the whole batch of a GPU fits in one micro-step"]

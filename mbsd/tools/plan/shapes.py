@@ -1,0 +1,163 @@
+"""A config -> the model it trains, as shapes alone, and micro-batches of typical lengths to send through it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig
+
+from mbsd.batch import Batch, Masks, Views
+from mbsd.catalog.reader import Catalog
+from mbsd.catalog.tables import Table
+from mbsd.checkpoint.resume import weights_folder
+from mbsd.config.run import BaseConfig, FinetuneConfig, PretrainConfig
+from mbsd.config.stages import MaskingConfig, SdmiConfig
+from mbsd.data.loader import CatalogSamples, TableSamples
+from mbsd.data.views import TextTokens, pack
+from mbsd.errors import UserError
+from mbsd.model.execution import checkpoint_layers
+from mbsd.model.heads import MbsdForClassification, MbsdForMaskedModelling, MbsdForMatching
+from mbsd.model.load import NO_HEAD, fresh_config
+from mbsd.model.mbsd import MbsdConfig
+from mbsd.stages.stage import ClassificationStep, MaskedStep, MatchingStep
+from mbsd.tools.plan.trace import Trace, trace_step
+
+SPREAD = 0.25  # titles and queries are this much shorter to this much longer than their mean
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Mean words of titles and queries (their tokens without specials)."""
+
+    title: int
+    query: int
+
+
+class Shapes:
+    """The training step of a config on the meta device.
+
+    Attributes:
+        step: of `mbsd.stages.stage`, in the run's precision.
+        views: that a training sample is shown in.
+        source: where the model's sizes were read.
+    """
+
+    def __init__(self, config: BaseConfig, dtype: torch.dtype, lengths: Lengths) -> None:
+        self.config, self.lengths = config, lengths
+        self.model_config, self.source = _model_config(config)
+        step: Any
+        self.views: tuple[str, ...]
+        with torch.device("meta"):
+            if isinstance(config, FinetuneConfig):
+                step, self.views = ClassificationStep(MbsdForClassification(self.model_config)), config.task.views
+            elif isinstance(config, PretrainConfig) and config.stage == "matching":
+                sdmi = config.sdmi or SdmiConfig()
+                step, self.views = MatchingStep(MbsdForMatching(self.model_config), sdmi), MatchingStep.views(sdmi)
+            else:
+                step, self.views = MaskedStep(MbsdForMaskedModelling(self.model_config)), ("full",)
+        if config.model.activation_checkpointing:
+            checkpoint_layers(step.model)
+        self.step: nn.Module = step.to(dtype)
+        self.masked = isinstance(step, MaskedStep)
+
+    def batch(self, micro_batch: int) -> Batch:
+        """A micro-batch of typical lengths, every sample with an image; on the CPU, its pixels on the meta device."""
+        config = self.model_config
+        patches = config.num_patches + int(config.image_cls)
+        texts = [self._text(n, micro_batch) for n in range(micro_batch)]
+        ids_N, positions_N, types_N, views = pack(texts, [True] * micro_batch, self.views, patches)
+        side = config.image_size
+        return Batch(
+            input_ids_N=ids_N,
+            position_ids_N=positions_N,
+            token_type_ids_N=types_N,
+            images=torch.empty(micro_batch, 3, side, side, dtype=torch.uint8, device="meta"),
+            views=views,
+            items_B=torch.zeros(micro_batch, dtype=torch.int64),
+            labels_B=None if self.masked else torch.zeros(micro_batch),
+            masks=self._masks(views, micro_batch) if self.masked else None,
+        )
+
+    def trace(self, micro_batch: int) -> Trace:
+        """Of one forward and backward of a micro-batch, laid out as a GPU lays it out."""
+        batch = self.batch(micro_batch).to("meta")
+        norms = torch.ones(2, device="meta") if self.masked else None
+        self.step.train()
+        return trace_step(self.step, lambda: _loss(self.step, batch, norms))
+
+    def _text(self, n: int, of: int) -> TextTokens:
+        """The n-th of evenly spread lengths, cut as the loader cuts them."""
+        data = self.config.data
+        factor = 1 + SPREAD * (2 * n / max(of - 1, 1) - 1) if of > 1 else 1.0
+        title, query = round(self.lengths.title * factor), 0
+        if not self.masked:
+            query = min(round(self.lengths.query * factor) + 2, data.max_query_tokens)
+        length = min((query or 1) + title + 1, data.max_text_tokens)
+        types = np.zeros(length, dtype=np.int64)
+        types[query or length :] = 1
+        return TextTokens(np.zeros(length, dtype=np.int64), types, query)
+
+    def _masks(self, views: Views, micro_batch: int) -> Masks:
+        masking = getattr(self.config, "masking", None) or MaskingConfig()
+        patches = micro_batch * self.model_config.num_patches
+        words = sum(views.lengths) - micro_batch * (self.model_config.num_patches + int(self.model_config.image_cls))
+        words = round(masking.mlm_probability * (words - 2 * micro_batch))
+        chosen = round(masking.mpm_probability * patches)
+        index_K, index_Q, source = (torch.zeros(n, dtype=torch.int64) for n in (words, chosen, patches))
+        return Masks(index_K, index_K.clone(), source, index_Q, index_Q.clone())
+
+
+def num_samples(config: BaseConfig) -> int | None:
+    """Training samples of a config whose catalogue (and table) are there; None where they are not.
+
+    Raises:
+        UserError: what is there cannot be read.
+    """
+    if not Path(config.data.catalog).exists():
+        return None
+    catalog = Catalog(config.data.catalog)
+    if config.data.table is None:
+        return len(CatalogSamples(catalog, "train"))
+    if not Path(config.data.table).exists():
+        return None
+    return len(TableSamples(Table(config.data.table, catalog), "train"))
+
+
+def num_steps(config: BaseConfig, samples: int | None, global_batch: int) -> int | None:
+    """Optimizer steps of the run; None where its epochs are of unknown length."""
+    if config.run.max_steps is not None:
+        return config.run.max_steps
+    if samples is None:
+        return None
+    return max(1, math.ceil((config.run.epochs or 0) * samples / global_batch))
+
+
+def _loss(step: nn.Module, batch: Batch, norms: Tensor | None) -> Tensor:
+    loss: Tensor = step(batch, norms)["loss"]
+    return loss
+
+
+def _model_config(config: BaseConfig) -> tuple[MbsdConfig, str]:
+    """Sizes of run.init_from or model.backbone where they are folders here, else those of the YAML."""
+    if config.model.architecture != "mbsd":
+        raise UserError(
+            f"model.architecture={config.model.architecture}: a plan is of MBSD's own training alone; remove it"
+        )
+    fresh = fresh_config(config, NO_HEAD, vocab_size=-(-config.model.vocab_size // 8) * 8)
+    start, backbone = config.run.init_from, config.model.backbone
+    if start is not None and Path(start).exists():
+        saved = MbsdConfig.from_pretrained(weights_folder(start))
+        saved.hidden_dropout_prob = saved.attention_probs_dropout_prob = config.model.dropout
+        return saved, f"run.init_from={start}"
+    if backbone is not None and Path(backbone).exists():
+        bert = AutoConfig.from_pretrained(backbone).to_dict()
+        keys = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        return MbsdConfig.from_dict({**fresh.to_dict(), **{key: bert[key] for key in keys}}), f"backbone {backbone}"
+    named = start or backbone
+    return fresh, f"the YAML's model section ({named} is not a folder here)" if named else "the YAML's model section"

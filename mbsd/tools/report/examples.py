@@ -1,0 +1,110 @@
+"""Items that a model is right and wrong about, the surest of each, with their pictures."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from mbsd.catalog.reader import Catalog
+from mbsd.errors import UserError
+from mbsd.tools.report.gather import Evaluation
+
+THUMBNAIL = 112  # pixels
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An item of an example: its title, and its picture as a data URI (empty: it has none)."""
+
+    title: str
+    picture: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row of the table and what each view answered.
+
+    Attributes:
+        items: one, or the two of an alignment row.
+        text: the tag; empty where the task has none.
+        label: what is true.
+        answers: view -> (answer, its probability, whether it is right).
+    """
+
+    row: int
+    items: tuple[Shown, ...]
+    text: str
+    label: str
+    answers: dict[str, tuple[str, float, bool]]
+
+
+def find_examples(evaluation: Evaluation, number: int) -> dict[str, list[Example]]:
+    """The `number` surest right and wrong answers of the first view: {"right": [...], "wrong": [...]}.
+
+    Of yes/no tasks as many rows whose label is yes as no, where there are enough. Nothing where the evaluation wrote no
+    answers.
+
+    Raises:
+        UserError: its catalogue is not there any more.
+    """
+    if evaluation.answers is None or not evaluation.views:
+        return {}
+    if not Path(evaluation.catalog).is_dir():
+        raise UserError(
+            f"{evaluation.file}: its catalogue {evaluation.catalog} is not there; start from the folder that the "
+            "evaluation was started from, or leave the pictures out with --examples 0"
+        )
+    catalog = Catalog(evaluation.catalog)
+    found = pq.read_table(evaluation.answers).to_pydict()
+    views = list(evaluation.views)
+    answer, probability = np.array(found[f"answer_{views[0]}"]), np.array(found[f"probability_{views[0]}"])
+    labels = np.array(found["label"])
+    if set(labels) | set(answer) <= {"yes", "no"}:  # the probability is that of yes
+        probability = np.where(answer == "yes", probability, 1 - probability)
+    right = answer == labels
+    return {
+        name: [_example(catalog, found, views, row) for row in _surest(probability, labels, chosen, number)]
+        for name, chosen in (("right", right), ("wrong", ~right))
+    }
+
+
+def _surest(probability: Any, labels: Any, chosen: Any, number: int) -> list[int]:
+    """Rows of `chosen` by falling probability of their answer, taken from one label after the other."""
+    rows = np.flatnonzero(chosen)
+    rows = rows[np.argsort(-probability[rows], kind="stable")]
+    turn: dict[str, int] = {}
+    place = []
+    for row in rows.tolist():
+        place.append(turn.get(labels[row], 0))
+        turn[labels[row]] = place[-1] + 1
+    order = np.argsort(np.array(place), kind="stable") if len(rows) else rows
+    return [int(row) for row in rows[order][:number]]
+
+
+def _example(catalog: Catalog, found: dict[str, list[Any]], views: list[str], row: int) -> Example:
+    numbers = [found[name][row] for name in ("item", "item_a", "item_b") if name in found]
+    label, answers = str(found["label"][row]), {}
+    for view in views:
+        answer, probability = str(found[f"answer_{view}"][row]), float(found[f"probability_{view}"][row])
+        answers[view] = (answer, probability, answer == label)
+    text = str(found["text"][row]) if "text" in found else ""
+    shown = tuple(Shown(catalog.title(number), _thumbnail(catalog, number)) for number in numbers)
+    return Example(int(found["row"][row]), shown, text, label, answers)
+
+
+def _thumbnail(catalog: Catalog, item: int) -> str:
+    jpeg = catalog.image(item)
+    if jpeg is None:
+        return ""
+    picture = Image.open(io.BytesIO(jpeg))
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    small = io.BytesIO()
+    picture.save(small, format="JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(small.getvalue()).decode()

@@ -1,0 +1,66 @@
+"""`mbsd report`: tables as Markdown and CSV, and one HTML file that is read without a server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import yaml
+
+from mbsd.tools.report.curves import draw_curves, read_curves
+from mbsd.tools.report.examples import Example, find_examples
+from mbsd.tools.report.gather import Evaluation, read_evaluations
+from mbsd.tools.report.tables import READS, PaperTable, paper_tables
+
+TEMPLATE = "page.html.j2"
+
+
+@dataclass(frozen=True)
+class RunPart:
+    """What the page says of one evaluated run."""
+
+    evaluation: Evaluation
+    settings: str
+    curves: str
+    examples: dict[str, list[Example]]
+
+
+def write_report(runs: Sequence[Path], out: Path, examples: int) -> list[PaperTable]:
+    """Write report.html, report.md and a CSV a table into the folder `out`; return the tables.
+
+    Args:
+        runs: as of `read_evaluations`.
+        out: made where it is missing.
+        examples: right and wrong items that are shown of each run; 0: none.
+    """
+    evaluations = read_evaluations(runs)
+    tables = paper_tables(evaluations)
+    parts = [_part(evaluation, tables, examples) for evaluation in evaluations]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    page = environment.get_template(TEMPLATE).render(tables=tables, parts=parts, reads=READS)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "report.html").write_text(page, encoding="utf-8")
+    markdown = "\n".join(f"## {table.title}\n\n{table.markdown()}" for table in tables)
+    (out / "report.md").write_text(markdown, encoding="utf-8")
+    for table in tables:
+        (out / f"{table.task}.csv").write_text(table.csv(), encoding="utf-8")
+    return tables
+
+
+def _part(evaluation: Evaluation, tables: Sequence[PaperTable], examples: int) -> RunPart:
+    curves, settings = "", ""
+    if evaluation.run is not None:
+        found = read_curves(evaluation.run)
+        metrics = next(table.metrics for table in tables if table.task == evaluation.task)
+        if found:
+            curves = draw_curves(
+                found, [f"{metric}_{view}" for view in evaluation.views for metric in list(metrics)[-1:]]
+            )
+        config = yaml.safe_load((evaluation.run / "config.yaml").read_text(encoding="utf-8"))
+        run = config["run"]
+        settings = f"from {run.get('init_from') or 'scratch'}, seed {run['seed']}"
+    return RunPart(evaluation, settings, curves, find_examples(evaluation, examples) if examples else {})

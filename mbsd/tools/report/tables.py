@@ -1,0 +1,151 @@
+"""The paper's tables from evaluated runs: Table 1 (attributes), 4 (alignment), 5 (classification), and more."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from mbsd.io.console import markdown_of
+from mbsd.metrics.binary import BINARY
+from mbsd.tools.report.gather import Evaluation
+
+FIVE = {"accuracy": "Accuracy", "precision": "P", "recall": "R", "f1": "F1", "roc_auc": "ROC-AUC"}
+assert tuple(FIVE) == BINARY
+# Task -> number and title, and the metrics that the table has.
+TABLES: dict[str, tuple[str, dict[str, str]]] = {
+    "attributes": ("Table 1: attribute prediction", FIVE),
+    "alignment": ("Table 4: product alignment", FIVE),
+    "classification": ("Table 5: classification", {"accuracy": "Accuracy", "macro_f1": "Macro-F1"}),
+    "sensitive": ("Sensitive products", {**FIVE, "average_precision": "Average precision"}),
+    "clustering": ("Clustering", {"nmi": "NMI", "ari": "ARI", "purity": "Purity"}),
+}
+READS = {"full": "", "text": " (text)", "image": " (image)"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A metric: the mean over the seeds of a run, their standard deviation (None of one), and the lowest and highest
+    end of their 95 % intervals (None without).
+    """
+
+    mean: float
+    deviation: float | None
+    low: float | None
+    high: float | None
+    runs: int
+
+    def __str__(self) -> str:
+        spread = f" ± {100 * self.deviation:.2f}" if self.deviation is not None else ""
+        return f"{100 * self.mean:.2f}{spread}"
+
+
+@dataclass
+class PaperTable:
+    """Rows of models, columns of (dataset, metric).
+
+    Attributes:
+        rows: (model, view) -> (dataset, metric) -> value.
+    """
+
+    task: str
+    title: str
+    metrics: dict[str, str]
+    datasets: list[str]
+    rows: dict[tuple[str, str], dict[tuple[str, str], Cell]] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> list[tuple[str, str]]:
+        """Every dataset's metrics, those that some row has."""
+        having = {key for cells in self.rows.values() for key in cells}
+        return [
+            (dataset, metric) for dataset in self.datasets for metric in self.metrics if (dataset, metric) in having
+        ]
+
+    def best(self, column: tuple[str, str]) -> str:
+        """The highest value of a column as it is shown."""
+        return max(
+            (cells[column] for cells in self.rows.values() if column in cells), key=lambda cell: cell.mean
+        ).__str__()
+
+    def lines(self) -> tuple[list[str], list[tuple[str, list[tuple[str, bool]]]]]:
+        """Headings, and (model, cells as text with whether it is the best of its column); percentages."""
+        headings = ["Model"]
+        for dataset, metric in self.columns:
+            headings.append((f"{dataset}: " if len(self.datasets) > 1 else "") + self.metrics[metric])
+        body = []
+        for (model, view), cells in self.rows.items():
+            shown = [str(cells[column]) if column in cells else "" for column in self.columns]
+            best = [
+                len(self.rows) > 1 and text != "" and text == self.best(column)
+                for text, column in zip(shown, self.columns, strict=True)
+            ]
+            body.append((model + READS.get(view, f" ({view})"), list(zip(shown, best, strict=True))))
+        return headings, body
+
+    def markdown(self) -> str:
+        """As Markdown, the best of each column in bold."""
+        headings, body = self.lines()
+        table = Table()
+        for n, heading in enumerate(headings):
+            table.add_column(Text(heading), justify="right" if n else "left")
+        for model, cells in body:
+            table.add_row(
+                *map(Text, [model.replace("|", "\\|"), *(f"**{text}**" if best else text for text, best in cells)])
+            )
+        return markdown_of(table)
+
+    def csv(self) -> str:
+        """One line a value, not rounded: dataset, model, view, metric, mean, deviation, low, high, runs."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["dataset", "model", "view", "metric", "mean", "deviation", "low", "high", "runs"])
+        for (model, view), cells in self.rows.items():
+            for (dataset, metric), cell in cells.items():
+                values = ["" if value is None else value for value in (cell.deviation, cell.low, cell.high)]
+                writer.writerow([dataset, model, view, metric, cell.mean, *values, cell.runs])
+        return text.getvalue()
+
+
+def paper_tables(evaluations: Sequence[Evaluation]) -> list[PaperTable]:
+    """A table for each task that was evaluated, in the paper's order; runs of one name are seeds of one model."""
+    tables = []
+    for task, (title, metrics) in TABLES.items():
+        of_task = [evaluation for evaluation in evaluations if evaluation.task == task]
+        if not of_task:
+            continue
+        split = {evaluation.split for evaluation in of_task}
+        datasets = list(dict.fromkeys(evaluation.dataset for evaluation in of_task))
+        table = PaperTable(task, f"{title} ({' and '.join(sorted(split))})", metrics, datasets)
+        for model in dict.fromkeys(evaluation.name for evaluation in of_task):
+            runs = [evaluation for evaluation in of_task if evaluation.name == model]
+            for view in dict.fromkeys(view for run in runs for view in run.views):
+                table.rows[model, view] = {
+                    (dataset, metric): _cell(chosen, view, metric)
+                    for dataset in datasets
+                    for metric in metrics
+                    if (chosen := [run for run in runs if run.dataset == dataset and _has(run, view, metric)])
+                }
+        tables.append(table)
+    return tables
+
+
+def _has(run: Evaluation, view: str, metric: str) -> bool:
+    return metric in run.views.get(view, {}).get("all", {})
+
+
+def _cell(runs: Sequence[Evaluation], view: str, metric: str) -> Cell:
+    values = [run.views[view]["all"][metric] for run in runs]
+    ends = [run.views[view]["interval"][metric] for run in runs if metric in run.views[view].get("interval", {})]
+    return Cell(
+        float(np.mean(values)),
+        float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        min(low for low, _ in ends) if ends else None,
+        max(high for _, high in ends) if ends else None,
+        len(values),
+    )

@@ -1,0 +1,79 @@
+"""Run config + DeepSpeed's JSON -> a DeepSpeed engine (ZeRO, precision, LAMB, schedule)."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import random
+from typing import Any
+
+import deepspeed
+import numpy as np
+import torch
+from torch import nn
+
+from mbsd.optim.groups import build_optimizer, parameter_groups
+from mbsd.optim.lamb import Lamb
+from mbsd.optim.zero import bind
+from mbsd.parallel.world import same_on_every_rank
+from mbsd.training.divergence import leave_overflows_to_us, loss_scale
+
+# What DeepSpeed warns of at every start and what is meant to be so: its own LAMB would be none (see mbsd.optim), and a
+# schedule is asked for its rate before its first step.
+EXPECTED_WARNINGS = ("ZeRO with an untested optimizer", "learning rate from scheduler before it has started")
+
+
+def build_engine(step: nn.Module, resolved: dict[str, Any]) -> Any:
+    """The DeepSpeed engine around a training step.
+
+    LAMB is ours, bound to ZeRO's slices; Adam and AdamW are DeepSpeed's own. Parameters without requires_grad (what
+    no loss of this step reaches) are given to no optimizer.
+    """
+    logging.getLogger("DeepSpeed").addFilter(_is_news)
+    config = copy.deepcopy(resolved)
+    named = [(name, parameter) for name, parameter in step.named_parameters() if parameter.requires_grad]
+    if config["optimizer"]["type"] != "Lamb":
+        weight_decay = config["optimizer"]["params"].get("weight_decay", 0.0)
+        groups = [
+            {"params": group["params"], "weight_decay": group["weight_decay"]}
+            for group in parameter_groups(named, weight_decay)
+        ]
+        engine, *_ = deepspeed.initialize(model=step, model_parameters=groups, config=config)
+        leave_overflows_to_us(engine)
+        return engine
+    with same_on_every_rank():
+        optimizer: Lamb = build_optimizer(named, config.pop("optimizer")["params"])
+    config["zero_allow_untested_optimizer"] = True
+    engine, *_ = deepspeed.initialize(model=step, optimizer=optimizer, config=config)
+    bind(optimizer, engine.optimizer)
+    leave_overflows_to_us(engine)
+    return engine
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not any(expected in record.getMessage() for expected in EXPECTED_WARNINGS)
+
+
+def lamb_of(engine: Any) -> Lamb | None:
+    """The engine's LAMB, whatever DeepSpeed has wrapped around it; None if it trains with another optimizer."""
+    optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    return optimizer if isinstance(optimizer, Lamb) else None
+
+
+def training_state(engine: Any) -> dict[str, float]:
+    """Learning rate, gradient norm and loss scale of the last step. Asks the device: only when logging."""
+    state = {"lr": float(engine.get_lr()[0]), "skipped_steps": float(engine.skipped_steps)}
+    norm = engine.get_global_grad_norm()
+    if norm is not None:
+        state["grad_norm"] = float(norm)
+    if engine.fp16_enabled():
+        state["loss_scale"] = loss_scale(engine)
+    return state
+
+
+def seed_everything(seed: int, rank: int) -> None:
+    """Dropout differs between ranks, weights do not: the model is built before with `torch.manual_seed(seed)`."""
+    mine = seed * 10_007 + rank + 1
+    torch.manual_seed(mine)
+    random.seed(mine)
+    np.random.seed(mine % 2**32)
