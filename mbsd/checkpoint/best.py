@@ -72,7 +72,7 @@ def _rank(folder: Path) -> tuple[bool, float]:
 
 
 def _selection(folder: Path) -> dict[str, Any] | None:
-    """The state of the run's Selection; None: it has none, or one of an older version, or a broken file."""
+    """The state of the run's EarlyStopping; None: it has none, or one of an older version, or a broken file."""
     try:
         facts = json.loads((folder / "run.json").read_text())
         selection = facts.get("selection")

@@ -20,7 +20,7 @@ DTYPES = {
 }  # fmt: skip
 
 
-class HostImage:
+class HostBuffer:
     """The bytes of a safetensors file with room for tensors of these names, types and shapes.
 
     Args:

@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mbsd.checkpoint import owner, writer
 from mbsd.checkpoint.flat_layout import Layout, read_layout, write_back
-from mbsd.checkpoint.host_buffer import HostImage
+from mbsd.checkpoint.host_buffer import HostBuffer
 from mbsd.checkpoint.resume import Found
 from mbsd.checkpoint.shards import Shards, file_name, load_frozen, scalars_of, tensors_of
 from mbsd.checkpoint.state import draw_anew, engine_state, load_engine_state, load_random_states, random_states
@@ -36,7 +36,7 @@ from mbsd.config.run_files import LAST_SAVED
 from mbsd.errors import UserError
 from mbsd.io.files import replace_text
 from mbsd.model.mbsd import MbsdPreTrainedModel
-from mbsd.parallel.world import Place, on_rank_zero, same_on_every_rank
+from mbsd.parallel.world import World, on_rank_zero, same_on_every_rank
 
 MAX_FAILURES = 3  # saves in a row
 MODEL = "model"
@@ -47,7 +47,7 @@ class CheckpointManager:
 
     Args:
         folder: the run folder.
-        place: of this process.
+        world: of this process.
         storage: where checkpoints go; this start must own it (`claim`).
         engine: DeepSpeed's.
         model: what `model/` is written from.
@@ -61,7 +61,7 @@ class CheckpointManager:
     def __init__(
         self,
         folder: Path,
-        place: Place,
+        world: World,
         storage: Storage,
         engine: Any,
         model: MbsdPreTrainedModel,
@@ -74,16 +74,16 @@ class CheckpointManager:
         keep_every: int = 0,
         say: Callable[[str], None] = print,
     ) -> None:
-        self.folder, self.place, self.storage, self.engine = folder, place, storage, engine
+        self.folder, self.world, self.storage, self.engine = folder, world, storage, engine
         self._model, self._tokenizer, self._facts, self._texts = model, tokenizer, facts, texts
         self._token, self._keep_last, self._keep_every, self._say = token, keep_last, keep_every, say
         self._layout: Layout = read_layout(engine)
-        self._images: dict[str, HostImage] = {}
+        self._buffers: dict[str, HostBuffer] = {}
         self._preparing: threading.Thread | None = None
-        self._mailbox = _mailbox(place)
+        self._mailbox = _mailbox(world)
         self._writing: writer.Writing | None = None
         self._attempt, self._saves, self._failures = "", 0, 0
-        self._constant = self._constant_files() if place.is_first else {}
+        self._constant = self._constant_files() if world.is_first else {}
 
     def save(self, step: int, loader_state: dict[str, Any], selection: dict[str, Any] | None = None) -> None:
         """Copy the state of `step` to host memory and write it behind what comes next; waits for a save in flight.
@@ -100,14 +100,14 @@ class CheckpointManager:
             files[name] = image.view()
         described = {
             "flats": scalars_of(self.engine, self._layout),
-            "random": random_states(self.place.device),
+            "random": random_states(self.world.device),
         }
-        files[f"{file_name(self.place.rank)}.json"] = _json(described)
-        if self.place.is_first:
+        files[f"{file_name(self.world.rank)}.json"] = _json(described)
+        if self.world.is_first:
             files["run.json"] = _json(
                 {
                     "step": step,
-                    "world_size": self.place.world_size,
+                    "world_size": self.world.size,
                     "parameters": self._layout.shapes,
                     "loader": loader_state,
                     "selection": selection,
@@ -115,16 +115,16 @@ class CheckpointManager:
                     **self._facts,
                 }
             )
-        if self.place.device.type == "cuda":
-            torch.cuda.current_stream(self.place.device).synchronize()
+        if self.world.device.type == "cuda":
+            torch.cuda.current_stream(self.world.device).synchronize()
         self._saves += 1
         self._attempt = f"{self._token}-{self._saves}"
         job = writer.Job(
             root=self.storage.root,
             step=step,
             attempt=self._attempt,
-            rank=self.place.rank,
-            world_size=self.place.world_size,
+            rank=self.world.rank,
+            world_size=self.world.size,
             leader=self.storage.leader,
             members=self.storage.members,
             leaders=self.storage.leaders,
@@ -143,7 +143,7 @@ class CheckpointManager:
             UserError: a later start has taken the run over, or the last three saves have failed.
         """
         self._settle(wait=False)
-        if not self._images and self._preparing is None:
+        if not self._buffers and self._preparing is None:
             self.prepare()
 
     def prepare(self) -> None:
@@ -176,10 +176,10 @@ class CheckpointManager:
             UserError: it is of another model.
         """
         facts = found.facts
-        same_world = facts["world_size"] == self.place.world_size
+        same_world = facts["world_size"] == self.world.size
         with same_on_every_rank():
             self._refuse_other_parameters(found)
-            own = found.folder / f"{file_name(self.place.rank)}.json"
+            own = found.folder / f"{file_name(self.world.rank)}.json"
             mine = json.loads(own.read_text()) if same_world and own.is_file() else None
             described = scalars_of(self.engine, self._layout)
             unmoved = (
@@ -188,21 +188,21 @@ class CheckpointManager:
                 and {key: flat["pieces"] for key, flat in mine["flats"].items()}
                 == {key: flat["pieces"] for key, flat in described.items()}
             )
-            ranks = [self.place.rank] if unmoved else list(range(facts["world_size"]))
+            ranks = [self.world.rank] if unmoved else list(range(facts["world_size"]))
             missing = [r for r in ranks if not (found.folder / f"{file_name(r)}.safetensors").is_file()]
             if missing:
                 raise UserError(
-                    f"{found.folder}: rank {self.place.rank} needs {file_name(missing[0])}.safetensors, which another "
+                    f"{found.folder}: rank {self.world.rank} needs {file_name(missing[0])}.safetensors, which another "
                     "node's disk holds; copy it here, or start the ranks on the nodes that wrote it"
                 )
             Shards(found.folder, ranks).load(self.engine, self._layout)
         write_back(self.engine, self._layout)
-        load_frozen(found.folder, self.engine, self._layout, here=self.place.is_first)
+        load_frozen(found.folder, self.engine, self._layout, here=self.world.is_first)
         load_engine_state(self.engine, facts)
         if same_world and mine is not None:
-            load_random_states(mine["random"], self.place.device)
+            load_random_states(mine["random"], self.world.device)
         else:
-            draw_anew(facts["step"], self.place.rank)
+            draw_anew(facts["step"], self.world.rank)
         return facts
 
     def _refuse_other_parameters(self, found: Found) -> None:
@@ -214,20 +214,20 @@ class CheckpointManager:
                     "in this model; set the model back to what it was, or choose another run.dir"
                 )
 
-    def _snapshot(self) -> dict[str, HostImage]:
+    def _snapshot(self) -> dict[str, HostBuffer]:
         """File name -> its image, with the tensors of now copied in."""
         if self._preparing is not None:
             self._preparing.join()
         wanted = self._wanted()
         self._lay_out(wanted)
         for name, tensors in wanted.items():
-            self._images[name].fill(tensors)
-        return {name: self._images[name] for name in wanted}
+            self._buffers[name].fill(tensors)
+        return {name: self._buffers[name] for name in wanted}
 
     def _wanted(self) -> dict[str, dict[str, Tensor]]:
         """File name -> the tensors that go into it."""
-        wanted = {f"{file_name(self.place.rank)}.safetensors": tensors_of(self.engine, self._layout, self.place.rank)}
-        if self.place.is_first:
+        wanted = {f"{file_name(self.world.rank)}.safetensors": tensors_of(self.engine, self._layout, self.world.rank)}
+        if self.world.is_first:
             tied = getattr(self._model, "all_tied_weights_keys", {})
             wanted[f"{MODEL}/model.safetensors"] = {
                 name: value for name, value in self._model.state_dict().items() if name not in tied
@@ -236,8 +236,8 @@ class CheckpointManager:
 
     def _lay_out(self, wanted: dict[str, dict[str, Tensor]]) -> None:
         for name, tensors in wanted.items():
-            if name not in self._images or not self._images[name].fits(tensors):
-                self._images[name] = HostImage(tensors, {"format": "pt"}, pinned=self.place.device.type == "cuda")
+            if name not in self._buffers or not self._buffers[name].fits(tensors):
+                self._buffers[name] = HostBuffer(tensors, {"format": "pt"}, pinned=self.world.device.type == "cuda")
 
     def _constant_files(self) -> dict[str, memoryview]:
         """What does not change while the process lives: the model's config, the tokenizer, the run's settings."""
@@ -271,8 +271,8 @@ class CheckpointManager:
         self._writing = None
         if outcome is None:
             raise RuntimeError("rank 0's checkpoint writer died; its traceback is above")
-        if self.place.is_first:
-            writer.forget(self._mailbox, self._attempt, self.place.world_size)
+        if self.world.is_first:
+            writer.forget(self._mailbox, self._attempt, self.world.size)
         if outcome.fenced is not None:
             raise owner.FencedError(outcome.fenced, shared=True)
         self._failures = self._failures + 1 if outcome.errors else 0
@@ -285,7 +285,7 @@ class CheckpointManager:
 
     def _report(self, outcome: writer.Outcome) -> None:
         """Say how a save ended, from its own thread as soon as it has."""
-        if not self.place.is_first or outcome.fenced is not None:
+        if not self.world.is_first or outcome.fenced is not None:
             return
         if outcome.errors:
             self._say(
@@ -306,11 +306,11 @@ def _json(tree: Any) -> memoryview:
     return memoryview(json.dumps(tree).encode())
 
 
-def _mailbox(place: Place) -> Any:
+def _mailbox(world: World) -> Any:
     """A key-value store of its own for the writers."""
-    if place.world_size == 1:
+    if world.size == 1:
         return HashStore()
     host = os.environ["MASTER_ADDR"]
-    served = TCPStore(host, 0, None, True, wait_for_workers=False) if place.is_first else None
+    served = TCPStore(host, 0, None, True, wait_for_workers=False) if world.is_first else None
     port = on_rank_zero(lambda: served.port if served is not None else 0)
     return served or TCPStore(host, port, None, False, wait_for_workers=False)

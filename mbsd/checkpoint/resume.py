@@ -15,7 +15,7 @@ from mbsd.checkpoint.shards import file_name
 from mbsd.checkpoint.storage import Storage
 from mbsd.config.run_files import LAST_SAVED
 from mbsd.errors import UserError
-from mbsd.parallel.world import Place, gather_objects, on_rank_zero, same_on_every_rank
+from mbsd.parallel.world import World, gather_objects, on_rank_zero, same_on_every_rank
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Found:
 
 
 def take_over(
-    folder: Path, storage: Storage, place: Place, identity: Mapping[str, Any], say: Callable[[str], None]
+    folder: Path, storage: Storage, world: World, identity: Mapping[str, Any], say: Callable[[str], None]
 ) -> tuple[str, Found | None]:
     """Make this start the owner of the run `folder` and find its newest checkpoint (collective).
 
@@ -38,13 +38,13 @@ def take_over(
     Raises:
         UserError: as of `find`; or checkpoints were written and are gone; or a later restart owns the run already.
     """
-    find(storage, place, identity, say=say, verify=False)  # what this start cannot go on from it does not take over
+    find(storage, world, identity, say=say, verify=False)  # what this start cannot go on from it does not take over
     token = on_rank_zero(lambda: secrets.token_hex(4))
     with same_on_every_rank():
-        if place.rank == storage.leader:
+        if world.rank == storage.leader:
             owner.claim(storage.root, token)
             store.sweep(storage.root)
-    found = find(storage, place, identity, say=say)
+    found = find(storage, world, identity, say=say)
     if found is None and on_rank_zero((folder / LAST_SAVED).exists):
         raise UserError(
             f"{folder / LAST_SAVED}: names a checkpoint that the run wrote, and {storage.root} holds none; bring the "
@@ -54,7 +54,7 @@ def take_over(
     return token, found
 
 
-def find_elsewhere(source: str, place: Place, identity: Mapping[str, Any], say: Callable[[str], None]) -> Found:
+def find_elsewhere(source: str, world: World, identity: Mapping[str, Any], say: Callable[[str], None]) -> Found:
     """The checkpoint that `run.resume` names: a run folder's newest, or one `step-…` folder (collective).
 
     Raises:
@@ -63,8 +63,8 @@ def find_elsewhere(source: str, place: Place, identity: Mapping[str, Any], say: 
     path = Path(source)
     one = store.step_of(path) if store.is_step(path) else None
     root = on_rank_zero(lambda: path.parent if one is not None else store.root_of(source))
-    everyone = Storage(root, 0, tuple(range(place.world_size)), (0,))
-    found = find(everyone, place, identity, say=say, only=one)
+    everyone = Storage(root, 0, tuple(range(world.size)), (0,))
+    found = find(everyone, world, identity, say=say, only=one)
     if found is None:
         raise UserError(f"run.resume={source}: there is no such checkpoint; name a run folder or a step-… folder")
     return found
@@ -72,7 +72,7 @@ def find_elsewhere(source: str, place: Place, identity: Mapping[str, Any], say: 
 
 def find(
     storage: Storage,
-    place: Place,
+    world: World,
     identity: Mapping[str, Any],
     *,
     say: Callable[[str], None],
@@ -93,7 +93,7 @@ def find(
             scratch by accident.
     """
     while True:
-        listed = _parts(storage.root) if place.rank == storage.leader else {}
+        listed = _parts(storage.root) if world.rank == storage.leader else {}
         seen = gather_objects(listed)
         reasons: dict[int, str] = {}
         steps = {step for parts in seen for step in parts}
@@ -102,11 +102,11 @@ def find(
             parts = [answer[step] for answer in seen if step in answer]
             why = _incomplete(parts)
             if why is None:
-                needs = _needs(folder, parts[0], place)
+                needs = _needs(folder, parts[0], world)
                 why = next((reason for reason in gather_objects(needs) if reason is not None), None)
             if why is None:
                 why = next(
-                    (reason for reason in gather_objects(_corrupt(folder, storage, place, verify)) if reason), None
+                    (reason for reason in gather_objects(_corrupt(folder, storage, world, verify)) if reason), None
                 )
             facts: dict[str, Any] | str = why or on_rank_zero(lambda at=folder: _facts(at))  # type: ignore[misc]
             if isinstance(facts, dict):
@@ -180,23 +180,23 @@ def _incomplete(parts: list[store.Manifest | str]) -> str | None:
     return None
 
 
-def _needs(folder: Path, part: store.Manifest | str, place: Place) -> str | None:
+def _needs(folder: Path, part: store.Manifest | str, world: World) -> str | None:
     """What this rank has to read and does not see."""
     assert isinstance(part, store.Manifest)
-    same = part.world_size == place.world_size
-    for rank in [place.rank] if same else range(part.world_size):
+    same = part.world_size == world.size
+    for rank in [world.rank] if same else range(part.world_size):
         name = f"{file_name(rank)}.safetensors"
         if not (folder / name).is_file():
-            moved = "" if same else f" ({part.world_size} ranks wrote it, {place.world_size} would read it)"
-            return f"rank {place.rank} does not find {name} on its node's disk{moved}"
+            moved = "" if same else f" ({part.world_size} ranks wrote it, {world.size} would read it)"
+            return f"rank {world.rank} does not find {name} on its node's disk{moved}"
     return None
 
 
-def _share(folder: Path, storage: Storage, place: Place) -> dict[str, store.FileFacts]:
+def _share(folder: Path, storage: Storage, world: World) -> dict[str, store.FileFacts]:
     """This rank's share of the files on its disk: where no rank has moved, its own state among them."""
     if not (folder / store.MANIFEST).is_file():
         return {}  # another disk's checkpoint, of which this one has nothing
-    files, index, among = store.read_manifest(folder).files, storage.members.index(place.rank), len(storage.members)
+    files, index, among = store.read_manifest(folder).files, storage.members.index(world.rank), len(storage.members)
     states = sorted(name for name in files if name.startswith("state-"))
     others = [name for name in files if not name.startswith("state-")]
     mine = [name for i, name in enumerate(states) if i // 2 % among == index]  # two files a rank
@@ -204,11 +204,11 @@ def _share(folder: Path, storage: Storage, place: Place) -> dict[str, store.File
     return {name: files[name] for name in mine}
 
 
-def _corrupt(folder: Path, storage: Storage, place: Place, verify: bool) -> str | None:
+def _corrupt(folder: Path, storage: Storage, world: World, verify: bool) -> str | None:
     """The first file of this rank's share that is not as it was written; rank 0 always looks at `run.json`."""
     try:
-        share = _share(folder, storage, place) if verify else {}
-        if place.is_first:
+        share = _share(folder, storage, world) if verify else {}
+        if world.is_first:
             share = {"run.json": store.read_manifest(folder).files["run.json"]} | share
     except store.BrokenError as error:
         return str(error)

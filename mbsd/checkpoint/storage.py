@@ -10,7 +10,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from mbsd.errors import UserError
-from mbsd.parallel.world import Place, gather_objects, on_rank_zero, same_on_every_rank
+from mbsd.parallel.world import World, gather_objects, on_rank_zero, same_on_every_rank
 
 PATIENCE = 2.0  # seconds in which a file written on one node must be seen on another
 
@@ -38,7 +38,7 @@ class Storage:
         return f"{self.root} ({disks})"
 
 
-def probe(root: Path, place: Place, *, node_local: bool) -> Storage:
+def probe(root: Path, world: World, *, node_local: bool) -> Storage:
     """Find out who shares `root` (collective); it is made where it is missing.
 
     Args:
@@ -48,7 +48,7 @@ def probe(root: Path, place: Place, *, node_local: bool) -> Storage:
         UserError: it cannot be written, or is not shared and node_local is False.
     """
     token = on_rank_zero(lambda: secrets.token_hex(4))
-    mine = root / f".probe-{token}-{place.rank}"
+    mine = root / f".probe-{token}-{world.rank}"
     with same_on_every_rank():
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def probe(root: Path, place: Place, *, node_local: bool) -> Storage:
                 "another run.dir"
             ) from error
     dist.barrier()
-    leader = _leader(root, token, place.rank, patience=0.0 if node_local else PATIENCE)
+    leader = _leader(root, token, world.rank, patience=0.0 if node_local else PATIENCE)
     leader_of = gather_objects(leader)
     mine.unlink()
     leaders = tuple(sorted(set(leader_of)))

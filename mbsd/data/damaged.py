@@ -15,7 +15,7 @@ NAMED = 20  # pictures that each rank names; further ones are counted
 AT_LEAST = 10_000  # pictures: the share is of these until so many have been read
 
 
-class CorruptImages:
+class DamagedPictures:
     """What this rank has read, and what of it was damaged.
 
     Args:

@@ -12,12 +12,12 @@ from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Kind, Table
 from mbsd.config.data import DataConfig
 from mbsd.config.stages import MaskingConfig
-from mbsd.data.damaged import CorruptImages
+from mbsd.data.damaged import DamagedPictures
 from mbsd.data.decode_dali import make_decoder
 from mbsd.data.loader import BatchBuilder, CatalogSamples, Samples, TableSamples, eval_batches
 from mbsd.errors import UserError
 from mbsd.model.mbsd import MbsdConfig
-from mbsd.parallel.world import Place
+from mbsd.parallel.world import World
 
 
 def open_inputs(data: DataConfig, table_kind: Kind | None) -> tuple[Catalog, Table | None]:
@@ -45,7 +45,7 @@ def make_builder(
     tokenizer: PreTrainedTokenizerBase,
     model: MbsdConfig,
     views: tuple[str, ...],
-    place: Place,
+    world: World,
     micro_batch: int,
     *,
     masking: MaskingConfig | None = None,
@@ -59,7 +59,7 @@ def make_builder(
         UserError: a view that the model does not read.
     """
     model.require_views(views, "views")
-    decoder = make_decoder(data.decoder, data.image_size, place.device, num_threads=2, max_batch=micro_batch)
+    decoder = make_decoder(data.decoder, data.image_size, world.device, num_threads=2, max_batch=micro_batch)
     return BatchBuilder(
         catalog,
         tokenizer,
@@ -79,20 +79,20 @@ def batches_of(
     samples: Samples,
     builder: BatchBuilder,
     data: DataConfig,
-    place: Place,
+    world: World,
     micro_batch: int,
     limit: int | None,
-    corrupt: CorruptImages,
+    corrupt: DamagedPictures,
 ) -> Iterator[Batch]:
     """This rank's batches of all samples, or of `limit` of them."""
     return eval_batches(
         samples,
         builder,
         micro_batch=micro_batch,
-        rank=place.rank,
-        world_size=place.world_size,
+        rank=world.rank,
+        world_size=world.size,
         limit=limit,
         num_workers=data.num_workers,
-        device=place.device,
+        device=world.device,
         corrupt=corrupt,
     )

@@ -23,9 +23,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from mbsd.batch import Batch
 from mbsd.data.batch_builder import BatchBuilder, Prepared
-from mbsd.data.damaged import CorruptImages
+from mbsd.data.damaged import DamagedPictures
 from mbsd.data.order import Order, micro_batch_positions, sample_at
-from mbsd.data.prefetch import run_ahead
+from mbsd.data.prefetch import prefetched
 from mbsd.data.samples import CatalogSamples, Sample, Samples, TableSamples
 from mbsd.errors import UserError
 
@@ -81,7 +81,7 @@ class TrainLoader:
         num_workers: int = 0,
         prefetch: int = 2,
         device: torch.device = CPU,
-        corrupt: CorruptImages | None = None,
+        corrupt: DamagedPictures | None = None,
     ) -> None:
         _require_samples(samples)
         if order.num_samples != len(samples):
@@ -136,7 +136,7 @@ def eval_batches(
     num_workers: int = 0,
     prefetch: int = 2,
     device: torch.device = CPU,
-    corrupt: CorruptImages | None = None,
+    corrupt: DamagedPictures | None = None,
 ) -> Iterator[Batch]:
     """Every sample exactly once over all ranks, in rising order: rank r takes samples r, r + W, r + 2W and so on.
 
@@ -221,7 +221,7 @@ class _EvalMicroBatches(Dataset[Prepared]):
 
 
 def _finished(
-    loader: Iterable[Prepared], builder: BatchBuilder, device: torch.device, corrupt: CorruptImages | None
+    loader: Iterable[Prepared], builder: BatchBuilder, device: torch.device, corrupt: DamagedPictures | None
 ) -> Iterator[Batch]:
     """What workers deliver, finished and on the device: ahead of the step, in a thread, where there is work left."""
 
@@ -232,7 +232,7 @@ def _finished(
 
     if device.type == "cpu" and builder.decoder.in_worker:
         return map(finish, loader)
-    return run_ahead(iter(loader), finish, device)
+    return prefetched(iter(loader), finish, device)
 
 
 def _data_loader(

@@ -20,7 +20,7 @@ P = TypeVar("P")
 POLL = 0.1  # seconds between two looks whether anybody still wants a batch
 
 
-def run_ahead(
+def prefetched(
     prepared: Iterator[P], finish: Callable[[P], Batch], device: torch.device, depth: int = 2
 ) -> Iterator[Batch]:
     """finish(p) on `device` for each p, in order, with `depth` of them ready.

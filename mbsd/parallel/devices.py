@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mbsd.errors import UserError
-from mbsd.parallel.launch_env import Placement
+from mbsd.parallel.launch_env import LaunchEnvironment
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class RankFacts:
     """Compute capability as kernels are named, say sm_70; the processor's architecture on a CPU."""
 
 
-def choose_device(placement: Placement, environ: Mapping[str, str] = os.environ) -> torch.device:
+def choose_device(launch: LaunchEnvironment, environ: Mapping[str, str] = os.environ) -> torch.device:
     """The GPU of this rank, or the CPU where torch sees no GPU or DS_ACCELERATOR=cpu says so.
 
     Raises:
@@ -46,10 +46,10 @@ def choose_device(placement: Placement, environ: Mapping[str, str] = os.environ)
             )
         return torch.device("cpu")
     # Slurm may bind one GPU to each task, which then is the only one that the task sees.
-    index = 0 if count == 1 and placement.started_by == "srun" else placement.local_rank
+    index = 0 if count == 1 and launch.started_by == "srun" else launch.local_rank
     if index >= count:
         raise UserError(
-            f"{platform.node()}: rank {placement.rank} is number {index} on this host and torch sees {count} GPUs: "
+            f"{platform.node()}: rank {launch.rank} is number {index} on this host and torch sees {count} GPUs: "
             "start one rank for each GPU"
         )
     device = torch.device("cuda", index)

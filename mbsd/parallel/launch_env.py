@@ -28,7 +28,7 @@ PORTS = range(16384, 32768)  # below those that Linux gives to outgoing connecti
 
 
 @dataclass(frozen=True)
-class Placement:
+class LaunchEnvironment:
     """This process's place among all of the job."""
 
     started_by: str
@@ -51,7 +51,7 @@ class Placement:
         return {name: str(value) for name, value in values.items()}
 
 
-def find_placement(environ: Mapping[str, str]) -> Placement:
+def find_launch_environment(environ: Mapping[str, str]) -> LaunchEnvironment:
     """The place that `environ` says.
 
     Raises:
@@ -69,25 +69,25 @@ def find_placement(environ: Mapping[str, str]) -> Placement:
             by, local_size = "torchrun", _number(environ, "LOCAL_WORLD_SIZE")
         elif "CROSS_SIZE" in environ:
             by, local_size = "deepspeed", _number(environ, "LOCAL_SIZE")
-        return Placement(by, rank, world, local, local_size, addr, port)
+        return LaunchEnvironment(by, rank, world, local, local_size, addr, port)
     if "OMPI_COMM_WORLD_RANK" in environ:
         world, local_size = _number(environ, "OMPI_COMM_WORLD_SIZE"), _number(environ, "OMPI_COMM_WORLD_LOCAL_SIZE")
         rank, local = _number(environ, "OMPI_COMM_WORLD_RANK"), _number(environ, "OMPI_COMM_WORLD_LOCAL_RANK")
-        return Placement("mpirun", rank, world, local, local_size, addr, port)
+        return LaunchEnvironment("mpirun", rank, world, local, local_size, addr, port)
     if "SLURM_STEP_NUM_TASKS" in environ and "SLURM_PROCID" in environ:
         world, nodes = _number(environ, "SLURM_STEP_NUM_TASKS"), _number(environ, "SLURM_STEP_NUM_NODES", 1)
         rank, local = _number(environ, "SLURM_PROCID"), _number(environ, "SLURM_LOCALID")
         here = _tasks_per_node(environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
         node = _number(environ, "SLURM_NODEID", 0)
         first = "127.0.0.1" if nodes == 1 else first_host(environ["SLURM_STEP_NODELIST"])
-        return Placement(
+        return LaunchEnvironment(
             "srun", rank, world, local, here[node] if node < len(here) else 1, addr or first,
             port or step_port(environ),
         )  # fmt: skip
-    return Placement("nothing", 0, 1, 0, 1, "127.0.0.1", free_port())
+    return LaunchEnvironment("nothing", 0, 1, 0, 1, "127.0.0.1", free_port())
 
 
-def refuse_wrong_world(placement: Placement, environ: Mapping[str, str]) -> None:
+def refuse_wrong_world(launch: LaunchEnvironment, environ: Mapping[str, str]) -> None:
     """Raise UserError where Slurm was asked for another number of tasks than the world has ranks.
 
     A launcher (torchrun, deepspeed) may be a task of its own that starts several ranks: then a task for each launcher
@@ -96,12 +96,12 @@ def refuse_wrong_world(placement: Placement, environ: Mapping[str, str]) -> None
     name = next((name for name in TASK_COUNTS if name in environ), "")
     if not name or "SLURM_JOB_ID" not in environ:
         return
-    tasks, world = _number(environ, name), placement.world_size
-    if world == tasks or (placement.started_by in ("torchrun", "deepspeed") and world == tasks * placement.local_size):
+    tasks, world = _number(environ, name), launch.world_size
+    if world == tasks or (launch.started_by in ("torchrun", "deepspeed") and world == tasks * launch.local_size):
         return
     given, here = (f"{number} {what}{'s' if number > 1 else ''}" for number, what in ((tasks, "task"), (world, "rank")))
     raise UserError(
-        f"{platform.node()}: Slurm gave {given} ({name}) and the world has {here} (started by {placement.started_by}): "
+        f"{platform.node()}: Slurm gave {given} ({name}) and the world has {here} (started by {launch.started_by}): "
         "separate copies of the run would train, or part of the nodes idle; start the ranks with `srun python …`, "
         f"or ask for --ntasks={world} (cores are --cpus-per-task)"
     )

@@ -1,4 +1,4 @@
-"""Start and stop of the process group, and decisions made on rank 0 for all; who am I: `placement.py`."""
+"""Start and stop of the process group, and decisions made on rank 0 for all; who am I: `launch.py`."""
 
 from __future__ import annotations
 
@@ -18,53 +18,59 @@ import torch.distributed as dist
 
 from mbsd.errors import UserError
 from mbsd.parallel.devices import choose_device, print_ranks, rank_facts
-from mbsd.parallel.launch_env import Placement, find_placement, free_port, refuse_taken_port, refuse_wrong_world
+from mbsd.parallel.launch_env import (
+    LaunchEnvironment,
+    find_launch_environment,
+    free_port,
+    refuse_taken_port,
+    refuse_wrong_world,
+)
 
 R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class Place:
-    """This process's place in the job."""
+class World:
+    """This process among all ranks of the job."""
 
     rank: int
-    world_size: int
+    size: int
     local_rank: int
     device: torch.device
 
     @property
     def is_first(self) -> bool:
-        """Rank 0 speaks and writes."""
+        """Whether this is rank 0, which prints and writes."""
         return self.rank == 0
 
 
 @contextmanager
-def process_group(timeout: float | None = None) -> Iterator[Place]:
+def process_group(timeout: float | None = None) -> Iterator[World]:
     """Join the job's process group (NCCL on GPUs, gloo on CPUs) for the time of a recipe, and leave it at the end.
 
     Args:
         timeout: seconds a rank waits for the others in one exchange; None: as DeepSpeed, 10 minutes. The environment's
             DEEPSPEED_TIMEOUT (minutes) goes before.
     """
-    place = _start(timeout)
+    world = _start(timeout)
     try:
-        yield place
+        yield world
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def _start(timeout: float | None) -> Place:
-    placement = find_placement(os.environ)
-    device = choose_device(placement)
+def _start(timeout: float | None) -> World:
+    launch = find_launch_environment(os.environ)
+    device = choose_device(launch)
     cuda = device.type == "cuda"
-    if placement.started_by == "mpirun":
-        placement = _ask_rank_zero(placement)
+    if launch.started_by == "mpirun":
+        launch = _ask_rank_zero(launch)
     else:
-        refuse_wrong_world(placement, os.environ)
-    if placement.started_by == "srun" and placement.rank == 0:
-        refuse_taken_port(placement.master_port)
-    os.environ.update(placement.environment())
+        refuse_wrong_world(launch, os.environ)
+    if launch.started_by == "srun" and launch.rank == 0:
+        refuse_taken_port(launch.master_port)
+    os.environ.update(launch.environment())
     if not cuda:
         # Said before deepspeed is imported: it looks for an accelerator at import.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -79,21 +85,21 @@ def _start(timeout: float | None) -> Place:
         # A CPU communication kernel for inference that DeepSpeed would compile for two minutes at every first start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // placement.local_size))
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // launch.local_size))
     backend = "nccl" if cuda else "gloo"
     waits = {}
     if timeout is not None and "DEEPSPEED_TIMEOUT" not in os.environ:
         waits["timeout"] = timedelta(seconds=timeout)
     # DeepSpeed's own search for MPI would overwrite what was found here.
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, **waits)
-    place = Place(placement.rank, placement.world_size, placement.local_rank, device)
+    world = World(launch.rank, launch.world_size, launch.local_rank, device)
     ranks = gather_objects(rank_facts(device))
-    if place.is_first:
-        print_ranks(ranks, placement.started_by, backend)
-    return place
+    if world.is_first:
+        print_ranks(ranks, launch.started_by, backend)
+    return world
 
 
-def _ask_rank_zero(placement: Placement) -> Placement:
+def _ask_rank_zero(launch: LaunchEnvironment) -> LaunchEnvironment:
     """Where rank 0 listens, or why it will not, told through MPI.
 
     Rank 0 runs where mpirun does. On other nodes Slurm's variables tell of mpirun's own daemons.
@@ -101,19 +107,19 @@ def _ask_rank_zero(placement: Placement) -> Placement:
     from mpi4py import MPI
 
     answer = None
-    if placement.rank == 0:
+    if launch.rank == 0:
         wrong = ""
         try:
-            refuse_wrong_world(placement, os.environ)
+            refuse_wrong_world(launch, os.environ)
         except UserError as error:
             wrong = str(error)
-        one_host = placement.local_size == placement.world_size
-        addr = placement.master_addr or ("127.0.0.1" if one_host else platform.node())
-        answer = wrong, addr, placement.master_port or free_port()
+        one_host = launch.local_size == launch.world_size
+        addr = launch.master_addr or ("127.0.0.1" if one_host else platform.node())
+        answer = wrong, addr, launch.master_port or free_port()
     wrong, addr, port = MPI.COMM_WORLD.bcast(answer)
     if wrong:
         raise UserError(wrong)
-    return dataclasses.replace(placement, master_addr=addr, master_port=port)
+    return dataclasses.replace(launch, master_addr=addr, master_port=port)
 
 
 def on_rank_zero(decide: Callable[[], R]) -> R:

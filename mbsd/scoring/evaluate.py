@@ -18,7 +18,7 @@ from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Table
 from mbsd.config.data import DataConfig
 from mbsd.config.scoring import EmbedConfig, EvaluateConfig
-from mbsd.data.damaged import CorruptImages
+from mbsd.data.damaged import DamagedPictures
 from mbsd.data.inputs import batches_of, make_builder, open_inputs
 from mbsd.data.loader import CatalogSamples, Samples, spread
 from mbsd.data.samples import Chosen, Int64, WithMissing
@@ -42,7 +42,7 @@ PATIENCE = 7 * 86400.0  # seconds that a rank which is done waits for one that s
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Score a task's table: each view by itself, then with titles or pictures missing (`launchers/evaluate.py`)."""
     quiet_libraries()
-    with process_group(PATIENCE) as place:
+    with process_group(PATIENCE) as world:
         with same_on_every_rank():
             folder, saved = saved_config(config.model)
             task = _task(config, saved)
@@ -54,21 +54,21 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             tokenizer = load_tokenizer(config.data.tokenizer or str(folder))
             check_tags(table, (config.split,), tokenizer, config.data)
             model, tell = _scorer(task, str(folder), config.data)
-        model.to(place.device).eval()
-        corrupt = CorruptImages(config.data.max_corrupt, say)
-        alone = dataclasses.replace(place, rank=0, world_size=1)  # its batches are nobody else's
+        model.to(world.device).eval()
+        corrupt = DamagedPictures(config.data.max_corrupt, say)
+        alone = dataclasses.replace(world, rank=0, size=1)  # its batches are nobody else's
 
         def scored(samples: Samples, views: tuple[str, ...]) -> TableScores:
             builder = make_builder(
-                config.data, catalog, tokenizer, saved, views, place, config.micro_batch,
+                config.data, catalog, tokenizer, saved, views, world, config.micro_batch,
                 label_dtype=task.label_dtype,
             )  # fmt: skip
-            mine = whole_batches(len(chosen), config.micro_batch, place.rank, place.world_size)
+            mine = whole_batches(len(chosen), config.micro_batch, world.rank, world.size)
             shown = Chosen(samples, chosen[mine])
             batches: Iterable[Batch] = ()
             if len(mine):
                 batches = batches_of(shown, builder, config.data, alone, config.micro_batch, None, corrupt)
-            return score(tell, batches, place.device, mine)
+            return score(tell, batches, world.device, mine)
 
         passes: dict[str, TableScores] = {"views": scored(samples, config.views)} if config.views else {}
         for rate in config.missing.rates:
@@ -81,7 +81,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
                 | {"corrupt_images": damaged}
             )
         )
-        if place.is_first:
+        if world.is_first:
             Path(config.out).parent.mkdir(parents=True, exist_ok=True)
             if task.loss is not None:  # vectors are embed.py's to write
                 named = [("" if name == "views" else f"missing_{name}", scores) for name, scores in passes.items()]
@@ -141,7 +141,7 @@ def _report(
 def embed(config: EmbedConfig) -> None:
     """Encode a catalogue's items into Parquet files (`launchers/embed.py`)."""
     quiet_libraries()
-    with process_group(PATIENCE) as place:
+    with process_group(PATIENCE) as world:
         with same_on_every_rank():
             catalog = Catalog(config.data.catalog)
             items = catalog.indices(config.split)
@@ -153,29 +153,29 @@ def embed(config: EmbedConfig) -> None:
             embedder = load_embedder(str(folder), config.data, config.vector)
             tokenizer = load_tokenizer(config.data.tokenizer or str(folder))
             what = _what(config, catalog, len(items), embedder, folder) | {"vocabulary": words_digest(tokenizer)}
-        embedder.to(place.device).eval()
+        embedder.to(world.device).eval()
         files = VectorFiles(Path(config.out), config.data.catalog, config.split, what)
 
         def start() -> list[int]:
             files.start()
             return files.missing()
 
-        todo = on_rank_zero(start)[place.rank :: place.world_size]
-        corrupt = CorruptImages(config.data.max_corrupt, say)
+        todo = on_rank_zero(start)[world.rank :: world.size]
+        corrupt = DamagedPictures(config.data.max_corrupt, say)
         builder = make_builder(
-            config.data, catalog, tokenizer, saved, (config.view,), place, config.micro_batch, label_dtype=None
+            config.data, catalog, tokenizer, saved, (config.view,), world, config.micro_batch, label_dtype=None
         )
         if todo:
             numbers = np.concatenate([files.numbers(part) for part in todo])
             samples = Chosen(CatalogSamples(catalog, config.split), numbers)
-            alone = dataclasses.replace(place, rank=0, world_size=1)  # its parts are nobody else's
+            alone = dataclasses.replace(world, rank=0, size=1)  # its parts are nobody else's
             batches = batches_of(samples, builder, config.data, alone, config.micro_batch, None, corrupt)
             with torch.inference_mode():
-                vectors = (embedder(batch.to(place.device))[0].float().cpu().numpy() for batch in batches)
+                vectors = (embedder(batch.to(world.device))[0].float().cpu().numpy() for batch in batches)
                 files.write(todo, vectors)
         damaged = corrupt.check()
         gather_objects(None)  # all files are there
-        if place.is_first:
+        if world.is_first:
             say(files.finish(str(folder), damaged))
 
 

@@ -15,7 +15,7 @@ from mbsd.errors import UserError
 
 
 @dataclass
-class Selection:
+class EarlyStopping:
     """What validations have said so far.
 
     Attributes:

@@ -15,7 +15,7 @@ from mbsd.model.load import start_model
 from mbsd.stages.stage import ClassificationStep
 from mbsd.tasks.registry import TASKS
 from mbsd.tasks.task import check_tags, check_training_table, class_weights, task_samples
-from mbsd.training.early_stopping import Selection
+from mbsd.training.early_stopping import EarlyStopping
 from mbsd.training.setup import training
 
 LOWER_IS_BETTER = ("loss",)
@@ -57,7 +57,7 @@ def finetune(config: FinetuneConfig, ds_config: DeepSpeedConfig) -> None:
     )
 
 
-def _selection(config: FinetuneConfig) -> Selection:
+def _selection(config: FinetuneConfig) -> EarlyStopping:
     """Of the settings.
 
     Raises:
@@ -68,4 +68,4 @@ def _selection(config: FinetuneConfig) -> Selection:
     metric = config.best.metric or f"{task.monitor}_{config.task.views[0]}"
     if metric not in known:
         raise UserError(f"best.metric={metric}: task {task.name} has {', '.join(known)}; name one of them", shared=True)
-    return Selection(metric, higher_is_better=metric not in LOWER_IS_BETTER, patience=config.best.patience)
+    return EarlyStopping(metric, higher_is_better=metric not in LOWER_IS_BETTER, patience=config.best.patience)

@@ -19,15 +19,15 @@ from mbsd.config.parse import dotted, to_yaml
 from mbsd.config.run import BaseConfig
 from mbsd.config.run_files import DONE, PREEMPTED
 from mbsd.io.console import say, say_block
-from mbsd.parallel.world import Place, gather_objects
+from mbsd.parallel.world import World, gather_objects
 from mbsd.training.preempt import Stop
 
 
-def write_run_folder(config: BaseConfig, resolved: dict[str, Any], folder: Path, place: Place) -> None:
+def write_run_folder(config: BaseConfig, resolved: dict[str, Any], folder: Path, world: World) -> None:
     """Write config.yaml, ds_config.json and environment.json at the start of a run (collective)."""
-    device = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else platform.processor() or "cpu"
+    device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else platform.processor() or "cpu"
     ranks = gather_objects({"host": platform.node(), "device": device})
-    if not place.is_first:
+    if not world.is_first:
         return
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PREEMPTED).unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from mbsd.config.parse import to_yaml
 from mbsd.config.run import BaseConfig, PretrainConfig
 from mbsd.config.run_files import DONE
 from mbsd.config.stages import MaskingConfig, SdmiConfig
-from mbsd.data.damaged import CorruptImages
+from mbsd.data.damaged import DamagedPictures
 from mbsd.data.inputs import batches_of, make_builder, open_inputs, split_samples
 from mbsd.data.loader import Samples, TrainLoader
 from mbsd.data.order import Order
@@ -35,11 +35,11 @@ from mbsd.model.execution import prepare_execution
 from mbsd.model.heads import MbsdForMaskedModelling, MbsdForMatching
 from mbsd.model.load import start_model, start_tokenizer
 from mbsd.model.mbsd import MbsdConfig
-from mbsd.parallel.world import Place, on_rank_zero, process_group, same_on_every_rank
+from mbsd.parallel.world import World, on_rank_zero, process_group, same_on_every_rank
 from mbsd.stages.showcase import Showcase
 from mbsd.stages.stage import MaskedStep, MatchingStep, Validation
 from mbsd.training.divergence import DivergedError
-from mbsd.training.early_stopping import Selection
+from mbsd.training.early_stopping import EarlyStopping
 from mbsd.training.engine import build_engine, seed_everything
 from mbsd.training.preempt import stop_requests
 from mbsd.training.profile import profiled
@@ -83,7 +83,7 @@ def training(
     make_step: Callable[[PreTrainedTokenizerBase, Table | None], Any],
     read: Callable[[Catalog, Table | None, str], Samples] = split_samples,
     label_dtype: torch.dtype = torch.float32,
-    selection: Selection | None = None,
+    selection: EarlyStopping | None = None,
 ) -> None:
     """Any training run: data, weights, engine, loop. Run again, it goes on where it was; finished, it says so.
 
@@ -96,21 +96,21 @@ def training(
     run, folder = config.run, Path(config.run.dir)
     patience = max(600.0, 2 * run.timeout)  # the watchdog of a rank that hangs says more than those that wait for it
     with (
-        process_group(patience) as place,
-        Watchdog(folder, place.rank, run.timeout) as watchdog,
+        process_group(patience) as world,
+        Watchdog(folder, world.rank, run.timeout) as watchdog,
         stop_requests(patience) as requests,
     ):
         if on_rank_zero((folder / DONE).exists):
-            _say(place, f"{folder}: finished already ({DONE} is there); nothing to do")
+            _say(world, f"{folder}: finished already ({DONE} is there); nothing to do")
             return
         with same_on_every_rank():
-            sizes = ds_config.sizes(place.world_size)
+            sizes = ds_config.sizes(world.size)
             catalog, table = open_inputs(config.data, table_kind)
             samples, held_out = read(catalog, table, "train"), read(catalog, table, "validation")
             total_steps = run.max_steps or max(1, math.ceil((run.epochs or 0) * len(samples) / sizes.global_batch))
-            resolved = ds_config.resolved(place.world_size, total_steps)
+            resolved = ds_config.resolved(world.size, total_steps)
         local = run.node_local_checkpoints
-        storage = probe(Path(local or folder / "checkpoints"), place, node_local=local is not None)
+        storage = probe(Path(local or folder / "checkpoints"), world, node_local=local is not None)
 
         watchdog.beat("starting: tokenizer")
         tokenizer = start_tokenizer(config, catalog, folder)
@@ -120,36 +120,36 @@ def training(
             model: Any = step.model
             prepare_execution(model, config)
             build = partial(make_builder, config.data, catalog, tokenizer, model.config, masking=masking, seed=run.seed)
-            builder = build(views, place, sizes.micro_batch, train=True, label_dtype=label_dtype)
+            builder = build(views, world, sizes.micro_batch, train=True, label_dtype=label_dtype)
             validation_builder = build(
-                validation_views or views, place, sizes.micro_batch, train=False, label_dtype=label_dtype
+                validation_views or views, world, sizes.micro_batch, train=False, label_dtype=label_dtype
             )
-        seed_everything(run.seed, place.rank)
+        seed_everything(run.seed, world.rank)
         engine = build_engine(step, resolved)
 
-        corrupt = CorruptImages(config.data.max_corrupt, say)
+        corrupt = DamagedPictures(config.data.max_corrupt, say)
         loader = TrainLoader(
             samples,
             builder,
             order=Order(run.seed, len(samples), config.data.shuffle_block, config.data.shuffle_window),
             global_batch=sizes.global_batch,
             micro_batch=sizes.micro_batch,
-            rank=place.rank,
-            world_size=place.world_size,
+            rank=world.rank,
+            world_size=world.size,
             num_workers=config.data.num_workers,
             prefetch=config.data.prefetch,
-            device=place.device,
+            device=world.device,
             corrupt=corrupt,
         )
 
         def validate() -> Validation:
             batches = batches_of(
-                held_out, validation_builder, config.data, place, sizes.micro_batch, run.validate_samples, corrupt
+                held_out, validation_builder, config.data, world, sizes.micro_batch, run.validate_samples, corrupt
             )
-            held: Validation = step.validate(watchdog.over(batches), place.device)
+            held: Validation = step.validate(watchdog.over(batches), world.device)
             return held
 
-        showcase = Showcase(held_out, validation_builder, catalog, run.validate_samples, place.device)
+        showcase = Showcase(held_out, validation_builder, catalog, run.validate_samples, world.device)
 
         identity = {
             "catalogue": catalog.fingerprint,
@@ -163,14 +163,14 @@ def training(
             "optimizer": resolved["optimizer"]["type"],
         }
         watchdog.beat("starting: checkpoint")
-        tell = partial(_say, place)
-        token, found = take_over(folder, storage, place, identity, tell)
+        tell = partial(_say, world)
+        token, found = take_over(folder, storage, world, identity, tell)
         own = found is not None  # another run's best checkpoint is none of this run's
         if found is None and run.resume != "auto":
-            found = find_elsewhere(run.resume, place, identity, tell)
+            found = find_elsewhere(run.resume, world, identity, tell)
         checkpoints = CheckpointManager(
             folder,
-            place,
+            world,
             storage,
             engine,
             model,
@@ -190,12 +190,12 @@ def training(
                 loader.load_state_dict(facts["loader"])
                 if selection is not None and facts.get("selection") is not None and own:
                     selection.load_state_dict(facts["selection"])
-        write_run_folder(config, resolved, folder, place)
+        write_run_folder(config, resolved, folder, world)
         origin = f"weights of {run.init_from or config.model.backbone or 'scratch'}"
         if found is not None:
-            other = found.facts["world_size"] != place.world_size
+            other = found.facts["world_size"] != world.size
             origin = f"resuming {found.folder}" + (f" of {found.facts['world_size']} ranks" if other else "")
-        if place.is_first:
+        if world.is_first:
             say_start(
                 folder,
                 config,
@@ -205,7 +205,7 @@ def training(
                 origin=origin,
                 steps=(start_step + 1, total_steps),
                 samples=(len(samples), len(held_out)),
-                world_size=place.world_size,
+                world_size=world.size,
                 storage=str(storage),
             )
         with (
@@ -213,22 +213,22 @@ def training(
                 folder,
                 start_step=start_step,
                 total_steps=total_steps,
-                enabled=place.is_first,
+                enabled=world.is_first,
                 settings=run_settings(config, resolved),
             ) as writer,
-            profiled(run.profile, folder, place.rank) as traced,
+            profiled(run.profile, folder, world.rank) as traced,
         ):
             try:
                 stop = train(
                     engine,
                     iter(loader),
                     run=run,
-                    place=place,
+                    world=world,
                     start_step=start_step,
                     total_steps=total_steps,
                     samples_in_epoch=len(samples),
                     writer=writer,
-                    throughput=Throughput(model.config, place.world_size, place.device),
+                    throughput=Throughput(model.config, world.size, world.device),
                     validate=validate,
                     show=lambda at, last: showcase.show(step, writer.board, at, last=last),
                     save=lambda at: checkpoints.save(
@@ -249,8 +249,8 @@ def training(
         ended_at = selection.seen if selection is not None and selection.exhausted else total_steps
         if selection is not None and stop is None:
             early = f"stopped after step {ended_at} of {total_steps}, " if ended_at < total_steps else ""
-            _say(place, f"{folder}: {early}{selection.describe()}")
-        if place.is_first:
+            _say(world, f"{folder}: {early}{selection.describe()}")
+        if world.is_first:
             say_how_it_ended(folder, stop, ended_at)
 
 
@@ -260,6 +260,6 @@ def _shape(model: MbsdConfig) -> dict[str, Any]:
     return shape if model.architecture == "mbsd" else shape | {"architecture": model.architecture}
 
 
-def _say(place: Place, text: str) -> None:
-    if place.is_first:
+def _say(world: World, text: str) -> None:
+    if world.is_first:
         say(text)

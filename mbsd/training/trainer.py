@@ -15,10 +15,10 @@ from mbsd.io.console import say
 from mbsd.metrics import trust_ratios
 from mbsd.metrics.throughput import Throughput
 from mbsd.metrics.writer import MetricsWriter
-from mbsd.parallel.world import Place
+from mbsd.parallel.world import World
 from mbsd.stages.stage import Validation
 from mbsd.training.divergence import SkippedSteps, refuse_broken_weights, refuse_divergence
-from mbsd.training.early_stopping import Selection
+from mbsd.training.early_stopping import EarlyStopping
 from mbsd.training.engine import lamb_of, training_state
 from mbsd.training.preempt import Stop, StopRequests
 from mbsd.training.watchdog import Watchdog
@@ -29,7 +29,7 @@ def train(
     micro_batches: Iterator[Batch],
     *,
     run: RunConfig,
-    place: Place,
+    world: World,
     start_step: int,
     total_steps: int,
     samples_in_epoch: int,
@@ -43,7 +43,7 @@ def train(
     traced: Callable[[], object],
     stop_requests: StopRequests,
     watchdog: Watchdog,
-    selection: Selection | None = None,
+    selection: EarlyStopping | None = None,
 ) -> Stop | None:
     """Train from `start_step` to `total_steps`; every rank calls it with its own micro-batches of the same order.
 
@@ -75,7 +75,7 @@ def train(
         writer.log(step, held_out.metrics, prefix="validation")
         if held_out.scores is not None:
             writer.precision_recall(step, held_out.scores.labels, held_out.scores.probabilities())
-        if place.is_first:
+        if world.is_first:
             show(step, last)
         engine.train()
         throughput.read()  # validation is no training time
@@ -99,9 +99,9 @@ def train(
         batches = [next(micro_batches) for _ in range(accumulation)]
         throughput.wait(time.perf_counter() - waiting)
         watchdog.beat(f"step {step}: training")
-        norms = engine.module.norms(batches, place.device)
+        norms = engine.module.norms(batches, world.device)
         for batch in batches:
-            losses = engine(batch.to(place.device, non_blocking=True), norms)
+            losses = engine(batch.to(world.device, non_blocking=True), norms)
             engine.backward(losses["loss"])
             engine.step()
             throughput.count(batch)
@@ -113,7 +113,7 @@ def train(
         writer.advance()
 
         if unnamed is not None and unnamed.idle:  # LAMB has made its first step: fp16 may have skipped some before
-            if place.is_first and (names := unnamed.unused()):
+            if world.is_first and (names := unnamed.unused()):
                 say(f"no gradient in step {step}, so these stay as they are until they get one: {', '.join(names)}")
             unnamed = None
         last = step == total_steps
@@ -130,7 +130,7 @@ def train(
             progress = {"epoch": step * global_batch / samples_in_epoch, "samples": float(step * global_batch)}
             if damaged := check_images():
                 progress["corrupt_images"] = float(damaged)
-            ratios = trust_ratios.summarise(lamb.trust_ratios()) if lamb is not None and place.is_first else {}
+            ratios = trust_ratios.summarise(lamb.trust_ratios()) if lamb is not None and world.is_first else {}
             curves = {f"trust_ratio/{name}": ratio for name, ratio in ratios.items()}
             writer.log(step, {**progress, **values, **state, **throughput.read()}, curves=curves)
             totals, steps_since_log = {}, 0

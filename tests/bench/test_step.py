@@ -10,7 +10,7 @@ import torch
 
 from mbsd.errors import UserError
 from mbsd.model.mbsd import MbsdConfig
-from mbsd.parallel.world import Place
+from mbsd.parallel.world import World
 from mbsd.tools.bench.step import (
     PACKED,
     TO_LIMIT,
@@ -64,7 +64,7 @@ def test_lengths_are_those_that_are_told() -> None:
 
 
 def measured(rank: int, world_size: int, bench: StepBench) -> dict[str, Any]:
-    return measure_here(Place(rank, world_size, rank, torch.device("cpu")), bench)
+    return measure_here(World(rank, world_size, rank, torch.device("cpu")), bench)
 
 
 @pytest.mark.distributed

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mbsd.catalog.mining.mine import report as mining_report
+from mbsd.catalog.mining import report as mining_report
 from mbsd.catalog.mining.report import MiningReport, write_report
 from mbsd.catalog.sources import Item
 from tests.catalog.helpers import image_folder, items_of, small_catalog

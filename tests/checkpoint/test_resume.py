@@ -11,7 +11,7 @@ import torch
 
 from mbsd.checkpoint.resume import find
 from mbsd.checkpoint.storage import Storage
-from mbsd.parallel.world import Place
+from mbsd.parallel.world import World
 from tests.distributed import run_distributed
 from tests.launch import ROOT
 
@@ -36,11 +36,11 @@ while True:
 
 def look(rank: int, world_size: int, root: Path) -> list[int]:
     """The steps that were found, look after look, with every file's checksum and without."""
-    place = Place(rank, world_size, rank, torch.device("cpu"))
+    world = World(rank, world_size, rank, torch.device("cpu"))
     storage = Storage(root, 0, tuple(range(world_size)), (0,))
     steps = []
     for number in range(LOOKS):
-        found = find(storage, place, {}, say=lambda text: None, verify=number % 2 == 0)
+        found = find(storage, world, {}, say=lambda text: None, verify=number % 2 == 0)
         assert found is not None
         steps.append(int(found.facts["step"]))
     return steps

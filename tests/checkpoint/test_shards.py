@@ -64,7 +64,7 @@ def write(rank: int, folder: Path) -> None:
     import torch.distributed as dist
 
     from mbsd.checkpoint.flat_layout import read_layout
-    from mbsd.checkpoint.host_buffer import HostImage
+    from mbsd.checkpoint.host_buffer import HostBuffer
     from mbsd.checkpoint.shards import file_name, scalars_of, tensors_of
 
     for optimizer in ("Lamb", "AdamW"):
@@ -75,7 +75,7 @@ def write(rank: int, folder: Path) -> None:
             same_gradients(engine, range(STEPS // 2))
             layout = read_layout(engine)
             tensors = tensors_of(engine, layout, rank)
-            image = HostImage(tensors, {}, pinned=False)
+            image = HostBuffer(tensors, {}, pinned=False)
             image.fill(tensors)
             out = folder / f"{optimizer}, {name}"
             out.mkdir(exist_ok=True)

@@ -12,7 +12,7 @@ import pytest
 
 from mbsd.checkpoint.resume import result, weights_folder
 from mbsd.errors import UserError
-from mbsd.training.early_stopping import Selection
+from mbsd.training.early_stopping import EarlyStopping
 from tests.checkpoint.forked import Start, train
 from tests.checkpoint.runs import flip_a_bit
 from tests.tasks.market import DRAWN, Market, finetune_arguments
@@ -136,14 +136,14 @@ def test_a_damaged_best_checkpoint_is_not_taken(undisturbed: Path) -> None:
 
 
 def test_better_is_strictly_better_and_patience_counts_validations() -> None:
-    selection = Selection("f1_full", higher_is_better=True, patience=2)
+    selection = EarlyStopping("f1_full", higher_is_better=True, patience=2)
     taken = [selection.take(step, {"f1_full": value}) for step, value in enumerate([0.2, 0.5, 0.5, float("nan")], 1)]
     assert taken == [True, True, False, False]
     assert (selection.best, selection.best_step, selection.stale) == (0.5, 2, 2) and selection.exhausted
-    lower = Selection("loss", higher_is_better=False)
+    lower = EarlyStopping("loss", higher_is_better=False)
     assert [lower.take(step, {"loss": value}) for step, value in enumerate([0.2, 0.5, 0.1], 1)] == [True, False, True]
     assert not lower.exhausted and lower.owes(4, 4) and not lower.owes(5, 4) and not lower.owes(0, 4)
-    again = Selection("loss", higher_is_better=False, patience=1)
+    again = EarlyStopping("loss", higher_is_better=False, patience=1)
     again.load_state_dict(lower.state_dict())
     assert (again.best, again.best_step, again.seen, again.patience) == (0.1, 3, 3, 1)
     with pytest.raises(UserError, match="no such value"):

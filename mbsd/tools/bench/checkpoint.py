@@ -58,24 +58,24 @@ def measure_checkpoint(ranks: tuple[int, ...], saves: int, folder: Path | None, 
     return {"saves": saves, "layers": layers, "ranks": results}
 
 
-def _measure(place: Any, saves: int, scratch: Path, layers: int) -> dict[str, float]:
-    engine, model, tokenizer = _engine(place, scratch, layers)
+def _measure(world: Any, saves: int, scratch: Path, layers: int) -> dict[str, float]:
+    engine, model, tokenizer = _engine(world, scratch, layers)
     run = scratch / "run"
-    storage = probe(run / "checkpoints", place, node_local=False)
-    token, _ = take_over(run, storage, place, {}, print)
+    storage = probe(run / "checkpoints", world, node_local=False)
+    token, _ = take_over(run, storage, world, {}, print)
     manager = CheckpointManager(
-        run, place, storage, engine, model, tokenizer, token=token, facts={"identity": {}}, texts={}, keep_last=1,
+        run, world, storage, engine, model, tokenizer, token=token, facts={"identity": {}}, texts={}, keep_last=1,
         say=lambda text: None,
     )  # fmt: skip
 
     def seconds(action: Callable[[], object]) -> float:
         """Of the slowest rank, from a common start with nothing left to write."""
-        if place.is_first:
+        if world.is_first:
             os.sync()
         dist.barrier()
         began = time.perf_counter()
         action()
-        took = torch.tensor(time.perf_counter() - began, dtype=torch.float64, device=place.device)
+        took = torch.tensor(time.perf_counter() - began, dtype=torch.float64, device=world.device)
         dist.all_reduce(took, op=dist.ReduceOp.MAX)
         return float(took)
 
@@ -91,10 +91,10 @@ def _measure(place: Any, saves: int, scratch: Path, layers: int) -> dict[str, fl
     own_bytes = sum(path.stat().st_size for path in storage.root.glob("step-*/**/*") if path.is_file())
     loads = [
         seconds(lambda: engine.load_checkpoint(str(scratch / "plain"), tag="tag", load_module_strict=True)),
-        seconds(lambda: manager.load(_found(run, storage, place))),
+        seconds(lambda: manager.load(_found(run, storage, world))),
     ]
     dist.barrier()
-    if place.is_first:
+    if world.is_first:
         shutil.rmtree(scratch / "plain")
     stall, plain = statistics.median(stalls), statistics.median(plains)
     return {
@@ -111,12 +111,12 @@ def _measure(place: Any, saves: int, scratch: Path, layers: int) -> dict[str, fl
     }
 
 
-def _found(run: Path, storage: Any, place: Any) -> Any:
-    _, found = take_over(run, storage, place, {}, print)
+def _found(run: Path, storage: Any, world: Any) -> Any:
+    _, found = take_over(run, storage, world, {}, print)
     return found
 
 
-def _engine(place: Any, scratch: Path, layers: int) -> tuple[Any, Any, Any]:
+def _engine(world: Any, scratch: Path, layers: int) -> tuple[Any, Any, Any]:
     """An engine whose optimizer has made a step: all there is to save is there."""
     from mbsd.training.engine import build_engine  # it imports deepspeed, which looks for a device: not earlier
 
@@ -124,13 +124,13 @@ def _engine(place: Any, scratch: Path, layers: int) -> tuple[Any, Any, Any]:
     torch.manual_seed(0)
     model: Any = MbsdForMaskedModelling(MbsdConfig(vocab_size=ModelConfig().vocab_size, num_hidden_layers=layers))
     config: dict[str, Any] = {
-        "train_batch_size": place.world_size,
+        "train_batch_size": world.size,
         "zero_optimization": {"stage": 2},
         "optimizer": {"type": "Lamb", "params": {"lr": 1e-4}},
     }
-    if place.device.type == "cuda":
+    if world.device.type == "cuda":
         config["bf16"] = {"enabled": True}
-    engine = build_engine(SumOfWeights(model), DeepSpeedConfig(config).resolved(place.world_size, 10))
+    engine = build_engine(SumOfWeights(model), DeepSpeedConfig(config).resolved(world.size, 10))
     engine.backward(engine())
     engine.step()
     return engine, model, load_tokenizer(str(scratch / "words"))

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mbsd.model.heads import MbsdForMaskedModelling
 from mbsd.model.mbsd import MbsdConfig
 from mbsd.optim.groups import build_optimizer, parameter_groups
-from mbsd.parallel.world import Place
+from mbsd.parallel.world import World
 from mbsd.tools.bench.ranks import SumOfWeights, on_ranks
 from mbsd.training.engine import build_engine
 
@@ -78,27 +78,27 @@ def measure_lamb(ranks: tuple[int, ...], turns: int, layers: int = 12) -> dict[s
     return {"turns": turns, "layers": layers, "ranks": results}
 
 
-def _measure(place: Place, turns: int, layers: int) -> dict[str, dict[str, float]]:
+def _measure(world: World, turns: int, layers: int) -> dict[str, dict[str, float]]:
     torch.manual_seed(0)
 
     def model() -> nn.Module:
         network: nn.Module = MbsdForMaskedModelling(MbsdConfig(num_hidden_layers=layers))
-        return network.to(place.device)
+        return network.to(world.device)
 
     num_parameters = sum(p.numel() for p in model().parameters())
     contestants: dict[str, Contestant] = {}
     for name, engine in ((LAMB, _lamb_engine(model())), (ADAMW, _adamw_engine(model()))):
         contestants |= {name: _sharded(engine), name + WHOLE: _whole(engine)}
-    if place.world_size == 1:
+    if world.size == 1:
         contestants["Lamb, no ZeRO"] = _plain(model(), lambda named: build_optimizer(named, SETTINGS))
         contestants[TEXTBOOK] = _textbook(model())
-        if _has_fused_lamb(place):
+        if _has_fused_lamb(world):
             contestants["DeepSpeed's FusedLamb, no ZeRO"] = _fused_lamb(model())
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(turns + 1):
         for name, contestant in contestants.items():
             contestant.prepare()
-            took = _seconds(contestant.step, place)
+            took = _seconds(contestant.step, world)
             if turn:  # the first one allocates
                 seconds[name].append(took)
     return {name: _summary(name, contestants[name], seconds, num_parameters) for name in contestants}
@@ -118,21 +118,21 @@ def _summary(
     return found
 
 
-def _seconds(step: Callable[[], None], place: Place) -> float:
+def _seconds(step: Callable[[], None], world: World) -> float:
     """Of the slowest rank, from a common start to the end of what it launched."""
-    _wait(place)
+    _wait(world)
     dist.barrier()
     began = time.perf_counter()
     step()
-    _wait(place)
-    took = torch.tensor(time.perf_counter() - began, dtype=torch.float64, device=place.device)
+    _wait(world)
+    took = torch.tensor(time.perf_counter() - began, dtype=torch.float64, device=world.device)
     dist.all_reduce(took, op=dist.ReduceOp.MAX)
     return float(took)
 
 
-def _wait(place: Place) -> None:
-    if place.device.type == "cuda":
-        torch.cuda.synchronize(place.device)
+def _wait(world: World) -> None:
+    if world.device.type == "cuda":
+        torch.cuda.synchronize(world.device)
 
 
 def _lamb_engine(model: nn.Module) -> Any:
@@ -212,11 +212,11 @@ def _textbook(model: nn.Module) -> Contestant:
     return Contestant(_gradients_of(model), step, lambda: sum(m.nbytes + v.nbytes for m, v in moments))
 
 
-def _has_fused_lamb(place: Place) -> bool:
+def _has_fused_lamb(world: World) -> bool:
     """Whether this machine has DeepSpeed's CUDA kernel, or can compile it; if not, DeepSpeed says why."""
     from deepspeed.ops.op_builder import FusedLambBuilder
 
-    return place.device.type == "cuda" and bool(FusedLambBuilder().is_compatible(verbose=True))
+    return world.device.type == "cuda" and bool(FusedLambBuilder().is_compatible(verbose=True))
 
 
 def _fused_lamb(model: nn.Module) -> Contestant:

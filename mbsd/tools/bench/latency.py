@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from mbsd.errors import UserError
 from mbsd.parallel.devices import choose_device
-from mbsd.parallel.launch_env import find_placement
+from mbsd.parallel.launch_env import find_launch_environment
 from mbsd.tools.bench.latency_models import (
     BARE,
     NAMES,
@@ -84,7 +84,7 @@ def measure_latency(bench: LatencyBench, contestants: Mapping[str, Contestant] |
     unknown = [name for name in bench.models if name not in NAMES]
     if unknown:
         raise UserError(f"--models {unknown[0]}: expected some of {', '.join(NAMES)}")
-    device, threads_before = choose_device(find_placement(os.environ)), torch.get_num_threads()
+    device, threads_before = choose_device(find_launch_environment(os.environ)), torch.get_num_threads()
     torch.set_num_threads(bench.threads)
     try:
         with tempfile.TemporaryDirectory(prefix="mbsd-bench-") as folder, torch.inference_mode():

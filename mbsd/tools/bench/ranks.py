@@ -12,7 +12,7 @@ from torch import nn
 
 from mbsd.errors import UserError
 from mbsd.parallel.launch_env import free_port
-from mbsd.parallel.world import Place, process_group
+from mbsd.parallel.world import World, process_group
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -30,8 +30,8 @@ class SumOfWeights(nn.Module):
         return torch.stack([p.float().mean() for p in self.model.parameters() if p.requires_grad]).sum()
 
 
-def on_ranks(world_size: int, measure: Callable[Concatenate[Place, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Return rank 0's `measure(place, *args)`, called on `world_size` ranks, each a process with the group up.
+def on_ranks(world_size: int, measure: Callable[Concatenate[World, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Return rank 0's `measure(world, *args)`, called on `world_size` ranks, each a process with the group up.
 
     `measure` is a module-level function; arguments and result can be pickled.
 
@@ -69,7 +69,7 @@ def _rank(
     environment: dict[str, str], answers: Any, measure: Callable[..., Any], args: Any, kwargs: dict[str, Any]
 ) -> None:
     os.environ.update(environment)
-    with process_group() as place:
-        result = measure(place, *args, **kwargs)
-        if place.is_first:
+    with process_group() as world:
+        result = measure(world, *args, **kwargs)
+        if world.is_first:
             answers.put(result)

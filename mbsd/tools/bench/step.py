@@ -24,7 +24,7 @@ from mbsd.errors import UserError
 from mbsd.metrics.throughput import data_sheet_peak, head_flops, training_flops
 from mbsd.model.heads import MbsdForMaskedModelling, MbsdForMatching
 from mbsd.model.mbsd import MbsdConfig
-from mbsd.parallel.world import Place
+from mbsd.parallel.world import World
 from mbsd.stages.stage import MaskedStep, MatchingStep
 from mbsd.tools.bench.ranks import on_ranks
 from mbsd.tools.bench.step_batches import LIMITS, Drawn, Padded, draw, packed, padded, padded_labels
@@ -147,9 +147,9 @@ def _moved(x: Any, device: torch.device) -> Any:
     return x.to(device) if isinstance(x, Tensor) else x
 
 
-def measure_here(place: Place, bench: StepBench) -> dict[str, Any]:
+def measure_here(world: World, bench: StepBench) -> dict[str, Any]:
     """`measure_step` on the one rank of the group that is up."""
-    device = place.device
+    device = world.device
     half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     torch.backends.cudnn.allow_tf32 = False  # float32 is for comparing; what is timed on such GPUs is bf16
     peak = _matmul_peak(device, torch.bfloat16 if half else torch.float32)

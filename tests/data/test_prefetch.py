@@ -14,7 +14,7 @@ from mbsd.batch import Batch
 from mbsd.catalog.reader import Catalog
 from mbsd.data.loader import CatalogSamples, TrainLoader
 from mbsd.data.order import Order
-from mbsd.data.prefetch import run_ahead
+from mbsd.data.prefetch import prefetched
 from tests.data.conftest import NUM_ITEMS, MakeBuilder, tensors_of
 
 CPU = torch.device("cpu")
@@ -38,7 +38,7 @@ def test_the_order_is_kept_and_the_thread_ends_with_its_reader(make_builder: Mak
         started.append(number)
         return ready[number]
 
-    reader = run_ahead(iter(range(6)), finish, CPU, depth=2)
+    reader = prefetched(iter(range(6)), finish, CPU, depth=2)
     assert tensors_of(next(reader)) == tensors_of(ready[0])
     deadline = time.monotonic() + 30
     while len(started) < 4 and time.monotonic() < deadline:
@@ -47,7 +47,7 @@ def test_the_order_is_kept_and_the_thread_ends_with_its_reader(make_builder: Mak
     assert started == [0, 1, 2, 3], "two are ready, one more waits for its place, and no more than that"
     assert [tensors_of(batch) for batch in reader] == [tensors_of(batch) for batch in ready[1:]]
     assert threads() == []
-    reader = run_ahead(itertools.repeat(0), finish, CPU)
+    reader = prefetched(itertools.repeat(0), finish, CPU)
     next(reader)
     assert len(threads()) == 1
     reader.close()  # type: ignore[attr-defined]
@@ -62,7 +62,7 @@ def test_what_fails_ahead_is_raised_at_its_place(make_builder: MakeBuilder, cata
             raise RuntimeError("no more disk")
         return batch
 
-    reader = run_ahead(iter(range(5)), finish, CPU)
+    reader = prefetched(iter(range(5)), finish, CPU)
     next(reader), next(reader)
     with pytest.raises(RuntimeError, match="no more disk"):
         next(reader)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from mbsd.errors import UserError
 from mbsd.parallel.launch_env import (
     PORTS,
-    Placement,
-    find_placement,
+    LaunchEnvironment,
+    find_launch_environment,
     free_port,
     refuse_taken_port,
     refuse_wrong_world,
@@ -47,16 +47,16 @@ OPEN_MPI = {
     [(DEEPSPEED, "deepspeed", "n1"), (TORCHRUN, "torchrun", "n1"), (SRUN, "srun", "n1"), (OPEN_MPI, "mpirun", "")],
 )
 def test_every_launcher_says_the_same_place(environ: dict[str, str], started_by: str, addr: str) -> None:
-    found = find_placement(environ)
+    found = find_launch_environment(environ)
     assert (found.started_by, found.master_addr) == (started_by, addr)
     assert (found.rank, found.world_size, found.local_rank, found.local_size) == (3, 4, 1, 2)
-    again = find_placement(found.environment())
+    again = find_launch_environment(found.environment())
     assert (again.rank, again.world_size, again.local_rank, again.master_port) == (3, 4, 1, found.master_port)
 
 
 @pytest.mark.parametrize("environ", [{}, BATCH | {"SLURM_NTASKS": "1"}])
 def test_a_process_of_no_launcher_is_alone(environ: dict[str, str]) -> None:
-    found = find_placement(environ)
+    found = find_launch_environment(environ)
     assert (found.rank, found.world_size, found.local_rank, found.started_by) == (0, 1, 0, "nothing")
     refuse_wrong_world(found, environ)
     refuse_taken_port(found.master_port)
@@ -65,7 +65,7 @@ def test_a_process_of_no_launcher_is_alone(environ: dict[str, str]) -> None:
 def test_mpirun_within_a_job_is_mpirun() -> None:
     """On other nodes its ranks see the variables of the step by which it started its daemons."""
     daemons = SRUN | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}
-    assert find_placement(daemons | OPEN_MPI).rank == 3
+    assert find_launch_environment(daemons | OPEN_MPI).rank == 3
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_mpirun_within_a_job_is_mpirun() -> None:
     ],
 )
 def test_worlds_that_slurm_was_asked_for(environ: dict[str, str], job: dict[str, str]) -> None:
-    refuse_wrong_world(find_placement(environ), environ | job)
+    refuse_wrong_world(find_launch_environment(environ), environ | job)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_worlds_that_slurm_was_asked_for(environ: dict[str, str], job: dict[str,
 )
 def test_another_world_is_refused_and_both_numbers_named(environ: dict[str, str], said: tuple[str, ...]) -> None:
     with pytest.raises(UserError) as refused:
-        refuse_wrong_world(find_placement(environ), environ)
+        refuse_wrong_world(find_launch_environment(environ), environ)
     assert all(words in str(refused.value) for words in said) and "\n" not in str(refused.value)
 
 
@@ -110,7 +110,7 @@ def test_another_world_is_refused_and_both_numbers_named(environ: dict[str, str]
 )
 def test_half_a_place_is_refused(environ: dict[str, str], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        find_placement(environ)
+        find_launch_environment(environ)
 
 
 @given(st.integers(1, 10**7), st.integers(0, 20), st.integers(0, 20))
@@ -135,6 +135,6 @@ def test_a_port_that_is_taken_is_named() -> None:
 
 def test_ranks_of_uneven_nodes() -> None:
     uneven = SRUN | {"SLURM_STEP_TASKS_PER_NODE": "8(x2),4", "SLURM_STEP_NUM_NODES": "3"}
-    sizes = [find_placement(uneven | {"SLURM_NODEID": str(node)}).local_size for node in range(3)]
+    sizes = [find_launch_environment(uneven | {"SLURM_NODEID": str(node)}).local_size for node in range(3)]
     assert sizes == [8, 8, 4]
-    assert isinstance(find_placement(uneven), Placement)
+    assert isinstance(find_launch_environment(uneven), LaunchEnvironment)

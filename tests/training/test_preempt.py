@@ -29,7 +29,6 @@ from mbsd.model.mbsd import MbsdConfig
 from tests.checkpoint.forked import Start, train
 from tests.conftest import Shop
 from tests.distributed import run_distributed
-from tests.engine.faults import sleep, slow_save
 from tests.launch import (
     CPU,
     ROOT,
@@ -39,6 +38,7 @@ from tests.launch import (
     run_ranks,
     write_ds_config,
 )
+from tests.training.faults import sleep, slow_save
 
 STEPS = 120
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load
 
-from mbsd.checkpoint.host_buffer import DTYPES, HostImage
+from mbsd.checkpoint.host_buffer import DTYPES, HostBuffer
 
 SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 
@@ -20,7 +20,7 @@ def test_what_is_filled_in_is_what_safetensors_reads(
     first, second = (
         {f"t{i}/é": (torch.randn(shape) * 100).to(dtype) for i, (dtype, shape) in enumerate(kinds)} for _ in range(2)
     )
-    image = HostImage(first, {"format": "pt"}, pinned=False)
+    image = HostBuffer(first, {"format": "pt"}, pinned=False)
     for tensors in (first, second):
         assert image.fits(tensors)
         image.fill(tensors)

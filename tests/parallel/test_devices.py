@@ -10,7 +10,7 @@ from rich.console import Console
 
 from mbsd.errors import UserError
 from mbsd.parallel.devices import RankFacts, choose_device, print_ranks, rank_facts, refuse_missing_kernels
-from mbsd.parallel.launch_env import Placement
+from mbsd.parallel.launch_env import LaunchEnvironment
 
 # torch.cuda.get_arch_list() of the PyPI wheels.
 CUDA_12 = ["sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]  # torch 2.10
@@ -37,7 +37,7 @@ def test_gpus_without_kernels_are_refused(gpu: tuple[int, int], built_for: list[
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU here")
 def test_gpus_that_slurm_gave_and_torch_does_not_see() -> None:
-    place = Placement("srun", 0, 1, 0, 1, "n1", 1)
+    place = LaunchEnvironment("srun", 0, 1, 0, 1, "n1", 1)
     with pytest.raises(UserError, match="Slurm gave 8 GPUs and torch .* sees none"):
         choose_device(place, {"SLURM_GPUS_ON_NODE": "8"})
     assert choose_device(place, {"SLURM_GPUS_ON_NODE": "8", "DS_ACCELERATOR": "cpu"}).type == "cpu"
@@ -49,8 +49,8 @@ def test_gpus_that_slurm_gave_and_torch_does_not_see() -> None:
 def test_more_ranks_than_gpus_are_refused() -> None:
     count = torch.cuda.device_count()
     with pytest.raises(UserError, match=f"torch sees {count} GPU"):
-        choose_device(Placement("torchrun", count, count + 1, count, count + 1, "n1", 1), {})
-    assert choose_device(Placement("torchrun", 0, 1, 0, 1, "n1", 1), {}) == torch.device("cuda", 0)
+        choose_device(LaunchEnvironment("torchrun", count, count + 1, count, count + 1, "n1", 1), {})
+    assert choose_device(LaunchEnvironment("torchrun", 0, 1, 0, 1, "n1", 1), {}) == torch.device("cuda", 0)
     assert rank_facts(torch.device("cuda", 0)).arch in torch.cuda.get_arch_list() + ["sm_89"]
 
 

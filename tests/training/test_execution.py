@@ -19,7 +19,7 @@ from mbsd.config.stages import SdmiConfig
 from mbsd.data.shape_buckets import fill_up
 from mbsd.model.execution import prepare_execution
 from mbsd.model.heads import MbsdForMaskedModelling, MbsdForMatching
-from mbsd.parallel.world import Place
+from mbsd.parallel.world import World
 from mbsd.stages.stage import MaskedStep, MatchingStep
 from mbsd.tools.bench.ranks import on_ranks
 from mbsd.tools.bench.step_batches import draw, packed
@@ -27,9 +27,9 @@ from mbsd.tools.plan.trace import SavedBytes
 from mbsd.training.engine import build_engine
 from tests.checkpoint.forked import train
 from tests.conftest import Shop
-from tests.engine.test_runs import stage_1
 from tests.launch import write_ds_config
 from tests.model.reference import MIXED, gradients_of, hand_batch, random_samples, randomise, tiny_config
+from tests.training.test_runs import stage_1
 
 
 def settings(bucket: int = 1, **model: bool) -> BaseConfig:
@@ -122,7 +122,7 @@ def test_a_trace_of_some_steps(shop: Shop, tmp_path: Path) -> None:
         assert sum(e.get("name") == "aten::addmm" for e in inside) > 20
 
 
-def steps_without_waiting(place: Place, stage: str, bucket: int) -> int:
+def steps_without_waiting(world: World, stage: str, bucket: int) -> int:
     """Steps of a bf16 ZeRO-2 engine with anything that asks the device an error; how many there were.
 
     The copy of a batch to the device is the loader's and comes before.
@@ -133,19 +133,19 @@ def steps_without_waiting(place: Place, stage: str, bucket: int) -> int:
     masked = stage == "masked"
     step = MaskedStep(MbsdForMaskedModelling(config)) if masked else MatchingStep(MbsdForMatching(config), SdmiConfig())
     zero = {"stage": 2, "reduce_bucket_size": 1_000_000, "allgather_bucket_size": 1_000_000}
-    ds = {"train_batch_size": 8, "bf16": {"enabled": place.device.type == "cuda"}, "gradient_clipping": 1.0}
+    ds = {"train_batch_size": 8, "bf16": {"enabled": world.device.type == "cuda"}, "gradient_clipping": 1.0}
     ds |= {"zero_optimization": zero, "optimizer": {"type": "Lamb", "params": {"lr": 1e-3}}}
     engine = build_engine(step, DeepSpeedConfig(ds).resolved(1, 10))
-    norms = torch.ones(2, device=place.device) if masked else None
+    norms = torch.ones(2, device=world.device) if masked else None
     batches = []
     for seed in range(4):
         batch = packed(draw(config, 8, masked=masked, longest=False, seed=seed), config)
         if bucket > 1:
             batch = fill_up(batch, bucket, num_images=8, fill_images=0, patches_per_image=config.num_patches)
-        batches.append(batch.to(place.device))
+        batches.append(batch.to(world.device))
     done = 0
     for number, batch in enumerate(batches):
-        if number == 1 and place.device.type == "cuda":  # libraries and LAMB have set up what they do once
+        if number == 1 and world.device.type == "cuda":  # libraries and LAMB have set up what they do once
             torch.cuda.synchronize()
             torch.cuda.set_sync_debug_mode("error")
         engine.backward(engine(batch, norms)["loss"])
