@@ -1,10 +1,11 @@
 """mbsd: pre-training of multimodal product models with self-distillation (MBSD, WSDM'23).
 
-`import mbsd` makes the model known to transformers' Auto classes. It imports neither torch nor transformers for that:
-the model is registered when transformers is imported, be it before or after.
+`import mbsd` makes the models known to transformers' Auto classes. It imports neither torch nor transformers for that:
+`mbsd.model.families`, which has the table, is imported when transformers is, be it before or after.
 """
 
 import sys
+from importlib import import_module
 from types import ModuleType
 
 from wrapt import when_imported
@@ -13,6 +14,11 @@ __version__ = "0.1.0"
 
 
 @when_imported("transformers")
-def _register_model(transformers: ModuleType) -> None:
-    if "mbsd.model" not in sys.modules:  # else it is on its way: the model's own modules import transformers
-        import mbsd.model.mbsd  # noqa: F401
+def _with_transformers(transformers: ModuleType) -> None:
+    if "mbsd.model" not in sys.modules:
+        import_module("mbsd.model.families")
+
+
+@when_imported("mbsd.model.mbsd")
+def _with_model(model: ModuleType) -> None:  # transformers was imported by the model's own modules
+    import_module("mbsd.model.families")

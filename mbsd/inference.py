@@ -26,18 +26,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-import mbsd.model.families  # noqa: F401 (a model may be one of them)
 from mbsd.catalog.build.normalise import ImageRejected, normalise_image
+from mbsd.checkpoint.resume import weights_folder
 from mbsd.config.data import DataConfig
 from mbsd.data.batch_builder import BatchBuilder
 from mbsd.data.decode_dali import make_decoder
 from mbsd.data.samples import Sample
 from mbsd.data.text import load_tokenizer
 from mbsd.errors import UserError
+from mbsd.model.config import MbsdConfig
 from mbsd.model.embedder import Embedder, load_embedder
 from mbsd.model.heads import MbsdForClassification, MbsdForMatching
 from mbsd.model.load import load_model, saved_config
-from mbsd.model.mbsd import MbsdConfig
 
 Picture = Image.Image | bytes | str | PathLike[str]
 View = Literal["full", "text", "image"]
@@ -102,13 +102,13 @@ class Encoder:
         Raises:
             UserError: no model there.
         """
-        source = str(path)
-        folder, saved = saved_config(source)
+        folder = weights_folder(str(path))
+        saved = saved_config(folder)
         data = DataConfig(catalog="", image_size=saved.image_size, decoder=decoder)
         data = dataclasses.replace(data, **_text_lengths(folder))
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        head = _load_head(source, saved, data)
-        embedder = load_embedder(source, data, vector)
+        head = _load_head(folder, saved)
+        embedder = load_embedder(folder, saved.image_size, vector)
         if head is not None:
             embedder = Embedder(head.mbsd, embedder.vector)  # one backbone for both
         tokenizer = load_tokenizer(str(folder))
@@ -247,11 +247,11 @@ def _bytes_of(image: Picture) -> bytes:
     return buffer.getvalue()
 
 
-def _load_head(source: str, saved: MbsdConfig, data: DataConfig) -> Any:
+def _load_head(folder: Path, saved: MbsdConfig) -> Any:
     kind = {kind.__name__: kind for kind in (MbsdForMatching, MbsdForClassification)}.get(
         (saved.architectures or [""])[0]
     )
-    return load_model(kind, source, data, with_head=True) if kind is not None else None
+    return load_model(kind, folder, saved.image_size, with_head=True) if kind is not None else None
 
 
 def _text_lengths(folder: Path) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from mbsd.checkpoint.storage import Storage
 from mbsd.config.run_files import LAST_SAVED
 from mbsd.errors import UserError
 from mbsd.io.files import replace_text
-from mbsd.model.mbsd import MbsdPreTrainedModel
+from mbsd.model.backbone import MbsdPreTrainedModel
 from mbsd.parallel.world import World, on_rank_zero, same_on_every_rank
 
 MAX_FAILURES = 3  # saves in a row

@@ -16,7 +16,7 @@ from mbsd.data.damaged import DamagedPictures
 from mbsd.data.decode_dali import make_decoder
 from mbsd.data.loader import BatchBuilder, CatalogSamples, Samples, TableSamples, eval_batches
 from mbsd.errors import UserError
-from mbsd.model.mbsd import MbsdConfig
+from mbsd.model.config import MbsdConfig
 from mbsd.parallel.world import World
 
 

@@ -9,7 +9,7 @@ import psutil
 import torch
 
 from mbsd.batch import Batch, Views
-from mbsd.model.mbsd import MbsdConfig
+from mbsd.model.config import MbsdConfig
 
 # Dense half-precision matmul peaks of the data sheets, in FLOP/s.
 PEAK_FLOPS = {"V100": 125e12, "A100": 312e12, "H100": 989e12, "H200": 989e12}

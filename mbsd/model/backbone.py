@@ -1,62 +1,115 @@
-"""What the baselines share: a config that says what they can read, and one packed forward over all views of a batch.
+"""A backbone: what turns a batch into one representation of each sample in each view (dimension letters: batch.py).
 
-A baseline is a backbone as `mbsd.model.mbsd.MbsdModel` is one: `encode(batch)` gives h of every view, so that heads,
-tasks and recipes take it as they take MBSD. Its tokens are packed as MBSD's are, and transformers' own layers, which
-work token by token but for the attention, are run over them: what they compute is what they would on padded input.
+`encode` runs any number of views of a batch in ONE forward: text is embedded once, the image side runs once, and the
+packed trunk gathers from both what each view shows. It is written here once, for MBSD and for all baselines; a backbone
+gives the embeddings and the trunk. Layers are transformers' own, which work token by token but for the attention: what
+they compute is what they would on padded input.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPooler
 
 from mbsd.batch import Batch
 from mbsd.model.attention import PACKED, AttentionPlan
-from mbsd.model.mbsd import Encoded, MbsdConfig, MbsdPreTrainedModel, embed_words
+from mbsd.model.config import MbsdConfig
 from mbsd.model.patchify import normalise_pixels
 
 
-@strict
-class BaselineConfig(MbsdConfig):
-    """MBSD's configuration without its image side; each baseline says how many image tokens it has."""
+@dataclass(frozen=True)
+class Encoded:
+    """What one packed forward gives.
 
-    model_type = "mbsd_baseline"
+    Attributes:
+        hidden_TD: the last hidden state of every packed token.
+        h_VBD: the representation of each sample in each view.
+        pixels: the normalised input pixels [I, 3, h, w].
+    """
+
+    hidden_TD: Tensor
+    h_VBD: Tensor
+    pixels: Tensor
 
 
-class Baseline(MbsdPreTrainedModel, ABC):
-    """A backbone; subclasses give the embeddings and, unless it is BERT's, the trunk."""
+class MbsdPreTrainedModel(PreTrainedModel):
+    """Initialisation, saving and loading, as transformers does them."""
 
-    def __init__(self, config: BaselineConfig) -> None:
+    config_class = MbsdConfig
+    base_model_prefix = "mbsd"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', which makes every parameter it loads a moving one: freeze again what no loss reaches."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).freeze_unread()
+        return loaded
+
+    def freeze_unread(self) -> None:
+        """Freeze the parameters that no loss of this head reaches, so that no optimizer decays them."""
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, BertEmbeddings):
+            module.position_ids.copy_(torch.arange(module.position_ids.shape[-1])[None])
+            module.token_type_ids.zero_()
+            for table in (module.position_embeddings, module.token_type_embeddings):
+                init.normal_(table.weight, 0.0, self.config.position_range)
+
+
+class Backbone(MbsdPreTrainedModel, ABC):
+    """What every head stands on."""
+
+    pooler: BertPooler
+
+    def __init__(self, config: MbsdConfig) -> None:
         super().__init__(config)
         config._attn_implementation = PACKED
-        self.pooler = BertPooler(config)
-
-    def freeze_for_tasks(self) -> None:
-        """Freeze what no head on h reads."""
-        if self.config.representation == "cls":
-            self.pooler.requires_grad_(False)
 
     @abstractmethod
     def embed_text(self, batch: Batch) -> Tensor:
         """The N text tokens of a batch: [N, D]."""
 
     @abstractmethod
-    def embed_images(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels [I, 3, h, w] -> image tokens [I * P, D]: the image side, all of it."""
+    def embed_images(self, pixels: Tensor, patch_source: Tensor | None = None) -> Tensor:
+        """Normalised pixels [I, 3, h, w] -> image tokens [I * P, D]: the image side, all of it.
+
+        Args:
+            patch_source: of stage 1 (`batch.Masks`); a backbone whose `image_target_size` is None is never given one.
+        """
 
     @abstractmethod
     def run_trunk(self, tokens_TD: Tensor, plan: AttentionPlan) -> Tensor:
-        """Embedded tokens [T, D] -> the last hidden states [T, D]; each sequence of the plan sees itself alone."""
+        """Embedded tokens [T, D] -> the last hidden states [T, D]; each sequence attends to itself alone."""
+
+    def image_targets(self, pixels: Tensor) -> Tensor:
+        """What stage 1 predicts of each patch: [I * patches, config.image_target_size]."""
+        raise TypeError(f"a {self.config.architecture} has no targets for masked patches")
+
+    def freeze_for_tasks(self) -> None:
+        """Freeze what no head on h reads, so that no optimizer decays it."""
+        if self.config.representation == "cls":
+            self.pooler.requires_grad_(False)
 
     def encode(self, batch: Batch) -> Encoded:
-        """See `MbsdModel.encode`; no sample has to have a picture or a title."""
+        """All views of all samples in one forward; nothing is computed on padding and no view is computed alone.
+
+        Any sample may lack its picture or its title: its tokens are absent.
+        """
         text_ND = self.embed_text(batch)
         pixels = normalise_pixels(batch.images, text_ND.dtype)
-        tokens_TD = torch.cat([text_ND, self.embed_images(pixels)])[batch.views.source_T]
+        patches = self.embed_images(pixels, batch.masks.patch_source if batch.masks is not None else None)
+        tokens_TD = torch.cat([text_ND, patches])[batch.views.source_T]
         hidden_TD = self.run_trunk(tokens_TD, AttentionPlan.of(batch.views))
         cls_SD = hidden_TD[batch.views.cu_seqlens[: len(batch.views.real_lengths)].long()]
         if self.config.representation == "pooled":
@@ -68,13 +121,14 @@ class Baseline(MbsdPreTrainedModel, ABC):
         return self.encode(batch)
 
 
-class BertTrunk(Baseline):
-    """Baselines whose stream is a BERT's: its embedding of words, its encoder, its pooler."""
+class BertTrunk(Backbone):
+    """Backbones whose stream is a BERT's: its embedding of words, its encoder, its pooler."""
 
-    def __init__(self, config: BaselineConfig) -> None:
+    def __init__(self, config: MbsdConfig) -> None:
         super().__init__(config)
         self.embeddings = BertEmbeddings(config)
         self.encoder = BertEncoder(config)
+        self.pooler = BertPooler(config)
 
     def get_input_embeddings(self) -> nn.Module:
         """The word table."""
@@ -88,3 +142,13 @@ class BertTrunk(Baseline):
         """BERT's encoder."""
         hidden_TD: Tensor = self.encoder(tokens_TD[None], plan=plan).last_hidden_state[0]
         return hidden_TD
+
+
+def embed_words(embeddings: BertEmbeddings, batch: Batch) -> Tensor:
+    """BERT's embedding of the N text tokens of a batch: [N, D]."""
+    embedded: Tensor = embeddings(
+        input_ids=batch.input_ids_N[None],
+        token_type_ids=batch.token_type_ids_N[None],
+        position_ids=batch.position_ids_N[None],
+    )[0]
+    return embedded

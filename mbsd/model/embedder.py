@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mbsd.batch import Batch
-from mbsd.config.data import DataConfig
+from mbsd.model.backbone import Backbone
+from mbsd.model.config import MbsdConfig
 from mbsd.model.heads import MbsdForClassification, MbsdForMaskedModelling
 from mbsd.model.load import load_model, saved_config
-from mbsd.model.mbsd import MbsdConfig, MbsdModel
+
+Vector = Literal["h", "mean"]
 
 
 class Embedder(nn.Module):
@@ -21,7 +24,7 @@ class Embedder(nn.Module):
         vector: h, the representation that stage 2 and the tasks train; or mean, of the last layer's tokens of a view.
     """
 
-    def __init__(self, model: MbsdModel, vector: Literal["h", "mean"]) -> None:
+    def __init__(self, model: Backbone, vector: Vector) -> None:
         super().__init__()
         self.model, self.vector = model, vector
 
@@ -47,16 +50,16 @@ class Embedder(nn.Module):
         return torch.stack([part.float().mean(0) for part in parts]).view(views, batch.num_samples, -1)
 
 
-def load_embedder(source: str, data: DataConfig, vector: Literal["auto", "h", "mean"] = "auto") -> Embedder:
-    """The embedder of a run folder, checkpoint or transformers folder.
+def load_embedder(folder: Path, image_size: int, vector: Vector | Literal["auto"] = "auto") -> Embedder:
+    """The embedder of a transformers folder of mbsd's.
 
     Args:
         vector: auto: mean for a model of stage 1, whose h no loss has trained; else h.
 
     Raises:
-        UserError: nothing of the kind at `source`.
+        UserError: as of `mbsd.model.load.load_model`.
     """
-    _, saved = saved_config(source)
+    saved = saved_config(folder)
     first_stage = saved.architectures == [MbsdForMaskedModelling.__name__]
-    chosen: Literal["h", "mean"] = ("mean" if first_stage else "h") if vector == "auto" else vector
-    return Embedder(load_model(MbsdForClassification, source, data).mbsd, chosen)
+    chosen: Vector = ("mean" if first_stage else "h") if vector == "auto" else vector
+    return Embedder(load_model(MbsdForClassification, folder, image_size).mbsd, chosen)

@@ -12,11 +12,11 @@ from transformers import initialization as init
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
 from mbsd.batch import NO_PATCH, VIEW_NAMES, Batch
-from mbsd.model.mbsd import MbsdConfig, MbsdModel, MbsdPreTrainedModel
-from mbsd.model.patchify import pixels_of_patches
+from mbsd.model.backbone import MbsdPreTrainedModel
+from mbsd.model.config import MbsdConfig
 
-# A yes/no or class head starts near "I do not know", however wide the rest is drawn: large random logits would first
-# teach the model to say nothing.
+# A yes/no or class head starts near a probability of one half, however wide the rest is drawn: the first steps would
+# else only shrink large random logits.
 HEAD_RANGE = 0.02
 
 
@@ -27,7 +27,7 @@ class MaskedOutput:
     Attributes:
         word_rows: [K, D]; with word_table [vocabulary, D] and word_bias they make the logits of the K words, which are
             left to the loss: all of them at once may be gigabytes.
-        patch_pixels, patch_target: [Q, 3*side^2], pixels and their truth.
+        patch_pixels, patch_target: [Q, 3*side^2], predicted pixels and the true ones.
     """
 
     word_rows: Tensor
@@ -60,10 +60,11 @@ class MbsdForMaskedModelling(MbsdPreTrainedModel):
 
     def __init__(self, config: MbsdConfig) -> None:
         super().__init__(config)
-        self.mbsd = MbsdModel(config)
+        self.mbsd = config.backbone()
         self.word_transform = BertPredictionHeadTransform(config)
         self.word_bias = nn.Parameter(torch.zeros(config.vocab_size))
-        self.patch_decoder = nn.Linear(config.hidden_size, 3 * config.patch_side**2)
+        assert config.image_target_size is not None, f"a {config.architecture} has no targets for masked patches"
+        self.patch_decoder = nn.Linear(config.hidden_size, config.image_target_size)
         self.freeze_unread()
         self.post_init()
 
@@ -76,10 +77,10 @@ class MbsdForMaskedModelling(MbsdPreTrainedModel):
         assert batch.masks is not None, "stage 1 needs masks"
         encoded = self.mbsd.encode(batch)
         masked_KD = self.word_transform(encoded.hidden_TD[batch.masks.mlm_index_K])
-        word_table: Tensor = self.mbsd.embeddings.word_embeddings.weight
+        word_table: Tensor = self.mbsd.get_input_embeddings().weight
         patch_pixels = self.patch_decoder(encoded.hidden_TD[batch.masks.mpm_index_Q])
         patch_Q = batch.masks.mpm_patch_Q
-        target = pixels_of_patches(encoded.pixels, self.config.patch_side)[patch_Q.clamp_min(0)]
+        target = self.mbsd.image_targets(encoded.pixels)[patch_Q.clamp_min(0)]
         if batch.masks.num_fill_patches:  # right whatever is predicted: no loss, no gradient
             target = torch.where((patch_Q == NO_PATCH)[:, None], patch_pixels.detach(), target)
         return MaskedOutput(masked_KD, word_table, self.word_bias, patch_pixels, target)
@@ -96,7 +97,7 @@ class MbsdForMatching(MbsdPreTrainedModel):
 
     def __init__(self, config: MbsdConfig) -> None:
         super().__init__(config)
-        self.mbsd = MbsdModel(config)
+        self.mbsd = config.backbone()
         self.match = nn.Linear(config.hidden_size, 1 if config.match_head == "shared" else len(VIEW_NAMES))
         self.freeze_unread()
         self.post_init()

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import mbsd.model.families  # noqa: F401 (a model may be one of them)
 from mbsd.batch import Batch
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Table
-from mbsd.config.data import DataConfig
+from mbsd.checkpoint.resume import weights_folder
 from mbsd.config.scoring import EmbedConfig, EvaluateConfig
 from mbsd.data.damaged import DamagedPictures
 from mbsd.data.inputs import batches_of, make_builder, open_inputs
@@ -27,9 +26,9 @@ from mbsd.errors import UserError
 from mbsd.io.console import quiet_libraries, say
 from mbsd.io.files import digest_of, replace_text
 from mbsd.metrics.table_scores import TableScores, score, whole_batches
+from mbsd.model.config import MbsdConfig
 from mbsd.model.embedder import Embedder, load_embedder
 from mbsd.model.load import load_model, saved_config
-from mbsd.model.mbsd import MbsdConfig
 from mbsd.parallel.world import gather_objects, on_rank_zero, process_group, same_on_every_rank
 from mbsd.scoring.answers import answers, write_answers
 from mbsd.scoring.vector_files import VectorFiles
@@ -44,7 +43,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     quiet_libraries()
     with process_group(PATIENCE) as world:
         with same_on_every_rank():
-            folder, saved = saved_config(config.model)
+            folder = weights_folder(config.model)
+            saved = saved_config(folder)
             task = _task(config, saved)
             catalog, table = open_inputs(config.data, task.kind)
             assert table is not None, "EvaluateConfig.check"
@@ -53,7 +53,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             chosen = spread(len(samples), config.max_samples)
             tokenizer = load_tokenizer(config.data.tokenizer or str(folder))
             check_tags(table, (config.split,), tokenizer, config.data)
-            model, tell = _scorer(task, str(folder), config.data)
+            model, tell = _scorer(task, folder, config.data.image_size)
         model.to(world.device).eval()
         corrupt = DamagedPictures(config.data.max_corrupt, say)
         alone = dataclasses.replace(world, rank=0, size=1)  # its batches are nobody else's
@@ -106,12 +106,12 @@ def _task(config: EvaluateConfig, saved: MbsdConfig) -> Task:
     return TASKS[name]
 
 
-def _scorer(task: Task, folder: str, data: DataConfig) -> tuple[Any, Any]:
+def _scorer(task: Task, folder: Path, image_size: int) -> tuple[Any, Any]:
     """The model, and what it says of a batch: logits of a head, or the vectors that are to be clustered."""
     if task.loss is None:
-        embedder = load_embedder(folder, data)
+        embedder = load_embedder(folder, image_size)
         return embedder, embedder
-    model: Any = load_model(task.head_class, folder, data, with_head=True)
+    model: Any = load_model(task.head_class, folder, image_size, with_head=True)
 
     def logits(batch: Batch) -> Tensor:
         found: Tensor = model(batch).logits
@@ -149,8 +149,9 @@ def embed(config: EmbedConfig) -> None:
                 raise UserError(
                     f"{catalog.path}: its {config.split} split is empty; choose another one, or leave it out"
                 )
-            folder, saved = saved_config(config.model)
-            embedder = load_embedder(str(folder), config.data, config.vector)
+            folder = weights_folder(config.model)
+            saved = saved_config(folder)
+            embedder = load_embedder(folder, config.data.image_size, config.vector)
             tokenizer = load_tokenizer(config.data.tokenizer or str(folder))
             what = _what(config, catalog, len(items), embedder, folder) | {"vocabulary": words_digest(tokenizer)}
         embedder.to(world.device).eval()

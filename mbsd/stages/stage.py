@@ -21,8 +21,8 @@ from mbsd.batch import VIEW_NAMES, Batch
 from mbsd.config.stages import SdmiConfig
 from mbsd.metrics.binary import binary_metrics
 from mbsd.metrics.table_scores import Scores, TableScores, gather_scores
+from mbsd.model.backbone import MbsdPreTrainedModel
 from mbsd.model.heads import MaskedOutput, MbsdForMaskedModelling, MbsdForMatching, ViewsOutput
-from mbsd.model.mbsd import MbsdPreTrainedModel
 from mbsd.objectives.labels import binary_loss
 from mbsd.objectives.masked import masked_patch_loss, masked_word_loss_in_chunks, words_right
 from mbsd.objectives.sdmi import match_loss, sdmi_loss

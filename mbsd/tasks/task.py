@@ -22,8 +22,8 @@ from mbsd.data.loader import Samples, TableSamples
 from mbsd.data.samples import Relabelled
 from mbsd.errors import UserError
 from mbsd.metrics.table_scores import TableScores
+from mbsd.model.backbone import MbsdPreTrainedModel
 from mbsd.model.heads import ViewsOutput
-from mbsd.model.mbsd import MbsdPreTrainedModel
 from mbsd.scoring.intervals import intervals
 from mbsd.stages.stage import TaskLoss, TaskMetrics
 

@@ -10,13 +10,13 @@ from mbsd.config.deepspeed import DeepSpeedConfig
 from mbsd.config.run import FinetuneConfig
 from mbsd.data.loader import Samples
 from mbsd.errors import UserError
-from mbsd.model.families import FAMILIES, load_image_weights
 from mbsd.model.load import start_model
 from mbsd.stages.stage import ClassificationStep
 from mbsd.tasks.registry import TASKS
 from mbsd.tasks.task import check_tags, check_training_table, class_weights, task_samples
 from mbsd.training.early_stopping import EarlyStopping
 from mbsd.training.setup import training
+from mbsd.training.start import start_weights
 
 LOWER_IS_BETTER = ("loss",)
 
@@ -38,10 +38,7 @@ def finetune(config: FinetuneConfig, ds_config: DeepSpeedConfig) -> None:
         check_tags(table, ("train", "validation", "test"), tokenizer, config.data)
         labels = task.labels(table, config.task)
         head = {**task.head(labels, config.task), "task": task.name}
-        family = FAMILIES[config.model.architecture]
-        model = start_model(task.head_class, config, tokenizer, head=head, family=family)
-        if config.model.image_weights is not None:
-            load_image_weights(model, config.model.image_weights)
+        model = start_model(task.head_class, config, len(tokenizer), start_weights(config), head)
         return ClassificationStep(model, loss, task.metrics, class_weights(table, labels, config.task))
 
     training(

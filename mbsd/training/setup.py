@@ -31,10 +31,10 @@ from mbsd.data.text import words_digest
 from mbsd.io.console import quiet_libraries, say
 from mbsd.metrics.throughput import Throughput
 from mbsd.metrics.writer import MetricsWriter
+from mbsd.model.config import MbsdConfig
 from mbsd.model.execution import prepare_execution
 from mbsd.model.heads import MbsdForMaskedModelling, MbsdForMatching
-from mbsd.model.load import start_model, start_tokenizer
-from mbsd.model.mbsd import MbsdConfig
+from mbsd.model.load import start_model
 from mbsd.parallel.world import World, on_rank_zero, process_group, same_on_every_rank
 from mbsd.stages.showcase import Showcase
 from mbsd.stages.stage import MaskedStep, MatchingStep, Validation
@@ -44,6 +44,7 @@ from mbsd.training.engine import build_engine, seed_everything
 from mbsd.training.preempt import stop_requests
 from mbsd.training.profile import profiled
 from mbsd.training.run_folder import packages, run_settings, say_how_it_ended, say_start, write_run_folder
+from mbsd.training.start import start_tokenizer, start_weights
 from mbsd.training.trainer import train
 from mbsd.training.watchdog import Watchdog
 
@@ -57,7 +58,9 @@ def pretrain(config: PretrainConfig, ds_config: DeepSpeedConfig) -> None:
             views=("full",),
             table_kind=None,
             masking=config.masking or MaskingConfig(),
-            make_step=lambda tokenizer, _: MaskedStep(start_model(MbsdForMaskedModelling, config, tokenizer)),
+            make_step=lambda tokenizer, _: MaskedStep(
+                start_model(MbsdForMaskedModelling, config, len(tokenizer), start_weights(config))
+            ),
         )
     else:
         sdmi = config.sdmi or SdmiConfig()
@@ -68,7 +71,9 @@ def pretrain(config: PretrainConfig, ds_config: DeepSpeedConfig) -> None:
             validation_views=VIEW_NAMES,
             table_kind="pairs",
             masking=None,
-            make_step=lambda tokenizer, _: MatchingStep(start_model(MbsdForMatching, config, tokenizer), sdmi),
+            make_step=lambda tokenizer, _: MatchingStep(
+                start_model(MbsdForMatching, config, len(tokenizer), start_weights(config)), sdmi
+            ),
         )
 
 

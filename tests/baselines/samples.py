@@ -11,12 +11,12 @@ from torch import Tensor
 
 from mbsd.batch import Batch
 from mbsd.data.views import TextTokens, pack
-from mbsd.model.backbone import BaselineConfig
 from mbsd.model.baselines.bert import BertBaselineConfig
 from mbsd.model.baselines.fashionbert import FashionBertConfig
 from mbsd.model.baselines.kaleido import KaleidoConfig
 from mbsd.model.baselines.vilt import ViltBaselineConfig
 from mbsd.model.baselines.vit import VitConfig
+from mbsd.model.config import BaselineConfig
 
 CONFIGS: dict[str, type[BaselineConfig]] = {
     "bert": BertBaselineConfig,

@@ -19,6 +19,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from transformers import AutoImageProcessor
 
 from mbsd.checkpoint import store
+from mbsd.checkpoint.resume import weights_folder
 from mbsd.data.augment import no_augmentation
 from mbsd.data.decode_torchvision import TorchvisionDecoder
 from mbsd.errors import UserError
@@ -106,11 +107,9 @@ def test_a_half_precision_run_leaves_in_float32(half: Path, tmp_path: Path) -> N
 def test_what_is_loaded_computes_what_the_trained_model_computes(full: Path, tmp_path: Path) -> None:
     from transformers import AutoModel
 
-    from mbsd.config.data import DataConfig
-
     done = export(full / "checkpoints" / store.name_of(4), tmp_path / "out")
     assert done.architecture == "MbsdForClassification" and done.weights == "float32" and not done.differences
-    trained = load_model(MbsdForClassification, str(full), DataConfig(catalog="", image_size=32)).eval()
+    trained = load_model(MbsdForClassification, weights_folder(str(full)), 32).eval()
     loaded = AutoModel.from_pretrained(tmp_path / "out").eval()
     assert type(loaded) is MbsdModel
     batch = hand_batch(random_samples(MIXED, seed=70, side=32), VIEWS, loaded.config)

@@ -24,6 +24,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from mbsd.batch import VIEW_NAMES
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Table
+from mbsd.checkpoint.resume import weights_folder
 from mbsd.config.data import DataConfig
 from mbsd.data.augment import no_augmentation
 from mbsd.data.decode_torchvision import TorchvisionDecoder
@@ -214,7 +215,7 @@ def test_cards_say_what_an_evaluation_says(runs: dict[str, Any], shop: Shop) -> 
     catalog = Catalog(shop.catalog)
     samples = TableSamples(Table(shop.pairs, catalog), "validation")
     data = DataConfig(str(shop.catalog), image_size=32)
-    model: Any = load_model(MbsdForMatching, str(run), data).eval()
+    model: Any = load_model(MbsdForMatching, weights_folder(str(run)), 32).eval()
     tokenizer = load_tokenizer(str(model.config.name_or_path))
     for n, (_, query, title, label, *printed) in enumerate(rows):
         sample = samples[n * len(samples) // 8]

@@ -9,7 +9,8 @@ from transformers import BertConfig, BertModel
 
 from mbsd.batch import VIEW_NAMES
 from mbsd.model.attention import AttentionPlan, packed_attention
-from mbsd.model.mbsd import MbsdConfig, MbsdModel
+from mbsd.model.config import MbsdConfig
+from mbsd.model.mbsd import MbsdModel
 from tests.model.reference import (
     COMBINATIONS,
     MIXED,

@@ -15,8 +15,10 @@ from transformers import AutoConfig, AutoModel, BertConfig, BertForPreTraining, 
 
 from mbsd.batch import Batch
 from mbsd.errors import UserError
+from mbsd.model.config import MbsdConfig
+from mbsd.model.foreign import copy_backbone, read_bert
 from mbsd.model.heads import MbsdForClassification, MbsdForMaskedModelling, MbsdForMatching
-from mbsd.model.mbsd import MbsdConfig, MbsdModel, copy_backbone, load_backbone
+from mbsd.model.mbsd import MbsdModel
 from mbsd.model.patchify import Patchify
 from mbsd.objectives.masked import masked_patch_loss, masked_word_loss
 from mbsd.objectives.sdmi import sdmi_loss
@@ -125,7 +127,7 @@ def bert() -> BertForPreTraining:
 
 
 def from_bert(folder: Path) -> tuple[MbsdForMaskedModelling, BertForPreTraining]:
-    config, loaded = load_backbone(tiny_config(image_cls=True), folder)
+    config, loaded = read_bert(tiny_config(image_cls=True), folder)
     model = MbsdForMaskedModelling(config).eval()
     copy_backbone(model.mbsd, loaded)
     model.copy_word_head(loaded)
@@ -235,7 +237,7 @@ def test_a_folder_without_a_bert_is_the_users_error(write: Callable[[Path], None
     folder.mkdir()
     write(folder)
     with pytest.raises(UserError) as caught:
-        load_backbone(tiny_config(), folder)
+        read_bert(tiny_config(), folder)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from mbsd.data.text import build_tokenizer
+from mbsd.model.config import MbsdConfig
 from mbsd.model.heads import MbsdForMatching
-from mbsd.model.mbsd import MbsdConfig
 from tests.conftest import Shop
 from tests.launch import TINY, deepspeed, run_ranks, write_ds_config
 

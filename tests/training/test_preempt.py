@@ -20,12 +20,11 @@ import torch
 from safetensors.torch import load_file
 
 from mbsd.checkpoint import store
-from mbsd.config.data import DataConfig
 from mbsd.data.text import build_tokenizer
 from mbsd.errors import UserError
+from mbsd.model.config import MbsdConfig
 from mbsd.model.heads import MbsdForMaskedModelling
 from mbsd.model.load import load_model
-from mbsd.model.mbsd import MbsdConfig
 from tests.checkpoint.forked import Start, train
 from tests.conftest import Shop
 from tests.distributed import run_distributed
@@ -310,4 +309,4 @@ def test_a_loss_that_is_no_number_at_the_first_step(shop: Shop, tmp_path: Path) 
 def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     start = poisoned(tmp_path / "start", math.nan)
     with pytest.raises(UserError, match="1 weights hold values that are no numbers, mbsd.modality_2D"):
-        load_model(MbsdForMaskedModelling, str(start), DataConfig(catalog="", image_size=32))
+        load_model(MbsdForMaskedModelling, start, 32)

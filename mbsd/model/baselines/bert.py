@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
-from transformers import AutoConfig, AutoModel
 
-from mbsd.model.backbone import BaselineConfig, BertTrunk
+from mbsd.model.backbone import BertTrunk
+from mbsd.model.config import BaselineConfig
 
 
 @strict
@@ -44,10 +44,6 @@ class BertBaseline(BertTrunk):
         super().__init__(config)
         self.post_init()
 
-    def embed_images(self, pixels: Tensor) -> Tensor:
+    def embed_images(self, pixels: Tensor, patch_source: Tensor | None = None) -> Tensor:
         """No token of any picture: [0, D]."""
         return pixels.new_zeros(0, self.config.hidden_size)
-
-
-AutoConfig.register(BertBaselineConfig.model_type, BertBaselineConfig)
-AutoModel.register(BertBaselineConfig, BertBaseline)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 
-from mbsd.model.backbone import BaselineConfig, BertTrunk
+from mbsd.model.backbone import BertTrunk
 from mbsd.model.baselines.resnet import FEATURES, CropEncoder, init_resnet, multiplications
+from mbsd.model.config import BaselineConfig
 
 
 @strict
@@ -62,12 +62,8 @@ class FashionBert(BertTrunk):
         if isinstance(module, FashionBert):
             init.normal_(module.image_position_PD, 0.0, self.config.position_range)
 
-    def embed_images(self, pixels: Tensor) -> Tensor:
+    def embed_images(self, pixels: Tensor, patch_source: Tensor | None = None) -> Tensor:
         """[I * crops, D]."""
         features = self.image_projection(self.crops(pixels))
         placed: Tensor = self.image_dropout(self.image_norm(features + self.image_position_PD))
         return placed.flatten(0, 1)
-
-
-AutoConfig.register(FashionBertConfig.model_type, FashionBertConfig)
-AutoModel.register(FashionBertConfig, FashionBert)

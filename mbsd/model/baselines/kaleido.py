@@ -6,7 +6,6 @@ The authors first cut the picture to what a saliency network finds in it; that s
 from __future__ import annotations
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, AutoModel
 
 from mbsd.model.baselines.fashionbert import FashionBert, FashionBertConfig
 
@@ -28,7 +27,3 @@ class KaleidoBert(FashionBert):
     """Kaleido-BERT; h is the pooled [CLS]."""
 
     config_class = KaleidoConfig
-
-
-AutoConfig.register(KaleidoConfig.model_type, KaleidoConfig)
-AutoModel.register(KaleidoConfig, KaleidoBert)

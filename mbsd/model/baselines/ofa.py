@@ -15,8 +15,8 @@ from transformers import BartConfig
 from transformers.models.bart.modeling_bart import BartDecoderLayer, BartEncoderLayer
 
 from mbsd.batch import Batch
+from mbsd.model.backbone import Encoded
 from mbsd.model.baselines.resnet import FirstStages
-from mbsd.model.mbsd import Encoded
 from mbsd.model.patchify import normalise_pixels
 
 VOCABULARY = 59_457  # words, codes of pictures and places

@@ -8,13 +8,12 @@ from __future__ import annotations
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from mbsd.batch import VIEW_NAMES, Batch
+from mbsd.model.backbone import embed_words
 from mbsd.model.baselines.vit import VitConfig, VitTrunk
-from mbsd.model.mbsd import embed_words
 
 
 @strict
@@ -63,14 +62,10 @@ class ViltBaseline(VitTrunk):
         """BERT's embedding of the N text tokens, plus modality vector 0: [N, D]."""
         return embed_words(self.embeddings, batch) + self.modality_2D[0]
 
-    def embed_images(self, pixels: Tensor) -> Tensor:
+    def embed_images(self, pixels: Tensor, patch_source: Tensor | None = None) -> Tensor:
         """[I * (1 + patches), D]."""
         patches = self.patches(pixels)
         images, _, width = patches.shape
         cls = (self.cls_D + self.image_position_PD[0]).expand(images, 1, width)
         dropped: Tensor = self.dropout(torch.cat([cls, patches], dim=1))
         return (dropped + self.modality_2D[1]).reshape(-1, width)
-
-
-AutoConfig.register(ViltBaselineConfig.model_type, ViltBaselineConfig)
-AutoModel.register(ViltBaselineConfig, ViltBaseline)

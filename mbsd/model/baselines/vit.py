@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
+from transformers.models.bert.modeling_bert import BertPooler
 from transformers.models.vit.modeling_vit import ViTLayer
 
 from mbsd.batch import Batch
 from mbsd.errors import UserError
 from mbsd.model.attention import AttentionPlan
-from mbsd.model.backbone import Baseline, BaselineConfig
+from mbsd.model.backbone import Backbone
+from mbsd.model.config import BaselineConfig
 
 
 @strict
@@ -41,11 +42,12 @@ class VitConfig(BaselineConfig):
         return VitBaseline(self)
 
 
-class VitTrunk(Baseline):
-    """Baselines whose stream is a ViT's: linear patches, layers that normalise first, a last LayerNorm."""
+class VitTrunk(Backbone):
+    """Backbones whose stream is a ViT's: linear patches, layers that normalise first, a last LayerNorm."""
 
     def __init__(self, config: VitConfig) -> None:
         super().__init__(config)
+        self.pooler = BertPooler(config)
         if config.image_size % config.patch_side:
             raise UserError(
                 f"data.image_size={config.image_size} is not a multiple of the patch side {config.patch_side} (the "
@@ -104,7 +106,7 @@ class VitBaseline(VitTrunk):
         dropped: Tensor = self.dropout(placed)
         return dropped
 
-    def embed_images(self, pixels: Tensor) -> Tensor:
+    def embed_images(self, pixels: Tensor, patch_source: Tensor | None = None) -> Tensor:
         """[I * patches, D]."""
         dropped: Tensor = self.dropout(self.patches(pixels))
         return dropped.flatten(0, 1)
@@ -118,7 +120,3 @@ def copy_vit(model: VitTrunk, vit: Any) -> None:
     model.projection.load_state_dict(vit.embeddings.patch_embeddings.projection.state_dict())
     model.layers.load_state_dict(vit.layers.state_dict())
     model.layernorm.load_state_dict(vit.layernorm.state_dict())
-
-
-AutoConfig.register(VitConfig.model_type, VitConfig)
-AutoModel.register(VitConfig, VitBaseline)

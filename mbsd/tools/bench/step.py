@@ -22,8 +22,8 @@ from mbsd.config.deepspeed import DeepSpeedConfig
 from mbsd.config.stages import SdmiConfig
 from mbsd.errors import UserError
 from mbsd.metrics.throughput import data_sheet_peak, head_flops, training_flops
+from mbsd.model.config import MbsdConfig
 from mbsd.model.heads import MbsdForMaskedModelling, MbsdForMatching
-from mbsd.model.mbsd import MbsdConfig
 from mbsd.parallel.world import World
 from mbsd.stages.stage import MaskedStep, MatchingStep
 from mbsd.tools.bench.ranks import on_ranks

@@ -49,7 +49,8 @@ class PlainModel(nn.Module):
         # The buffers that a state dict leaves out: positions and token types of BERT's embeddings.
         for name, buffer in backbone.embeddings.named_buffers():
             setattr(self.bert.embeddings, name, buffer)
-        self.backbone, self.model = backbone, model
+        self.backbone: Any = backbone
+        self.model = model
         layers: list[nn.Module] = []
         for layer in backbone.patchify.layers:
             is_norm = isinstance(layer, nn.LayerNorm)
@@ -65,7 +66,8 @@ class PlainModel(nn.Module):
     def text(self, view: Padded) -> Tensor:
         """[B, L, D]."""
         embedded: Tensor = self.bert.embeddings(input_ids=view.input_ids, token_type_ids=view.token_type_ids)
-        return embedded + self.backbone.modality_2D[0]
+        placed: Tensor = embedded + self.backbone.modality_2D[0]
+        return placed
 
     def image(self, images: Tensor, masked_BP: Tensor | None = None) -> Tensor:
         """[B, P, D]."""
@@ -74,7 +76,8 @@ class PlainModel(nn.Module):
         if masked_BP is not None:
             patches = torch.where(masked_BP[..., None], backbone.mask_D, patches)
         placed: Tensor = backbone.image_dropout(patches + backbone.image_position_PD)
-        return placed + backbone.modality_2D[1]
+        marked: Tensor = placed + backbone.modality_2D[1]
+        return marked
 
     def encode(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         """Last hidden states [B, T, D] of padded rows, attention_mask [B, T]."""

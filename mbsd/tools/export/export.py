@@ -18,8 +18,9 @@ from mbsd.checkpoint.shards import Shards, file_name
 from mbsd.data.text import load_tokenizer
 from mbsd.errors import UserError
 from mbsd.io.files import replacing
+from mbsd.model.backbone import MbsdPreTrainedModel
+from mbsd.model.config import MbsdConfig
 from mbsd.model.heads import MbsdForAlignment, MbsdForClassification, MbsdForMaskedModelling, MbsdForMatching
-from mbsd.model.mbsd import MbsdConfig, MbsdPreTrainedModel
 from mbsd.model.patchify import IMAGE_MEAN, IMAGE_STD
 
 ARCHITECTURES: dict[str, type[MbsdPreTrainedModel]] = {

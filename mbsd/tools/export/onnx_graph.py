@@ -16,8 +16,8 @@ from torch import Tensor
 from mbsd.batch import VIEW_NAMES, Batch
 from mbsd.data.views import TextTokens, pack
 from mbsd.errors import UserError
+from mbsd.model.backbone import MbsdPreTrainedModel
 from mbsd.model.heads import MbsdForMatching
-from mbsd.model.mbsd import MbsdPreTrainedModel
 from mbsd.model.patchify import normalise_pixels
 from mbsd.tools.export.padded import PaddedMbsd
 

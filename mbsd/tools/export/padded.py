@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mbsd.model.backbone import MbsdPreTrainedModel
 from mbsd.model.heads import MbsdForClassification, MbsdForMatching
-from mbsd.model.mbsd import MbsdModel, MbsdPreTrainedModel
+from mbsd.model.mbsd import MbsdModel
 
 
 class PaddedMbsd(nn.Module):

@@ -21,10 +21,10 @@ from mbsd.config.stages import MaskingConfig, SdmiConfig
 from mbsd.data.loader import CatalogSamples, TableSamples
 from mbsd.data.views import TextTokens, pack
 from mbsd.errors import UserError
+from mbsd.model.config import MbsdConfig
 from mbsd.model.execution import checkpoint_layers
+from mbsd.model.fresh import fresh_config
 from mbsd.model.heads import MbsdForClassification, MbsdForMaskedModelling, MbsdForMatching
-from mbsd.model.load import NO_HEAD, fresh_config
-from mbsd.model.mbsd import MbsdConfig
 from mbsd.stages.stage import ClassificationStep, MaskedStep, MatchingStep
 from mbsd.tools.plan.trace import Trace, trace_step
 
@@ -149,7 +149,7 @@ def _model_config(config: BaseConfig) -> tuple[MbsdConfig, str]:
         raise UserError(
             f"model.architecture={config.model.architecture}: a plan is of MBSD's own training alone; remove it"
         )
-    fresh = fresh_config(config, NO_HEAD, vocab_size=-(-config.model.vocab_size // 8) * 8)
+    fresh = fresh_config(config.model, config.data, -(-config.model.vocab_size // 8) * 8)
     start, backbone = config.run.init_from, config.model.backbone
     if start is not None and Path(start).exists():
         saved = MbsdConfig.from_pretrained(weights_folder(start))

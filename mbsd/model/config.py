@@ -1,0 +1,101 @@
+"""The configuration of MBSD and, extended by each, of the models it is compared with (SPEC 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import BertConfig
+
+from mbsd.batch import VIEW_NAMES
+from mbsd.errors import UserError
+
+
+@strict
+class MbsdConfig(BertConfig):
+    """BERT's configuration and what the image side adds; the defaults are the paper's (bert-base-chinese)."""
+
+    model_type = "mbsd"
+
+    vocab_size: int = 21128
+    image_size: int = 224
+    patchify_strides: list[int] | tuple[int, ...] = (4, 2, 2, 2)
+    patchify_channels: list[int] | tuple[int, ...] = (64, 192, 384)
+    image_cls: bool = False
+    representation: str = "pooled"
+    match_head: str = "shared"
+    num_labels_out: int = 1
+    pair_head: str = "compare"
+    task: str = ""
+    position_range: float = 0.02
+
+    @property
+    def patch_side(self) -> int:
+        """Pixels of a patch's side."""
+        side = 1
+        for stride in self.patchify_strides:
+            side *= stride
+        return side
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of one image, without the image [CLS]."""
+        return (self.image_size // self.patch_side) ** 2
+
+    @property
+    def architecture(self) -> str:
+        """As `model.architecture` names it."""
+        return self.model_type.removeprefix("mbsd_")
+
+    @property
+    def known_views(self) -> tuple[str, ...]:
+        """What the model can be shown."""
+        return VIEW_NAMES
+
+    @property
+    def image_multiplications(self) -> int:
+        """Of the network that makes tokens of one image."""
+        channels, side, total = (3, *self.patchify_channels, self.hidden_size), self.image_size, 0
+        for index, stride in enumerate(self.patchify_strides):
+            side //= stride
+            total += channels[index] * channels[index + 1] * stride * stride * side * side
+        return total
+
+    @property
+    def image_target_size(self) -> int | None:
+        """Numbers that stage 1 predicts for each masked patch, its pixels; None where patches have no targets."""
+        return 3 * self.patch_side**2
+
+    def backbone(self) -> Any:
+        """A new backbone of this configuration (`mbsd.model.backbone.Backbone`)."""
+        from mbsd.model.mbsd import MbsdModel
+
+        return MbsdModel(self)
+
+    def require_views(self, views: Iterable[str], setting: str) -> None:
+        """Raise UserError where one of `views`, which `setting` asks for, is none that the model reads."""
+        unknown = [view for view in views if view not in self.known_views]
+        if unknown:
+            raise UserError(
+                f"{setting}: the view {unknown[0]} is none of a {self.architecture}, which reads "
+                f"{', '.join(self.known_views)} alone; ask for {list(self.known_views)}".replace("'", "")
+            )
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Of a fine-tuned model: what its labels 0, 1, … mean (transformers' `id2label`)."""
+        names: dict[Any, str] = self.id2label or {}
+        return tuple(name for _, name in sorted((int(label), name) for label, name in names.items()))
+
+
+@strict
+class BaselineConfig(MbsdConfig):
+    """MBSD's configuration without its image side; each baseline says how many image tokens it has."""
+
+    model_type = "mbsd_baseline"
+
+    @property
+    def image_target_size(self) -> int | None:
+        """None: a baseline's image tokens have no targets here, so stage 1 is not for it."""
+        return None

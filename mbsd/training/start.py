@@ -1,0 +1,65 @@
+"""The tokenizer and the weights that a run begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from mbsd.catalog.queries import normalise_query
+from mbsd.catalog.reader import Catalog
+from mbsd.checkpoint.resume import weights_folder
+from mbsd.config.run import BaseConfig
+from mbsd.data.text import build_tokenizer, load_tokenizer
+from mbsd.errors import UserError
+from mbsd.io.files import replacing
+from mbsd.parallel.world import on_rank_zero, same_on_every_rank
+
+
+def start_weights(config: BaseConfig) -> Path | None:
+    """The transformers folder that run.init_from means; None where it is not set.
+
+    Raises:
+        UserError: there is none.
+    """
+    return weights_folder(config.run.init_from) if config.run.init_from is not None else None
+
+
+def start_tokenizer(config: BaseConfig, catalog: Catalog, run_folder: Path) -> PreTrainedTokenizerBase:
+    """data.tokenizer, else that of run.init_from or model.backbone, else one built from the catalogue (collective).
+
+    Raises:
+        UserError: data.tokenizer holds other words than the weights were trained with.
+    """
+    given, start = config.data.tokenizer, config.run.init_from
+    with same_on_every_rank():
+        weights = start_weights(config)
+        source = str(weights) if weights is not None else config.model.backbone
+        named = given or source
+        tokenizer = load_tokenizer(named) if named is not None else None
+        if tokenizer and given and start and tokenizer.get_vocab() != load_tokenizer(str(source)).get_vocab():
+            raise UserError(
+                f"data.tokenizer={given}: its vocabulary is not the one that run.init_from={start} was trained with; "
+                "leave data.tokenizer out"
+            )
+    if tokenizer is not None:
+        return tokenizer
+    folder = run_folder / "tokenizer"
+
+    def build() -> None:
+        if not folder.exists():
+            with replacing(folder) as beside:  # killed while it is written, it is built anew
+                build_tokenizer(_texts(catalog), config.model.vocab_size, beside)
+
+    on_rank_zero(build)
+    return load_tokenizer(str(folder))
+
+
+def _texts(catalog: Catalog) -> Iterator[str]:
+    """What a vocabulary has to cover: titles as they are; categories and attribute values as queries hold them."""
+    yield from catalog.table()["title"].to_pylist()
+    yield from map(normalise_query, catalog.table()["category"].to_pylist())
+    for name, values in sorted(catalog.attribute_values().items()):
+        for value in values:
+            yield normalise_query(f"{name} {value}")
