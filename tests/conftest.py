@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.checkpoint.forked import forks
+from tests import ranks
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def one_thread() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def fork_server() -> None:
     """A process has one server to fork from. The first who asks says what it imports: that is us, and not a build."""
-    forks()
+    ranks.fork_server()
     multiprocessing.forkserver.ensure_running()
 
 

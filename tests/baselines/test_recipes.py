@@ -17,9 +17,9 @@ from mbsd.config.parse import parse
 from mbsd.config.run import FinetuneConfig, PretrainConfig
 from mbsd.errors import UserError
 from mbsd.tools.export.export import export
-from tests.checkpoint.forked import Start, train
 from tests.conftest import Shop
-from tests.launch import losses, write_ds_config
+from tests.ranks import Ranks, launch
+from tests.settings import losses, write_ds_config
 
 SIZES = [
     "--data.image_size=32", "--data.num_workers=0", "--data.crop_scale=[1.0,1.0]", "--data.flip_probability=0",
@@ -70,7 +70,7 @@ def test_it_learns_and_is_scored(name: str, shop: Shop, tables: dict[str, Path],
     kind, ranks, *_, view, _ = RUNS[name]
     table = tables[kind]
     run, out = tmp_path / "run", tmp_path / "scores.json"
-    train(ranks, arguments_of(name, shop, table, run), tmp_path / "log", launcher="finetune")
+    launch(ranks, arguments_of(name, shop, table, run), tmp_path / "log", launcher="finetune")
     found = [line["loss"] for _, line in sorted(losses(run).items())]
     # A ResNet makes few steps in the time that a test has.
     share = 0.97 if name in ("fashionbert", "kaleido") else 0.8
@@ -79,24 +79,24 @@ def test_it_learns_and_is_scored(name: str, shop: Shop, tables: dict[str, Path],
         "--model", run, "--out", out, "--data.catalog", shop.catalog, "--data.table", table, "--data.image_size=32",
         "--data.num_workers=0", "--bootstrap=0", "--max_samples=12", "--micro_batch=8",
     ]  # fmt: skip
-    train(1, [*scored, f"--views=[{view}]"], tmp_path / "scoring", launcher="evaluate")
+    launch(1, [*scored, f"--views=[{view}]"], tmp_path / "scoring", launcher="evaluate")
     result = json.loads(out.read_text())
     assert result["samples"] == 12 and 0 <= result["views"][view]["all"]["accuracy"] <= 1
     if name == "bert":
-        start = Start(1, scored, tmp_path / "refused", launcher="evaluate")  # full, text and image
+        start = Ranks(1, scored, tmp_path / "refused", launcher="evaluate")  # full, text and image
         assert start.wait() == [2] and "a bert, which reads text alone" in start.errors()[0]
         with pytest.raises(UserError, match="holds a baseline"):
             export(run, tmp_path / "exported")
         more = [*arguments_of(name, shop, table, tmp_path / "next"), f"--run.init_from={run}"]
-        start = Start(1, [*more, "--model.architecture=mbsd"], tmp_path / "other", launcher="finetune")
+        start = Ranks(1, [*more, "--model.architecture=mbsd"], tmp_path / "other", launcher="finetune")
         assert start.wait() == [2] and "is a bert; set model.architecture=bert" in start.errors()[0]
-        train(1, [*more, "--run.max_steps=1"], tmp_path / "same", launcher="finetune")
+        launch(1, [*more, "--run.max_steps=1"], tmp_path / "same", launcher="finetune")
 
 
 @pytest.mark.distributed
 def test_a_view_that_it_cannot_read(shop: Shop, tmp_path: Path) -> None:
     arguments = [*arguments_of("vit", shop, shop.tags, tmp_path / "run"), "--task.views=[full]"]
-    start = Start(2, arguments, tmp_path / "log", launcher="finetune")
+    start = Ranks(2, arguments, tmp_path / "log", launcher="finetune")
     assert start.wait() == [2, 2] and len(start.errors()) == 1
     assert "a vit, which reads image alone" in start.errors()[0]
 

@@ -24,8 +24,8 @@ from mbsd.tools.bench.step import (
 )
 from mbsd.tools.bench.step_batches import draw, packed
 from mbsd.tools.bench.step_report import print_step
-from tests.distributed import run_distributed
 from tests.model.reference import randomise
+from tests.ranks import call
 
 TINY = {
     "vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
@@ -70,7 +70,7 @@ def measured(rank: int, world_size: int, bench: StepBench) -> dict[str, Any]:
 @pytest.mark.distributed
 def test_a_table_of_everything(capsys: pytest.CaptureFixture[str]) -> None:
     bench = StepBench(("base",), ("masked", "matching"), ("real",), 2, 1, 1, {**TINY, "num_hidden_layers": 1})
-    (numbers,) = run_distributed(measured, 1, bench)
+    (numbers,) = call(measured, 1, bench)
     print_step(numbers)
     printed = capsys.readouterr().out
     assert all(printed.count(name) == 2 for name in (TO_LIMIT, TO_LONGEST)) and printed.count(TOGETHER) == 1

@@ -21,7 +21,7 @@ from mbsd.catalog.sources import Item
 from mbsd.cli.main import main
 from mbsd.errors import UserError
 from tests.catalog.helpers import image_folder, items_of, picture, quarantine, write_jsonl
-from tests.launch import ROOT
+from tests.ranks import ROOT
 
 COUNT = 90
 ROWS = 300

@@ -23,7 +23,7 @@ from mbsd.catalog.build.normalise import NormalisedImage
 from mbsd.catalog.reader import Catalog
 from tests.catalog.helpers import near, picture, pixels, quarantine, write_jsonl
 from tests.catalog.hostile import encoded, half_red, write_folder
-from tests.launch import ROOT
+from tests.ranks import ROOT
 
 GB = 10**9
 

@@ -21,7 +21,7 @@ from mbsd.catalog.layout import CATALOG_FILE, ID_HASH_FILE, VERSION, split_of
 from mbsd.catalog.reader import Catalog
 from mbsd.errors import UserError
 from tests.catalog.helpers import items_of, small_catalog
-from tests.launch import ROOT
+from tests.ranks import ROOT
 
 NUM_ITEMS = 500_000
 SHARD = 4096

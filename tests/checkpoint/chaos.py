@@ -17,8 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.checkpoint.forked import Start
-from tests.launch import CPU, ROOT, deepspeed_command
+from tests.ranks import CPU, ROOT, Ranks, deepspeed_command, launch
 
 # Phases of a save: the call, what its path ends with ("" any), when it comes relative to the call.
 PHASES = {
@@ -100,26 +99,26 @@ def _inside(
     arguments: list[object], run: Path, log: Path, phase: str, victim: int, occurrence: int, survivors: list[int]
 ) -> bool:
     before = _owner(run)
-    start = Start(2, arguments, log, before=(die_inside, (victim, phase, occurrence)))
+    start = Ranks(2, arguments, log, before=(die_inside, (victim, phase, occurrence)))
     if survivors:
-        _wait(lambda: _owner(run) != before or not any(p.is_alive() for p in start.ranks))
+        _wait(lambda: _owner(run) != before or not any(p.is_alive() for p in start.processes))
         for pid in survivors:
             _signal(pid, signal.SIGCONT)  # back from their pause they have to find out that the run is not theirs
     codes = start.wait(GIVE_UP)
-    assert set(codes) <= {0, 1, -signal.SIGKILL}, start.said()[-4000:]
+    assert set(codes) <= {0, 1, -signal.SIGKILL}, start.printed()[-4000:]
     return codes[victim] == -signal.SIGKILL
 
 
 def _at_random(arguments: list[object], run: Path, log: Path, what: str, rng: random.Random) -> bool:
-    start = Start(2, arguments, log)
-    _wait(lambda: "steps " in start.said() or not any(p.is_alive() for p in start.ranks))
+    start = Ranks(2, arguments, log)
+    _wait(lambda: "steps " in start.printed() or not any(p.is_alive() for p in start.processes))
     time.sleep(rng.uniform(0, 1.5))
     number = signal.SIGTERM if what.startswith("SIGTERM") else signal.SIGKILL
-    alive = [p for p in start.ranks if p.is_alive()]
+    alive = [p for p in start.processes if p.is_alive()]
     for process in alive if what.endswith(("all", "all ranks")) else alive[rng.randrange(2) :][:1]:
         os.kill(process.pid, number)
     codes = start.wait(GIVE_UP)
-    assert set(codes) <= {0, 1, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGABRT}, start.said()[-4000:]
+    assert set(codes) <= {0, 1, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGABRT}, start.printed()[-4000:]
     return bool(alive) and not (run / "DONE").exists()
 
 
@@ -187,16 +186,15 @@ def _tree(pid: int) -> list[int]:
 
 def main() -> None:
     """`python -m tests.checkpoint.chaos CATALOG OUT KILLS SEED`: the long version (make chaos)."""
-    from tests.checkpoint.forked import train
     from tests.checkpoint.runs import chaos_arguments, checksums, newest_step
 
     catalog, out, kills, seed = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     out = out.resolve()
     whole, cut = (chaos_arguments(out / name, catalog.resolve(), kills) for name in ("whole", "cut"))
-    train(2, whole, out / "log", timeout=3600)
+    launch(2, whole, out / "log", timeout=3600)
     began = time.monotonic()
     starts = chaos(cut, out / "cut", out / "log", kills, seed, lambda text: print(text, flush=True))
-    train(2, cut, out / "log", timeout=3600)
+    launch(2, cut, out / "log", timeout=3600)
     same = checksums(newest_step(out / "cut")) == checksums(newest_step(out / "whole"))
     print(f"{kills} kills in {starts} starts, {time.monotonic() - began:.0f} s; bitwise equal: {same}")
     sys.exit(0 if same else 1)

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.checkpoint.forked import Start
-from tests.launch import TINY, write_ds_config
+from tests.ranks import Ranks
+from tests.settings import TINY, write_ds_config
 
 STEPS = 14  # 12 make an epoch of the shop at 16 samples a step
 HALF = 7
@@ -29,11 +29,11 @@ def step(run: Path, number: int) -> Path:
     return run / "checkpoints" / f"step-{number:08d}"
 
 
-def kill_after(start: Start, folder: Path) -> None:
+def kill_after(start: Ranks, folder: Path) -> None:
     """kill -9 of every rank once `folder` is there."""
     deadline = time.monotonic() + 120
     while not folder.exists():
-        assert time.monotonic() < deadline and any(p.is_alive() for p in start.ranks), start.said()[-4000:]
+        assert time.monotonic() < deadline and any(p.is_alive() for p in start.processes), start.printed()[-4000:]
         time.sleep(0.005)
     start.kill()
 

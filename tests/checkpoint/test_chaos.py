@@ -8,10 +8,10 @@ import pytest
 
 from mbsd.checkpoint import store
 from tests.checkpoint.chaos import chaos
-from tests.checkpoint.forked import train
 from tests.checkpoint.runs import chaos_arguments, checksums, newest_step
 from tests.conftest import Shop
-from tests.launch import losses
+from tests.ranks import launch
+from tests.settings import losses
 
 KILLS = 20
 
@@ -20,9 +20,9 @@ KILLS = 20
 @pytest.mark.timeout(2400)  # minutes on two idle cores; many more beside other work
 def test_a_run_survives_twenty_kills(shop: Shop, tmp_path: Path) -> None:
     whole, cut = (chaos_arguments(tmp_path / name, shop.catalog, KILLS) for name in ("whole", "cut"))
-    train(2, whole, tmp_path / "log", timeout=900)
+    launch(2, whole, tmp_path / "log", timeout=900)
     chaos(cut, tmp_path / "cut", tmp_path / "log", KILLS, seed=11, tell=print)
-    train(2, cut, tmp_path / "log", timeout=900)
+    launch(2, cut, tmp_path / "log", timeout=900)
     expected, found = newest_step(tmp_path / "whole"), newest_step(tmp_path / "cut")
     assert found.name == expected.name == store.name_of(10 * KILLS)
     assert checksums(found) == checksums(expected)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.checkpoint.forked import Start, train
 from tests.checkpoint.runs import HALF, STEPS, arguments, checksums, kill_after, step
 from tests.conftest import Shop
-from tests.launch import losses
+from tests.ranks import Ranks, launch
+from tests.settings import losses
 
 pytestmark = pytest.mark.distributed
 
@@ -39,11 +39,11 @@ def allow_fp16(rank: int) -> None:
 def test_a_killed_run_ends_bitwise_like_an_undisturbed_one(case: str, shop: Shop, tmp_path: Path) -> None:
     before = (allow_fp16, ())
     whole, cut = (arguments(tmp_path / name, shop.catalog, ds=CASES[case]) for name in ("whole", "cut"))
-    train(2, whole, tmp_path / "log", before=before)
-    kill_after(Start(2, cut, tmp_path / "log", before=before), step(tmp_path / "cut", HALF))
+    launch(2, whole, tmp_path / "log", before=before)
+    kill_after(Ranks(2, cut, tmp_path / "log", before=before), step(tmp_path / "cut", HALF))
     assert not (tmp_path / "cut" / "DONE").exists()
-    resumed = train(2, cut, tmp_path / "log", before=before)
-    assert f"resuming {step(tmp_path / 'cut', HALF)}" in resumed.said()
+    resumed = launch(2, cut, tmp_path / "log", before=before)
+    assert f"resuming {step(tmp_path / 'cut', HALF)}" in resumed.printed()
     expected = checksums(step(tmp_path / "whole", STEPS))
     assert {"run.json", "state-0000.safetensors", "state-0001.json", "model/model.safetensors"} <= expected.keys()
     assert checksums(step(tmp_path / "cut", STEPS)) == expected
@@ -59,7 +59,7 @@ def test_the_saved_model_is_what_save_pretrained_writes(shop: Shop, tmp_path: Pa
 
     from mbsd.model.heads import MbsdForMaskedModelling
 
-    train(1, arguments(tmp_path / "run", shop.catalog, "--run.max_steps=2"), tmp_path / "log")
+    launch(1, arguments(tmp_path / "run", shop.catalog, "--run.max_steps=2"), tmp_path / "log")
     folder = step(tmp_path / "run", 2) / "model"
     model = MbsdForMaskedModelling.from_pretrained(folder)
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "again")
@@ -78,16 +78,16 @@ def test_another_number_of_ranks_goes_on(
     """The losses that follow are those of the undisturbed run to 1e-5: the same samples, weights, moments, schedule."""
     ds = {"train_batch_size": 12} | ({"optimizer": ADAMW} if optimizer == "AdamW" else {})
     whole = arguments(tmp_path / "whole", shop.catalog, "--model.dropout=0.0", ds=ds)
-    train(before, whole, tmp_path / "log")
+    launch(before, whole, tmp_path / "log")
     expected = losses(tmp_path / "whole")
     cut = arguments(tmp_path / "cut", shop.catalog, "--model.dropout=0.0", ds=ds)
-    kill_after(Start(before, cut, tmp_path / "log"), step(tmp_path / "cut", HALF))
+    kill_after(Ranks(before, cut, tmp_path / "log"), step(tmp_path / "cut", HALF))
     for ranks in after:
         run = tmp_path / f"to{ranks}"
         shutil.copytree(tmp_path / "cut", run)
         shutil.rmtree(step(run, STEPS), ignore_errors=True)
-        resumed = train(ranks, arguments(run, shop.catalog, "--model.dropout=0.0", ds=ds), tmp_path / "log")
-        assert f"resuming {step(run, HALF)} of {before} ranks" in resumed.said()
+        resumed = launch(ranks, arguments(run, shop.catalog, "--model.dropout=0.0", ds=ds), tmp_path / "log")
+        assert f"resuming {step(run, HALF)} of {before} ranks" in resumed.printed()
         found = losses(run)
         assert sorted(found) == list(range(1, STEPS + 1))
         for number, values in expected.items():

@@ -31,8 +31,9 @@ from mbsd.tools.export import onnx_graph
 from mbsd.tools.export.export import export
 from mbsd.tools.export.onnx_graph import write_graph
 from tests.conftest import Shop
-from tests.launch import ROOT, TINY, deepspeed, write_ds_config
 from tests.model.reference import MIXED, deviation, hand_batch, random_samples, randomise, shown, text_of, tiny_config
+from tests.ranks import ROOT, deepspeed
+from tests.settings import TINY, write_ds_config
 
 VIEWS = ("full", "text", "image")
 

@@ -12,8 +12,7 @@ import torch
 from mbsd.checkpoint.resume import find
 from mbsd.checkpoint.storage import Storage
 from mbsd.parallel.world import World
-from tests.distributed import run_distributed
-from tests.launch import ROOT
+from tests.ranks import ROOT, call
 
 LOOKS = 100
 # Publishes and prunes as fast as it can: what a look has listed is often gone when it is read.
@@ -52,7 +51,7 @@ def test_a_start_finds_a_checkpoint_while_an_older_one_writes_and_removes_them(t
     try:
         while not list(tmp_path.glob("step-*")):
             assert older.poll() is None
-        steps, others = run_distributed(look, 2, tmp_path)
+        steps, others = call(look, 2, tmp_path)
     finally:
         older.kill()
         older.wait()

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.checkpoint.forked import run_ranks
 from tests.optim.textbook import STEPS, Tiny
+from tests.ranks import call
 
 pytestmark = pytest.mark.distributed
 
@@ -59,17 +59,15 @@ def begin(zero: dict[str, Any], optimizer: str, seed: int) -> Any:
     return engine
 
 
-def write(rank: int, folder: Path) -> None:
+def write(rank: int, world_size: int, folder: Path) -> None:
     """Half the steps in each layout of this number of ranks, saved; and on one rank all of them, as the reference."""
-    import torch.distributed as dist
-
     from mbsd.checkpoint.flat_layout import read_layout
     from mbsd.checkpoint.host_buffer import HostBuffer
     from mbsd.checkpoint.shards import file_name, scalars_of, tensors_of
 
     for optimizer in ("Lamb", "AdamW"):
         for name, (zero, ranks) in LAYOUTS.items():
-            if ranks != dist.get_world_size() or (optimizer == "AdamW" and name not in ADAMW):
+            if ranks != world_size or (optimizer == "AdamW" and name not in ADAMW):
                 continue
             engine = begin(zero, optimizer, seed=0)
             same_gradients(engine, range(STEPS // 2))
@@ -87,10 +85,8 @@ def write(rank: int, folder: Path) -> None:
             engine.destroy()
 
 
-def read(rank: int, folder: Path) -> None:
+def read(rank: int, world_size: int, folder: Path) -> None:
     """Go on from every folder in every layout of this number of ranks, from other weights; all end the same."""
-    import torch.distributed as dist
-
     from mbsd.checkpoint.flat_layout import read_layout, write_back
     from mbsd.checkpoint.shards import Shards, load_frozen
 
@@ -98,7 +94,7 @@ def read(rank: int, folder: Path) -> None:
         expected = torch.load(saved / "end.pt")
         files = sorted(saved.glob("state-*.json"))
         for name, (zero, ranks) in LAYOUTS.items():
-            if ranks != dist.get_world_size():
+            if ranks != world_size:
                 continue
             engine = begin(zero, saved.name.split(",")[0], seed=1)
             layout = read_layout(engine)
@@ -114,7 +110,7 @@ def read(rank: int, folder: Path) -> None:
 def test_every_layout_reads_every_other(tmp_path: Path) -> None:
     (tmp_path / "saved").mkdir()
     for ranks in (1, 2, 3):
-        run_ranks(write, ranks, tmp_path / "log", tmp_path / "saved")
+        call(write, ranks, tmp_path / "saved")
     assert len(list((tmp_path / "saved").iterdir())) == len(LAYOUTS) + len(ADAMW)
     for ranks in (1, 2, 3):
-        run_ranks(read, ranks, tmp_path / "log", tmp_path / "saved")
+        call(read, ranks, tmp_path / "saved")

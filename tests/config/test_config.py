@@ -17,7 +17,8 @@ from mbsd.errors import UserError
 from mbsd.tools.studies.chains import plan
 from mbsd.tools.studies.settings import AblationConfig, MissingStudyConfig, StudyConfig
 from mbsd.tools.studies.shop import shop_below
-from tests.launch import ROOT, write_ds_config
+from tests.ranks import ROOT
+from tests.settings import write_ds_config
 
 CONFIGS = ROOT / "launchers" / "configs"
 DS_CONFIGS = ROOT / "ds_configs"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from mbsd.catalog.reader import Catalog
-from tests.checkpoint.forked import Start, train
 from tests.checkpoint.runs import STEPS, arguments
 from tests.conftest import Shop
+from tests.ranks import Ranks, launch
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def rotten(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 @pytest.mark.distributed
 def test_a_few_damaged_pictures_are_named_and_counted(rotten: tuple[Path, list[int]], tmp_path: Path) -> None:
     catalog, items = rotten
-    start = train(2, arguments(tmp_path / "run", catalog), tmp_path / "log")
+    start = launch(2, arguments(tmp_path / "run", catalog), tmp_path / "log")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     counts = [line["corrupt_images"] for line in lines if "corrupt_images" in line]
     named = [line for line in start.lines("shown without its picture")]
@@ -53,8 +53,8 @@ def test_a_few_damaged_pictures_are_named_and_counted(rotten: tuple[Path, list[i
 @pytest.mark.distributed
 def test_a_run_stops_where_more_are_damaged_than_allowed(rotten: tuple[Path, list[int]], tmp_path: Path) -> None:
     catalog, _ = rotten
-    start = Start(2, arguments(tmp_path / "run", catalog, "--data.max_corrupt=0"), tmp_path / "log")
-    assert start.wait(patience=30) == [2, 2], start.said()[-3000:]
+    start = Ranks(2, arguments(tmp_path / "run", catalog, "--data.max_corrupt=0"), tmp_path / "log")
+    assert start.wait(patience=30) == [2, 2], start.printed()[-3000:]
     errors = start.errors()
     assert len(errors) == 1 and "pictures read are damaged on disk" in errors[0] and "data.max_corrupt=0" in errors[0]
     assert not (tmp_path / "run" / "DONE").exists()

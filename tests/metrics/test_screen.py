@@ -33,10 +33,10 @@ from mbsd.data.text import load_tokenizer
 from mbsd.metrics.board import tag_of
 from mbsd.model.heads import MbsdForMatching
 from mbsd.model.load import load_model
-from tests.checkpoint.forked import Start, train
 from tests.checkpoint.runs import checksums, step
 from tests.conftest import Shop
-from tests.launch import TINY, write_ds_config
+from tests.ranks import Ranks, launch
+from tests.settings import TINY, write_ds_config
 
 STEPS, HELD_OUT = 6, 24
 OFTEN = [
@@ -66,12 +66,12 @@ def runs(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
     folder = tmp_path_factory.mktemp("screen")
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (40, 120))
-    start = Start(1, stage_1(folder / "stage1", shop), folder / "log1", before=(_at_a_terminal, (os.ttyname(theirs),)))
-    assert start.wait() == [0], start.said() + _read(ours)
+    start = Ranks(1, stage_1(folder / "stage1", shop), folder / "log1", before=(_at_a_terminal, (os.ttyname(theirs),)))
+    assert start.wait() == [0], start.printed() + _read(ours)
     terminal = _read(ours)
     os.close(ours)
     os.close(theirs)
-    second = train(2, stage_2(folder / "stage2", shop, folder / "stage1"), folder / "log2")
+    second = launch(2, stage_2(folder / "stage2", shop, folder / "stage1"), folder / "log2")
     boards = {}
     for name in ("stage1", "stage2"):
         boards[name] = EventAccumulator(str(folder / name / "tensorboard"), size_guidance={"tensors": 0, "images": 0})
@@ -264,7 +264,7 @@ def test_the_projector_has_vectors_facts_and_thumbnails(runs: dict[str, Any], st
 def test_looking_changes_nothing(runs: dict[str, Any], shop: Shop, tmp_path: Path) -> None:
     """With dropout: validations and pictures on the way, or none before the end, and the same bits."""
     run = tmp_path / "run"
-    train(1, stage_1(run, shop, "--run.validate_every=0"), tmp_path / "log")
+    launch(1, stage_1(run, shop, "--run.validate_every=0"), tmp_path / "log")
     with_looks, without = (checksums(step(path, STEPS)) for path in (runs["folder"] / "stage1", run))
     with_looks.pop("model/config.json", None), without.pop("model/config.json", None)
     assert with_looks == without
@@ -305,7 +305,7 @@ def test_a_line_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_failure_names_rank_and_host_first(shop: Shop, tmp_path: Path) -> None:
-    start = Start(2, stage_1(tmp_path / "run", shop), tmp_path / "log", before=(_break, ()))
+    start = Ranks(2, stage_1(tmp_path / "run", shop), tmp_path / "log", before=(_break, ()))
     assert start.wait()[1] == 1
     said = [line for line in start.logs[1].read_text().splitlines() if not line.startswith("[Gloo]")]
     assert said[0] == f"rank 1 on {platform.node()}: OSError: the disk is gone" and "Traceback" in said[1]

@@ -14,7 +14,6 @@ from mbsd.errors import UserError
 from mbsd.optim.groups import build_optimizer, parameter_groups
 from mbsd.optim.lamb import Lamb
 from mbsd.optim.zero import bind
-from tests.distributed import run_distributed
 from tests.optim.textbook import (
     BETA1,
     BETA2,
@@ -29,6 +28,7 @@ from tests.optim.textbook import (
     textbook_lamb,
     worst_relative_error,
 )
+from tests.ranks import call
 
 pytestmark = pytest.mark.distributed
 
@@ -107,7 +107,7 @@ def weights_and_ratio_errors(rank: int, world_size: int) -> dict[str, tuple[floa
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_equals_the_textbook_under_deepspeed(world_size: int) -> None:
-    for rank, errors in enumerate(run_distributed(weights_and_ratio_errors, world_size)):
+    for rank, errors in enumerate(call(weights_and_ratio_errors, world_size)):
         for name, (weights, ratios, count) in errors.items():
             print(
                 f"world size {world_size}, rank {rank}, ZeRO {name}: weights {weights:.1e}, {count} ratios {ratios:.1e}"
@@ -127,7 +127,7 @@ def per_slice_errors(rank: int, world_size: int) -> dict[int, float]:
 
 
 def test_a_ratio_per_slice_fails_the_same_comparison() -> None:
-    for errors in run_distributed(per_slice_errors, 2):
+    for errors in call(per_slice_errors, 2):
         print(errors)
         assert errors[0] < 1e-6
         assert errors[1] > 1e-2 and errors[2] > 1e-2
@@ -170,7 +170,7 @@ def save_load_continue(rank: int, world_size: int, folder: str) -> dict[str, boo
 
 
 def test_save_and_load_continue_bitwise(tmp_path: Path) -> None:
-    for same in run_distributed(save_load_continue, 2, str(tmp_path)):
+    for same in call(save_load_continue, 2, str(tmp_path)):
         assert all(same.values()), same
 
 
@@ -249,4 +249,4 @@ def unused_refusals_and_bf16(rank: int, world_size: int) -> None:
 
 
 def test_unused_weights_refusals_and_the_step_that_bf16_without_zero_takes_at_construction() -> None:
-    run_distributed(unused_refusals_and_bf16, 2)
+    call(unused_refusals_and_bf16, 2)

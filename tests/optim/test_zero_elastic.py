@@ -10,9 +10,9 @@ import pytest
 from torch import Tensor
 
 from mbsd.optim.zero import bind
-from tests.distributed import run_distributed
 from tests.optim.test_zero import build_engine, make_optimizer, train
 from tests.optim.textbook import Awkward, mean_gradients, textbook_lamb, worst_relative_error
+from tests.ranks import call
 
 pytestmark = pytest.mark.distributed
 
@@ -49,10 +49,10 @@ def go_on(rank: int, world_size: int, folder: str, saved_by: int) -> float:
 
 @pytest.mark.parametrize(("saved_by", "loaded_by"), [(2, 1), (2, 3), (3, 2), (1, 4)])
 def test_moments_survive_a_change_of_world_size(saved_by: int, loaded_by: int, tmp_path: Path) -> None:
-    run_distributed(save, saved_by, str(tmp_path))
+    call(save, saved_by, str(tmp_path))
     convert = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
     folders = ["--input_folder", str(tmp_path / "saved"), "--output_folder", str(tmp_path / "universal")]
     subprocess.run([*convert, *folders], check=True, capture_output=True)
-    errors = run_distributed(go_on, loaded_by, str(tmp_path), saved_by)
+    errors = call(go_on, loaded_by, str(tmp_path), saved_by)
     print(f"{saved_by} ranks to {loaded_by}: {max(errors):.1e}")
     assert max(errors) < 1e-6

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.distributed import run_distributed
 from tests.optim.textbook import mean_gradients, textbook_lamb, worst_relative_error
+from tests.ranks import call
 
 EXAMPLES, STEPS = 25, 3
 
@@ -96,6 +96,6 @@ def search(rank: int, world_size: int) -> tuple[int, float]:
 @pytest.mark.distributed
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_no_shape_is_found_that_differs_from_the_textbook(world_size: int) -> None:
-    for tried, worst in run_distributed(search, world_size, timeout=400):
+    for tried, worst in call(search, world_size, timeout=400):
         print(f"world size {world_size}: {tried} cases, worst relative error {worst:.1e}")
         assert tried >= EXAMPLES

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +16,7 @@ from mbsd.config.run import BaseConfig, PretrainConfig, RunConfig
 from mbsd.tools.plan.memory import engine_memory
 from mbsd.tools.plan.shapes import Lengths, Shapes
 from mbsd.tools.plan.trace import SavedBytes
-from tests.checkpoint.forked import run_ranks
+from tests.ranks import call
 
 MICRO_BATCH, BUCKET = 4, 200_000
 # Ranks -> (ZeRO stage, precision, micro-steps, stage of pre-training, activation checkpointing).
@@ -49,8 +47,8 @@ def live() -> int:
     return sum(storages.values())
 
 
-def measure(rank: int, world_size: int, out: Path) -> None:
-    """Write what each engine of `ENGINES` predicts and holds on this rank."""
+def measure(rank: int, world_size: int) -> list[dict[str, Any]]:
+    """What each engine of `ENGINES` predicts and holds on this rank."""
     from mbsd.config.deepspeed import DeepSpeedConfig
     from mbsd.model.attention import AttentionPlan
     from mbsd.training.engine import build_engine
@@ -71,7 +69,7 @@ def measure(rank: int, world_size: int, out: Path) -> None:
         predicted = dataclasses.asdict(engine_memory(shapes.step, resolved, world_size))
         predicted["activations"] = shapes.trace(MICRO_BATCH).saved
         results.append({"predicted": predicted, "measured": _run(shapes, build_engine, resolved, accumulation)})
-    (out / f"{rank}.json").write_text(json.dumps(results))
+    return results
 
 
 def _run(shapes: Shapes, build_engine: Any, resolved: dict[str, Any], accumulation: int) -> dict[str, int]:
@@ -150,9 +148,8 @@ def _slices(engine: Any) -> int:
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("world_size", sorted(ENGINES))
-def test_memory_is_what_the_engine_holds(world_size: int, tmp_path: Path) -> None:
-    run_ranks(measure, world_size, tmp_path / "log", world_size, tmp_path)
-    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(world_size)]
+def test_memory_is_what_the_engine_holds(world_size: int) -> None:
+    ranks = call(measure, world_size)
     for n, engine in enumerate(ENGINES[world_size]):
         p = ranks[0][n]["predicted"]
         measured = {name: max(rank[n]["measured"][name] for rank in ranks) for name in ranks[0][n]["measured"]}

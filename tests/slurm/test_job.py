@@ -13,7 +13,7 @@ from mbsd.config.run_files import LAST_SAVED
 from mbsd.errors import UserError
 from mbsd.tools.slurm.job import Ended, count_failure, what_next
 from mbsd.tools.slurm.submit import expand
-from tests.launch import ROOT
+from tests.ranks import ROOT
 
 CONFIG = ["--config", "launchers/configs/stage1.yaml", "--deepspeed_config", "ds_configs/v100x16_stage1.json"]
 

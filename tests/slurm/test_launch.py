@@ -14,7 +14,8 @@ import pytest
 
 from mbsd.parallel.launch_env import first_host
 from tests.conftest import Shop
-from tests.launch import CPU, ROOT, TINY, deepspeed, losses, write_ds_config
+from tests.ranks import CPU, ROOT, deepspeed
+from tests.settings import TINY, losses, write_ds_config
 from tests.slurm.cluster import Cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.distributed, pytest.mark.xdist_group("slurm")]

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoint.forked import Start
 from tests.checkpoint.runs import checksums, step
 from tests.conftest import Shop
-from tests.launch import CPU, ROOT, TINY, losses, write_ds_config
+from tests.ranks import CPU, ROOT, Ranks
+from tests.settings import TINY, losses, write_ds_config
 from tests.slurm.cluster import Cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.distributed, pytest.mark.xdist_group("slurm")]
@@ -126,13 +126,13 @@ def test_a_run_outlives_its_time_limit_and_a_lost_node(cluster: Cluster, story: 
     minutes = int(time.monotonic() - begun) // 60 + 2
     cluster.run("scontrol", "update", f"JobId={job.number}", f"TimeLimit={minutes}")
     undisturbed = tmp_path / "undisturbed"
-    other = Start(4, [*story.arguments, "--run.dir", undisturbed], tmp_path / "log")
+    other = Ranks(4, [*story.arguments, "--run.dir", undisturbed], tmp_path / "log")
     cluster.wait_for_restart(job.number, 1)
     cluster.run("scontrol", "update", f"JobId={job.number}", "TimeLimit=30")
     stopped = max(losses(run))
     assert f"SIGUSR1: saved and stopped after step {stopped} of {STEPS}" in job.log
 
-    assert other.wait() == [0] * 4, other.said()
+    assert other.wait() == [0] * 4, other.printed()
 
     # A node is lost.
     cluster.wait(lambda: job.steps() >= stopped + 6, "the run goes on")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch import ROOT
+from tests.ranks import ROOT
 
 
 @pytest.mark.distributed

@@ -16,7 +16,7 @@ from mbsd.tools.studies.chains import plan
 from mbsd.tools.studies.commands import LaunchConfig
 from mbsd.tools.studies.settings import AblationConfig, StageConfig
 from mbsd.tools.studies.steps import same_inputs
-from tests.launch import write_ds_config
+from tests.settings import write_ds_config
 
 
 def planned(folder: Path, row: int) -> dict[str, dict[str, Any]]:

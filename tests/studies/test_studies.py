@@ -20,7 +20,8 @@ import yaml
 from PIL import Image
 
 from tests.conftest import Shop
-from tests.launch import CPU, ROOT, write_ds_config
+from tests.ranks import CPU, ROOT
+from tests.settings import write_ds_config
 from tests.studies.warm import Server
 
 SIZES = {"image_size": 32, "num_workers": 0, "max_text_tokens": 48, "max_query_tokens": 16, "crop_scale": [1.0, 1.0]}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mbsd.catalog.synthetic.shop import synthesise
-from tests.launch import CPU
+from tests.ranks import CPU
 from tests.studies.warm import Server
 
 

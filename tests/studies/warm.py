@@ -14,8 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from tests.checkpoint.forked import Start
-from tests.launch import ROOT
+from tests.ranks import ROOT, Ranks
 
 
 class Server:
@@ -23,7 +22,7 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.started = folder, list[tuple[str, str]]()
-        self.live: Start | None = None
+        self.live: Ranks | None = None
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.bind(str(folder / "socket"))
         self._socket.listen()
@@ -48,11 +47,12 @@ class Server:
         config = words[words.index("--config") + 1] if "--config" in words else ""
         settings = config.partition("/settings/")[2]
         self.started.append((Path(launcher).stem, settings.removesuffix(".yaml")))
-        self.live = start = Start(1, words, self.folder / str(len(self.started)), launcher=Path(launcher).stem)
-        while any(process.is_alive() for process in start.ranks):
+        self.live = start = Ranks(1, words, self.folder / str(len(self.started)), launcher=Path(launcher).stem)
+        while any(process.is_alive() for process in start.processes):
             if select.select([connection], [], [], 0)[0]:  # it says nothing more: it is gone
                 start.kill()
                 return
             time.sleep(0.01)
-        code = start.ranks[0].exitcode
-        connection.sendall(json.dumps({"code": 1 if code is None or code < 0 else code, "said": start.said()}).encode())
+        code = start.processes[0].exitcode
+        answer = {"code": 1 if code is None or code < 0 else code, "said": start.printed()}
+        connection.sendall(json.dumps(answer).encode())

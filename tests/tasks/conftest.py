@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoint.forked import train
+from tests.ranks import launch
 from tests.tasks.market import DRAWN, POSITIVE, Market, build_market, finetune_arguments
 
 # Task -> kind of table, steps, the task whose weights it starts from, settings.
@@ -51,6 +51,6 @@ def trained(market: Market, tmp_path_factory: pytest.TempPathFactory) -> Trained
     for task, (kind, steps, source, settings) in RUNS.items():
         start = [f"--run.init_from={runs[source]}"] if source else []
         arguments = finetune_arguments(market, kind, folder / task, steps, *settings, *start)
-        train(2, arguments, folder / f"{task}_log", launcher="finetune")
+        launch(2, arguments, folder / f"{task}_log", launcher="finetune")
         runs[task] = folder / task
     return Trained(market, runs)

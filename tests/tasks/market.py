@@ -19,7 +19,7 @@ from mbsd.catalog.sources import Item
 from mbsd.catalog.synthetic.shop import synthesise
 from mbsd.catalog.synthetic.words import COLOUR, VOCABULARY
 from mbsd.catalog.tables import build_table
-from tests.launch import write_ds_config
+from tests.settings import write_ds_config
 
 NUM_ITEMS = 799  # 199 of them in test: no multiple of 2 or 3
 WARM = {"red", "orange", "yellow"}

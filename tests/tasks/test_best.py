@@ -13,8 +13,8 @@ import pytest
 from mbsd.checkpoint.resume import result, weights_folder
 from mbsd.errors import UserError
 from mbsd.training.early_stopping import EarlyStopping
-from tests.checkpoint.forked import Start, train
 from tests.checkpoint.runs import flip_a_bit
+from tests.ranks import Ranks, launch
 from tests.tasks.market import DRAWN, Market, finetune_arguments
 
 EVERY = 2
@@ -58,7 +58,7 @@ def decisions(run: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def undisturbed(market: Market, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("undisturbed") / "run"
-    train(2, command(market, run), run.parent / "log", launcher="finetune")
+    launch(2, command(market, run), run.parent / "log", launcher="finetune")
     return run
 
 
@@ -81,7 +81,7 @@ def test_a_finished_run_stays_finished(undisturbed: Path, market: Market, tmp_pa
     """Also where it was killed between its last checkpoint and DONE."""
     before = decisions(undisturbed)
     (undisturbed / "DONE").unlink()
-    train(2, command(market, undisturbed), tmp_path / "log", launcher="finetune")
+    launch(2, command(market, undisturbed), tmp_path / "log", launcher="finetune")
     assert decisions(undisturbed) == before
 
 
@@ -92,17 +92,17 @@ def test_interrupted_runs_decide_the_same(undisturbed: Path, market: Market, tmp
     ended = int(expected["done"])
     due = 2 * EVERY
     # The ranks stop one step after the one in which any of them was told.
-    told = Start(
+    told = Ranks(
         2, command(market, run), tmp_path / "a", before=(signal_at, (signal.SIGTERM, due - 1)), launcher="finetune"
     )
-    assert told.wait() == [0, 0], told.said()[-3000:]
+    assert told.wait() == [0, 0], told.printed()[-3000:]
     assert json.loads((run / "PREEMPTED").read_text())["step"] == due
-    killed = Start(
+    killed = Ranks(
         2, command(market, run), tmp_path / "b", before=(signal_at, (signal.SIGKILL, ended - 1)), launcher="finetune"
     )
     assert killed.wait() != [0, 0]
     assert not (run / "DONE").exists()
-    train(2, command(market, run), tmp_path / "c", launcher="finetune")
+    launch(2, command(market, run), tmp_path / "c", launcher="finetune")
     assert decisions(run) == expected
 
 
@@ -110,10 +110,10 @@ def test_interrupted_runs_decide_the_same(undisturbed: Path, market: Market, tmp
 def test_another_metric_is_another_run(undisturbed: Path, market: Market, tmp_path: Path) -> None:
     (undisturbed / "DONE").unlink()
     try:
-        start = Start(1, [*command(market, undisturbed), "--best.metric=loss"], tmp_path / "log", launcher="finetune")
+        start = Ranks(1, [*command(market, undisturbed), "--best.metric=loss"], tmp_path / "log", launcher="finetune")
         assert start.wait() == [2]
         assert "best.metric=loss" in start.errors()[0] and "roc_auc_full" in start.errors()[0]
-        unknown = Start(1, [*command(market, undisturbed), "--best.metric=auc"], tmp_path / "log2", launcher="finetune")
+        unknown = Ranks(1, [*command(market, undisturbed), "--best.metric=auc"], tmp_path / "log2", launcher="finetune")
         assert unknown.wait() == [2]
         assert "best.metric=auc" in unknown.errors()[0] and "roc_auc_full" in unknown.errors()[0]
     finally:

@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score, f1_score, normalized_mutual
 
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Table
-from tests.checkpoint.forked import train
+from tests.ranks import launch
 from tests.tasks.conftest import Trained
 from tests.tasks.market import POSITIVE, evaluate_arguments
 
@@ -35,7 +35,7 @@ def scores(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[t
             arguments = evaluate_arguments(
                 trained.market, trained.kind(task), trained.model(task), out, "--micro_batch=16", *more
             )
-            train(ranks, arguments, folder / f"{task}{ranks}", launcher="evaluate")
+            launch(ranks, arguments, folder / f"{task}{ranks}", launcher="evaluate")
             found[task, ranks] = json.loads(out.read_text())
     return found
 

@@ -19,18 +19,10 @@ from mbsd.config.parse import parse, parse_scoring
 from mbsd.config.run import FinetuneConfig
 from mbsd.config.scoring import EmbedConfig, EvaluateConfig
 from mbsd.errors import UserError
-from tests.checkpoint.forked import Start
-from tests.launch import write_ds_config
+from tests.ranks import refused
+from tests.settings import write_ds_config
 from tests.tasks.conftest import Trained
 from tests.tasks.market import DRAWN, Market, evaluate_arguments, finetune_arguments
-
-
-def refused(launcher: str, arguments: list[object], log: Path) -> str:
-    """The one line that both ranks together say."""
-    start = Start(2, arguments, log, launcher=launcher)
-    assert start.wait() == [2, 2], start.said()[-3000:]
-    assert len(start.errors()) == 1 and "Traceback" not in start.said(), start.said()[-3000:]
-    return start.errors()[0]
 
 
 def changed(table: Path, out: Path, change: Callable[[dict[str, list[Any]]], None]) -> Path:
@@ -92,7 +84,7 @@ def test_fine_tuning(case: str, market: Market, tmp_path: Path) -> None:
         more = [*more, "--task.class_weights=[1,2,3]"]
         named += ["task.class_weights=[1.0, 2.0, 3.0]", "4 classes"]
     words = [*finetune_arguments(market, kind, tmp_path / "run", 2, *DRAWN, *more), "--data.table", table]
-    line = refused("finetune", words, tmp_path / "log")
+    line = refused(2, words, tmp_path / "log", launcher="finetune")
     assert all(name in line for name in named), line
     assert not (tmp_path / "run" / "checkpoints").exists() or not list(
         (tmp_path / "run" / "checkpoints").glob("step-*")
@@ -126,7 +118,7 @@ def test_scoring(case: str, trained: Trained, tmp_path: Path) -> None:
             _save_backbone(trained.model("attributes"), model)
             named = [str(model), "was not fine-tuned"]
     words = [*evaluate_arguments(market, kind, model, tmp_path / "out.json", *more), "--data.table", table]
-    line = refused("evaluate", words, tmp_path / "log")
+    line = refused(2, words, tmp_path / "log", launcher="evaluate")
     assert all(name in line for name in named), line
     assert not (tmp_path / "out.json").exists()
 

@@ -21,7 +21,7 @@ from mbsd.errors import UserError
 from mbsd.tools.report.examples import find_examples
 from mbsd.tools.report.gather import read_evaluations
 from mbsd.tools.report.tables import paper_tables
-from tests.checkpoint.forked import train
+from tests.ranks import launch
 from tests.tasks.conftest import Trained
 from tests.tasks.market import evaluate_arguments
 
@@ -37,7 +37,7 @@ def runs(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(trained.model(task), run)
         more = ["--missing.rates=[0.5]"] if task == "attributes" else []
         arguments = evaluate_arguments(trained.market, trained.kind(task), run, run / "test.json", *more)
-        train(1, arguments, folder.parent / f"{folder.name}_{task}", launcher="evaluate")
+        launch(1, arguments, folder.parent / f"{folder.name}_{task}", launcher="evaluate")
     second = folder / "attributes" / "seed-1"
     shutil.copytree(folder / "attributes" / "seed-0", second)
     scores = json.loads((second / "test.json").read_text())

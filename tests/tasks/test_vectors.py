@@ -17,8 +17,8 @@ from PIL import Image
 from mbsd.catalog.reader import Catalog
 from mbsd.errors import UserError
 from mbsd.inference import Encoder
-from tests.checkpoint.forked import Start, train
-from tests.launch import ROOT, TINY, write_ds_config
+from tests.ranks import ROOT, Ranks, launch
+from tests.settings import TINY, write_ds_config
 from tests.tasks.conftest import Trained
 from tests.tasks.market import NUM_ITEMS, POSITIVE, Market
 
@@ -58,7 +58,7 @@ def kill_after(rank: int, files: int) -> None:
 def whole(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All vectors by two ranks that nobody disturbed."""
     out = tmp_path_factory.mktemp("whole") / "vectors"
-    train(2, arguments(trained.market, trained.model("attributes"), out), out.parent / "log", launcher="embed")
+    launch(2, arguments(trained.market, trained.model("attributes"), out), out.parent / "log", launcher="embed")
     return out
 
 
@@ -79,16 +79,16 @@ def test_killed_and_gone_on_with_on_other_ranks(trained: Trained, whole: Path, t
     """Two ranks die with three of nine files written; three ranks write the rest: the same bytes, no item twice."""
     out = tmp_path / "vectors"
     words = arguments(trained.market, trained.model("attributes"), out)
-    killed = Start(2, words, tmp_path / "killed", before=(kill_after, (1,)), launcher="embed")
+    killed = Ranks(2, words, tmp_path / "killed", before=(kill_after, (1,)), launcher="embed")
     assert all(code != 0 for code in killed.wait())
     there = {path.name: path.stat().st_mtime_ns for path in (out / "vectors").glob("part-*")}
     assert 0 < len(there) < 9 and not json.loads((out / "manifest.json").read_text())["complete"]
-    train(3, words, tmp_path / "again", launcher="embed")
+    launch(3, words, tmp_path / "again", launcher="embed")
     assert {name: (out / "vectors" / name).stat().st_mtime_ns for name in there} == there, "written twice"
     assert sorted(os.listdir(out / "vectors")) == sorted(os.listdir(whole / "vectors"))
     for path in (whole / "vectors").iterdir():
         assert (out / "vectors" / path.name).read_bytes() == path.read_bytes()
-    refused = Start(1, [*words, "--view=text"], tmp_path / "other", launcher="embed")
+    refused = Ranks(1, [*words, "--view=text"], tmp_path / "other", launcher="embed")
     assert refused.wait() == [2]
     assert "manifest.json" in refused.errors()[0] and "view='full'" in refused.errors()[0]
 
@@ -111,9 +111,9 @@ def test_a_pre_trained_model_in_half_precision(stage: str, market: Market, tmp_p
         more = ["--stage=matching", "--data.table", tmp_path / "pairs.parquet"]
     words = ["--deepspeed_config", write_ds_config(tmp_path), "--run.dir", tmp_path / "run", "--run.max_steps=2",
              "--data.catalog", market.catalog, "--run.validate_samples=8", *TINY, *more]  # fmt: skip
-    train(1, words, tmp_path / "log")
+    launch(1, words, tmp_path / "log")
     out = tmp_path / "vectors"
-    train(
+    launch(
         1,
         arguments(market, tmp_path / "run", out, "--dtype=float16", "--split=test"),
         tmp_path / "embed",

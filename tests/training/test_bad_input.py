@@ -12,17 +12,8 @@ from mbsd.data.text import build_tokenizer
 from mbsd.model.config import MbsdConfig
 from mbsd.model.heads import MbsdForMatching
 from tests.conftest import Shop
-from tests.launch import TINY, deepspeed, run_ranks, write_ds_config
-
-
-def refused(launcher: str, *arguments: object, ranks: int = 2) -> str:
-    """The one line that all ranks together say."""
-    results = run_ranks(ranks, launcher, *arguments)
-    assert [code for code, _ in results] == [2] * ranks, results[0][1][-3000:]
-    said = [line for _, stderr in results for line in stderr.splitlines() if line.startswith("error")]
-    assert len(said) == 1, said
-    assert "Traceback" not in "".join(stderr for _, stderr in results)
-    return said[0]
+from tests.ranks import launch, refused
+from tests.settings import TINY, write_ds_config
 
 
 @pytest.fixture
@@ -49,7 +40,7 @@ def given(shop: Shop, tmp_path: Path) -> list[object]:
     ],
 )
 def test_settings(given: list[object], arguments: list[str], named: list[str], tmp_path: Path) -> None:
-    line = refused("pretrain", *given, *arguments)
+    line = refused(2, [*given, *arguments], tmp_path / "log")
     assert all(name in line for name in named), line
     assert not (tmp_path / "run").exists()
 
@@ -57,7 +48,7 @@ def test_settings(given: list[object], arguments: list[str], named: list[str], t
 def test_a_key_in_both_files(given: list[object], tmp_path: Path) -> None:
     yaml = tmp_path / "run.yaml"
     yaml.write_text("run:\n  gradient_clipping: 1.0\n")
-    line = refused("pretrain", "--config", yaml, *given)
+    line = refused(2, ["--config", yaml, *given], tmp_path / "log")
     assert "run.yaml" in line and "ds.json" in line and "gradient_clipping" in line
 
 
@@ -83,12 +74,12 @@ def test_a_key_in_both_files(given: list[object], tmp_path: Path) -> None:
 )
 def test_deepspeeds_json(given: list[object], changes: dict[str, Any], named: list[str], tmp_path: Path) -> None:
     write_ds_config(tmp_path, **changes)
-    line = refused("pretrain", *given)
+    line = refused(2, given, tmp_path / "log")
     assert all(name in line for name in named), line
 
 
 def test_a_folder_that_is_no_catalogue(given: list[object], tmp_path: Path) -> None:
-    assert str(tmp_path / "nothing") in refused("pretrain", *given, "--data.catalog", tmp_path / "nothing")
+    assert str(tmp_path / "nothing") in refused(2, [*given, "--data.catalog", tmp_path / "nothing"], tmp_path / "log")
 
 
 def test_a_table_of_another_catalogue(given: list[object], shop: Shop, tmp_path: Path) -> None:
@@ -97,7 +88,7 @@ def test_a_table_of_another_catalogue(given: list[object], shop: Shop, tmp_path:
 
     build_catalog([Item(f"i{n}", title=f"red {n}") for n in range(40)], None, tmp_path / "other", progress=False)
     arguments = ["--stage=matching", "--data.table", shop.pairs, "--data.catalog", tmp_path / "other"]
-    line = refused("pretrain", *given, *arguments)
+    line = refused(2, [*given, *arguments], tmp_path / "log")
     assert str(shop.pairs) in line and "another catalogue" in line
 
 
@@ -110,13 +101,13 @@ def test_weights_and_tokenizer_that_do_not_fit(given: list[object], shop: Shop, 
     build_tokenizer(["green shirt", "black shoe"], 300, tmp_path / "other_words")
     start = ["--run.init_from", tmp_path / "weights"]
 
-    line = refused("pretrain", *given, *start, "--data.tokenizer", tmp_path / "other_words")
+    line = refused(2, [*given, *start, "--data.tokenizer", tmp_path / "other_words"], tmp_path / "log")
     assert "data.tokenizer" in line and str(tmp_path / "weights") in line
-    line = refused("pretrain", *given, *start, "--model.hidden_size=48")
+    line = refused(2, [*given, *start, "--model.hidden_size=48"], tmp_path / "log")
     assert "model.hidden_size=48" in line and "32" in line
-    line = refused("pretrain", *given, *start, "--data.image_size=64")
+    line = refused(2, [*given, *start, "--data.image_size=64"], tmp_path / "log")
     assert "data.image_size=64" in line and "32" in line
-    assert str(tmp_path) in refused("pretrain", *given, "--run.init_from", tmp_path)
+    assert str(tmp_path) in refused(2, [*given, "--run.init_from", tmp_path], tmp_path / "log")
 
 
 def test_a_run_folder_of_another_catalogue(given: list[object], shop: Shop, tmp_path: Path) -> None:
@@ -124,15 +115,15 @@ def test_a_run_folder_of_another_catalogue(given: list[object], shop: Shop, tmp_
     from mbsd.catalog.build.build import build_catalog
     from mbsd.catalog.sources import Item
 
-    deepspeed(1, "pretrain", *given)
+    launch(1, given, tmp_path / "log")
     run = tmp_path / "run"
     (run / "DONE").unlink()
     build_catalog([Item(f"i{n}", title=f"red {n}") for n in range(40)], None, tmp_path / "other", progress=False)
-    line = refused("pretrain", *given, "--data.catalog", tmp_path / "other", ranks=1)
+    line = refused(1, [*given, "--data.catalog", tmp_path / "other"], tmp_path / "log")
     assert "step-00000002" in line and "catalogue" in line
-    assert "run.seed" in refused("pretrain", *given, "--run.seed=4", ranks=1)
+    assert "run.seed" in refused(1, [*given, "--run.seed=4"], tmp_path / "log")
     (run / "checkpoints" / "step-00000002" / "state-0000.safetensors").write_bytes(b"")
-    assert "state-0000.safetensors" in refused("pretrain", *given, ranks=1)
+    assert "state-0000.safetensors" in refused(1, given, tmp_path / "log")
 
 
 def test_an_empty_catalogue(tmp_path: Path) -> None:

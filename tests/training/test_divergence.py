@@ -9,9 +9,9 @@ import torch
 
 from mbsd.config.run import RunConfig
 from mbsd.errors import UserError
-from tests.distributed import run_distributed
-from tests.launch import DS_CONFIG
 from tests.optim.textbook import Awkward, given_gradients
+from tests.ranks import call
+from tests.settings import DS_CONFIG
 
 LIMIT = 6
 
@@ -63,7 +63,7 @@ def overflowing_steps(rank: int, world_size: int, zero_stage: int, optimizer: st
 @pytest.mark.distributed
 @pytest.mark.parametrize(("zero_stage", "optimizer"), [(2, "Lamb"), (2, "AdamW"), (0, "Lamb")])
 def test_a_run_that_only_skips_is_stopped_on_every_rank(zero_stage: int, optimizer: str) -> None:
-    for seen in run_distributed(overflowing_steps, 2, zero_stage, optimizer):
+    for seen in call(overflowing_steps, 2, zero_stage, optimizer):
         assert seen["in_a_row"] == 4 and seen["skipped"] == LIMIT + 1
         assert seen["shared"] and seen["scale"]["loss_scale"] == 1.0
         # four were already skipped when the last rounds began

@@ -25,10 +25,10 @@ from mbsd.tools.bench.ranks import on_ranks
 from mbsd.tools.bench.step_batches import draw, packed
 from mbsd.tools.plan.trace import SavedBytes
 from mbsd.training.engine import build_engine
-from tests.checkpoint.forked import train
 from tests.conftest import Shop
-from tests.launch import write_ds_config
 from tests.model.reference import MIXED, gradients_of, hand_batch, random_samples, randomise, tiny_config
+from tests.ranks import launch
+from tests.settings import write_ds_config
 from tests.training.test_runs import stage_1
 
 
@@ -48,7 +48,7 @@ def loss_and_gradients(step: MatchingStep, batch: Batch) -> tuple[Tensor, dict[s
     """With dropout drawn from a fixed seed; and the bytes kept for the backward."""
     torch.manual_seed(5)
     with SavedBytes(step) as saved:
-        loss = step.train()(batch, None)["loss"]
+        loss = step.launch()(batch, None)["loss"]
     loss.backward()
     gradients = {name: p.grad for name, p in step.named_parameters() if p.grad is not None}
     step.zero_grad()
@@ -108,7 +108,7 @@ def test_a_trace_of_some_steps(shop: Shop, tmp_path: Path) -> None:
     """The run folder's trace holds exactly the steps that were asked for, with the products of each."""
     run, ds = tmp_path / "run", write_ds_config(tmp_path)
     words = ["--run.max_steps=9", "--run.profile=2", "--run.validate_every=0", "--model.activation_checkpointing=true"]
-    train(1, [*stage_1(run, shop, ds), *words, "--data.token_bucket=64"], tmp_path / "log")
+    launch(1, [*stage_1(run, shop, ds), *words, "--data.token_bucket=64"], tmp_path / "log")
     (trace,) = (run / "profile").iterdir()
     assert trace.name.startswith("rank-0000.") and ".pt.trace.json" in trace.name
     raw = trace.read_bytes()

@@ -25,18 +25,9 @@ from mbsd.errors import UserError
 from mbsd.model.config import MbsdConfig
 from mbsd.model.heads import MbsdForMaskedModelling
 from mbsd.model.load import load_model
-from tests.checkpoint.forked import Start, train
 from tests.conftest import Shop
-from tests.distributed import run_distributed
-from tests.launch import (
-    CPU,
-    ROOT,
-    TINY,
-    deepspeed_command,
-    losses,
-    run_ranks,
-    write_ds_config,
-)
+from tests.ranks import CPU, ROOT, Ranks, call, deepspeed_command, launch, refused
+from tests.settings import TINY, losses, write_ds_config
 from tests.training.faults import sleep, slow_save
 
 STEPS = 120
@@ -126,20 +117,20 @@ def wait_for(launcher: subprocess.Popen[str]) -> int:
 def test_a_run_stopped_by_every_signal_ends_like_an_undisturbed_one(shop: Shop, tmp_path: Path) -> None:
     """Each start is the same command; all but the last are stopped. The losses are bitwise the undisturbed run's."""
     log = tmp_path / "log"
-    train(2, command(tmp_path / "undisturbed", shop), log)
+    launch(2, command(tmp_path / "undisturbed", shop), log)
     run = tmp_path / "run"
     arguments = command(run, shop)
 
     # One rank is told; while it is saved, more signals come to both.
     saving = tmp_path / "saving"
-    start = Start(2, arguments, log, before=(slow_save, (saving,)))
-    wait_until(steps_on(run), *start.ranks)
-    send(signal.SIGTERM, start.ranks[1])
-    wait_until(saving.exists, *start.ranks)
-    send(signal.SIGTERM, start.ranks[0])
-    send(signal.SIGUSR1, start.ranks[1])
-    send(signal.SIGINT, start.ranks[1])
-    assert start.wait() == [0, 0], start.said()
+    start = Ranks(2, arguments, log, before=(slow_save, (saving,)))
+    wait_until(steps_on(run), *start.processes)
+    send(signal.SIGTERM, start.processes[1])
+    wait_until(saving.exists, *start.processes)
+    send(signal.SIGTERM, start.processes[0])
+    send(signal.SIGUSR1, start.processes[1])
+    send(signal.SIGINT, start.processes[1])
+    assert start.wait() == [0, 0], start.printed()
     said_0, said_1 = (path.read_text() for path in start.logs)
     first = preempted(run, "SIGTERM")
     assert f"SIGTERM: saved and stopped after step {first} of {STEPS}" in said_0
@@ -169,17 +160,17 @@ def test_a_run_stopped_by_every_signal_ends_like_an_undisturbed_one(shop: Shop, 
 
     # Ctrl-C twice while it is saved: it ends at once, and what stood before stands.
     saving.unlink()
-    start = Start(2, arguments, log, before=(slow_save, (saving,)))
-    wait_until(steps_on(run), *start.ranks)
-    send(signal.SIGINT, start.ranks[0])
-    wait_until(saving.exists, *start.ranks)
+    start = Ranks(2, arguments, log, before=(slow_save, (saving,)))
+    wait_until(steps_on(run), *start.processes)
+    send(signal.SIGINT, start.processes[0])
+    wait_until(saving.exists, *start.processes)
     for _ in range(2):
-        send(signal.SIGINT, *start.ranks)
+        send(signal.SIGINT, *start.processes)
         time.sleep(0.1)
-    assert start.wait() == [-signal.SIGINT] * 2, start.said()
+    assert start.wait() == [-signal.SIGINT] * 2, start.printed()
     assert not (run / "PREEMPTED").exists() and not (run / "DONE").exists()
 
-    train(2, arguments, log)
+    launch(2, arguments, log)
     assert (run / "DONE").exists() and not (run / "PREEMPTED").exists()
     assert losses(run) == losses(tmp_path / "undisturbed")
 
@@ -205,7 +196,7 @@ def poll_until_stopped(rank: int, world_size: int, seed: int) -> list[int]:
 
 @pytest.mark.distributed
 def test_all_ranks_stop_after_the_same_step() -> None:
-    first, *others = run_distributed(poll_until_stopped, 3, 1)
+    first, *others = call(poll_until_stopped, 3, 1)
     assert len(first) == 15 and len(set(first)) > 3 and max(first) <= 14
     assert all(steps == first for steps in others)
 
@@ -214,7 +205,7 @@ def test_all_ranks_stop_after_the_same_step() -> None:
 def test_a_rank_that_sleeps_for_ever_ends_with_its_stacks(shop: Shop, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = command(run, shop, "--run.timeout=12", "--data.num_workers=0")
-    start = Start(2, arguments, tmp_path / "log", before=(sleep, (1,)))
+    start = Ranks(2, arguments, tmp_path / "log", before=(sleep, (1,)))
     assert start.wait()[1] == 1
     said = start.logs[1].read_text()
     line = next(line for line in said.splitlines() if line.startswith("rank 1 on "))
@@ -277,11 +268,9 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_good_checkpoint(
     """It is seen before a save, whatever is logged: in the losses, or in the weights that follow from them."""
     run = tmp_path / "run"
     arguments = command(run, shop, "--run.save_every=1", **diverging(lr))
-    results = run_ranks(ranks, "pretrain", *arguments, f"--run.log_every={log_every}")
-    assert [code for code, _ in results] == [2] * ranks
-    said = [line for _, stderr in results for line in stderr.splitlines() if line.startswith("error")]
-    assert len(said) == 1 and named in said[0] and "lr" in said[0], said
-    failed = int(said[0].split("step ")[1].split(":")[0])
+    line = refused(ranks, [*arguments, f"--run.log_every={log_every}"], tmp_path / "log")
+    assert named in line and "lr" in line, line
+    failed = int(line.split("step ")[1].split(":")[0])
     assert finite_checkpoints(run) == list(range(max(1, failed - 2), failed))
     assert not (run / "DONE").exists() and not (run / "PREEMPTED").exists()
 
@@ -301,8 +290,8 @@ def poisoned(folder: Path, value: float) -> Path:
 @pytest.mark.distributed
 def test_a_loss_that_is_no_number_at_the_first_step(shop: Shop, tmp_path: Path) -> None:
     start = poisoned(tmp_path / "start", 3e38)
-    ((code, stderr),) = run_ranks(1, "pretrain", *command(tmp_path / "run", shop, "--run.init_from", start))
-    assert code == 2 and "error: step 1: the mean over steps 1-1 is loss=nan, loss_mlm=nan" in stderr
+    line = refused(1, command(tmp_path / "run", shop, "--run.init_from", start), tmp_path / "log")
+    assert line.startswith("error: step 1: the mean over steps 1-1 is loss=nan, loss_mlm=nan")
     assert not list(tmp_path.glob("run/checkpoints/*step-*"))
 
 

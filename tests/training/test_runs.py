@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.checkpoint.forked import train
 from tests.conftest import Shop
-from tests.launch import CPU, ROOT, TINY, deepspeed, deepspeed_command, losses, run_ranks, write_ds_config
+from tests.ranks import CPU, ROOT, deepspeed, deepspeed_command, launch
+from tests.settings import TINY, losses, write_ds_config
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STEPS = 20
@@ -41,13 +41,13 @@ def runs(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
     folder = tmp_path_factory.mktemp("runs")
     done = {}
     # Through DeepSpeed's launcher where there are two; else, and faster, as ranks that are forked.
-    starts = {1: partial(train, log=folder / "log"), 2: lambda ranks, words: deepspeed(ranks, "pretrain", *words)}
+    starts = {1: partial(launch, log=folder / "log"), 2: lambda ranks, words: deepspeed(ranks, "pretrain", *words)}
     for ranks, start in starts.items():
         ds = write_ds_config(folder / f"ds{ranks}", gradient_accumulation_steps=2 // ranks)
         done[f"stage1_{ranks}"] = folder / f"stage1_{ranks}"
         start(ranks, stage_1(done[f"stage1_{ranks}"], shop, ds))
         done[f"stage2_{ranks}"] = folder / f"stage2_{ranks}"
-        train(ranks, stage_2(done[f"stage2_{ranks}"], shop, ds, done["stage1_1"]), folder / "log")
+        launch(ranks, stage_2(done[f"stage2_{ranks}"], shop, ds, done["stage1_1"]), folder / "log")
     return done
 
 
@@ -108,9 +108,7 @@ def test_what_gets_no_gradient_is_named_once_and_stays(shop: Shop, tmp_path: Pat
     """Without masked patches nothing reaches their decoder; ZeRO gives it gradients of 0, and LAMB would decay it."""
     run, ds = tmp_path / "run", write_ds_config(tmp_path)
     arguments = [*stage_1(run, shop, ds), "--masking.mpm_probability=0", "--run.max_steps=4", "--run.save_every=1"]
-    answers = run_ranks(2, "pretrain", *arguments, "--run.keep_last=9")
-    assert [code for code, _ in answers] == [0, 0], answers[0][1][-3000:]
-    named = [line for _, stderr in answers for line in stderr.splitlines() if "no gradient in step 1" in line]
+    named = launch(2, [*arguments, "--run.keep_last=9"], tmp_path / "log").lines("no gradient in step 1")
     assert len(named) == 1 and "model.patch_decoder.weight" in named[0] and "encoder" not in named[0]
     first, last = (load_file(run / f"checkpoints/step-0000000{step}/model/model.safetensors") for step in (1, 4))
     assert torch.equal(first["patch_decoder.weight"], last["patch_decoder.weight"])
@@ -121,7 +119,7 @@ def test_what_gets_no_gradient_is_named_once_and_stays(shop: Shop, tmp_path: Pat
 def test_a_finished_run_is_not_run_again(runs: dict[str, Path], shop: Shop) -> None:
     run = runs["stage1_1"]
     before = (run / "metrics.jsonl").read_bytes()
-    train(1, stage_1(run, shop, write_ds_config(run.parent / "again")), run.parent / "log")
+    launch(1, stage_1(run, shop, write_ds_config(run.parent / "again")), run.parent / "log")
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
@@ -145,7 +143,7 @@ def test_a_killed_run_goes_on_where_it_was(shop: Shop, runs: dict[str, Path], tm
     assert not (run / "DONE").exists()
     shutil.rmtree(run / "tensorboard")
 
-    train(2, arguments, tmp_path / "log")
+    launch(2, arguments, tmp_path / "log")
     assert (run / "DONE").exists()
     assert losses(run) == losses(runs["stage1_2"])
 
@@ -160,7 +158,7 @@ def test_bf16_with_dali_learns_what_float32_with_torchvision_learns(
     shop: Shop, runs: dict[str, Path], tmp_path: Path
 ) -> None:
     ds = write_ds_config(tmp_path, gradient_accumulation_steps=1, bf16={"enabled": True})
-    train(2, [*stage_1(tmp_path / "run", shop, ds), "--data.decoder=dali"], tmp_path / "log")
+    launch(2, [*stage_1(tmp_path / "run", shop, ds), "--data.decoder=dali"], tmp_path / "log")
     expected = losses(runs["stage1_2"])
     for step, values in losses(tmp_path / "run").items():
         assert values == pytest.approx(expected[step], rel=0.03), step
@@ -184,7 +182,7 @@ def test_titles_and_images_may_be_missing(tmp_path: Path) -> None:
     build_catalog(items, tmp_path / "images", tmp_path / "catalog", workers=1, progress=False)
     shop = Shop(tmp_path / "catalog", tmp_path, tmp_path)
     ds = write_ds_config(tmp_path, train_batch_size=4)
-    train(2, stage_1(tmp_path / "run", shop, ds), tmp_path / "log")
+    launch(2, stage_1(tmp_path / "run", shop, ds), tmp_path / "log")
     logged = losses(tmp_path / "run")
     assert sorted(logged) == list(range(1, STEPS + 1))
     assert any(values["loss_mpm"] == 0 for values in logged.values()), "no global batch was without an image"
