@@ -12,7 +12,7 @@ from mbsd.errors import exits_cleanly
 def main() -> None:
     """Read the settings (fast, no torch), then encode."""
     config = parse_scoring(EmbedConfig)
-    from mbsd.scoring.evaluate import embed
+    from mbsd.scoring.embed import embed
 
     embed(config)
 

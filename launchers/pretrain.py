@@ -13,7 +13,7 @@ from mbsd.errors import exits_cleanly
 def main() -> None:
     """Read the settings (fast, no torch), then train."""
     config, ds_config = parse(PretrainConfig)
-    from mbsd.training.setup import pretrain
+    from mbsd.training.pretrain import pretrain
 
     pretrain(config, ds_config)
 

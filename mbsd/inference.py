@@ -31,7 +31,9 @@ from mbsd.checkpoint.resume import weights_folder
 from mbsd.config.data import DataConfig
 from mbsd.data.batch_builder import BatchBuilder
 from mbsd.data.decode_dali import make_decoder
+from mbsd.data.loader import one_batch
 from mbsd.data.samples import Sample
+from mbsd.data.spec import BatchSpec
 from mbsd.data.text import load_tokenizer
 from mbsd.errors import UserError
 from mbsd.model.config import MbsdConfig
@@ -196,25 +198,16 @@ class Encoder:
         return probabilities
 
     @torch.inference_mode()
-    def _run(self, say: Any, items: _Items, samples: list[Sample], view: View) -> NDArray[Any]:
+    def _run(self, model: Any, items: _Items, samples: list[Sample], view: View) -> NDArray[Any]:
         config = self._embedder.config
         config.require_views((view,), "view")
-        builder = BatchBuilder(
-            items,
-            self._tokenizer,
-            self._data,
-            (view,),
-            patches_per_image=config.num_patches,
-            image_cls=config.image_cls,
-            train=False,
-            decoder=self._decoder,
-        )
+        spec = BatchSpec((view,), None, config.num_patches, config.image_cls)
+        builder = BatchBuilder(items, self._tokenizer, self._data, spec, self._decoder)
         found = []
         for start in range(0, len(samples), self._batch_size):
             part = samples[start : start + self._batch_size]
-            positions = np.arange(start, start + len(part))
-            batch = builder.build(part, positions, np.zeros_like(positions)).to(self._device)
-            found.append(say(batch)[0].float().cpu().numpy())
+            batch = one_batch(builder, part, self._device)
+            found.append(model(batch)[0].float().cpu().numpy())
         return np.concatenate(found) if found else np.zeros((0,), dtype=np.float32)
 
     def _items(self, titles: Sequence[str | None] | None, images: Sequence[Picture | None] | None) -> _Items:

@@ -30,7 +30,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 CPU = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 IMPORTS = [
-    "deepspeed", "mbsd.training.finetune", "mbsd.scoring.evaluate", "mbsd.config.parse",
+    "deepspeed", "mbsd.training.pretrain", "mbsd.training.finetune", "mbsd.scoring.evaluate", "mbsd.scoring.embed",
+    "mbsd.config.parse",
     "torch.utils.tensorboard", "tests.ranks",
     "deepspeed.runtime.zero.muon.original_muon",  # what deepspeed.initialize imports, half of torch's compiler with it
 ]  # fmt: skip

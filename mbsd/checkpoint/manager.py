@@ -15,7 +15,8 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,54 +43,77 @@ MAX_FAILURES = 3  # saves in a row
 MODEL = "model"
 
 
+@dataclass(frozen=True)
+class Claim:
+    """A run's folder and checkpoints, owned by this start of it.
+
+    Attributes:
+        folder: the run folder.
+        world: of this process.
+        storage: where checkpoints go.
+        token: of the owner (`owner.claim`).
+    """
+
+    folder: Path
+    world: World
+    storage: Storage
+    token: str
+
+
+@dataclass(frozen=True)
+class SavedParts:
+    """What goes into every checkpoint beside the training state.
+
+    Attributes:
+        model: what `model/` is written from.
+        tokenizer: beside it.
+        facts: of `run.json`, the same at every save: `identity` and whatever else is to be known.
+        texts: file name -> text.
+    """
+
+    model: MbsdPreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    facts: Mapping[str, Any]
+    texts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay: the `last` complete ones, and those of `every` so many steps (0: none)."""
+
+    last: int
+    every: int = 0
+
+
 class CheckpointManager:
     """Saves a run and puts it back. Every method is collective, unless it says otherwise.
 
     Args:
-        folder: the run folder.
-        world: of this process.
-        storage: where checkpoints go; this start must own it (`claim`).
+        claim: the folders; this start must own them.
         engine: DeepSpeed's.
-        model: what `model/` is written from.
-        tokenizer: beside it.
-        facts: of `run.json`, the same at every save: `identity` and whatever else is to be known.
-        texts: file name -> text, written into each checkpoint.
-        keep_last: complete checkpoints that are kept; keep_every: and those of every so many steps (0: none).
+        parts: what is saved beside the engine's state.
+        keep: which checkpoints stay.
         say: prints a line; called on rank 0, also from the writing thread.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        world: World,
-        storage: Storage,
-        engine: Any,
-        model: MbsdPreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        token: str,
-        facts: dict[str, Any],
-        texts: dict[str, str],
-        keep_last: int,
-        keep_every: int = 0,
-        say: Callable[[str], None] = print,
+        self, claim: Claim, engine: Any, parts: SavedParts, keep: Keep, say: Callable[[str], None] = print
     ) -> None:
-        self.folder, self.world, self.storage, self.engine = folder, world, storage, engine
-        self._model, self._tokenizer, self._facts, self._texts = model, tokenizer, facts, texts
-        self._token, self._keep_last, self._keep_every, self._say = token, keep_last, keep_every, say
+        self.folder, self.world, self.storage, self.engine = claim.folder, claim.world, claim.storage, engine
+        self._parts, self._token, self._keep, self._say = parts, claim.token, keep, say
         self._layout: Layout = read_layout(engine)
         self._buffers: dict[str, HostBuffer] = {}
         self._preparing: threading.Thread | None = None
-        self._mailbox = _mailbox(world)
+        self._mailbox = _mailbox(self.world)
         self._writing: writer.Writing | None = None
         self._attempt, self._saves, self._failures = "", 0, 0
-        self._constant = self._constant_files() if world.is_first else {}
+        self._constant = self._constant_files() if self.world.is_first else {}
 
-    def save(self, step: int, loader_state: dict[str, Any], selection: dict[str, Any] | None = None) -> None:
-        """Copy the state of `step` to host memory and write it behind what comes next; waits for a save in flight.
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Copy the state of now to host memory and write it behind what comes next; waits for a save in flight.
 
         Args:
-            selection: of a run that keeps its best checkpoint (`engine.selection`); `best_step` of it is not pruned.
+            state: `step`, `loader` and `selection`, which names the best step (that is never pruned) or is None.
 
         Raises:
             UserError: as of `check`.
@@ -106,13 +130,11 @@ class CheckpointManager:
         if self.world.is_first:
             files["run.json"] = _json(
                 {
-                    "step": step,
+                    **state,
                     "world_size": self.world.size,
                     "parameters": self._layout.shapes,
-                    "loader": loader_state,
-                    "selection": selection,
                     **engine_state(self.engine),
-                    **self._facts,
+                    **self._parts.facts,
                 }
             )
         if self.world.device.type == "cuda":
@@ -121,7 +143,7 @@ class CheckpointManager:
         self._attempt = f"{self._token}-{self._saves}"
         job = writer.Job(
             root=self.storage.root,
-            step=step,
+            step=state["step"],
             attempt=self._attempt,
             rank=self.world.rank,
             world_size=self.world.size,
@@ -129,9 +151,9 @@ class CheckpointManager:
             members=self.storage.members,
             leaders=self.storage.leaders,
             token=self._token,
-            keep_last=self._keep_last,
-            keep_every=self._keep_every,
-            protected=(selection["best_step"],) if selection is not None else (),
+            keep_last=self._keep.last,
+            keep_every=self._keep.every,
+            protected=(selection["best_step"],) if (selection := state["selection"]) is not None else (),
             files=tuple(files.items()),
         )
         self._writing = writer.Writing(job, self._mailbox, self._report)
@@ -228,9 +250,9 @@ class CheckpointManager:
         """File name -> the tensors that go into it."""
         wanted = {f"{file_name(self.world.rank)}.safetensors": tensors_of(self.engine, self._layout, self.world.rank)}
         if self.world.is_first:
-            tied = getattr(self._model, "all_tied_weights_keys", {})
+            tied = getattr(self._parts.model, "all_tied_weights_keys", {})
             wanted[f"{MODEL}/model.safetensors"] = {
-                name: value for name, value in self._model.state_dict().items() if name not in tied
+                name: value for name, value in self._parts.model.state_dict().items() if name not in tied
             }
         return wanted
 
@@ -241,13 +263,13 @@ class CheckpointManager:
 
     def _constant_files(self) -> dict[str, memoryview]:
         """What does not change while the process lives: the model's config, the tokenizer, the run's settings."""
-        files = {name: memoryview(text.encode()) for name, text in self._texts.items()}
+        files = {name: memoryview(text.encode()) for name, text in self._parts.texts.items()}
         with tempfile.TemporaryDirectory() as folder:
             # As `save_pretrained` does, without the weights.
-            self._model.config.dtype = str(self._model.dtype).removeprefix("torch.")
-            self._model.config.architectures = [type(self._model).__name__]
-            self._model.config.save_pretrained(folder)
-            self._tokenizer.save_pretrained(folder)
+            self._parts.model.config.dtype = str(self._parts.model.dtype).removeprefix("torch.")
+            self._parts.model.config.architectures = [type(self._parts.model).__name__]
+            self._parts.model.config.save_pretrained(folder)
+            self._parts.tokenizer.save_pretrained(folder)
             for path in sorted(Path(folder).rglob("*")):
                 if path.is_file():
                     files[f"{MODEL}/{path.relative_to(folder)}"] = memoryview(path.read_bytes())

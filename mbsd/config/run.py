@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from mbsd.config.data import DataConfig
 from mbsd.config.model import ModelConfig
 from mbsd.config.ranges import at_least, check_ranges
 from mbsd.config.stages import MaskingConfig, SdmiConfig, TaskConfig
 from mbsd.errors import UserError
+
+# Sections of the settings, by the stage that reads them. What else a stage needs it checks itself (`mbsd.stages`).
+SECTION_OF_STAGE = {"masking": "masked", "sdmi": "matching"}
+BUILT_IN = ("masked", "matching")
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,8 @@ class BaseConfig:
 class PretrainConfig(BaseConfig):
     """`launchers/pretrain.py`."""
 
-    stage: Literal["masked", "matching"] = "masked"
-    """masked: stage 1, over the catalogue; matching: stage 2, over a pair table."""
+    stage: str = "masked"
+    """masked: stage 1, over the catalogue; matching: stage 2, over a pair table (`mbsd.stages.registry`)."""
     masking: MaskingConfig | None = None
     """Stage 1 only."""
     sdmi: SdmiConfig | None = None
@@ -116,19 +119,13 @@ class PretrainConfig(BaseConfig):
     def check(self) -> None:
         """See BaseConfig; and each stage has its own sections."""
         super().check()
-        if self.model.architecture != "mbsd":
-            raise UserError(
-                f"model.architecture={self.model.architecture}: pre-training is MBSD's own; a baseline starts from "
-                "model.backbone in launchers/finetune.py"
-            )
-        if self.stage == "masked" and (self.sdmi is not None or self.data.table is not None):
-            extra = "sdmi" if self.sdmi is not None else "data.table"
-            raise UserError(f"stage=masked reads neither sdmi nor data.table, but {extra} is set: remove it")
-        if self.stage == "matching":
-            if self.masking is not None:
-                raise UserError("stage=matching does not read masking, but it is set: remove it")
-            if self.data.table is None:
-                raise UserError("stage=matching needs data.table, the pair table that `mbsd pairs mine` writes")
+        for name, stage in SECTION_OF_STAGE.items():
+            if self.stage in BUILT_IN and self.stage != stage and getattr(self, name) is not None:
+                raise UserError(f"stage={self.stage} does not read {name}, but it is set: remove it")
+        if self.stage == "masked" and self.data.table is not None:
+            raise UserError("stage=masked does not read data.table, but it is set: remove it")
+        if self.stage == "matching" and self.data.table is None:
+            raise UserError("stage=matching needs data.table, the pair table that `mbsd pairs mine` writes")
 
 
 @dataclass(frozen=True)

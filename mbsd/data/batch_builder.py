@@ -15,13 +15,13 @@ from transformers import PreTrainedTokenizerBase
 from mbsd.batch import Batch, Masks
 from mbsd.catalog.reader import CorruptRecord
 from mbsd.config.data import DataConfig
-from mbsd.config.stages import MaskingConfig
 from mbsd.data.augment import Augmentation, draw_augmentation, no_augmentation
 from mbsd.data.decode_torchvision import ImageDecoder
 from mbsd.data.masking import mask_patches, mask_text
 from mbsd.data.order import sample_rng
 from mbsd.data.samples import ItemSource, Sample
 from mbsd.data.shape_buckets import black_images, fill_up
+from mbsd.data.spec import BatchSpec
 from mbsd.data.text import encode_pair
 from mbsd.data.views import TextTokens, pack
 
@@ -63,50 +63,28 @@ class BatchBuilder:
     """Builds micro-batches; every random number in them depends on (seed, epoch, position) of its sample alone.
 
     Args:
-        catalog: where titles and pictures are read.
+        source: where titles and pictures are read.
         tokenizer: from data.text.
         data: lengths, crops, flips, image size.
-        views: which views each sample is shown in; the masked objective reads "full".
-        patches_per_image: P without the image [CLS].
-        image_cls: whether an image [CLS] stands before the patches.
-        masking: stage 1; None: nothing is masked and Batch.masks is None.
-        seed: of the run.
-        train: crops and flips; else the whole image as it is.
-        decoder: from data.images.make_decoder, of data.image_size.
-        label_dtype: of Batch.labels_B (float32 to match, int64 for classes); None: no labels.
+        spec: what a batch holds.
+        decoder: from `make_decoder`, of data.image_size.
     """
 
     def __init__(
         self,
-        catalog: ItemSource,
+        source: ItemSource,
         tokenizer: PreTrainedTokenizerBase,
         data: DataConfig,
-        views: tuple[str, ...],
-        *,
-        patches_per_image: int,
-        image_cls: bool = False,
-        masking: MaskingConfig | None = None,
-        seed: int = 0,
-        train: bool = True,
+        spec: BatchSpec,
         decoder: ImageDecoder,
-        label_dtype: torch.dtype | None = None,
     ) -> None:
-        if masking is not None and "full" not in views:
-            raise ValueError(f"masking needs the view full, found views {list(views)}")
+        if spec.masking is not None and "full" not in spec.views:
+            raise ValueError(f"masking needs the view full, found views {list(spec.views)}")
         if decoder.size != data.image_size:
             raise ValueError(f"decoder of {decoder.size} px, data.image_size={data.image_size}: expected the same")
-        self.catalog = catalog
-        self.tokenizer = tokenizer
-        self.data = data
-        self.views = views
-        self.patches_per_image = patches_per_image
-        self.image_cls = image_cls
-        self.masking = masking
-        self.seed = seed
-        self.train = train
-        self.decoder = decoder
-        self.label_dtype = label_dtype
-        self.bucket = data.token_bucket if train else 1
+        self.source, self.tokenizer, self.data = source, tokenizer, data
+        self.spec, self.decoder = spec, decoder
+        self.bucket = data.token_bucket if spec.train else 1
         self._special_ids = sorted(tokenizer.all_special_ids)
         self._is_special = np.zeros(len(tokenizer), dtype=bool)  # by word
         self._is_special[self._special_ids] = True
@@ -141,7 +119,7 @@ class BatchBuilder:
             encode_pair(
                 self.tokenizer,
                 sample.text,
-                "" if "title" in sample.hidden else self.catalog.title(sample.item),
+                "" if "title" in sample.hidden else self.source.title(sample.item),
                 self.data.max_text_tokens,
                 self.data.max_query_tokens,
             )
@@ -150,10 +128,10 @@ class BatchBuilder:
         drawn = [self._mask_sample(key, text, image) for key, text, image in zip(keys, texts, has_image, strict=True)]
         texts = [sample.text for sample in drawn]
         ids_N, positions_N, types_N, views = pack(
-            texts, has_image, self.views, self.patches_per_image + int(self.image_cls)
+            texts, has_image, self.spec.views, self.spec.patches_per_image + int(self.spec.image_cls)
         )
         masks = None
-        if self.masking is not None:
+        if self.spec.masking is not None:
             first = views.names.index("full") * len(samples)
             masks = self._masks(drawn, views.cu_seqlens.numpy()[first : first + len(samples)].astype(np.int64))
         encoded = self._encoded([jpeg for jpeg in jpegs_B if jpeg is not None], keys, has_image)
@@ -175,7 +153,7 @@ class BatchBuilder:
             images = len(encoded.jpegs)
             batch = fill_up(
                 batch, self.bucket, num_images=images, fill_images=self._num_images(images, len(samples)) - images,
-                patches_per_image=self.patches_per_image,
+                patches_per_image=self.spec.patches_per_image,
             )  # fmt: skip
         return Prepared(batch, None if in_worker else encoded, num_read, damaged)
 
@@ -187,20 +165,20 @@ class BatchBuilder:
 
     def _read_images(self, samples: Sequence[Sample]) -> tuple[list[bytes | None], int, tuple[str, ...]]:
         """The JPEG of each sample, how many were read, and a line for each that is damaged (None in its place)."""
-        if self.views == ("text",):
+        if self.spec.views == ("text",):
             return [None] * len(samples), 0, ()
         jpegs: list[bytes | None] = []
         damaged: list[str] = []
         for sample in samples:
             try:
-                jpegs.append(None if "image" in sample.hidden else self.catalog.image(sample.item))
+                jpegs.append(None if "image" in sample.hidden else self.source.image(sample.item))
             except CorruptRecord as error:
                 damaged.append(str(error))
                 jpegs.append(None)
         return jpegs, len(damaged) + sum(jpeg is not None for jpeg in jpegs), tuple(damaged)
 
     def _encoded(self, jpegs: list[bytes], keys: list[Key], has_image: list[bool]) -> Encoded:
-        if not self.train:
+        if not self.spec.train:
             return Encoded(jpegs, no_augmentation(len(jpegs)))
         shown = [key for key, image in zip(keys, has_image, strict=True) if image]
         rngs = [self._rng(key, "crop") for key in shown]
@@ -209,7 +187,7 @@ class BatchBuilder:
 
     def _rng(self, key: Key, purpose: str) -> np.random.Generator:
         epoch, position, which = key
-        return sample_rng(self.seed, epoch, position, purpose + which)
+        return sample_rng(self.spec.seed, epoch, position, purpose + which)
 
     def _decode(self, encoded: Encoded, num_samples: int) -> Tensor:
         images = self.decoder.decode(encoded.jpegs, encoded.augmentation)
@@ -217,19 +195,21 @@ class BatchBuilder:
 
     def _num_images(self, images: int, num_samples: int) -> int:
         """With those that fill up: one for every sample."""
-        return images if self.bucket == 1 or self.views == ("text",) else num_samples
+        return images if self.bucket == 1 or self.spec.views == ("text",) else num_samples
 
     def _labels(self, samples: Sequence[Sample]) -> Tensor | None:
-        if self.label_dtype is None:
+        dtype = self.spec.label_dtype
+        if dtype is None:
             return None
         missing = [sample.item for sample in samples if sample.label is None]
         if missing:
             raise ValueError(f"item {missing[0]}: a label is asked for and this sample has none")
-        return torch.tensor([sample.label for sample in samples], dtype=self.label_dtype)
+        return torch.tensor([sample.label for sample in samples], dtype=dtype)
 
     def _mask_sample(self, key: Key, text: TextTokens, has_image: bool) -> _MaskedSample:
         none = np.zeros(0, dtype=np.int64)
-        if self.masking is None:
+        masking = self.spec.masking
+        if masking is None:
             return _MaskedSample(text, none, none, has_image, none, none)
         corrupted, chosen, labels = mask_text(
             self._rng(key, "text"),
@@ -238,21 +218,20 @@ class BatchBuilder:
             len(self._is_special),
             self.tokenizer.mask_token_id,
             self._special_ids,
-            self.masking.mlm_probability,
+            masking.mlm_probability,
         )
         patches, sources = none, none
         if has_image:
             rng = self._rng(key, "patches")
-            masking = self.masking
             patches, sources = mask_patches(
-                rng, self.patches_per_image, masking.mpm_probability, masking.mpm_corruption
+                rng, self.spec.patches_per_image, masking.mpm_probability, masking.mpm_corruption
             )
         text = dataclasses.replace(text, input_ids=corrupted)
         return _MaskedSample(text, chosen, labels, has_image, patches, sources)
 
     def _masks(self, drawn: list[_MaskedSample], starts_B: Int64) -> Masks:
         """The samples' own masks as rows of the packed view full, whose sequences begin at the rows starts_B."""
-        patches, num_images = self.patches_per_image, sum(sample.has_image for sample in drawn)
+        patches, num_images = self.spec.patches_per_image, sum(sample.has_image for sample in drawn)
         patch_source = np.arange(num_images * patches, dtype=np.int64)
         mlm_index, mpm_index, mpm_patch = [], [], []
         image = 0
@@ -262,7 +241,7 @@ class BatchBuilder:
                 rows = image * patches + sample.patches
                 is_mask = sample.sources == patches
                 patch_source[rows] = np.where(is_mask, num_images * patches, image * patches + sample.sources)
-                mpm_index.append(start + len(sample.text.input_ids) + int(self.image_cls) + sample.patches)
+                mpm_index.append(start + len(sample.text.input_ids) + int(self.spec.image_cls) + sample.patches)
                 mpm_patch.append(rows)
                 image += 1
         return Masks(

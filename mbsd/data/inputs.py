@@ -1,29 +1,54 @@
-"""What a recipe reads: the catalogue and table that its settings name, as samples, a builder and batches."""
+"""Catalogue → batches: what a run's settings name, opened: catalogue, task table, samples, tokenizer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
-from mbsd.batch import Batch
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Kind, Table
 from mbsd.config.data import DataConfig
-from mbsd.config.stages import MaskingConfig
-from mbsd.data.damaged import DamagedPictures
+from mbsd.data.batch_builder import BatchBuilder
 from mbsd.data.decode_dali import make_decoder
-from mbsd.data.loader import BatchBuilder, CatalogSamples, Samples, TableSamples, eval_batches
+from mbsd.data.samples import CatalogSamples, ItemSource, Samples, TableSamples
+from mbsd.data.spec import BatchSpec, Targets
 from mbsd.errors import UserError
 from mbsd.model.config import MbsdConfig
 from mbsd.parallel.world import World
 
 
-def open_inputs(data: DataConfig, table_kind: Kind | None) -> tuple[Catalog, Table | None]:
-    """The catalogue, and the table where the settings name one, which must be of this kind and catalogue."""
+@dataclass(frozen=True)
+class Inputs:
+    """What a training run reads.
+
+    Attributes:
+        catalog, table: as the settings name them; no table where the stage reads none.
+        tokenizer: that the run begins with.
+        weights: the transformers folder of run.init_from; None where that is not set.
+    """
+
+    catalog: Catalog
+    table: Table | None
+    tokenizer: PreTrainedTokenizerBase
+    weights: Path | None = None
+
+    @property
+    def labels(self) -> Table:
+        """The table of a stage that has one."""
+        assert self.table is not None, "a stage that reads labels needs a table, which its settings check"
+        return self.table
+
+
+def open_catalog(data: DataConfig, table: Kind | None) -> tuple[Catalog, Table | None]:
+    """The catalogue, and the table where the settings name one, which must be of this kind and catalogue.
+
+    Raises:
+        UserError: one of them is not there or cannot be read, or the table is of another kind or catalogue.
+    """
     catalog = Catalog(data.catalog)
-    return catalog, Table(data.table, catalog, kind=table_kind) if data.table is not None else None
+    return catalog, Table(data.table, catalog, kind=table) if data.table is not None else None
 
 
 def split_samples(catalog: Catalog, table: Table | None, split: str) -> Samples:
@@ -39,60 +64,33 @@ def split_samples(catalog: Catalog, table: Table | None, split: str) -> Samples:
     return samples
 
 
-def make_builder(
-    data: DataConfig,
-    catalog: Catalog,
-    tokenizer: PreTrainedTokenizerBase,
-    model: MbsdConfig,
-    views: tuple[str, ...],
-    world: World,
-    micro_batch: int,
-    *,
-    masking: MaskingConfig | None = None,
-    seed: int = 0,
-    train: bool = False,
-    label_dtype: torch.dtype | None = torch.float32,
-) -> BatchBuilder:
-    """Of a run's settings and its model's shape.
+@dataclass(frozen=True)
+class Builders:
+    """Makes the builders of a run, which differ in views and targets alone.
 
-    Raises:
-        UserError: a view that the model does not read.
+    Attributes:
+        source, tokenizer, data: what they read.
+        model: configuration of the model that reads their batches.
+        max_batch: samples that a batch has at most.
     """
-    model.require_views(views, "views")
-    decoder = make_decoder(data.decoder, data.image_size, world.device, num_threads=2, max_batch=micro_batch)
-    return BatchBuilder(
-        catalog,
-        tokenizer,
-        data,
-        views,
-        patches_per_image=model.num_patches,
-        image_cls=model.image_cls,
-        masking=masking,
-        seed=seed,
-        train=train,
-        decoder=decoder,
-        label_dtype=None if masking is not None else label_dtype,
-    )
 
+    source: ItemSource
+    tokenizer: PreTrainedTokenizerBase
+    data: DataConfig
+    model: MbsdConfig
+    max_batch: int
 
-def batches_of(
-    samples: Samples,
-    builder: BatchBuilder,
-    data: DataConfig,
-    world: World,
-    micro_batch: int,
-    limit: int | None,
-    corrupt: DamagedPictures,
-) -> Iterator[Batch]:
-    """This rank's batches of all samples, or of `limit` of them."""
-    return eval_batches(
-        samples,
-        builder,
-        micro_batch=micro_batch,
-        rank=world.rank,
-        world_size=world.size,
-        limit=limit,
-        num_workers=data.num_workers,
-        device=world.device,
-        corrupt=corrupt,
-    )
+    def build(
+        self, views: tuple[str, ...], targets: Targets, world: World, *, train: bool = False, seed: int = 0
+    ) -> BatchBuilder:
+        """A builder of batches in these views.
+
+        Raises:
+            UserError: a view that the model does not read.
+        """
+        self.model.require_views(views, "views")
+        decoder = make_decoder(
+            self.data.decoder, self.data.image_size, world.device, num_threads=2, max_batch=self.max_batch
+        )
+        spec = BatchSpec(views, targets, self.model.num_patches, self.model.image_cls, train, seed)
+        return BatchBuilder(self.source, self.tokenizer, self.data, spec, decoder)

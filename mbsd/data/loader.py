@@ -13,7 +13,7 @@ import itertools
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,26 +22,17 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mbsd.batch import Batch
+from mbsd.config.deepspeed import BatchSizes
 from mbsd.data.batch_builder import BatchBuilder, Prepared
 from mbsd.data.damaged import DamagedPictures
 from mbsd.data.order import Order, micro_batch_positions, sample_at
 from mbsd.data.prefetch import prefetched
-from mbsd.data.samples import CatalogSamples, Sample, Samples, TableSamples
+from mbsd.data.samples import Sample, Samples
 from mbsd.errors import UserError
-
-__all__ = [
-    "BatchBuilder",
-    "CatalogSamples",
-    "Sample",
-    "Samples",
-    "TableSamples",
-    "TrainLoader",
-    "eval_batches",
-    "spread",
-]
+from mbsd.parallel.world import World
 
 Int64 = npt.NDArray[np.int64]
-CPU = torch.device("cpu")
+EVAL_PREFETCH = 2  # micro-batches that each worker of an evaluation holds ready
 
 
 class TrainLoader:
@@ -52,51 +43,41 @@ class TrainLoader:
 
     Args:
         samples: of the training split.
-        builder: with train=True.
+        builder: with spec.train; its `data` says how many workers build micro-batches (0: the calling process does) and
+            how many each holds ready.
         order: of these samples.
-        global_batch: samples of a step, over all ranks and micro-steps.
-        micro_batch: samples of a micro-batch.
-        rank: of this process.
-        world_size: number of processes.
-        num_workers: processes that build micro-batches; 0: the calling process does.
-        prefetch: micro-batches that each worker holds ready.
-        device: where micro-batches are delivered. To a GPU they travel from page-locked memory, ahead of their step.
-        corrupt: takes note of damaged pictures; None: nobody does.
+        sizes: samples of a step and of a micro-batch.
+        world: of this process. Micro-batches are delivered on its device; to a GPU they travel from page-locked
+            memory, ahead of their step.
+        damaged: counts damaged pictures; None: nobody does.
 
     Raises:
         UserError: there is no sample.
-        ValueError: global_batch is no multiple of micro_batch * world_size, or the order is of other samples.
+        ValueError: global_batch is no multiple of micro_batch * world.size, or the order is of other samples.
     """
 
     def __init__(
         self,
         samples: Samples,
         builder: BatchBuilder,
-        *,
         order: Order,
-        global_batch: int,
-        micro_batch: int,
-        rank: int = 0,
-        world_size: int = 1,
-        num_workers: int = 0,
-        prefetch: int = 2,
-        device: torch.device = CPU,
-        corrupt: DamagedPictures | None = None,
+        sizes: BatchSizes,
+        world: World,
+        damaged: DamagedPictures | None = None,
     ) -> None:
         _require_samples(samples)
         if order.num_samples != len(samples):
             raise ValueError(f"an order of {order.num_samples} samples for {len(samples)}: expected the same number")
-        micro_batch_positions(0, 0, rank, global_batch=global_batch, micro_batch=micro_batch, world_size=world_size)
-        self.order, self.micro_steps = order, global_batch // (micro_batch * world_size)
-        self._dataset = _TrainMicroBatches(samples, builder, order, global_batch, micro_batch, rank, world_size)
-        self._num_workers, self._prefetch = num_workers, prefetch
-        self._device, self._corrupt = device, corrupt
+        self.order, self.builder = order, builder
+        self._dataset = _TrainMicroBatches(samples, builder, order, sizes, world)
+        self._device, self._damaged = world.device, damaged
         self._consumed = 0  # micro-batches since the position that was loaded
 
     def __iter__(self) -> Iterator[Batch]:
         numbers = itertools.count(self._consumed)
-        loader = _data_loader(self._dataset, numbers, self._num_workers, self._prefetch, self._device)
-        for batch in _finished(loader, self._dataset.builder, self._device, self._corrupt):
+        data = self.builder.data
+        loader = _data_loader(self._dataset, numbers, data.num_workers, data.prefetch, self._device)
+        for batch in _finished(loader, self.builder, self._device, self._damaged):
             self._consumed += 1
             yield batch
 
@@ -105,8 +86,8 @@ class TrainLoader:
 
         A step of which only some micro-batches were taken comes again as a whole.
         """
-        step = self._consumed // self.micro_steps
-        epoch, position = divmod(self._dataset.first + step * self._dataset.global_batch, self.order.num_samples)
+        step = self._consumed // self._dataset.sizes.accumulation
+        epoch, position = divmod(self._dataset.first + step * self._dataset.sizes.global_batch, self.order.num_samples)
         return {"epoch": epoch, "position": position, **dataclasses.asdict(self.order)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -128,40 +109,42 @@ class TrainLoader:
 def eval_batches(
     samples: Samples,
     builder: BatchBuilder,
-    *,
+    world: World,
     micro_batch: int,
-    rank: int = 0,
-    world_size: int = 1,
     limit: int | None = None,
-    num_workers: int = 0,
-    prefetch: int = 2,
-    device: torch.device = CPU,
-    corrupt: DamagedPictures | None = None,
+    damaged: DamagedPictures | None = None,
 ) -> Iterator[Batch]:
     """Every sample exactly once over all ranks, in rising order: rank r takes samples r, r + W, r + 2W and so on.
 
     A sample's masks depend on its own number, so they are the same at every world size and every time. The last batch
-    may be smaller, and a rank may have one batch fewer than another, or none.
+    may be smaller, and a rank may have one batch fewer than another, or none. Batches are on the rank's device.
 
     Args:
         samples: N of them.
-        builder: with train=False.
+        builder: without spec.train.
+        world: of this process; W is its size.
         micro_batch: at most so many samples a batch.
-        rank: of this process.
-        world_size: W, number of processes.
         limit: at most so many samples over all ranks, spread over the whole by a fixed draw; None: all.
-        num_workers: as for TrainLoader.
-        prefetch: as for TrainLoader.
-        device: as for TrainLoader.
-        corrupt: as for TrainLoader.
+        damaged: as for TrainLoader.
 
     Raises:
         UserError: there is no sample.
     """
     _require_samples(samples)
-    dataset = _EvalMicroBatches(samples, builder, spread(len(samples), limit)[rank::world_size], micro_batch)
-    loader = _data_loader(dataset, range(len(dataset)), num_workers, prefetch, device)
-    return _finished(loader, builder, device, corrupt)
+    chosen = spread(len(samples), limit)[world.rank :: world.size]
+    dataset = _EvalMicroBatches(samples, builder, chosen, micro_batch)
+    workers = builder.data.num_workers
+    loader = _data_loader(dataset, range(len(dataset)), workers, EVAL_PREFETCH, world.device)
+    return _finished(loader, builder, world.device, damaged)
+
+
+def one_batch(builder: BatchBuilder, samples: Sequence[Sample], device: torch.device) -> Batch:
+    """A batch of these samples on a device, built here and now: for a few samples to look at or to score.
+
+    Their random numbers, if any, are those of positions 0, 1, 2, … of epoch 0.
+    """
+    positions = np.arange(len(samples))
+    return builder.build(samples, positions, np.zeros_like(positions)).to(device)
 
 
 def spread(num_samples: int, limit: int | None) -> Int64:
@@ -176,30 +159,23 @@ def spread(num_samples: int, limit: int | None) -> Int64:
 class _TrainMicroBatches(Dataset[Prepared]):
     """Micro-batch number n of one rank, counted over all steps from the global position `first`."""
 
-    def __init__(
-        self,
-        samples: Samples,
-        builder: BatchBuilder,
-        order: Order,
-        global_batch: int,
-        micro_batch: int,
-        rank: int,
-        world_size: int,
-    ) -> None:
-        self.samples, self.builder, self.order, self.rank = samples, builder, order, rank
+    def __init__(self, samples: Samples, builder: BatchBuilder, order: Order, sizes: BatchSizes, world: World) -> None:
+        self.samples, self.builder, self.order = samples, builder, order
+        self.sizes, self.rank, self.world_size = sizes, world.rank, world.size
         self.first = 0
-        self.global_batch, self.micro_batch, self.world_size = global_batch, micro_batch, world_size
+        micro_batch_positions(0, 0, self.rank, **self._cut)  # raises where the sizes do not fit together
+
+    @property
+    def _cut(self) -> dict[str, int]:
+        return {
+            "global_batch": self.sizes.global_batch,
+            "micro_batch": self.sizes.micro_batch,
+            "world_size": self.world_size,
+        }
 
     def __getitem__(self, number: int) -> Prepared:
-        step, micro_step = divmod(number, self.global_batch // (self.micro_batch * self.world_size))
-        positions = self.first + micro_batch_positions(
-            step,
-            micro_step,
-            self.rank,
-            global_batch=self.global_batch,
-            micro_batch=self.micro_batch,
-            world_size=self.world_size,
-        )
+        step, micro_step = divmod(number, self.sizes.accumulation)
+        positions = self.first + micro_batch_positions(step, micro_step, self.rank, **self._cut)
         epochs, places = np.divmod(positions, len(self.samples))
         indices = self.order.samples_at(positions)
         return self.builder.prepare([self.samples[index] for index in indices.tolist()], places, epochs)
@@ -221,13 +197,13 @@ class _EvalMicroBatches(Dataset[Prepared]):
 
 
 def _finished(
-    loader: Iterable[Prepared], builder: BatchBuilder, device: torch.device, corrupt: DamagedPictures | None
+    loader: Iterable[Prepared], builder: BatchBuilder, device: torch.device, damaged: DamagedPictures | None
 ) -> Iterator[Batch]:
     """What workers deliver, finished and on the device: ahead of the step, in a thread, where there is work left."""
 
     def finish(prepared: Prepared) -> Batch:
-        if corrupt is not None:
-            corrupt.count(prepared.num_read, prepared.damaged)
+        if damaged is not None:
+            damaged.count(prepared.num_read, prepared.damaged)
         return builder.finish(prepared)
 
     if device.type == "cpu" and builder.decoder.in_worker:

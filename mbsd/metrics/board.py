@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,22 +23,31 @@ SECTIONS = {
     ),
 }  # fmt: skip
 
-# The page "custom scalars": what to watch, and behind it what to look at when that looks wrong. Title -> the tags of a
-# chart, as regular expressions of whole tags; a chart none of whose tags is logged is left out.
-LAYOUT: dict[str, dict[str, tuple[str, ...]]] = {
+Pages = Mapping[str, Mapping[str, tuple[str, ...]]]
+"""Page -> title of a chart -> its tags, as regular expressions of whole tags."""
+
+
+@dataclass(frozen=True)
+class Charts:
+    """What a stage adds to the page "custom scalars".
+
+    Attributes:
+        pages: its own charts.
+        held_out: what its validations log, as metrics.jsonl names it behind `validation/`.
+    """
+
+    pages: Pages = field(default_factory=dict)
+    held_out: tuple[str, ...] = ("loss",)
+
+
+# The page "custom scalars": what to watch, and behind it what to look at when that looks wrong. A stage's own charts
+# follow the first of each page; a chart none of whose tags is logged is left out.
+COMMON: Pages = {
     "watch": {
         "loss": ("train/loss", "validation/loss"),
-        "loss terms": (r"train/loss_(mlm|mpm|qi|qt|qv|kl|rs)",),
-        "held out: accuracy": (r"validation/(accuracy_(full|text|image)|word_accuracy)",),
         "samples a second": ("speed/samples_per_s",),
         "share of time waiting for data": ("speed/data_wait",),
         "gradient norm": ("train/grad_norm",),
-    },
-    "modality gap": {
-        "accuracy of each view": (r"modality/accuracy_(full|text|image)",),
-        "which modality is the stronger, mean weight w": (r"modality/(text_stronger|image_stronger|sdmi_weight)",),
-        "accuracy of text less image": ("modality/modality_gap", "validation/modality_gap"),
-        "held out: ROC-AUC": (r"validation/roc_auc_(full|text|image)",),
     },
     "machine": {
         "learning rate": ("train/lr",),
@@ -49,11 +59,6 @@ LAYOUT: dict[str, dict[str, tuple[str, ...]]] = {
         "skipped steps": ("train/skipped_steps",),
         "trust ratio, median of a layer": (r"trust_ratio/\w+/median",),
     },
-}
-# What a validation will log, for the layout is written before the first: with masks, and with labels.
-HELD_OUT = {
-    True: ("validation/loss", "validation/word_accuracy"),
-    False: ("validation/loss", "validation/accuracy_full", "validation/roc_auc_full"),
 }
 
 
@@ -79,19 +84,24 @@ class Board:
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
         self._writer._get_file_writer().add_summary(summary, step)
 
-    def layout(self, tags: Sequence[str]) -> None:
-        """Lay out the page "custom scalars" for a run that logs `tags`; the first call counts."""
+    def layout(self, tags: Sequence[str], charts: Charts) -> None:
+        """Lay out the page "custom scalars" for a run that logs `tags`; the first call counts.
+
+        Args:
+            tags: of the values that a step logs.
+            charts: of the stage.
+        """
         if self._has_layout:
             return
         self._has_layout = True
-        known = [*tags, *HELD_OUT["train/loss_mlm" in tags]]
+        tags = [*tags, *(tag_of(name, "validation") for name in charts.held_out)]
         pages = {
             page: {
                 title: ["Multiline", [f"^{pattern}$" for pattern in patterns]]
                 for title, patterns in charts.items()
-                if any(re.fullmatch(pattern, tag) for pattern in patterns for tag in known)
+                if any(re.fullmatch(pattern, tag) for pattern in patterns for tag in tags)
             }
-            for page, charts in LAYOUT.items()
+            for page, charts in _merged(charts.pages).items()
         }
         self._writer.add_custom_scalars({page: charts for page, charts in pages.items() if charts})
 
@@ -132,3 +142,13 @@ def tag_of(name: str, prefix: str) -> str:
     if prefix != "train":
         return f"{prefix}/{name}"
     return f"{next((section for section, names in SECTIONS.items() if name in names), 'train')}/{name}"
+
+
+def _merged(own: Pages) -> Pages:
+    """The common pages, each with a stage's charts behind its first one; then the stage's own pages."""
+    pages = {}
+    for page, charts in COMMON.items():
+        first, *rest = charts.items()
+        pages[page] = dict([first, *own.get(page, {}).items(), *rest])
+    machine = pages.pop("machine")
+    return pages | {page: charts for page, charts in own.items() if page not in COMMON} | {"machine": machine}

@@ -45,15 +45,15 @@ class TableScores:
         return dict(zip(self.views, torch.from_numpy(self.logits).sigmoid().numpy(), strict=True))
 
 
-def gather_scores(mine: Scores, totals: Mapping[str, float], places: NDArray[np.int64] | None = None) -> TableScores:
+def gather_scores(mine: Scores, totals: Mapping[str, float], positions: NDArray[np.int64] | None = None) -> TableScores:
     """Put all ranks' scores together on every rank (collective). A rank may have none: more ranks than samples.
 
     Args:
         totals: to be summed over the ranks.
-        places: of this rank's samples in the whole; None: rank, rank + world size, …
+        positions: of this rank's samples in the whole; None: rank, rank + world size, …
     """
     joined = (
-        (mine.views, np.concatenate(mine.logits, axis=1), np.concatenate(mine.labels), dict(totals), places)
+        (mine.views, np.concatenate(mine.logits, axis=1), np.concatenate(mine.labels), dict(totals), positions)
         if mine.logits
         else None
     )
@@ -73,20 +73,18 @@ def gather_scores(mine: Scores, totals: Mapping[str, float], places: NDArray[np.
 
 
 @torch.no_grad()
-def score(
-    say: Callable[[Batch], Tensor], batches: Iterable[Batch], device: torch.device, places: NDArray[np.int64]
-) -> TableScores:
+def score(model: Callable[[Batch], Tensor], batches: Iterable[Batch], positions: NDArray[np.int64]) -> TableScores:
     """Score every sample of every rank's batches (collective).
 
     Args:
-        say: gives what `Scores.add` takes.
-        places: of this rank's samples in the whole.
+        model: gives what `Scores.add` takes.
+        batches: on the model's device.
+        positions: of this rank's samples in the whole.
     """
     mine = Scores()
     for batch in batches:
-        batch = batch.to(device)
-        mine.add(batch, say(batch))
-    return gather_scores(mine, {}, places)
+        mine.add(batch, model(batch))
+    return gather_scores(mine, {}, positions)
 
 
 def whole_batches(num_samples: int, micro_batch: int, rank: int, world_size: int) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbsd.io.files import replace_text
-from mbsd.metrics.board import Board, tag_of
+from mbsd.metrics.board import Board, Charts, tag_of
 from mbsd.metrics.progress import Progress
 
 
@@ -24,6 +24,7 @@ class MetricsWriter:
             those steps are done again.
         enabled: rank 0.
         settings: of the run, for TensorBoard's page "hparams".
+        charts: of the stage.
 
     Attributes:
         board: TensorBoard, on rank 0.
@@ -37,8 +38,9 @@ class MetricsWriter:
         total_steps: int,
         enabled: bool,
         settings: Mapping[str, bool | int | float | str] | None = None,
+        charts: Charts = Charts(),  # noqa: B008 (frozen)
     ) -> None:
-        self.enabled = enabled
+        self.enabled, self._charts = enabled, charts
         if not enabled:
             return
         self._path = folder / "metrics.jsonl"
@@ -68,7 +70,7 @@ class MetricsWriter:
         tagged = {tag_of(name, prefix): value for name, value in values.items()} | dict(curves or {})
         self.board.scalars(step, tagged)
         if prefix == "train":
-            self.board.layout(list(tagged))
+            self.board.layout(list(tagged), self._charts)
         facts = {}
         if "loss" in values:
             facts[f"{'' if prefix == 'train' else prefix + ' '}loss"] = f"{values['loss']:.4f}"

@@ -38,6 +38,11 @@ class Encoded:
     h_VBD: Tensor
     pixels: Tensor
 
+    def token_means(self, batch: Batch) -> Tensor:
+        """[V, B, D] float: the mean over the tokens of each sample in each view of the batch that was encoded."""
+        parts = torch.split(self.hidden_TD, list(batch.views.lengths))[: len(batch.views.real_lengths)]
+        return torch.stack([part.float().mean(0) for part in parts]).view(self.h_VBD.shape)
+
 
 class MbsdPreTrainedModel(PreTrainedModel):
     """Initialisation, saving and loading, as transformers does them."""

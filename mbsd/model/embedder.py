@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from mbsd.batch import Batch
@@ -43,11 +42,7 @@ class Embedder(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """[V, B, D]."""
         encoded = self.model.encode(batch)
-        if self.vector == "h":
-            return encoded.h_VBD
-        views = len(batch.views.names)
-        parts = torch.split(encoded.hidden_TD, list(batch.views.lengths))
-        return torch.stack([part.float().mean(0) for part in parts]).view(views, batch.num_samples, -1)
+        return encoded.h_VBD if self.vector == "h" else encoded.token_means(batch)
 
 
 def load_embedder(folder: Path, image_size: int, vector: Vector | Literal["auto"] = "auto") -> Embedder:

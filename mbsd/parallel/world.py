@@ -43,6 +43,10 @@ class World:
         """Whether this is rank 0, which prints and writes."""
         return self.rank == 0
 
+    def alone(self) -> World:
+        """This process as a world of its own: what it reads is no other rank's."""
+        return dataclasses.replace(self, rank=0, size=1)
+
 
 @contextmanager
 def process_group(timeout: float | None = None) -> Iterator[World]:

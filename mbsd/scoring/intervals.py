@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import DegenerateDataWarning, bootstrap
 
-from mbsd.stages.stage import TaskMetrics
+from mbsd.stages.labelled import TaskMetrics
 
 LEVEL = 0.95
 MOST_ROWS = 10_000_000  # drawn in all, so that a large table takes minutes and not hours

@@ -80,6 +80,5 @@ CLUSTERING = Task(
     known_labels=_categories,
     head_class=MbsdForClassification,
     head=_no_head,
-    says=lambda output: output.h_VBD,
     compare=_compare,
 )

@@ -11,7 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mbsd.config.run import BaseConfig, FinetuneConfig
 from mbsd.errors import UserError
+from mbsd.tasks.registry import TASKS
+
+LOWER_IS_BETTER = ("loss",)
 
 
 @dataclass
@@ -91,3 +95,19 @@ class EarlyStopping:
         if self.best is None:
             return f"no value of {self.metric} yet"
         return f"best {self.metric} {self.best:.4f} at step {self.best_step}"
+
+
+def early_stopping_of(config: BaseConfig) -> EarlyStopping | None:
+    """Of a fine-tuning's settings; None of pre-training, which chooses no best checkpoint.
+
+    Raises:
+        UserError: the task's validations have no such metric.
+    """
+    if not isinstance(config, FinetuneConfig):
+        return None
+    task, views = TASKS[config.task.name], config.task.views
+    known = [*LOWER_IS_BETTER, *(f"{name}_{view}" for view in views for name in task.metric_names)]
+    metric = config.best.metric or f"{task.monitor}_{views[0]}"
+    if metric not in known:
+        raise UserError(f"best.metric={metric}: task {task.name} has {', '.join(known)}; name one of them", shared=True)
+    return EarlyStopping(metric, higher_is_better=metric not in LOWER_IS_BETTER, patience=config.best.patience)

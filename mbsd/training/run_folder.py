@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import importlib.metadata
 import json
 import platform
@@ -14,13 +13,11 @@ from typing import Any
 
 import torch
 
-from mbsd.config.deepspeed import BatchSizes, precision, zero_stage
+from mbsd.config.deepspeed import precision, zero_stage
 from mbsd.config.parse import dotted, to_yaml
 from mbsd.config.run import BaseConfig
-from mbsd.config.run_files import DONE, PREEMPTED
-from mbsd.io.console import say, say_block
+from mbsd.config.run_files import PREEMPTED
 from mbsd.parallel.world import World, gather_objects
-from mbsd.training.preempt import Stop
 
 
 def write_run_folder(config: BaseConfig, resolved: dict[str, Any], folder: Path, world: World) -> None:
@@ -40,48 +37,6 @@ def write_run_folder(config: BaseConfig, resolved: dict[str, Any], folder: Path,
     (folder / "config.yaml").write_text(to_yaml(config))
     (folder / "ds_config.json").write_text(json.dumps(resolved, indent=1) + "\n")
     (folder / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
-
-
-def say_start(
-    folder: Path,
-    config: BaseConfig,
-    resolved: dict[str, Any],
-    sizes: BatchSizes,
-    model: Any,
-    *,
-    origin: str,
-    steps: tuple[int, int],
-    samples: tuple[int, int],
-    world_size: int,
-    storage: str,
-) -> None:
-    """One block on the screen that says what this start of the run does.
-
-    Args:
-        model: with its MbsdConfig.
-        origin: where its weights come from.
-        steps: the first and the last one to be done.
-        samples: to train on, and held out.
-        storage: where checkpoints go.
-    """
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    shape = model.config
-    stage = zero_stage(resolved)
-    epochs = (steps[1] * sizes.global_batch) / samples[0]
-    optimizer = resolved["optimizer"]
-    rate = optimizer["params"].get("lr")
-    facts = {
-        "start": origin,
-        "steps": f"{steps[0]}-{steps[1]} of {sizes.global_batch} samples "
-        f"({world_size} ranks x {sizes.accumulation} x {sizes.micro_batch}): {epochs:.3g} epochs",
-        "data": f"{samples[0]:,} samples of {config.data.table or config.data.catalog}, {samples[1]:,} held out",
-        "model": f"{type(model).__name__}, {parameters / 1e6:.1f} M parameters: {shape.num_hidden_layers} layers of "
-        f"{shape.hidden_size}, {shape.vocab_size:,} words, {shape.num_patches} patches",
-        "training": f"{optimizer['type']}{f', lr {rate:g}' if rate else ''}, ZeRO-{stage}, {precision(resolved)}",
-        "checkpoints": f"every {config.run.save_every} steps in {storage}",
-        "watch": f"tensorboard --logdir {folder}, page #custom_scalars",
-    }
-    say_block(str(folder), facts)
 
 
 def run_settings(config: BaseConfig, resolved: dict[str, Any]) -> dict[str, bool | int | float | str]:
@@ -111,16 +66,3 @@ def packages() -> dict[str, str]:
     """The versions that a run depends on."""
     names = ("mbsd", "torch", "deepspeed", "transformers", "torchvision", "numpy")
     return {name: importlib.metadata.version(name) for name in names}
-
-
-def say_how_it_ended(folder: Path, stop: Stop | None, total_steps: int) -> None:
-    """DONE, or PREEMPTED: with either the exit code is 0, and a launcher sees which it is."""
-    if stop is None:
-        (folder / DONE).write_text(f"{total_steps}\n")
-        return
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    (folder / PREEMPTED).write_text(json.dumps({"step": stop.step, "signal": stop.signal.name, "time": now}) + "\n")
-    say(
-        f"{folder}: {stop.signal.name}: saved and stopped after step {stop.step} of {total_steps}; the same command "
-        "goes on from there"
-    )

@@ -14,12 +14,12 @@ import pytest
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import derive_table
 from mbsd.config.parse import parse
-from mbsd.config.run import FinetuneConfig, PretrainConfig
+from mbsd.config.run import FinetuneConfig
 from mbsd.errors import UserError
 from mbsd.tools.export.export import export
 from tests.conftest import Shop
 from tests.ranks import Ranks, launch
-from tests.settings import losses, write_ds_config
+from tests.settings import losses, run_words, stage_2_words, write_ds_config
 
 SIZES = [
     "--data.image_size=32", "--data.num_workers=0", "--data.crop_scale=[1.0,1.0]", "--data.flip_probability=0",
@@ -121,8 +121,17 @@ def test_settings_of_another_architecture(settings: list[str], said: str, tmp_pa
         parse(FinetuneConfig, [*map(str, given), *settings])
 
 
-def test_a_baseline_is_not_pre_trained(tmp_path: Path) -> None:
-    config = write_ds_config(tmp_path)
-    given = ["--deepspeed_config", str(config), "--run.dir=r", "--run.max_steps=1", "--data.catalog=c"]
-    with pytest.raises(UserError, match="pre-training is MBSD's own"):
-        parse(PretrainConfig, [*given, "--model.architecture=vilt"])
+@pytest.mark.distributed
+def test_a_baseline_is_trained_by_the_stages_it_can_read(shop: Shop, tmp_path: Path) -> None:
+    """Matching reads three views: ViLT has them, BERT has not; masked patches are MBSD's alone."""
+    run = tmp_path / "run"
+    vilt = [*SIZES, "--model.architecture=vilt", "--model.patchify_strides=[8]", "--run.log_every=1"]
+    words = stage_2_words(run, shop.catalog, shop.pairs, 3, *vilt)
+    launch(2, words, tmp_path / "log")
+    assert sorted(losses(run)) == [1, 2, 3] and "loss_kl" in losses(run)[1]
+    words = stage_2_words(tmp_path / "bert", shop.catalog, shop.pairs, 3, *SIZES, "--model.architecture=bert")
+    start = Ranks(1, words, tmp_path / "refused")
+    assert start.wait() == [2] and "a bert, which reads text alone" in start.errors()[0]
+    words = run_words(tmp_path / "masked", shop.catalog, 3, *SIZES, "--model.architecture=vilt")
+    start = Ranks(1, words, tmp_path / "masked_log")
+    assert start.wait() == [2] and "model.architecture=vilt: stage=masked" in start.errors()[0]

@@ -116,7 +116,7 @@ def test_item_numbers_of_a_split_are_a_view_of_a_file(large: Path) -> None:
 
 
 def test_ids_that_share_a_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("index_file", "reader"):
+    for module in ("build.index", "reader"):
         monkeypatch.setattr(f"mbsd.catalog.{module}.id_hash", lambda item_id: len(item_id))
     catalog = small_catalog(tmp_path / "c", items_of(120))
     for number, item in enumerate(items_of(120)):

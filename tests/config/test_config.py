@@ -107,7 +107,8 @@ def test_the_papers_numbers() -> None:
     """LAMB, lr 2e-4, betas (0.9, 0.98), decay 0.01; batches 2,048 and 1,024; 10 and 3 epochs; fp16, ZeRO-2."""
     for stage, batch, epochs in ((1, 2048, 10), (2, 1024, 3)):
         arguments = ["--config", CONFIGS / f"stage{stage}.yaml", "--deepspeed_config"]
-        config, ds = parse(PretrainConfig, [*map(str, arguments), str(DS_CONFIGS / f"v100x16_stage{stage}.json")])
+        config, given = parse(PretrainConfig, [*map(str, arguments), str(DS_CONFIGS / f"v100x16_stage{stage}.json")])
+        ds = given.tree
         assert config.run.epochs == epochs and ds["train_batch_size"] == batch
         assert ds["optimizer"]["type"] == "Lamb" and ds["zero_optimization"]["stage"] == 2 and ds["fp16"]["enabled"]
         params = {"lr": 2e-4, "betas": [0.9, 0.98], "weight_decay": 0.01, "eps": 1e-6}

@@ -16,10 +16,13 @@ from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Item
 from mbsd.catalog.tables import Table, write_table
 from mbsd.config.data import DataConfig
+from mbsd.config.deepspeed import BatchSizes
 from mbsd.config.stages import MaskingConfig
 from mbsd.data.batch_builder import BatchBuilder
 from mbsd.data.decode_dali import dali_installed, make_decoder
+from mbsd.data.spec import BatchSpec, Labelled, Masked
 from mbsd.data.text import build_tokenizer
+from mbsd.parallel.world import World
 
 NUM_ITEMS = 41
 IMAGE_SIZE = 64
@@ -94,26 +97,35 @@ def make_builder(catalog: Catalog, tokenizer: PreTrainedTokenizerBase) -> MakeBu
         train: bool = True,
         label_dtype: torch.dtype | None = None,
         image_cls: bool = False,
-        token_bucket: int = 1,
+        **settings: int,
     ) -> BatchBuilder:
         data = DataConfig(
-            str(catalog.path), image_size=IMAGE_SIZE, max_text_tokens=24, max_query_tokens=10, token_bucket=token_bucket
+            str(catalog.path),
+            image_size=IMAGE_SIZE,
+            max_text_tokens=24,
+            max_query_tokens=10,
+            **{"num_workers": 0, "prefetch": 2, **settings},  # type: ignore[arg-type]
         )
+        targets = Masked(masking) if masking is not None else Labelled(label_dtype) if label_dtype else None
         return BatchBuilder(
             catalog,
             tokenizer,
             data,
-            views,
-            patches_per_image=PATCHES,
-            image_cls=image_cls,
-            masking=masking,
-            seed=3,
-            train=train,
-            decoder=make_decoder(decoder, IMAGE_SIZE, max_batch=4),
-            label_dtype=label_dtype,
+            BatchSpec(views, targets, PATCHES, image_cls, train, seed=3),
+            make_decoder(decoder, IMAGE_SIZE, max_batch=4),
         )
 
     return make
+
+
+def ranks(size: int) -> list[World]:
+    """So many ranks on the CPU, as the loaders see them."""
+    return [World(rank, size, rank, torch.device("cpu")) for rank in range(size)]
+
+
+def sizes(global_batch: int, micro_batch: int, world_size: int = 1) -> BatchSizes:
+    """The micro-steps follow."""
+    return BatchSizes(global_batch, micro_batch, global_batch // (micro_batch * world_size))
 
 
 def tensors_of(batch: object) -> dict[str, object]:

@@ -20,6 +20,7 @@ from mbsd.config.stages import MaskingConfig
 from mbsd.data.batch_builder import BatchBuilder
 from mbsd.data.decode_torchvision import TorchvisionDecoder
 from mbsd.data.samples import CatalogSamples, Sample, TableSamples
+from mbsd.data.spec import BatchSpec
 from mbsd.data.text import encode_pair
 from tests.data.conftest import DECODERS, IMAGE_SIZE, NUM_ITEMS, PATCHES, MakeBuilder, tensors_of
 
@@ -156,7 +157,7 @@ def test_what_does_not_fit_together_is_refused(
         make_builder(("text",), masking=MaskingConfig())
     with pytest.raises(ValueError, match="32 px"):
         data = DataConfig("x", image_size=64)
-        BatchBuilder(catalog, tokenizer, data, ("full",), patches_per_image=4, decoder=TorchvisionDecoder(32))
+        BatchBuilder(catalog, tokenizer, data, BatchSpec(("full",), None, 4), TorchvisionDecoder(32))
     with pytest.raises(ValueError, match="a label is asked for"):
         build(make_builder(label_dtype=torch.int64), [Sample(0)])
 
@@ -208,7 +209,7 @@ def test_a_damaged_picture_is_left_out_and_named(catalog: Catalog, make_builder:
         file.write(bytes([byte ^ 1]))
     builder = make_builder(train=False)
     whole = builder.prepare([Sample(0), Sample(1)], np.arange(2), np.zeros(2, np.int64))
-    builder = copy_of(builder, catalog=Catalog(other))
+    builder = copy_of(builder, source=Catalog(other))
     damaged = builder.prepare([Sample(0), Sample(1)], np.arange(2), np.zeros(2, np.int64))
     assert (whole.num_read, whole.damaged) == (2, ())
     assert damaged.num_read == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 
 import torch
@@ -12,9 +11,11 @@ from hypothesis import strategies as st
 from mbsd.batch import Batch
 from mbsd.catalog.reader import Catalog
 from mbsd.config.stages import MaskingConfig
-from mbsd.data.loader import CatalogSamples, TrainLoader
+from mbsd.data.loader import TrainLoader
 from mbsd.data.order import Order
-from tests.data.conftest import NUM_ITEMS, MakeBuilder
+from mbsd.data.samples import CatalogSamples
+from mbsd.parallel.world import World
+from tests.data.conftest import NUM_ITEMS, MakeBuilder, ranks, sizes
 
 STEPS = 6
 MASKING = MaskingConfig(mpm_corruption="bert")
@@ -40,11 +41,12 @@ def test_kills_and_other_world_sizes_change_nothing(
 ) -> None:
     global_batch = data.draw(st.sampled_from([24, 56, 60]), "global batch")
     order = Order(data.draw(st.integers(0, 10**6), "seed"), NUM_ITEMS, block=4, window=3)
-    builder = make_builder(masking=MASKING)
-    make = functools.partial(
-        TrainLoader, CatalogSamples(catalog, None), builder, order=order, global_batch=global_batch
-    )
-    undisturbed = [content([batch]) for batch in itertools.islice(make(micro_batch=global_batch), STEPS)]
+
+    def make(micro_batch: int, world: World, workers: int = 0) -> TrainLoader:
+        builder, cut = make_builder(masking=MASKING, num_workers=workers), sizes(global_batch, micro_batch, world.size)
+        return TrainLoader(CatalogSamples(catalog, None), builder, order, cut, world)
+
+    undisturbed = [content([batch]) for batch in itertools.islice(make(global_batch, ranks(1)[0]), STEPS)]
     seen, items, state = [], [], None
     while len(seen) < STEPS:
         world_size = data.draw(st.sampled_from([w for w in range(1, 9) if global_batch % w == 0]), "world size")
@@ -54,21 +56,19 @@ def test_kills_and_other_world_sizes_change_nothing(
             // data.draw(st.sampled_from([m for m in (1, 2, 3) if global_batch // world_size % m == 0]), "micro-steps")
         )
         workers = data.draw(st.integers(0, 3), "workers")
-        loaders = [
-            make(micro_batch=micro_batch, world_size=world_size, rank=rank, num_workers=workers, prefetch=2)
-            for rank in range(world_size)
-        ]
+        loaders = [make(micro_batch, world, workers) for world in ranks(world_size)]
+        micro_steps = global_batch // (micro_batch * world_size)
         for loader in loaders:
             if state is not None:
                 loader.load_state_dict(state)
-        ranks = [iter(loader) for loader in loaders]
+        readers = [iter(loader) for loader in loaders]
         for _ in range(data.draw(st.integers(1, STEPS - len(seen)), "steps until it is killed")):
-            step = [next(rank) for _ in range(loaders[0].micro_steps) for rank in ranks]
+            step = [next(reader) for _ in range(micro_steps) for reader in readers]
             seen.append(content(step))
             items += [item for batch in step for item in batch.items_B.tolist()]
         state = loaders[0].state_dict()
-        if loaders[0].micro_steps > 1:
-            next(ranks[-1])  # the last rank had begun the step in which all died
+        if micro_steps > 1:
+            next(readers[-1])  # the last rank had begun the step in which all died
         assert all(loader.state_dict() == state for loader in loaders)
     assert seen == undisturbed
     for start in range(0, len(items) - NUM_ITEMS + 1, NUM_ITEMS):

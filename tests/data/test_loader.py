@@ -5,7 +5,6 @@ import multiprocessing
 import pickle
 import subprocess
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -14,20 +13,29 @@ from mbsd.batch import Batch
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Table
 from mbsd.config.stages import MaskingConfig
-from mbsd.data.loader import CatalogSamples, Sample, Samples, TableSamples, TrainLoader, eval_batches
+from mbsd.data.loader import TrainLoader, eval_batches
 from mbsd.data.order import Order
+from mbsd.data.samples import CatalogSamples, Sample, Samples, TableSamples
 from mbsd.errors import UserError
-from tests.data.conftest import DECODERS, NUM_ITEMS, MakeBuilder, tensors_of
+from mbsd.parallel.world import World
+from tests.data.conftest import DECODERS, NUM_ITEMS, MakeBuilder, ranks, sizes, tensors_of
 
 MASKING = MaskingConfig(mpm_corruption="bert")
 ORDER = Order(1, NUM_ITEMS, block=4, window=3)
 
 
 def train_loader(
-    make_builder: MakeBuilder, catalog: Catalog, decoder: str = "torchvision", **settings: Any
+    make_builder: MakeBuilder,
+    catalog: Catalog,
+    decoder: str = "torchvision",
+    order: Order = ORDER,
+    micro_batch: int = 3,
+    world: World | None = None,
+    **settings: int,
 ) -> TrainLoader:
-    chosen = {"order": ORDER, "global_batch": 12, "micro_batch": 3} | settings
-    return TrainLoader(CatalogSamples(catalog, None), make_builder(masking=MASKING, decoder=decoder), **chosen)
+    builder, rank = make_builder(masking=MASKING, decoder=decoder, **settings), world or ranks(1)[0]
+    cut = sizes(12, micro_batch, rank.size)
+    return TrainLoader(CatalogSamples(catalog, None), builder, order, cut, rank)
 
 
 def leaves(batches: list[Batch]) -> list[dict[str, object]]:
@@ -44,13 +52,12 @@ def test_world_sizes_and_accumulation_read_the_same_global_batches(make_builder:
     for world_size, micro_batch in [(1, 12), (1, 3), (2, 3), (2, 6), (3, 2), (4, 3), (4, 1)]:
         batches: list[list[int]] = [[] for _ in range(steps)]
         loaders = [
-            train_loader(make_builder, catalog, world_size=world_size, rank=rank, micro_batch=micro_batch)
-            for rank in range(world_size)
+            train_loader(make_builder, catalog, world=world, micro_batch=micro_batch) for world in ranks(world_size)
         ]
-        micro_steps = loaders[0].micro_steps
-        ranks = [list(itertools.islice(loader, steps * micro_steps)) for loader in loaders]
+        micro_steps = 12 // (micro_batch * world_size)
+        taken = [list(itertools.islice(loader, steps * micro_steps)) for loader in loaders]
         for number in range(steps * micro_steps):
-            for rank in ranks:
+            for rank in taken:
                 batches[number // micro_steps] += rank[number].items_B.tolist()
         by_world[world_size, micro_batch] = batches
     first = by_world[1, 12]
@@ -61,9 +68,7 @@ def test_world_sizes_and_accumulation_read_the_same_global_batches(make_builder:
 
 def test_a_sample_is_the_same_at_every_world_size(make_builder: MakeBuilder, catalog: Catalog) -> None:
     alone = next(iter(train_loader(make_builder, catalog, micro_batch=12)))
-    halves = [
-        next(iter(train_loader(make_builder, catalog, micro_batch=6, world_size=2, rank=rank))) for rank in (0, 1)
-    ]
+    halves = [next(iter(train_loader(make_builder, catalog, micro_batch=6, world=world))) for world in ranks(2)]
     assert torch.equal(alone.images, torch.cat([half.images for half in halves]))
     assert torch.equal(alone.input_ids_N, torch.cat([half.input_ids_N for half in halves]))
     assert alone.masks is not None and halves[0].masks is not None and halves[1].masks is not None
@@ -96,12 +101,12 @@ def test_a_resumed_run_may_have_another_world_size(make_builder: MakeBuilder, ca
     take(first, 8)
     after_two = first.state_dict()
     later = [batch.items_B.tolist() for batch in itertools.islice(first, 4)]
-    ranks = []
-    for rank in (0, 1):
-        loader = train_loader(make_builder, catalog, micro_batch=6, world_size=2, rank=rank)
+    items = []
+    for world in ranks(2):
+        loader = train_loader(make_builder, catalog, micro_batch=6, world=world)
         loader.load_state_dict(after_two)
-        ranks += next(iter(loader)).items_B.tolist()
-    assert ranks == list(itertools.chain(*later))
+        items += next(iter(loader)).items_B.tolist()
+    assert items == list(itertools.chain(*later))
 
 
 def test_a_step_that_was_not_finished_comes_again(make_builder: MakeBuilder, catalog: Catalog) -> None:
@@ -140,14 +145,12 @@ def test_a_signal_to_all_processes_leaves_the_workers_at_work(make_builder: Make
 def test_evaluation_sees_every_sample_once(
     make_builder: MakeBuilder, pairs: Table, world_size: int, num_workers: int
 ) -> None:
-    builder = make_builder(("full", "text", "image"), train=False, label_dtype=torch.float32)
+    builder = make_builder(("full", "text", "image"), train=False, label_dtype=torch.float32, num_workers=num_workers)
     for split, micro_batch in (("train", 4), ("test", 5)):  # 23 and 7 rows
         samples = TableSamples(pairs, split)
         seen: list[tuple[int, float]] = []
-        for rank in range(world_size):
-            for batch in eval_batches(
-                samples, builder, micro_batch=micro_batch, rank=rank, world_size=world_size, num_workers=num_workers
-            ):
+        for world in ranks(world_size):
+            for batch in eval_batches(samples, builder, world, micro_batch):
                 assert batch.labels_B is not None and 0 < batch.num_samples <= micro_batch
                 seen += zip(batch.items_B.tolist(), batch.labels_B.tolist(), strict=True)
         expected = [(samples[i].item, float(samples[i].label or 0)) for i in range(len(samples))]
@@ -157,9 +160,9 @@ def test_evaluation_sees_every_sample_once(
 def test_evaluation_masks_do_not_depend_on_the_world(make_builder: MakeBuilder, catalog: Catalog) -> None:
     samples = CatalogSamples(catalog, None)
     builder = make_builder(masking=MASKING, train=False)
-    alone = list(eval_batches(samples, builder, micro_batch=1))
-    ranks = [list(eval_batches(samples, builder, micro_batch=1, rank=rank, world_size=3)) for rank in range(3)]
-    merged = [ranks[i % 3][i // 3] for i in range(NUM_ITEMS)]
+    alone = list(eval_batches(samples, builder, ranks(1)[0], 1))
+    of_rank = [list(eval_batches(samples, builder, world, 1)) for world in ranks(3)]
+    merged = [of_rank[i % 3][i // 3] for i in range(NUM_ITEMS)]
     assert leaves(alone) == leaves(merged)
 
 
@@ -168,15 +171,15 @@ def test_a_limit_holds_over_all_ranks_and_is_spread_over_the_whole(make_builder:
     builder = make_builder(train=False)
     seen = [
         item
-        for rank in range(3)
-        for batch in eval_batches(samples, builder, micro_batch=4, rank=rank, world_size=3, limit=10)
+        for world in ranks(3)
+        for batch in eval_batches(samples, builder, world, 4, limit=10)
         for item in batch.items_B.tolist()
     ]
     assert len(seen) == len(set(seen)) == 10
     assert max(seen) > NUM_ITEMS // 2
-    beyond = eval_batches(samples, builder, micro_batch=64, limit=1000)
+    beyond = eval_batches(samples, builder, ranks(1)[0], 64, limit=1000)
     assert [batch.num_samples for batch in beyond] == [NUM_ITEMS]
-    none_left = eval_batches(samples, builder, micro_batch=4, rank=2, world_size=3, limit=2)
+    none_left = eval_batches(samples, builder, ranks(3)[2], 4, limit=2)
     assert list(none_left) == []
 
 
@@ -190,6 +193,6 @@ def test_an_empty_split_is_the_users_mistake(make_builder: MakeBuilder) -> None:
 
     empty: Samples = Empty()
     with pytest.raises(UserError, match="no samples"):
-        TrainLoader(empty, make_builder(), order=ORDER, global_batch=4, micro_batch=4)
+        TrainLoader(empty, make_builder(), ORDER, sizes(4, 4), ranks(1)[0])
     with pytest.raises(UserError, match="no samples"):
-        eval_batches(empty, make_builder(train=False), micro_batch=4)
+        eval_batches(empty, make_builder(train=False), ranks(1)[0], 4)

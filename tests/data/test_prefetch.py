@@ -12,18 +12,20 @@ import torch
 
 from mbsd.batch import Batch
 from mbsd.catalog.reader import Catalog
-from mbsd.data.loader import CatalogSamples, TrainLoader
+from mbsd.data.loader import TrainLoader
 from mbsd.data.order import Order
 from mbsd.data.prefetch import prefetched
-from tests.data.conftest import NUM_ITEMS, MakeBuilder, tensors_of
+from mbsd.data.samples import CatalogSamples
+from mbsd.parallel.world import World
+from tests.data.conftest import NUM_ITEMS, MakeBuilder, sizes, tensors_of
 
 CPU = torch.device("cpu")
 
 
 def batches(make_builder: MakeBuilder, catalog: Catalog, device: torch.device, decoder: str) -> Iterator[Batch]:
     samples, order = CatalogSamples(catalog, None), Order(1, NUM_ITEMS)
-    builder = make_builder(decoder=decoder)
-    return iter(TrainLoader(samples, builder, order=order, global_batch=6, micro_batch=6, num_workers=1, device=device))
+    builder = make_builder(decoder=decoder, num_workers=1)
+    return iter(TrainLoader(samples, builder, order, sizes(6, 6), World(0, 1, 0, device)))
 
 
 def threads() -> list[threading.Thread]:

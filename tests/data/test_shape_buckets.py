@@ -12,7 +12,8 @@ from mbsd.config.stages import SdmiConfig
 from mbsd.data.shape_buckets import black_images, fill_up
 from mbsd.metrics.throughput import padded_lengths
 from mbsd.model.heads import MbsdForMaskedModelling, MbsdForMatching
-from mbsd.stages.stage import MaskedStep, MatchingStep
+from mbsd.stages.masked import MaskedObjective
+from mbsd.stages.matching import MatchingObjective
 from tests.model.reference import MIXED, Corruption, gradients_of, hand_batch, random_samples, randomise, tiny_config
 
 TITLES = ((None, 5, True), (None, 9, False), (None, 2, True), (None, None, True))
@@ -36,10 +37,10 @@ def filled(batch: Batch, bucket: int) -> Batch:
 def test_what_is_filled_in_changes_no_number(stage: str, bucket: int, image_cls: bool) -> None:
     config = tiny_config(image_cls=image_cls)
     if stage == "masked":
-        step = MaskedStep(MbsdForMaskedModelling(config))
+        step = MaskedObjective(MbsdForMaskedModelling(config))
         batch = hand_batch(random_samples(TITLES, seed=2), ("full",), config, CORRUPTION)
     else:
-        step = MatchingStep(MbsdForMatching(config), SdmiConfig())
+        step = MatchingObjective(MbsdForMatching(config), SdmiConfig())
         labels = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0])
         batch = hand_batch(random_samples(MIXED, seed=2), VIEW_NAMES, config, labels=labels)
     randomise(step, seed=1)
@@ -71,6 +72,6 @@ def test_a_batch_without_images() -> None:
     samples = random_samples([(None, 5, False), (None, 3, False)], seed=2)
     batch = hand_batch(samples, ("full",), config, Corruption({(0, 2): 4}))
     more = filled(batch, 16)
-    step = MaskedStep(MbsdForMaskedModelling(config))
+    step = MaskedObjective(MbsdForMaskedModelling(config))
     norms = torch.ones(2)
     assert step(more, norms)["loss"].item() == pytest.approx(step(batch, norms)["loss"].item(), rel=1e-5)

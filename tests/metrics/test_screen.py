@@ -27,8 +27,10 @@ from mbsd.catalog.tables import Table
 from mbsd.checkpoint.resume import weights_folder
 from mbsd.config.data import DataConfig
 from mbsd.data.augment import no_augmentation
+from mbsd.data.batch_builder import BatchBuilder
 from mbsd.data.decode_torchvision import TorchvisionDecoder
-from mbsd.data.loader import BatchBuilder, TableSamples
+from mbsd.data.samples import TableSamples
+from mbsd.data.spec import BatchSpec
 from mbsd.data.text import load_tokenizer
 from mbsd.metrics.board import tag_of
 from mbsd.model.heads import MbsdForMatching
@@ -221,10 +223,8 @@ def test_cards_say_what_an_evaluation_says(runs: dict[str, Any], shop: Shop) -> 
         sample = samples[n * len(samples) // 8]
         assert (query, title, int(label)) == (sample.text, catalog.title(sample.item), int(sample.label or 0))
         for view, shown in zip(VIEW_NAMES, printed, strict=True):
-            builder = BatchBuilder(
-                catalog, tokenizer, data, (view,), patches_per_image=model.config.num_patches, train=False,
-                decoder=TorchvisionDecoder(32),
-            )  # fmt: skip
+            spec = BatchSpec((view,), None, model.config.num_patches)
+            builder = BatchBuilder(catalog, tokenizer, data, spec, TorchvisionDecoder(32))
             batch = builder.build([sample], np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
             with torch.no_grad():
                 assert float(shown) == pytest.approx(torch.sigmoid(model(batch).logits).item(), abs=2e-6)

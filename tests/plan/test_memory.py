@@ -14,7 +14,7 @@ from mbsd.config.data import DataConfig
 from mbsd.config.model import ModelConfig
 from mbsd.config.run import BaseConfig, PretrainConfig, RunConfig
 from mbsd.tools.plan.memory import engine_memory
-from mbsd.tools.plan.shapes import Lengths, Shapes
+from mbsd.tools.plan.shapes import Lengths, Shapes, stage_of
 from mbsd.tools.plan.trace import SavedBytes
 from tests.ranks import call
 
@@ -66,7 +66,7 @@ def measure(rank: int, world_size: int) -> list[dict[str, Any]]:
             ds["bf16"] = {"enabled": True}
         resolved = DeepSpeedConfig(ds).resolved(world_size, 10)
         shapes = Shapes(small(stage, checkpointing), dtype, Lengths(30, 8))
-        predicted = dataclasses.asdict(engine_memory(shapes.step, resolved, world_size))
+        predicted = dataclasses.asdict(engine_memory(shapes.objective, resolved, world_size))
         predicted["activations"] = shapes.trace(MICRO_BATCH).saved
         results.append({"predicted": predicted, "measured": _run(shapes, build_engine, resolved, accumulation)})
     return results
@@ -80,9 +80,9 @@ def _run(shapes: Shapes, build_engine: Any, resolved: dict[str, Any], accumulati
     config.attention_probs_dropout_prob = 0.0  # with it, a CPU writes out what a GPU's kernel never does
     gc.collect()
     gc.freeze()
-    step: Any = type(shapes.step)(type(shapes.step.model)(config), *([shapes.step.sdmi] if not shapes.masked else []))
-    prepare_execution(step.model, shapes.config)
-    engine = build_engine(step, resolved)
+    objective = stage_of(shapes.config).outline(shapes.config, config)
+    prepare_execution(objective.model, shapes.config)
+    engine = build_engine(objective, resolved)
     batch = shapes.batch(MICRO_BATCH)
     batch = dataclasses.replace(batch, images=torch.zeros(batch.images.shape, dtype=torch.uint8))
     inputs = live() - _weights(engine) - _slices(engine)

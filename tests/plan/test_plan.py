@@ -76,7 +76,7 @@ def test_the_papers_setting(stage: str, tmp_path: Path) -> None:
 
 def test_flops_are_those_of_the_kernels() -> None:
     """The formula of a run's MFU against the operations of the traced step: all but heads and embeddings."""
-    config, _ = parse(PretrainConfig, ["--config", "launchers/configs/stage2.yaml"], ds_default={})
+    config, _ = parse(PretrainConfig, ["--config", "launchers/configs/stage2.yaml"], ds_default=DeepSpeedConfig({}))
     shapes = Shapes(config, torch.float16, Lengths(30, 8))
     assert shapes.trace(4).flops == pytest.approx(training_flops(shapes.model_config, shapes.batch(4)), rel=0.05)
 
@@ -133,12 +133,14 @@ def test_nodes_and_networks_cost_time() -> None:
 
 
 def test_without_a_json_the_plan_is_the_papers() -> None:
-    config, nothing = parse(PretrainConfig, ["--config", "launchers/configs/stage1.yaml", *TWO_LAYERS], ds_default={})
-    assert nothing == {}
+    config, nothing = parse(
+        PretrainConfig, ["--config", "launchers/configs/stage1.yaml", *TWO_LAYERS], ds_default=DeepSpeedConfig({})
+    )
+    assert nothing.tree == {}
     plan = make_plan(config, None, find_gpu("h100-80g"), gpus=4)
     assert plan.precision == "bf16" and plan.sizes.global_batch == 2048 and plan.fits
     assert plan.sizes.micro_batch == plan.largest_micro_batch
-    tuned, _ = parse(FinetuneConfig, ["--config", "launchers/configs/attributes.yaml"], ds_default={})
+    tuned, _ = parse(FinetuneConfig, ["--config", "launchers/configs/attributes.yaml"], ds_default=DeepSpeedConfig({}))
     with pytest.raises(UserError, match="--deepspeed_config is missing"):
         make_plan(tuned, None, V100, gpus=1)
 

@@ -31,16 +31,16 @@ def command(market: Market, run: Path, **ds: Any) -> list[object]:
 
 def signal_at(rank: int, number: int, step: int) -> None:
     """This rank gets a signal when it has made so many steps."""
-    from mbsd.training import trainer as loop
+    from mbsd.training.divergence import SkippedSteps
 
-    check = loop.SkippedSteps.check
+    check = SkippedSteps.check
 
     def checked(self: Any, at: int) -> None:
         check(self, at)
         if at == step and rank == 0:
             os.kill(os.getpid(), number)
 
-    loop.SkippedSteps.check = checked  # type: ignore[method-assign]
+    SkippedSteps.check = checked  # type: ignore[method-assign]
 
 
 def decisions(run: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from mbsd.scoring.intervals import intervals
 from mbsd.tasks.classification import CLASSIFICATION, class_metrics, known_classes
 from mbsd.tasks.clustering import cluster_metrics, group
 from mbsd.tasks.sensitive import found_or_not, precision_at_recall
-from mbsd.tasks.task import class_weights
+from mbsd.tasks.stage import class_weights
 from tests.model.reference import MIXED, hand_batch, random_samples, randomise, tiny_config
 from tests.tasks.market import Market
 
@@ -118,14 +118,14 @@ def test_what_is_hidden_is_not_shown(market: Market, tmp_path: Any) -> None:
     from mbsd.config.data import DataConfig
     from mbsd.data.batch_builder import BatchBuilder
     from mbsd.data.decode_dali import make_decoder
+    from mbsd.data.spec import BatchSpec
     from mbsd.data.text import build_tokenizer
 
     catalog = Catalog(market.catalog)
     words = build_tokenizer(catalog.table()["title"].to_pylist(), 600, tmp_path)
     data = DataConfig(catalog="", image_size=32)
-    builder = BatchBuilder(
-        catalog, words, data, ("full",), patches_per_image=16, train=False, decoder=make_decoder("torchvision", 32)
-    )
+    spec = BatchSpec(("full",), None, patches_per_image=16)
+    builder = BatchBuilder(catalog, words, data, spec, make_decoder("torchvision", 32))
     shown = [Sample(4, other=5), Sample(4, other=5, hidden=frozenset({"title"}), other_hidden=frozenset({"image"}))]
     batch = builder.build(shown, np.arange(2), np.zeros(2, dtype=np.int64))
     text = [int(n) for n in np.diff(batch.views.cu_seqlens)]

@@ -40,9 +40,9 @@ def vectors_of(out: Path) -> np.ndarray[Any, Any]:
 
 def kill_after(rank: int, files: int) -> None:
     """This process dies like by `kill -9` when it is about to publish its next file after so many."""
-    from mbsd.scoring import vector_files as vectors
+    from mbsd.io import files
 
-    publish, count = vectors.os.replace, [0]
+    publish, count = files.os.replace, [0]
 
     def counted(source: Any, target: Any) -> None:
         if Path(target).suffix == ".parquet":
@@ -51,7 +51,7 @@ def kill_after(rank: int, files: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
         publish(source, target)
 
-    vectors.os.replace = counted  # type: ignore[assignment]
+    files.os.replace = counted  # type: ignore[assignment]
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,8 @@ from mbsd.data.shape_buckets import fill_up
 from mbsd.model.execution import prepare_execution
 from mbsd.model.heads import MbsdForMaskedModelling, MbsdForMatching
 from mbsd.parallel.world import World
-from mbsd.stages.stage import MaskedStep, MatchingStep
+from mbsd.stages.masked import MaskedObjective
+from mbsd.stages.matching import MatchingObjective
 from mbsd.tools.bench.ranks import on_ranks
 from mbsd.tools.bench.step_batches import draw, packed
 from mbsd.tools.plan.trace import SavedBytes
@@ -36,15 +37,15 @@ def settings(bucket: int = 1, **model: bool) -> BaseConfig:
     return PretrainConfig(RunConfig("", max_steps=1), DataConfig("", token_bucket=bucket), ModelConfig(**model))
 
 
-def matching(dropout: float = 0.0) -> tuple[MatchingStep, Batch]:
+def matching(dropout: float = 0.0) -> tuple[MatchingObjective, Batch]:
     config = tiny_config(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
-    step = MatchingStep(MbsdForMatching(config), SdmiConfig())
+    step = MatchingObjective(MbsdForMatching(config), SdmiConfig())
     randomise(step, seed=1)
     labels = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0])
     return step, hand_batch(random_samples(MIXED, seed=2), VIEW_NAMES, config, labels=labels)
 
 
-def loss_and_gradients(step: MatchingStep, batch: Batch) -> tuple[Tensor, dict[str, Tensor], int]:
+def loss_and_gradients(step: MatchingObjective, batch: Batch) -> tuple[Tensor, dict[str, Tensor], int]:
     """With dropout drawn from a fixed seed; and the bytes kept for the backward."""
     torch.manual_seed(5)
     with SavedBytes(step) as saved:
@@ -131,7 +132,11 @@ def steps_without_waiting(world: World, stage: str, bucket: int) -> int:
         hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1, vocab_size=400, max_position_embeddings=144
     )  # fmt: skip
     masked = stage == "masked"
-    step = MaskedStep(MbsdForMaskedModelling(config)) if masked else MatchingStep(MbsdForMatching(config), SdmiConfig())
+    step = (
+        MaskedObjective(MbsdForMaskedModelling(config))
+        if masked
+        else MatchingObjective(MbsdForMatching(config), SdmiConfig())
+    )
     zero = {"stage": 2, "reduce_bucket_size": 1_000_000, "allgather_bucket_size": 1_000_000}
     ds = {"train_batch_size": 8, "bf16": {"enabled": world.device.type == "cuda"}, "gradient_clipping": 1.0}
     ds |= {"zero_optimization": zero, "optimizer": {"type": "Lamb", "params": {"lr": 1e-3}}}

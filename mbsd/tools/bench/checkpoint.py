@@ -22,7 +22,7 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
-from mbsd.checkpoint.manager import CheckpointManager
+from mbsd.checkpoint.manager import CheckpointManager, Claim, Keep, SavedParts
 from mbsd.checkpoint.resume import take_over
 from mbsd.checkpoint.storage import probe
 from mbsd.config.deepspeed import DeepSpeedConfig
@@ -63,10 +63,8 @@ def _measure(world: Any, saves: int, scratch: Path, layers: int) -> dict[str, fl
     run = scratch / "run"
     storage = probe(run / "checkpoints", world, node_local=False)
     token, _ = take_over(run, storage, world, {}, print)
-    manager = CheckpointManager(
-        run, world, storage, engine, model, tokenizer, token=token, facts={"identity": {}}, texts={}, keep_last=1,
-        say=lambda text: None,
-    )  # fmt: skip
+    parts = SavedParts(model, tokenizer, facts={"identity": {}}, texts={})
+    manager = CheckpointManager(Claim(run, world, storage, token), engine, parts, Keep(last=1), say=lambda text: None)
 
     def seconds(action: Callable[[], object]) -> float:
         """Of the slowest rank, from a common start with nothing left to write."""
@@ -84,7 +82,8 @@ def _measure(world: Any, saves: int, scratch: Path, layers: int) -> dict[str, fl
     for step in range(1, saves + 1):
         plains.append(seconds(lambda: engine.save_checkpoint(str(scratch / "plain"), tag="tag", save_latest=False)))
         began = time.perf_counter()
-        stalls.append(seconds(lambda at=step: manager.save(at, {})))  # type: ignore[misc]
+        state = {"step": step, "loader": {}, "selection": None}
+        stalls.append(seconds(lambda at=state: manager.save(at)))  # type: ignore[misc]
         manager.wait()
         durables.append(time.perf_counter() - began)
     plain_bytes = sum(path.stat().st_size for path in (scratch / "plain").rglob("*") if path.is_file())

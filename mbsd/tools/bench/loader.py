@@ -30,14 +30,18 @@ from transformers import PreTrainedTokenizerBase
 from mbsd.batch import Batch
 from mbsd.catalog.reader import Catalog
 from mbsd.config.data import DataConfig
+from mbsd.config.deepspeed import BatchSizes
 from mbsd.config.stages import MaskingConfig
 from mbsd.data.augment import draw_augmentation
 from mbsd.data.batch_builder import BatchBuilder
 from mbsd.data.decode_dali import dali_installed, make_decoder
-from mbsd.data.loader import CatalogSamples, TrainLoader
+from mbsd.data.loader import TrainLoader
 from mbsd.data.order import Order
+from mbsd.data.samples import CatalogSamples
+from mbsd.data.spec import BatchSpec, Masked
 from mbsd.data.text import build_tokenizer
 from mbsd.errors import UserError
+from mbsd.parallel.world import World
 from mbsd.tools.bench.loader_plain import plain_batches, write_files
 from mbsd.tools.bench.loader_wait import measure_data_wait
 
@@ -169,26 +173,12 @@ def train_loader(
     """Ours, as stage 1 has it."""
     device = _device()
     decoder = make_decoder(way, bench.image_size, device, max(1, workers), bench.batch)
-    builder = BatchBuilder(
-        catalog,
-        tokenizer,
-        DataConfig(str(catalog.path), image_size=bench.image_size),
-        ("full",),
-        patches_per_image=(bench.image_size // PATCH) ** 2,
-        masking=MaskingConfig(),
-        decoder=decoder,
-    )
+    data = DataConfig(str(catalog.path), image_size=bench.image_size, num_workers=workers)
+    spec = BatchSpec(("full",), Masked(MaskingConfig()), (bench.image_size // PATCH) ** 2, train=True)
+    builder = BatchBuilder(catalog, tokenizer, data, spec, decoder)
     samples = CatalogSamples(catalog, None)
-    return TrainLoader(
-        samples,
-        builder,
-        order=Order(0, len(samples)),
-        global_batch=bench.batch,
-        micro_batch=bench.batch,
-        num_workers=workers,
-        prefetch=4,
-        device=device,
-    )
+    sizes = BatchSizes(bench.batch, bench.batch, 1)
+    return TrainLoader(samples, builder, Order(0, len(samples)), sizes, World(0, 1, 0, device))
 
 
 def _rate(batches: Iterator[Any], bench: LoaderBench) -> tuple[float, float]:

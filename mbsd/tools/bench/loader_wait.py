@@ -16,7 +16,7 @@ from mbsd.config.data import DataConfig
 from mbsd.config.deepspeed import DeepSpeedConfig
 from mbsd.config.model import ModelConfig
 from mbsd.config.run import PretrainConfig, RunConfig
-from mbsd.training.setup import pretrain
+from mbsd.training.pretrain import pretrain
 
 LOGS = 4  # the first tells of the start and is left out
 STEPS = 10  # between two logs

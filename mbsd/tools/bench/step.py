@@ -18,14 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mbsd.config.data import DataConfig
 from mbsd.config.deepspeed import DeepSpeedConfig
-from mbsd.config.stages import SdmiConfig
+from mbsd.config.run import PretrainConfig, RunConfig
+from mbsd.data.spec import Masked
 from mbsd.errors import UserError
 from mbsd.metrics.throughput import data_sheet_peak, head_flops, training_flops
 from mbsd.model.config import MbsdConfig
-from mbsd.model.heads import MbsdForMaskedModelling, MbsdForMatching
 from mbsd.parallel.world import World
-from mbsd.stages.stage import MaskedStep, MatchingStep
+from mbsd.stages.registry import STAGES, find_stage
 from mbsd.tools.bench.ranks import on_ranks
 from mbsd.tools.bench.step_batches import LIMITS, Drawn, Padded, draw, packed, padded, padded_labels
 from mbsd.tools.bench.step_plain import PlainModel
@@ -38,7 +39,7 @@ MODELS = {
     "base": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
     "small": {"num_hidden_layers": 4, "hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048},
 }
-STAGES, LENGTHS = ("masked", "matching"), ("real", "longest")
+LENGTHS = ("real", "longest")
 DEEPSPEED: dict[str, Any] = {
     "gradient_clipping": 1.0,
     "zero_optimization": {"stage": 2},
@@ -96,12 +97,12 @@ class Contestants(nn.Module):
 
     def __init__(self, config: MbsdConfig, stage: str) -> None:
         super().__init__()
-        self.masked = stage == "masked"
-        model: Any = (MbsdForMaskedModelling if self.masked else MbsdForMatching)(config)
+        run = PretrainConfig(RunConfig("", max_steps=1), DataConfig(""), stage=stage)
+        self.step = find_stage(stage).outline(run, config)
+        model, self.masked = self.step.model, isinstance(find_stage(stage).needs(run).targets, Masked)
         if not self.masked:  # the head starts near "I do not know", where contestants would agree whatever they saw
             nn.init.normal_(model.match.weight, 0.0, 2.0 / math.sqrt(config.hidden_size))
         self.config = config
-        self.step: Any = MaskedStep(model) if self.masked else MatchingStep(model, SdmiConfig())
         self.plain = PlainModel(model)
 
     def inputs(self, drawn: Drawn, device: torch.device) -> dict[str, tuple[Any, ...]]:

@@ -15,11 +15,10 @@ from mbsd.errors import UserError
 from mbsd.metrics.throughput import model_flops, padded_lengths
 from mbsd.tools.plan.gpus import Gpu
 from mbsd.tools.plan.memory import Memory, engine_memory, whole_memory
-from mbsd.tools.plan.shapes import Lengths, Shapes, num_samples, num_steps
+from mbsd.tools.plan.shapes import Lengths, Shapes, num_samples, num_steps, stage_of
 from mbsd.tools.plan.speed import Speed, nodes_for, speed
 from mbsd.tools.plan.trace import Trace
 
-PAPER_BATCH = {"masked": 2048, "matching": 1024}
 GIB = 1 << 30
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -93,8 +92,11 @@ def paper_json(config: BaseConfig, gpu: Gpu) -> dict[str, Any]:
         raise UserError(
             "--deepspeed_config is missing: a plan of fine-tuning needs one, say ds_configs/h100_finetune.json"
         )
+    batch = stage_of(config).paper_batch
+    if batch is None:
+        raise UserError(f"--deepspeed_config is missing: the paper has no batch size for stage={config.stage}")
     return {
-        "train_batch_size": PAPER_BATCH[config.stage],
+        "train_batch_size": batch,
         ("bf16" if gpu.bf16 else "fp16"): {"enabled": True},
         "zero_optimization": {
             "stage": 2, "overlap_comm": True, "reduce_bucket_size": 50_000_000, "allgather_bucket_size": 50_000_000
@@ -142,7 +144,7 @@ def make_plan(
             traces[micro_batch] = shapes.trace(micro_batch)
         cut = {"train_micro_batch_size_per_gpu": micro_batch, "gradient_accumulation_steps": "auto"}
         changed = DeepSpeedConfig({**ds_config.tree, **cut}, ds_config.path)
-        engine = engine_memory(shapes.step, changed.resolved(gpus, 1), gpus)
+        engine = engine_memory(shapes.objective, changed.resolved(gpus, 1), gpus)
         dali = config.data.decoder in ("auto", "dali")
         return whole_memory(engine, traces[micro_batch], config, changed.sizes(gpus), dali=dali)
 
@@ -156,7 +158,7 @@ def make_plan(
     memory = memory_of(micro_batch)
 
     zero = ds_config.tree.get("zero_optimization") or {}
-    trained = sum(p.numel() for p in shapes.step.parameters() if p.requires_grad)
+    trained = sum(p.numel() for p in shapes.objective.parameters() if p.requires_grad)
     seconds = speed(
         traces[micro_batch].kernels, gpu, half=kind != "fp32", trained=trained, world_size=gpus, nodes=nodes,
         accumulation=sizes.accumulation, stage=zero.get("stage", 0), overlap=bool(zero.get("overlap_comm")),
@@ -166,7 +168,7 @@ def make_plan(
     flops = _flops(shapes, micro_batch)
     plan = Plan(
         gpu=gpu, gpus=gpus, nodes=nodes, network=network, precision=kind, stage=zero.get("stage", 0), sizes=sizes,
-        parameters=sum(p.numel() for p in shapes.step.parameters()), trained=trained, model=shapes.source,
+        parameters=sum(p.numel() for p in shapes.objective.parameters()), trained=trained, model=shapes.source,
         samples=samples, steps=num_steps(config, samples, sizes.global_batch), memory=memory, flops=flops,
         speed=seconds, mfu=flops.packed * sizes.global_batch / gpus / seconds.step / gpu.half_flops,
         largest_micro_batch=largest, advice=[],

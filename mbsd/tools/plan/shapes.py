@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig
 
 from mbsd.batch import Batch, Masks, Views
@@ -17,15 +16,16 @@ from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Table
 from mbsd.checkpoint.resume import weights_folder
 from mbsd.config.run import BaseConfig, FinetuneConfig, PretrainConfig
-from mbsd.config.stages import MaskingConfig, SdmiConfig
-from mbsd.data.loader import CatalogSamples, TableSamples
+from mbsd.data.samples import CatalogSamples, TableSamples
+from mbsd.data.spec import Masked
 from mbsd.data.views import TextTokens, pack
 from mbsd.errors import UserError
 from mbsd.model.config import MbsdConfig
 from mbsd.model.execution import checkpoint_layers
 from mbsd.model.fresh import fresh_config
-from mbsd.model.heads import MbsdForClassification, MbsdForMaskedModelling, MbsdForMatching
-from mbsd.stages.stage import ClassificationStep, MaskedStep, MatchingStep
+from mbsd.stages.registry import find_stage
+from mbsd.stages.stage import Objective, Stage
+from mbsd.tasks.stage import task_stage
 from mbsd.tools.plan.trace import Trace, trace_step
 
 SPREAD = 0.25  # titles and queries are this much shorter to this much longer than their mean
@@ -39,32 +39,47 @@ class Lengths:
     query: int
 
 
+def stage_of(config: BaseConfig) -> Stage:
+    """The stage that a launcher would train.
+
+    Raises:
+        UserError: `stage` names none.
+    """
+    if isinstance(config, FinetuneConfig):
+        return task_stage(config)
+    assert isinstance(config, PretrainConfig)
+    return find_stage(config.stage)
+
+
 class Shapes:
     """The training step of a config on the meta device.
 
     Attributes:
-        step: of `mbsd.stages.stage`, in the run's precision.
-        views: that a training sample is shown in.
+        objective: of the stage, in the run's precision.
+        needs: of the stage.
         source: where the model's sizes were read.
     """
 
     def __init__(self, config: BaseConfig, dtype: torch.dtype, lengths: Lengths) -> None:
         self.config, self.lengths = config, lengths
         self.model_config, self.source = _model_config(config)
-        step: Any
-        self.views: tuple[str, ...]
+        stage = stage_of(config)
+        self.needs = stage.needs(config)
         with torch.device("meta"):
-            if isinstance(config, FinetuneConfig):
-                step, self.views = ClassificationStep(MbsdForClassification(self.model_config)), config.task.views
-            elif isinstance(config, PretrainConfig) and config.stage == "matching":
-                sdmi = config.sdmi or SdmiConfig()
-                step, self.views = MatchingStep(MbsdForMatching(self.model_config), sdmi), MatchingStep.views(sdmi)
-            else:
-                step, self.views = MaskedStep(MbsdForMaskedModelling(self.model_config)), ("full",)
+            objective = stage.outline(config, self.model_config)
         if config.model.activation_checkpointing:
-            checkpoint_layers(step.model)
-        self.step: nn.Module = step.to(dtype)
-        self.masked = isinstance(step, MaskedStep)
+            checkpoint_layers(objective.model)
+        self.objective = objective.to(dtype)
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """That a training sample is shown in."""
+        return self.needs.views
+
+    @property
+    def masked(self) -> bool:
+        """Whether words and patches are masked, and so no sample has a query."""
+        return isinstance(self.needs.targets, Masked)
 
     def batch(self, micro_batch: int) -> Batch:
         """A micro-batch of typical lengths, every sample with an image; on the CPU, its pixels on the meta device."""
@@ -87,9 +102,8 @@ class Shapes:
     def trace(self, micro_batch: int) -> Trace:
         """Of one forward and backward of a micro-batch, laid out as a GPU lays it out."""
         batch = self.batch(micro_batch).to("meta")
-        norms = torch.ones(2, device="meta") if self.masked else None
-        self.step.train()
-        return trace_step(self.step, lambda: _loss(self.step, batch, norms))
+        self.objective.train()
+        return trace_step(self.objective, lambda: _loss(self.objective, batch))
 
     def _text(self, n: int, of: int) -> TextTokens:
         """The n-th of evenly spread lengths, cut as the loader cuts them."""
@@ -104,7 +118,8 @@ class Shapes:
         return TextTokens(np.zeros(length, dtype=np.int64), types, query)
 
     def _masks(self, views: Views, micro_batch: int) -> Masks:
-        masking = getattr(self.config, "masking", None) or MaskingConfig()
+        assert isinstance(self.needs.targets, Masked)
+        masking = self.needs.targets.masking
         patches = micro_batch * self.model_config.num_patches
         words = sum(views.lengths) - micro_batch * (self.model_config.num_patches + int(self.model_config.image_cls))
         words = round(masking.mlm_probability * (words - 2 * micro_batch))
@@ -138,8 +153,8 @@ def num_steps(config: BaseConfig, samples: int | None, global_batch: int) -> int
     return max(1, math.ceil((config.run.epochs or 0) * samples / global_batch))
 
 
-def _loss(step: nn.Module, batch: Batch, norms: Tensor | None) -> Tensor:
-    loss: Tensor = step(batch, norms)["loss"]
+def _loss(objective: Objective, batch: Batch) -> Tensor:
+    loss: Tensor = objective(batch)["loss"]
     return loss
 
 

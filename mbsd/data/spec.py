@@ -1,0 +1,80 @@
+"""Catalogue → batches: what a batch is to hold, and what a stage or task needs of the data; data knows neither."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from mbsd.catalog.tables import Kind
+from mbsd.config.stages import MaskingConfig
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Batches with `masks`: words and patches that stage 1 hides and asks for; the view full has to be among them."""
+
+    masking: MaskingConfig
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Batches with `labels_B` of this type: float32 to match, int64 for classes."""
+
+    dtype: torch.dtype
+
+
+Targets = Masked | Labelled | None
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """What a batch holds.
+
+    Attributes:
+        views: in which each sample is shown.
+        targets: what the model is asked for; None: nothing.
+        patches_per_image: P without the image [CLS].
+        image_cls: whether an image [CLS] stands before the patches.
+        train: crops, flips and filled batches (data.token_bucket); else the whole picture as it is.
+        seed: of the run; every random number follows from it and the sample's epoch and position.
+    """
+
+    views: tuple[str, ...]
+    targets: Targets
+    patches_per_image: int
+    image_cls: bool = False
+    train: bool = False
+    seed: int = 0
+
+    @property
+    def masking(self) -> MaskingConfig | None:
+        """What is masked; None: nothing."""
+        return self.targets.masking if isinstance(self.targets, Masked) else None
+
+    @property
+    def label_dtype(self) -> torch.dtype | None:
+        """Of the labels; None: there are none."""
+        return self.targets.dtype if isinstance(self.targets, Labelled) else None
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a stage or task reads.
+
+    Attributes:
+        views: that a training sample is shown in.
+        targets: of its batches.
+        table: kind of its task table; None: it reads the catalogue alone.
+        validation_views: that a held-out sample is shown in; default: those of training.
+    """
+
+    views: tuple[str, ...]
+    targets: Targets
+    table: Kind | None = None
+    validation_views: tuple[str, ...] = field(default=())
+
+    @property
+    def held_out_views(self) -> tuple[str, ...]:
+        """The views of validation."""
+        return self.validation_views or self.views

@@ -1,0 +1,82 @@
+"""`launchers/embed.py`: a vector of every item of a catalogue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mbsd.catalog.reader import Catalog
+from mbsd.checkpoint.resume import weights_folder
+from mbsd.config.scoring import EmbedConfig
+from mbsd.data.damaged import DamagedPictures
+from mbsd.data.inputs import Builders
+from mbsd.data.loader import eval_batches
+from mbsd.data.samples import CatalogSamples, Chosen
+from mbsd.data.text import load_tokenizer, words_digest
+from mbsd.errors import UserError
+from mbsd.io.console import quiet_libraries, say
+from mbsd.io.files import digest_of
+from mbsd.model.embedder import Embedder, load_embedder
+from mbsd.model.load import saved_config
+from mbsd.parallel.world import gather_objects, on_rank_zero, process_group, same_on_every_rank
+from mbsd.scoring.evaluate import PATIENCE
+from mbsd.scoring.vector_files import VectorFiles
+
+
+def embed(config: EmbedConfig) -> None:
+    """Encode a catalogue's items into Parquet files (`launchers/embed.py`)."""
+    quiet_libraries()
+    with process_group(PATIENCE) as world:
+        with same_on_every_rank():
+            catalog = Catalog(config.data.catalog)
+            items = catalog.indices(config.split)
+            if len(items) == 0:
+                raise UserError(
+                    f"{catalog.path}: its {config.split} split is empty; choose another one, or leave it out"
+                )
+            folder = weights_folder(config.model)
+            saved = saved_config(folder)
+            embedder = load_embedder(folder, config.data.image_size, config.vector)
+            tokenizer = load_tokenizer(config.data.tokenizer or str(folder))
+            what = _what(config, catalog, len(items), embedder, folder) | {"vocabulary": words_digest(tokenizer)}
+        embedder.to(world.device).eval()
+        files = VectorFiles(Path(config.out), config.data.catalog, config.split, what)
+
+        def start() -> list[int]:
+            files.start()
+            return files.missing()
+
+        todo = on_rank_zero(start)[world.rank :: world.size]
+        damaged = DamagedPictures(config.data.max_corrupt, say)
+        builders = Builders(catalog, tokenizer, config.data, saved, config.micro_batch)
+        builder = builders.build((config.view,), None, world)
+        if todo:
+            numbers = np.concatenate([files.numbers(part) for part in todo])
+            samples = Chosen(CatalogSamples(catalog, config.split), numbers)
+            batches = eval_batches(samples, builder, world.alone(), config.micro_batch, damaged=damaged)
+            with torch.inference_mode():
+                vectors = (embedder(batch)[0].float().cpu().numpy() for batch in batches)
+                files.write(todo, vectors)
+        num_damaged = damaged.check()
+        gather_objects(None)  # all files are there
+        if world.is_first:
+            say(files.finish(str(folder), num_damaged))
+
+
+def _what(config: EmbedConfig, catalog: Catalog, num_items: int, embedder: Embedder, folder: Path) -> dict[str, Any]:
+    """What the vectors are of: whoever resumes them must mean the same."""
+    return {
+        "catalogue": catalog.fingerprint,
+        "split": config.split or "all",
+        "items": num_items,
+        "items_per_file": config.items_per_file,
+        "model": digest_of(folder / "model.safetensors"),
+        "view": config.view,
+        "vector": embedder.vector,
+        "width": embedder.width,
+        "dtype": config.dtype,
+        "max_text_tokens": config.data.max_text_tokens,
+    }

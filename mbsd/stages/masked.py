@@ -1,0 +1,145 @@
+"""Stage 1: masked words and masked patches (Eq. 1, 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mbsd.batch import Batch
+from mbsd.config.run import PretrainConfig
+from mbsd.config.stages import MaskingConfig
+from mbsd.data.inputs import Inputs
+from mbsd.data.spec import Masked, Needs
+from mbsd.errors import UserError
+from mbsd.metrics.board import Board, Charts
+from mbsd.metrics.pictures import grid
+from mbsd.model.config import MbsdConfig
+from mbsd.model.heads import MaskedOutput, MbsdForMaskedModelling
+from mbsd.model.load import start_model
+from mbsd.model.patchify import denormalise_pixels, normalise_pixels, patches_to_pixels, pixels_of_patches
+from mbsd.objectives.masked import masked_patch_loss, masked_word_loss_in_chunks, words_right
+from mbsd.stages.showcase import HeldOut
+from mbsd.stages.stage import Losses, Objective, Stage, Validation
+
+NUM_REBUILT = 6  # pictures that are shown
+
+
+class MaskedObjective(Objective):
+    """Masked words + masked patches."""
+
+    def contexts(self, batches: Sequence[Batch]) -> Sequence[Tensor]:
+        """[2] each: masked words and patches of the global batch, divided by (ranks x micro-steps).
+
+        A micro-batch's sum over this is its share of the global mean: the engine averages over ranks and micro-steps.
+        """
+        counts = _masked_counts(batches, self.device)
+        dist.all_reduce(counts)
+        counts = (counts / (dist.get_world_size() * len(batches))).clamp_min(1e-9)
+        return [counts] * len(batches)
+
+    def forward(self, batch: Batch, context: Tensor | None = None) -> Losses:
+        """Eq. 1 + Eq. 2."""
+        assert batch.masks is not None
+        counts = context if context is not None else _masked_counts([batch], self.device).clamp_min(1e-9)
+        output: MaskedOutput = self.model(batch)
+        mlm = masked_word_loss_in_chunks(*output.words, batch.masks.mlm_labels_K) / counts[0]
+        mpm = masked_patch_loss(output.patch_pixels, output.patch_target) / counts[1]
+        return {"loss": mlm + mpm, "loss_mlm": mlm, "loss_mpm": mpm}
+
+    @torch.no_grad()
+    def validate(self, batches: Iterable[Batch]) -> Validation:
+        """Mean losses over all masked words and patches, and the share of words predicted right."""
+        totals = torch.zeros(5, dtype=torch.float64, device=self.device)
+        for batch in batches:
+            assert batch.masks is not None
+            output: MaskedOutput = self.model(batch)
+            words = masked_word_loss_in_chunks(*output.words, batch.masks.mlm_labels_K)
+            patches = masked_patch_loss(output.patch_pixels, output.patch_target)
+            right = words_right(*output.words, batch.masks.mlm_labels_K)
+            totals += torch.stack([words, patches, right, *_masked_counts([batch], self.device)]).double()
+        dist.all_reduce(totals)
+        words_sum, patches_sum, num_right, num_words, num_patches = totals.tolist()
+        mlm, mpm = words_sum / max(num_words, 1), patches_sum / max(num_patches, 1)
+        accuracy = num_right / max(num_words, 1)
+        return Validation({"loss": mlm + mpm, "loss_mlm": mlm, "loss_mpm": mpm, "word_accuracy": accuracy})
+
+    def vectors(self, batch: Batch) -> Tensor:
+        """[B, D]: means over tokens, for stage 1 does not train the pooled vector."""
+        means_BD: Tensor = self.model.mbsd.encode(batch).token_means(batch)[0]
+        return means_BD
+
+    def show(self, board: Board, step: int, few: HeldOut) -> None:
+        """A few pictures as the model sees them, as it rebuilds them and as they are."""
+        samples = few.with_image(NUM_REBUILT)
+        rebuilt = rebuild(self.model, few.batch(samples)) if samples else []
+        if rebuilt:  # none, where all of them are damaged
+            board.picture(step, "masked_patches", grid(rebuilt))
+
+
+def rebuild(model: MbsdForMaskedModelling, batch: Batch) -> list[list[NDArray[np.uint8]]]:
+    """Return for each image: as the model sees it (masked patches grey), as it rebuilds it, and as it is.
+
+    Each uint8 [h, w, 3]; the rebuilt one keeps the patches that were not masked.
+    """
+    assert batch.masks is not None
+    predicted = model(batch).patch_pixels
+    side = model.config.patch_side
+    pixels = normalise_pixels(batch.images, torch.float32)
+    patches = pixels_of_patches(pixels, side)
+    hidden, rebuilt = patches.clone(), patches.clone()
+    hidden[batch.masks.mpm_patch_Q] = 0.0  # the mean of all pixels: grey
+    rebuilt[batch.masks.mpm_patch_Q] = predicted.float()
+    columns = [_as_bytes(patches_to_pixels(rows, side, batch.images.shape[-2:])) for rows in (hidden, rebuilt, patches)]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _as_bytes(pixels: Tensor) -> Iterator[NDArray[np.uint8]]:
+    images = (denormalise_pixels(pixels).clamp(0, 1) * 255).round().to(torch.uint8)
+    return iter(images.permute(0, 2, 3, 1).cpu().numpy())
+
+
+def _masked_counts(batches: Iterable[Batch], device: torch.device) -> Tensor:
+    """[2] float: masked words and patches; from shapes, so the device is not asked, and filled there, not copied."""
+    masks = [batch.masks for batch in batches if batch.masks is not None]
+    counts = (sum(m.num_words for m in masks), sum(m.num_patches for m in masks))
+    return torch.stack([torch.full((), float(count), device=device) for count in counts])
+
+
+def _needs(config: PretrainConfig) -> Needs:
+    architecture = config.model.architecture
+    if architecture != "mbsd":
+        raise UserError(
+            f"model.architecture={architecture}: stage=masked predicts the pixels of masked patches, and only mbsd's "
+            "image tokens are such patches; choose another stage, or start from model.backbone in launchers/finetune.py"
+        )
+    return Needs(views=("full",), targets=Masked(config.masking or MaskingConfig()))
+
+
+def _objective(config: PretrainConfig, inputs: Inputs) -> MaskedObjective:
+    return MaskedObjective(start_model(MbsdForMaskedModelling, config, len(inputs.tokenizer), inputs.weights))
+
+
+def _outline(config: PretrainConfig, model: MbsdConfig) -> MaskedObjective:
+    return MaskedObjective(MbsdForMaskedModelling(model))
+
+
+MASKED = Stage(
+    needs=_needs,
+    objective=_objective,
+    outline=_outline,
+    charts=Charts(
+        {
+            "watch": {
+                "loss terms": (r"train/loss_(mlm|mpm)",),
+                "held out: accuracy": ("validation/word_accuracy",),
+            }
+        },
+        held_out=("loss", "word_accuracy"),
+    ),
+    paper_batch=2048,
+)

@@ -1,0 +1,21 @@
+"""The stages of pre-training by their name in `stage`."""
+
+from __future__ import annotations
+
+from mbsd.errors import UserError
+from mbsd.stages.masked import MASKED
+from mbsd.stages.matching import MATCHING
+from mbsd.stages.stage import Stage
+
+STAGES: dict[str, Stage] = {"masked": MASKED, "matching": MATCHING}
+
+
+def find_stage(name: str) -> Stage:
+    """The stage of this name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in STAGES:
+        raise UserError(f"stage={name}: expected one of {', '.join(STAGES)}", shared=True)
+    return STAGES[name]

@@ -1,0 +1,151 @@
+"""What a run saves and how it resumes: the one owner of its training state on disk."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from mbsd.checkpoint.manager import CheckpointManager, Claim, Keep, SavedParts
+from mbsd.checkpoint.resume import Found, find_elsewhere, take_over
+from mbsd.checkpoint.storage import Storage
+from mbsd.config.parse import to_yaml
+from mbsd.data.inputs import Inputs
+from mbsd.data.spec import Needs
+from mbsd.data.text import words_digest
+from mbsd.io.console import say
+from mbsd.model.backbone import MbsdPreTrainedModel
+from mbsd.model.config import MbsdConfig
+from mbsd.parallel.world import same_on_every_rank
+from mbsd.training.run import Run, Schedule
+from mbsd.training.run_folder import packages
+from mbsd.training.state import TrainState
+
+SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "image_size", "image_cls")
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """What of a run goes into its checkpoints and does not change while it lives."""
+
+    model: MbsdPreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    identity: dict[str, Any]
+    schedule: Schedule
+
+    @classmethod
+    def of(cls, run: Run, inputs: Inputs, needs: Needs, schedule: Schedule, model: Any) -> RunParts:
+        """The parts of a run; `identity` is what must be the same on resume."""
+        identity = {
+            "catalogue": inputs.catalog.fingerprint,
+            "table": inputs.table.fingerprint if inputs.table is not None else None,
+            "samples": schedule.num_samples,
+            "run.seed": run.config.run.seed,
+            "train_batch_size": run.sizes.global_batch,
+            "views": list(needs.views),
+            "model": _shape(model.config),
+            "vocabulary": words_digest(inputs.tokenizer),
+            "optimizer": schedule.deepspeed["optimizer"]["type"],
+        }
+        return cls(model, inputs.tokenizer, identity, schedule)
+
+
+class Checkpoints:
+    """Saves the training state of a run and puts it back; collective.
+
+    Args:
+        storage: where checkpoints go.
+        parts: what else goes into them.
+        state: what is saved and restored.
+    """
+
+    def __init__(self, run: Run, engine: Any, storage: Storage, parts: RunParts, state: TrainState) -> None:
+        self.run, self.engine, self.storage = run, engine, storage
+        self.parts, self.state = parts, state
+        self._manager: CheckpointManager | None = None
+
+    def restore(self) -> str:
+        """Take the run over, find its newest complete checkpoint and resume from it.
+
+        Without one: from the checkpoint that run.resume names; without that the state stays as it is.
+
+        Returns:
+            Where the run starts from, in words.
+
+        Raises:
+            UserError: a later start owns the run, its checkpoints are of another run, or none of them is complete.
+        """
+        run, identity = self.run, self.parts.identity
+        token, found = take_over(run.folder, self.storage, run.world, identity, run.print)
+        own = found is not None
+        if found is None and run.config.run.resume != "auto":
+            found = find_elsewhere(run.config.run.resume, run.world, identity, run.print)
+        self._manager = self._open(token)
+        if found is None:
+            return f"weights of {run.config.run.init_from or run.config.model.backbone or 'scratch'}"
+        facts = self._manager.load(found)
+        with same_on_every_rank():
+            self.state.load_state_dict(facts, own=own)
+        return self._origin(found)
+
+    def save(self) -> None:
+        """Copy the state of now to host memory and write it behind what comes next.
+
+        Raises:
+            UserError: as of `check`.
+        """
+        self._opened.save(self.state.state_dict())
+
+    def check(self) -> None:
+        """Take note of a save that has ended.
+
+        Raises:
+            UserError: a later start has taken the run over, or the last saves have failed.
+        """
+        self._opened.check()
+
+    def wait(self) -> None:
+        """Return when the last save is durable.
+
+        Raises:
+            UserError: it failed, or as of `check`.
+        """
+        self.run.watchdog.beat("saving the last checkpoint")
+        self._opened.wait()
+
+    @property
+    def _opened(self) -> CheckpointManager:
+        assert self._manager is not None, "restore comes first: it takes the run over"
+        return self._manager
+
+    def _open(self, token: str) -> CheckpointManager:
+        run, parts = self.run, self.parts
+        texts = {
+            "config.yaml": to_yaml(run.config),
+            "ds_config.json": json.dumps(parts.schedule.deepspeed, indent=1) + "\n",
+        }
+        facts = {"identity": parts.identity, "packages": packages()}
+        return CheckpointManager(
+            Claim(run.folder, run.world, self.storage, token),
+            self.engine,
+            SavedParts(parts.model, parts.tokenizer, facts, texts),
+            Keep(run.config.run.keep_last, run.config.run.keep_every),
+            say,
+        )
+
+    def _origin(self, found: Found) -> str:
+        other = found.facts["world_size"] != self.run.world.size
+        return f"resuming {found.folder}" + (f" of {found.facts['world_size']} ranks" if other else "")
+
+
+def checkpoint_root(run: Run) -> Path:
+    """Where this rank's checkpoint files go: the run folder, or the node's own disk."""
+    return Path(run.config.run.node_local_checkpoints or run.folder / "checkpoints")
+
+
+def _shape(model: MbsdConfig) -> dict[str, Any]:
+    shape = {name: getattr(model, name) for name in SHAPE} | {"patchify_strides": list(model.patchify_strides)}
+    return shape if model.architecture == "mbsd" else shape | {"architecture": model.architecture}

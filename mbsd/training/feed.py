@@ -1,0 +1,65 @@
+"""What a run is fed with: micro-batches to train on, and held-out ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mbsd.batch import Batch
+from mbsd.data.damaged import DamagedPictures
+from mbsd.data.inputs import Builders, Inputs
+from mbsd.data.loader import TrainLoader, eval_batches
+from mbsd.data.order import Order
+from mbsd.data.samples import Samples
+from mbsd.data.spec import Needs
+from mbsd.io.console import say
+from mbsd.model.config import MbsdConfig
+from mbsd.stages.showcase import HeldOut
+from mbsd.training.run import Run
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The two streams of a run.
+
+    Attributes:
+        loader: of the training split, from any position.
+        damaged: counts damaged pictures of both streams.
+    """
+
+    run: Run
+    loader: TrainLoader
+    held_out: HeldOut
+    damaged: DamagedPictures
+
+    @classmethod
+    def of(cls, run: Run, inputs: Inputs, needs: Needs, samples: tuple[Samples, Samples], model: MbsdConfig) -> Feed:
+        """The streams over the training and the held-out samples; nothing is read before the first step.
+
+        Raises:
+            UserError: a view that the model does not read.
+        """
+        data, settings = run.config.data, run.config.run
+        train, held_out = samples
+        builders = Builders(inputs.catalog, inputs.tokenizer, data, model, run.sizes.micro_batch)
+        builder = builders.build(needs.views, needs.targets, run.world, train=True, seed=settings.seed)
+        validation = builders.build(needs.held_out_views, needs.targets, run.world, seed=settings.seed)
+        damaged = DamagedPictures(data.max_corrupt, say)
+        order = Order(settings.seed, len(train), data.shuffle_block, data.shuffle_window)
+        loader = TrainLoader(train, builder, order, run.sizes, run.world, damaged)
+        shown = HeldOut(held_out, validation, inputs.catalog, settings.validate_samples, run.world.device)
+        return cls(run, loader, shown, damaged)
+
+    def steps(self) -> Iterator[list[Batch]]:
+        """The micro-batches of one step after the other, on the rank's device, from where the loader stands."""
+        micro_batches = iter(self.loader)
+        while True:
+            yield [next(micro_batches) for _ in range(self.run.sizes.accumulation)]
+
+    def validation_batches(self) -> Iterator[Batch]:
+        """This rank's held-out batches, on its device; the watchdog sees each of them."""
+        held_out, micro_batch = self.held_out, self.run.sizes.micro_batch
+        batches = eval_batches(
+            held_out.samples, held_out.builder, self.run.world, micro_batch, held_out.limit, self.damaged
+        )
+        return self.run.watchdog.over(batches)

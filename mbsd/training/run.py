@@ -1,0 +1,126 @@
+"""A run: the process group, the folder, the watchdog and the signals that one training command lives with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mbsd.config.deepspeed import BatchSizes, DeepSpeedConfig
+from mbsd.config.run import BaseConfig
+from mbsd.config.run_files import DONE
+from mbsd.io.console import quiet_libraries, say
+from mbsd.parallel.world import World, on_rank_zero, process_group
+from mbsd.training.preempt import Stop, StopRequests, stop_requests
+from mbsd.training.watchdog import Watchdog
+
+MIN_PATIENCE = 600.0  # seconds that ranks wait for each other at least
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a run is.
+
+    Attributes:
+        num_samples: of the training split.
+        total_steps: optimizer steps.
+        deepspeed: DeepSpeed's JSON, resolved for these steps.
+    """
+
+    num_samples: int
+    total_steps: int
+    deepspeed: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Due:
+    """What follows a step."""
+
+    losses: bool
+    """Read the losses from the device: whatever is logged, saved or chosen by has to be finite."""
+    log: bool
+    validate: bool
+    save: bool
+
+
+@dataclass
+class Run:
+    """One training command on one rank.
+
+    Attributes:
+        config, ds_config: what it was asked for.
+        world: this process among all ranks.
+        finished: the run folder says that nothing is left to do.
+    """
+
+    config: BaseConfig
+    ds_config: DeepSpeedConfig
+    world: World
+    watchdog: Watchdog
+    stop_requests: StopRequests
+    finished: bool
+    folder: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        """The run folder as a path."""
+        self.folder = Path(self.config.run.dir)
+
+    @property
+    def sizes(self) -> BatchSizes:
+        """Samples of a step, and how ranks and micro-steps cut them.
+
+        Raises:
+            UserError: DeepSpeed's batch keys contradict each other.
+        """
+        return self.ds_config.sizes(self.world.size)
+
+    def schedule(self, num_samples: int) -> Schedule:
+        """How long the run is with so many training samples.
+
+        Raises:
+            UserError: a DeepSpeed JSON that this project does not train with.
+        """
+        run = self.config.run
+        total_steps = run.max_steps or max(1, math.ceil((run.epochs or 0) * num_samples / self.sizes.global_batch))
+        return Schedule(num_samples, total_steps, self.ds_config.resolved(self.world.size, total_steps))
+
+    def stop_requested(self, step: int, *, last: bool) -> Stop | None:
+        """Whether a signal asked any rank to stop: agreed on by all ranks, one step late; collective, once a step."""
+        signal = self.stop_requests.poll() if not last else None
+        return Stop(step, signal) if signal is not None else None
+
+    def due(self, step: int, *, last: bool, stopping: bool, chooses: bool) -> Due:
+        """What follows a step.
+
+        Args:
+            last: the step is the run's last.
+            stopping: a signal asked for an end: the step is saved and its validation left out.
+            chooses: the run chooses its best checkpoint by its validations.
+        """
+        run = self.config.run
+        log = last or stopping or step % run.log_every == 0
+        validate = last or (run.validate_every > 0 and step % run.validate_every == 0 and not stopping)
+        save = last or stopping or step % run.save_every == 0
+        return Due(log or save or (validate and chooses), log, validate, save)
+
+    def print(self, text: str) -> None:
+        """Print a line, on rank 0 alone."""
+        if self.world.is_first:
+            say(text)
+
+
+@contextmanager
+def open_run(config: BaseConfig, ds_config: DeepSpeedConfig) -> Iterator[Run]:
+    """Join the process group, watch over this rank and take signals, for the time of a run."""
+    quiet_libraries()
+    folder = Path(config.run.dir)
+    patience = max(MIN_PATIENCE, 2 * config.run.timeout)  # a hanging rank's own watchdog reports more: it ends first
+    with (
+        process_group(patience) as world,
+        Watchdog(folder, world.rank, config.run.timeout) as watchdog,
+        stop_requests(patience) as requests,
+    ):
+        yield Run(config, ds_config, world, watchdog, requests, on_rank_zero((folder / DONE).exists))

@@ -1,0 +1,67 @@
+"""What a run prints and writes when it starts and when it ends."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from typing import Any
+
+from mbsd.config.deepspeed import precision, zero_stage
+from mbsd.config.run_files import DONE, PREEMPTED
+from mbsd.io.console import say_block
+from mbsd.training.checkpoints import Checkpoints
+from mbsd.training.preempt import Stop
+from mbsd.training.run import Run
+from mbsd.training.state import TrainState
+
+
+def print_start(run: Run, checkpoints: Checkpoints, origin: str, *, num_held_out: int) -> None:
+    """Print one block that says what this start of the run does, on rank 0.
+
+    Args:
+        checkpoints: restored.
+        origin: where the weights come from, in words.
+        num_held_out: samples of the validation split.
+    """
+    if not run.world.is_first:
+        return
+    schedule, model, config = checkpoints.parts.schedule, checkpoints.parts.model, run.config
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    shape: Any = model.config
+    sizes, resolved = run.sizes, schedule.deepspeed
+    epochs = (schedule.total_steps * sizes.global_batch) / schedule.num_samples
+    optimizer = resolved["optimizer"]
+    rate = optimizer["params"].get("lr")
+    facts = {
+        "start": origin,
+        "steps": f"{checkpoints.state.step + 1}-{schedule.total_steps} of {sizes.global_batch} samples "
+        f"({run.world.size} ranks x {sizes.accumulation} x {sizes.micro_batch}): {epochs:.3g} epochs",
+        "data": f"{schedule.num_samples:,} samples of {config.data.table or config.data.catalog}, "
+        f"{num_held_out:,} held out",
+        "model": f"{type(model).__name__}, {parameters / 1e6:.1f} M parameters: {shape.num_hidden_layers} layers of "
+        f"{shape.hidden_size}, {shape.vocab_size:,} words, {shape.num_patches} patches",
+        "training": f"{optimizer['type']}{f', lr {rate:g}' if rate else ''}, ZeRO-{zero_stage(resolved)}, "
+        f"{precision(resolved)}",
+        "checkpoints": f"every {config.run.save_every} steps in {checkpoints.storage}",
+        "watch": f"tensorboard --logdir {run.folder}, page #custom_scalars",
+    }
+    say_block(str(run.folder), facts)
+
+
+def end_run(run: Run, state: TrainState, stop: Stop | None) -> None:
+    """Write DONE, or PREEMPTED: with either the exit code is 0, and a launcher sees which it is."""
+    if not run.world.is_first:
+        return
+    if stop is None:
+        if state.early_stopping is not None:
+            early = "" if state.at_last_step else f"stopped after step {state.step} of {state.total_steps}, "
+            run.print(f"{run.folder}: {early}{state.early_stopping.describe()}")
+        (run.folder / DONE).write_text(f"{state.step}\n")
+        return
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    left = {"step": stop.step, "signal": stop.signal.name, "time": now}
+    (run.folder / PREEMPTED).write_text(json.dumps(left) + "\n")
+    run.print(
+        f"{run.folder}: {stop.signal.name}: saved and stopped after step {stop.step} of {state.total_steps}; the same "
+        "command goes on from there"
+    )
