@@ -36,7 +36,7 @@ from mbsd.data.samples import Sample
 from mbsd.data.spec import BatchSpec
 from mbsd.data.text import load_tokenizer
 from mbsd.errors import UserError
-from mbsd.model.config import MbsdConfig
+from mbsd.model.config import BackboneConfig
 from mbsd.model.embedder import Embedder, load_embedder
 from mbsd.model.heads import MbsdForClassification, MbsdForMatching
 from mbsd.model.load import load_model, saved_config
@@ -240,7 +240,7 @@ def _bytes_of(image: Picture) -> bytes:
     return buffer.getvalue()
 
 
-def _load_head(folder: Path, saved: MbsdConfig) -> Any:
+def _load_head(folder: Path, saved: BackboneConfig) -> Any:
     kind = {kind.__name__: kind for kind in (MbsdForMatching, MbsdForClassification)}.get(
         (saved.architectures or [""])[0]
     )

@@ -15,7 +15,7 @@ from mbsd.data.decode_dali import make_decoder
 from mbsd.data.samples import CatalogSamples, ItemSource, Samples, TableSamples
 from mbsd.data.spec import BatchSpec, Targets
 from mbsd.errors import UserError
-from mbsd.model.config import MbsdConfig
+from mbsd.model.config import BackboneConfig
 from mbsd.parallel.world import World
 
 
@@ -77,7 +77,7 @@ class Builders:
     source: ItemSource
     tokenizer: PreTrainedTokenizerBase
     data: DataConfig
-    model: MbsdConfig
+    model: BackboneConfig
     max_batch: int
 
     def build(

@@ -9,18 +9,18 @@ import psutil
 import torch
 
 from mbsd.batch import Batch, Views
-from mbsd.model.config import MbsdConfig
+from mbsd.model.config import BackboneConfig
 
 # Dense half-precision matmul peaks of the data sheets, in FLOP/s.
 PEAK_FLOPS = {"V100": 125e12, "A100": 312e12, "H100": 989e12, "H200": 989e12}
 
 
-def training_flops(config: MbsdConfig, batch: Batch) -> float:
+def training_flops(config: BackboneConfig, batch: Batch) -> float:
     """Matmul FLOPs of the encoder and patchify for one forward and backward of a micro-batch; see `model_flops`."""
     return model_flops(config, batch.views.real_lengths, batch.images.shape[0])
 
 
-def model_flops(config: MbsdConfig, lengths: Sequence[int], images: int) -> float:
+def model_flops(config: BackboneConfig, lengths: Sequence[int], images: int) -> float:
     """Matmul FLOPs of one forward and backward over sequences of these lengths and so many images.
 
     6 x (encoder weights) x (tokens) + 12 x layers x D x (sum over sequences of length^2)
@@ -33,7 +33,7 @@ def model_flops(config: MbsdConfig, lengths: Sequence[int], images: int) -> floa
     return 6.0 * encoder_weights * sum(lengths) + 12.0 * layers * width * squares + 6.0 * patchify
 
 
-def head_flops(config: MbsdConfig, batch: Batch) -> float:
+def head_flops(config: BackboneConfig, batch: Batch) -> float:
     """Matmul FLOPs of the heads over a micro-batch, forward and backward.
 
     Stage 1: 6 x (D^2 + D x vocabulary) a masked word, 6 x (D x pixels) a masked patch; else the pooler, 6 x D^2 a
@@ -69,7 +69,7 @@ class Throughput:
         device: MFU is told where the data sheet's peak of the device is known.
     """
 
-    def __init__(self, config: MbsdConfig, world_size: int, device: torch.device) -> None:
+    def __init__(self, config: BackboneConfig, world_size: int, device: torch.device) -> None:
         self.config, self.world_size, self.device = config, world_size, device
         self.peak = data_sheet_peak(device)
         self._reset()

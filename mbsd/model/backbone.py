@@ -20,7 +20,7 @@ from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, 
 
 from mbsd.batch import Batch
 from mbsd.model.attention import PACKED, AttentionPlan
-from mbsd.model.config import MbsdConfig
+from mbsd.model.config import BackboneConfig
 from mbsd.model.patchify import normalise_pixels
 
 
@@ -47,7 +47,7 @@ class Encoded:
 class MbsdPreTrainedModel(PreTrainedModel):
     """Initialisation, saving and loading, as transformers does them."""
 
-    config_class = MbsdConfig
+    config_class = BackboneConfig
     base_model_prefix = "mbsd"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
@@ -77,7 +77,7 @@ class Backbone(MbsdPreTrainedModel, ABC):
 
     pooler: BertPooler
 
-    def __init__(self, config: MbsdConfig) -> None:
+    def __init__(self, config: BackboneConfig) -> None:
         super().__init__(config)
         config._attn_implementation = PACKED
 
@@ -129,7 +129,7 @@ class Backbone(MbsdPreTrainedModel, ABC):
 class BertTrunk(Backbone):
     """Backbones whose stream is a BERT's: its embedding of words, its encoder, its pooler."""
 
-    def __init__(self, config: MbsdConfig) -> None:
+    def __init__(self, config: BackboneConfig) -> None:
         super().__init__(config)
         self.embeddings = BertEmbeddings(config)
         self.encoder = BertEncoder(config)

@@ -1,4 +1,4 @@
-"""The configuration of MBSD and, extended by each, of the models it is compared with (SPEC 2)."""
+"""The configuration that MBSD and the models it is compared with have in common (SPEC 2)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from mbsd.errors import UserError
 
 
 @strict
-class MbsdConfig(BertConfig):
+class BackboneConfig(BertConfig):
     """BERT's configuration and what the image side adds; the defaults are the paper's (bert-base-chinese)."""
-
-    model_type = "mbsd"
 
     vocab_size: int = 21128
     image_size: int = 224
@@ -69,9 +67,7 @@ class MbsdConfig(BertConfig):
 
     def backbone(self) -> Any:
         """A new backbone of this configuration (`mbsd.model.backbone.Backbone`)."""
-        from mbsd.model.mbsd import MbsdModel
-
-        return MbsdModel(self)
+        raise TypeError(f"{type(self).__name__} is no architecture: use one of mbsd.model.families")
 
     def require_views(self, views: Iterable[str], setting: str) -> None:
         """Raise UserError where one of `views`, which `setting` asks for, is none that the model reads."""
@@ -90,7 +86,7 @@ class MbsdConfig(BertConfig):
 
 
 @strict
-class BaselineConfig(MbsdConfig):
+class BaselineConfig(BackboneConfig):
     """MBSD's configuration without its image side; each baseline says how many image tokens it has."""
 
     model_type = "mbsd_baseline"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mbsd.batch import Batch
 from mbsd.model.backbone import Backbone
-from mbsd.model.config import MbsdConfig
+from mbsd.model.config import BackboneConfig
 from mbsd.model.heads import MbsdForClassification, MbsdForMaskedModelling
 from mbsd.model.load import load_model, saved_config
 
@@ -28,10 +28,10 @@ class Embedder(nn.Module):
         self.model, self.vector = model, vector
 
     @property
-    def config(self) -> MbsdConfig:
+    def config(self) -> BackboneConfig:
         """Of the model."""
         config: Any = self.model.config
-        found: MbsdConfig = config
+        found: BackboneConfig = config
         return found
 
     @property

@@ -17,18 +17,18 @@ from mbsd.model.baselines.fashionbert import FashionBert, FashionBertConfig
 from mbsd.model.baselines.kaleido import KaleidoBert, KaleidoConfig
 from mbsd.model.baselines.vilt import ViltBaseline, ViltBaselineConfig
 from mbsd.model.baselines.vit import VitBaseline, VitConfig
-from mbsd.model.config import MbsdConfig
+from mbsd.model.config import BackboneConfig
 from mbsd.model.foreign import from_bert, from_vit
 from mbsd.model.fresh import fresh_config
-from mbsd.model.mbsd import MbsdModel
+from mbsd.model.mbsd import MbsdConfig, MbsdModel
 
 
-def _cropped(model: ModelConfig, data: DataConfig, vocab_size: int, kind: type[MbsdConfig], **more: Any) -> MbsdConfig:
-    return fresh_config(model, data, vocab_size, kind, crop_size=model.crop_size, **more)
+def _cropped(model: ModelConfig, data: DataConfig, vocab_size: int, **more: Any) -> BackboneConfig:
+    return fresh_config(model, data, vocab_size, crop_size=model.crop_size, **more)
 
 
-def _linear(model: ModelConfig, data: DataConfig, vocab_size: int, kind: type[MbsdConfig], **more: Any) -> MbsdConfig:
-    return fresh_config(dataclasses.replace(model, patchify="linear"), data, vocab_size, kind, **more)
+def _linear(model: ModelConfig, data: DataConfig, vocab_size: int, **more: Any) -> BackboneConfig:
+    return fresh_config(dataclasses.replace(model, patchify="linear"), data, vocab_size, **more)
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Family:
 
     Attributes:
         config, backbone: their classes.
-        fresh: (model and data settings of the run, words, class, **settings of the head) -> configuration.
+        fresh: (model and data settings of the run, words, kind=class, **settings of the head) -> configuration.
         load: (model class, configuration, model.backbone) -> the model with that checkpoint's weights; or UserError.
     """
 
-    config: type[MbsdConfig]
+    config: type[BackboneConfig]
     backbone: type[Backbone]
-    fresh: Callable[..., MbsdConfig] = fresh_config
-    load: Callable[[Any, MbsdConfig, str], Any] = from_bert
+    fresh: Callable[..., BackboneConfig] = fresh_config
+    load: Callable[[Any, BackboneConfig, str], Any] = from_bert
 
 
 FAMILIES: dict[str, Family] = {

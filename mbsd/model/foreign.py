@@ -11,13 +11,13 @@ from mbsd.errors import UserError
 from mbsd.model.backbone import MbsdPreTrainedModel
 from mbsd.model.baselines.resnet import load_resnet
 from mbsd.model.baselines.vit import copy_vit
-from mbsd.model.config import MbsdConfig
+from mbsd.model.config import BackboneConfig
 from mbsd.model.heads import MbsdForMaskedModelling
 
 M = TypeVar("M", bound=MbsdPreTrainedModel)
 
 
-def read_bert(config: MbsdConfig, backbone: str) -> tuple[MbsdConfig, BertForPreTraining]:
+def read_bert(config: BackboneConfig, backbone: str) -> tuple[BackboneConfig, BertForPreTraining]:
     """A BERT checkpoint and `config` with that BERT's sizes.
 
     Raises:
@@ -49,7 +49,7 @@ def read_bert(config: MbsdConfig, backbone: str) -> tuple[MbsdConfig, BertForPre
     return type(config).from_dict({**config.to_dict(), **sizes}), bert
 
 
-def from_bert(model_class: type[M], wanted: MbsdConfig, backbone: str) -> M:
+def from_bert(model_class: type[M], wanted: BackboneConfig, backbone: str) -> M:
     """A model whose stream is a BERT's, with a BERT checkpoint's sizes and weights; as of `read_bert`."""
     found, bert = read_bert(wanted, backbone)
     model: Any = model_class(found)
@@ -68,7 +68,7 @@ def copy_backbone(model: Any, bert: BertForPreTraining) -> None:
     model.pooler.load_state_dict(bert.bert.pooler.state_dict())
 
 
-def from_vit(model_class: type[M], wanted: MbsdConfig, backbone: str) -> M:
+def from_vit(model_class: type[M], wanted: BackboneConfig, backbone: str) -> M:
     """A model that begins with a ViT checkpoint's sizes and weights.
 
     Raises:

@@ -8,7 +8,8 @@ from typing import Any
 
 from mbsd.config.data import DataConfig
 from mbsd.config.model import ModelConfig
-from mbsd.model.config import MbsdConfig
+from mbsd.model.config import BackboneConfig
+from mbsd.model.mbsd import MbsdConfig
 
 # Settings of ModelConfig that shape the weights, by their name in MbsdConfig: a checkpoint brings its own.
 SIZES = (
@@ -18,8 +19,8 @@ SIZES = (
 
 
 def fresh_config(
-    model: ModelConfig, data: DataConfig, vocab_size: int, kind: type[MbsdConfig] = MbsdConfig, **more: Any
-) -> MbsdConfig:
+    model: ModelConfig, data: DataConfig, vocab_size: int, kind: type[BackboneConfig] = MbsdConfig, **more: Any
+) -> BackboneConfig:
     """The sizes and behaviour that a run's settings give a model without weights.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,8 @@ from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
 from mbsd.batch import NO_PATCH, VIEW_NAMES, Batch
 from mbsd.model.backbone import MbsdPreTrainedModel
-from mbsd.model.config import MbsdConfig
+from mbsd.model.config import BackboneConfig
+from mbsd.model.mbsd import MbsdConfig
 
 # A yes/no or class head starts near a probability of one half, however wide the rest is drawn: the first steps would
 # else only shrink large random logits.
@@ -55,12 +57,25 @@ class ViewsOutput:
     h_VBD: Tensor
 
 
-class MbsdForMaskedModelling(MbsdPreTrainedModel):
+class Head(MbsdPreTrainedModel):
+    """A head on the backbone that its configuration names: any of `mbsd.model.families`."""
+
+    config_class = MbsdConfig  # where a folder is loaded without a configuration
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__(config)
+        self.mbsd: Any = config.backbone()
+
+    def freeze_unread(self) -> None:
+        """Freeze what no head on h reads."""
+        self.mbsd.freeze_for_tasks()
+
+
+class MbsdForMaskedModelling(Head):
     """Stage 1: the word at each masked token, the pixels of each masked patch (Eq. 1, 2)."""
 
-    def __init__(self, config: MbsdConfig) -> None:
+    def __init__(self, config: BackboneConfig) -> None:
         super().__init__(config)
-        self.mbsd = config.backbone()
         self.word_transform = BertPredictionHeadTransform(config)
         self.word_bias = nn.Parameter(torch.zeros(config.vocab_size))
         assert config.image_target_size is not None, f"a {config.architecture} has no targets for masked patches"
@@ -92,19 +107,14 @@ class MbsdForMaskedModelling(MbsdPreTrainedModel):
             self.word_bias.copy_(bert.cls.predictions.bias)
 
 
-class MbsdForMatching(MbsdPreTrainedModel):
+class MbsdForMatching(Head):
     """Stage 2: does the query hold for the item, as each view sees it (Fig. 4)."""
 
-    def __init__(self, config: MbsdConfig) -> None:
+    def __init__(self, config: BackboneConfig) -> None:
         super().__init__(config)
-        self.mbsd = config.backbone()
         self.match = nn.Linear(config.hidden_size, 1 if config.match_head == "shared" else len(VIEW_NAMES))
         self.freeze_unread()
         self.post_init()
-
-    def freeze_unread(self) -> None:
-        """See the backbone's."""
-        self.mbsd.freeze_for_tasks()
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -121,20 +131,15 @@ class MbsdForMatching(MbsdPreTrainedModel):
         return ViewsOutput(torch.stack(own), h_VBD)
 
 
-class MbsdForClassification(MbsdPreTrainedModel):
+class MbsdForClassification(Head):
     """A linear layer on h: C classes, or one logit for a yes/no question (C = 1)."""
 
-    def __init__(self, config: MbsdConfig) -> None:
+    def __init__(self, config: BackboneConfig) -> None:
         super().__init__(config)
-        self.mbsd = config.backbone()
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels_out)
         self.freeze_unread()
         self.post_init()
-
-    def freeze_unread(self) -> None:
-        """See the backbone's."""
-        self.mbsd.freeze_for_tasks()
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -148,7 +153,7 @@ class MbsdForClassification(MbsdPreTrainedModel):
         return ViewsOutput(logits[..., 0] if self.config.num_labels_out == 1 else logits, h_VBD)
 
 
-class MbsdForAlignment(MbsdPreTrainedModel):
+class MbsdForAlignment(Head):
     """Are two items one product: one encoder for both, a linear layer on what it says of them (SPEC 7).
 
     `pair_head` concat: on [h_s; h_t], as the paper has it: f(s) + g(t), whose sum over (a, a), (b, b) is that over
@@ -156,17 +161,12 @@ class MbsdForAlignment(MbsdPreTrainedModel):
     [h_s; h_t; |h_s - h_t|; h_s * h_t], the features of Conneau et al. (2017).
     """
 
-    def __init__(self, config: MbsdConfig) -> None:
+    def __init__(self, config: BackboneConfig) -> None:
         super().__init__(config)
-        self.mbsd = config.backbone()
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.pair = nn.Linear(config.hidden_size * (4 if config.pair_head == "compare" else 2), 1)
         self.freeze_unread()
         self.post_init()
-
-    def freeze_unread(self) -> None:
-        """See the backbone's."""
-        self.mbsd.freeze_for_tasks()
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

@@ -15,7 +15,7 @@ from mbsd.config.model import ModelConfig
 from mbsd.config.run import BaseConfig
 from mbsd.errors import UserError
 from mbsd.model.backbone import MbsdPreTrainedModel
-from mbsd.model.config import MbsdConfig
+from mbsd.model.config import BackboneConfig
 from mbsd.model.families import FAMILIES
 from mbsd.model.foreign import load_image_weights
 from mbsd.model.fresh import SIZES, behaviour
@@ -36,7 +36,7 @@ def start_model(
     Args:
         num_words: of the tokenizer.
         weights: the transformers folder of run.init_from; None where that is not set.
-        head: settings of MbsdConfig that say what the head is for: num_labels_out, pair_head, task, id2label.
+        head: settings of BackboneConfig that say what the head is for: num_labels_out, pair_head, task, id2label.
 
     Raises:
         UserError: the weights do not fit the settings or the tokenizer.
@@ -67,14 +67,14 @@ def start_model(
     return started
 
 
-def saved_config(folder: Path) -> MbsdConfig:
+def saved_config(folder: Path) -> BackboneConfig:
     """The configuration in a transformers folder of mbsd's, of any architecture in `FAMILIES`.
 
     Raises:
         UserError: nothing that mbsd wrote.
     """
     try:
-        saved: MbsdConfig = AutoConfig.from_pretrained(folder)
+        saved: BackboneConfig = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: {str(error).splitlines()[0]}; name a folder that mbsd wrote") from error
     if (
@@ -150,7 +150,7 @@ def _refuse_other_architecture(wanted: ModelConfig, weights: Path, source: str |
         )
 
 
-def _refuse_other_sizes(wanted: ModelConfig, saved: MbsdConfig, source: str | None) -> None:
+def _refuse_other_sizes(wanted: ModelConfig, saved: BackboneConfig, source: str | None) -> None:
     """A size that was set (is not the default) and is not the checkpoint's is a contradiction, not a wish."""
     defaults = {f.name: f.default for f in dataclasses.fields(ModelConfig)}
     for name in SIZES:
@@ -163,7 +163,7 @@ def _refuse_other_sizes(wanted: ModelConfig, saved: MbsdConfig, source: str | No
             )
 
 
-def _refuse_wide_tokenizer(num_words: int, config: MbsdConfig, source: str) -> None:
+def _refuse_wide_tokenizer(num_words: int, config: BackboneConfig, source: str) -> None:
     if num_words > config.vocab_size:
         raise UserError(
             f"the tokenizer has {num_words} words, but the weights of {source} know {config.vocab_size}; use the "

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import initialization as init
 
 from mbsd.batch import Batch
 from mbsd.errors import UserError
 from mbsd.model.backbone import BertTrunk
-from mbsd.model.config import MbsdConfig
+from mbsd.model.config import BackboneConfig
 from mbsd.model.patchify import Patchify, pixels_of_patches
+
+
+@strict
+class MbsdConfig(BackboneConfig):
+    """MBSD's own."""
+
+    model_type = "mbsd"
+
+    def backbone(self) -> MbsdModel:
+        """A new one."""
+        return MbsdModel(self)
 
 
 class MbsdModel(BertTrunk):
@@ -21,7 +33,9 @@ class MbsdModel(BertTrunk):
     with `image_cls`, `image_cls_D` before the patches.
     """
 
-    def __init__(self, config: MbsdConfig) -> None:
+    config_class = MbsdConfig
+
+    def __init__(self, config: BackboneConfig) -> None:
         super().__init__(config)
         if config.image_size % config.patch_side:
             raise UserError(

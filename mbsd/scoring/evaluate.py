@@ -23,7 +23,7 @@ from mbsd.errors import UserError
 from mbsd.io.console import quiet_libraries, say
 from mbsd.io.files import replace_text
 from mbsd.metrics.table_scores import TableScores, score, whole_batches
-from mbsd.model.config import MbsdConfig
+from mbsd.model.config import BackboneConfig
 from mbsd.model.embedder import load_embedder
 from mbsd.model.load import load_model, saved_config
 from mbsd.parallel.world import on_rank_zero, process_group, same_on_every_rank
@@ -87,7 +87,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         return result
 
 
-def _task(config: EvaluateConfig, saved: MbsdConfig) -> Task:
+def _task(config: EvaluateConfig, saved: BackboneConfig) -> Task:
     """The task that is asked for, or that the model was fine-tuned for."""
     name = config.task or saved.task
     if not name:

@@ -18,7 +18,7 @@ from mbsd.data.spec import Masked, Needs
 from mbsd.errors import UserError
 from mbsd.metrics.board import Board, Charts
 from mbsd.metrics.pictures import grid
-from mbsd.model.config import MbsdConfig
+from mbsd.model.config import BackboneConfig
 from mbsd.model.heads import MaskedOutput, MbsdForMaskedModelling
 from mbsd.model.load import start_model
 from mbsd.model.patchify import denormalise_pixels, normalise_pixels, patches_to_pixels, pixels_of_patches
@@ -124,7 +124,7 @@ def _objective(config: PretrainConfig, inputs: Inputs) -> MaskedObjective:
     return MaskedObjective(start_model(MbsdForMaskedModelling, config, len(inputs.tokenizer), inputs.weights))
 
 
-def _outline(config: PretrainConfig, model: MbsdConfig) -> MaskedObjective:
+def _outline(config: PretrainConfig, model: BackboneConfig) -> MaskedObjective:
     return MaskedObjective(MbsdForMaskedModelling(model))
 
 

@@ -15,7 +15,7 @@ from mbsd.data.inputs import Inputs
 from mbsd.data.spec import Labelled, Needs
 from mbsd.metrics.binary import BINARY, binary_metrics
 from mbsd.metrics.board import Board, Charts
-from mbsd.model.config import MbsdConfig
+from mbsd.model.config import BackboneConfig
 from mbsd.model.heads import MbsdForMatching, ViewsOutput
 from mbsd.model.load import start_model
 from mbsd.objectives.sdmi import match_loss, sdmi_loss
@@ -82,7 +82,7 @@ def _objective(config: PretrainConfig, inputs: Inputs) -> MatchingObjective:
     return MatchingObjective(model, config.sdmi or SdmiConfig())
 
 
-def _outline(config: PretrainConfig, model: MbsdConfig) -> MatchingObjective:
+def _outline(config: PretrainConfig, model: BackboneConfig) -> MatchingObjective:
     return MatchingObjective(MbsdForMatching(model), config.sdmi or SdmiConfig())
 
 

@@ -23,7 +23,7 @@ from mbsd.data.spec import Needs
 from mbsd.metrics.board import Board, Charts
 from mbsd.metrics.table_scores import TableScores
 from mbsd.model.backbone import MbsdPreTrainedModel
-from mbsd.model.config import MbsdConfig
+from mbsd.model.config import BackboneConfig
 from mbsd.stages.showcase import HeldOut
 
 Losses = dict[str, Tensor]
@@ -104,7 +104,7 @@ class Stage:
 
     needs: Callable[[Any], Needs]
     objective: Callable[[Any, Inputs], Objective]
-    outline: Callable[[Any, MbsdConfig], Objective]
+    outline: Callable[[Any, BackboneConfig], Objective]
     samples: Callable[[Catalog, Table | None, str], Samples] = split_samples
     charts: Charts = field(default_factory=Charts)
     paper_batch: int | None = None

@@ -16,7 +16,7 @@ from mbsd.data.samples import Samples
 from mbsd.data.spec import Labelled, Needs
 from mbsd.errors import UserError
 from mbsd.metrics.board import Charts
-from mbsd.model.config import MbsdConfig
+from mbsd.model.config import BackboneConfig
 from mbsd.model.heads import MbsdForClassification
 from mbsd.model.load import start_model
 from mbsd.stages.labelled import LabelledObjective
@@ -50,7 +50,7 @@ def task_stage(config: FinetuneConfig) -> Stage:
         model = start_model(task.head_class, config, len(inputs.tokenizer), inputs.weights, head)
         return LabelledObjective(model, loss, task.metrics, class_weights(inputs.labels, labels, config.task))
 
-    def outline(config: FinetuneConfig, model: MbsdConfig) -> LabelledObjective:
+    def outline(config: FinetuneConfig, model: BackboneConfig) -> LabelledObjective:
         return LabelledObjective(MbsdForClassification(model))
 
     views = config.task.views

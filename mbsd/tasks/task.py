@@ -48,7 +48,7 @@ class Task:
         metrics: (scores [n] or [n, C], labels [n]) -> named values, of all rows or any of them.
         labels: (table, its settings) -> what becomes of the table's labels.
         known_labels: the same for a trained model: (table, names of the model's labels).
-        head_class, head: the model, and the settings of MbsdConfig that it is made with.
+        head_class, head: the model, and the settings of BackboneConfig that it is made with.
         groups: columns of the table; metrics are broken down by their values too.
         more: (scores [n] or [n, C], labels [n], settings of the evaluation) -> further lines of a report.
         compare: (scores [n, D], labels [n], settings of the evaluation) -> what `metrics` reads instead of the scores,

@@ -18,7 +18,7 @@ from mbsd.data.spec import Needs
 from mbsd.data.text import words_digest
 from mbsd.io.console import say
 from mbsd.model.backbone import MbsdPreTrainedModel
-from mbsd.model.config import MbsdConfig
+from mbsd.model.config import BackboneConfig
 from mbsd.parallel.world import same_on_every_rank
 from mbsd.training.run import Run, Schedule
 from mbsd.training.run_folder import packages
@@ -146,6 +146,6 @@ def checkpoint_root(run: Run) -> Path:
     return Path(run.config.run.node_local_checkpoints or run.folder / "checkpoints")
 
 
-def _shape(model: MbsdConfig) -> dict[str, Any]:
+def _shape(model: BackboneConfig) -> dict[str, Any]:
     shape = {name: getattr(model, name) for name in SHAPE} | {"patchify_strides": list(model.patchify_strides)}
     return shape if model.architecture == "mbsd" else shape | {"architecture": model.architecture}

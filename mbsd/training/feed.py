@@ -13,7 +13,7 @@ from mbsd.data.order import Order
 from mbsd.data.samples import Samples
 from mbsd.data.spec import Needs
 from mbsd.io.console import say
-from mbsd.model.config import MbsdConfig
+from mbsd.model.config import BackboneConfig
 from mbsd.stages.showcase import HeldOut
 from mbsd.training.run import Run
 
@@ -33,7 +33,9 @@ class Feed:
     damaged: DamagedPictures
 
     @classmethod
-    def of(cls, run: Run, inputs: Inputs, needs: Needs, samples: tuple[Samples, Samples], model: MbsdConfig) -> Feed:
+    def of(
+        cls, run: Run, inputs: Inputs, needs: Needs, samples: tuple[Samples, Samples], model: BackboneConfig
+    ) -> Feed:
         """The streams over the training and the held-out samples; nothing is read before the first step.
 
         Raises:

@@ -16,7 +16,7 @@ from mbsd.metrics import trust_ratios
 from mbsd.metrics.board import Board, Charts
 from mbsd.metrics.throughput import Throughput
 from mbsd.metrics.writer import MetricsWriter
-from mbsd.model.config import MbsdConfig
+from mbsd.model.config import BackboneConfig
 from mbsd.stages.stage import Losses, Validation
 from mbsd.training.divergence import SkippedSteps, refuse_divergence
 from mbsd.training.engine import lamb_of, training_state
@@ -37,7 +37,7 @@ class RunLog:
 
     def __init__(self, run: Run, schedule: Schedule, engine: Any, charts: Charts, start_step: int) -> None:
         self.run, self.schedule, self.engine = run, schedule, engine
-        model: MbsdConfig = engine.module.model.config
+        model: BackboneConfig = engine.module.model.config
         self._throughput = Throughput(model, run.world.size, run.world.device)
         self._totals: Losses = {}  # sums since the last log, on the device
         self._steps = 0  # since the last log

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mbsd.errors import UserError
-from mbsd.model.config import MbsdConfig
+from mbsd.model.mbsd import MbsdConfig
 from mbsd.parallel.world import World
 from mbsd.tools.bench.step import (
     PACKED,

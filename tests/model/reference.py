@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mbsd.batch import Batch, Masks, Views
-from mbsd.model.config import MbsdConfig
-from mbsd.model.mbsd import MbsdModel
+from mbsd.model.mbsd import MbsdConfig, MbsdModel
 
 CLS, SEP, MASK = 2, 3, 4
 FIRST_WORD, VOCABULARY = 5, 40

@@ -9,8 +9,7 @@ from transformers import BertConfig, BertModel
 
 from mbsd.batch import VIEW_NAMES
 from mbsd.model.attention import AttentionPlan, packed_attention
-from mbsd.model.config import MbsdConfig
-from mbsd.model.mbsd import MbsdModel
+from mbsd.model.mbsd import MbsdConfig, MbsdModel
 from tests.model.reference import (
     COMBINATIONS,
     MIXED,

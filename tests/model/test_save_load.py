@@ -15,10 +15,9 @@ from transformers import AutoConfig, AutoModel, BertConfig, BertForPreTraining, 
 
 from mbsd.batch import Batch
 from mbsd.errors import UserError
-from mbsd.model.config import MbsdConfig
 from mbsd.model.foreign import copy_backbone, read_bert
 from mbsd.model.heads import MbsdForClassification, MbsdForMaskedModelling, MbsdForMatching
-from mbsd.model.mbsd import MbsdModel
+from mbsd.model.mbsd import MbsdConfig, MbsdModel
 from mbsd.model.patchify import Patchify
 from mbsd.objectives.masked import masked_patch_loss, masked_word_loss
 from mbsd.objectives.sdmi import sdmi_loss

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mbsd.model.config import MbsdConfig
 from mbsd.model.heads import MbsdForMaskedModelling, MbsdForMatching
+from mbsd.model.mbsd import MbsdConfig
 from mbsd.objectives.masked import masked_patch_loss, masked_word_loss
 from mbsd.objectives.sdmi import SdmiLoss, sdmi_loss
 from tests.model.reference import (

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from mbsd.data.text import build_tokenizer
-from mbsd.model.config import MbsdConfig
 from mbsd.model.heads import MbsdForMatching
+from mbsd.model.mbsd import MbsdConfig
 from tests.conftest import Shop
 from tests.ranks import launch, refused
 from tests.settings import TINY, write_ds_config

@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 from mbsd.checkpoint import store
 from mbsd.data.text import build_tokenizer
 from mbsd.errors import UserError
-from mbsd.model.config import MbsdConfig
 from mbsd.model.heads import MbsdForMaskedModelling
 from mbsd.model.load import load_model
+from mbsd.model.mbsd import MbsdConfig
 from tests.conftest import Shop
 from tests.ranks import CPU, ROOT, Ranks, call, deepspeed_command, launch, refused
 from tests.settings import TINY, losses, write_ds_config

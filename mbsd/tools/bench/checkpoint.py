@@ -28,8 +28,8 @@ from mbsd.checkpoint.storage import probe
 from mbsd.config.deepspeed import DeepSpeedConfig
 from mbsd.config.model import ModelConfig
 from mbsd.data.text import build_tokenizer, load_tokenizer
-from mbsd.model.config import MbsdConfig
 from mbsd.model.heads import MbsdForMaskedModelling
+from mbsd.model.mbsd import MbsdConfig
 from mbsd.parallel.world import on_rank_zero
 from mbsd.tools.bench.ranks import SumOfWeights, on_ranks
 

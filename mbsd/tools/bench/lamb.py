@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from mbsd.model.config import MbsdConfig
 from mbsd.model.heads import MbsdForMaskedModelling
+from mbsd.model.mbsd import MbsdConfig
 from mbsd.optim.groups import build_optimizer, parameter_groups
 from mbsd.parallel.world import World
 from mbsd.tools.bench.ranks import SumOfWeights, on_ranks

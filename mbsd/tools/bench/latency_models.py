@@ -28,8 +28,7 @@ from mbsd.model.baselines.m6 import M6, M6Config
 from mbsd.model.baselines.ofa import Ofa
 from mbsd.model.baselines.vilt import ViltBaseline, ViltBaselineConfig
 from mbsd.model.baselines.vit import VitBaseline, VitConfig
-from mbsd.model.config import MbsdConfig
-from mbsd.model.mbsd import MbsdModel
+from mbsd.model.mbsd import MbsdConfig, MbsdModel
 from mbsd.model.patchify import normalise_pixels
 from mbsd.tools.export.padded import PaddedMbsd
 

@@ -24,7 +24,7 @@ from mbsd.config.run import PretrainConfig, RunConfig
 from mbsd.data.spec import Masked
 from mbsd.errors import UserError
 from mbsd.metrics.throughput import data_sheet_peak, head_flops, training_flops
-from mbsd.model.config import MbsdConfig
+from mbsd.model.mbsd import MbsdConfig
 from mbsd.parallel.world import World
 from mbsd.stages.registry import STAGES, find_stage
 from mbsd.tools.bench.ranks import on_ranks

@@ -13,7 +13,7 @@ from mbsd.config.data import DataConfig
 from mbsd.config.stages import MaskingConfig
 from mbsd.data.masking import mask_patches, mask_text
 from mbsd.data.views import Int64, TextTokens, pack
-from mbsd.model.config import MbsdConfig
+from mbsd.model.mbsd import MbsdConfig
 
 CLS, SEP, MASK, FIRST_WORD = 101, 102, 103, 104  # as in bert-base-chinese
 QUERY_MEAN, TITLE_MEAN, TITLE_SPREAD = 8, 32, 0.4

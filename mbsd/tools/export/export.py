@@ -19,7 +19,7 @@ from mbsd.data.text import load_tokenizer
 from mbsd.errors import UserError
 from mbsd.io.files import replacing
 from mbsd.model.backbone import MbsdPreTrainedModel
-from mbsd.model.config import MbsdConfig
+from mbsd.model.config import BackboneConfig
 from mbsd.model.heads import MbsdForAlignment, MbsdForClassification, MbsdForMaskedModelling, MbsdForMatching
 from mbsd.model.patchify import IMAGE_MEAN, IMAGE_STD
 
@@ -74,7 +74,7 @@ def export(run: Path, out: Path, *, onnx: bool = False) -> Exported:
     return Exported(type(model).__name__, checkpoint, weights, differences)
 
 
-def image_processor(config: MbsdConfig, max_text_tokens: int, max_query_tokens: int) -> Any:
+def image_processor(config: BackboneConfig, max_text_tokens: int, max_query_tokens: int) -> Any:
     """What turns a picture into the network's pixels as the training's decoder does: the whole of it, resized."""
     processor: Any = ViTImageProcessor
     return processor(
@@ -108,7 +108,7 @@ def _model(checkpoint: Path) -> tuple[MbsdPreTrainedModel, str]:
     """The trained model in float32, from the optimizer's master weights where those in model/ are rounded."""
     folder = checkpoint / "model"
     found = json.loads((folder / "config.json").read_text())
-    if found.get("model_type") != MbsdConfig.model_type:
+    if found.get("model_type") != BackboneConfig.model_type:
         raise UserError(
             f"{checkpoint}: holds a baseline ({found.get('model_type')}), and only MBSD is exported; evaluate and "
             "embed read a baseline's run folder itself"

@@ -20,9 +20,9 @@ from mbsd.data.samples import CatalogSamples, TableSamples
 from mbsd.data.spec import Masked
 from mbsd.data.views import TextTokens, pack
 from mbsd.errors import UserError
-from mbsd.model.config import MbsdConfig
 from mbsd.model.execution import checkpoint_layers
 from mbsd.model.fresh import fresh_config
+from mbsd.model.mbsd import MbsdConfig
 from mbsd.stages.registry import find_stage
 from mbsd.stages.stage import Objective, Stage
 from mbsd.tasks.stage import task_stage
@@ -158,7 +158,7 @@ def _loss(objective: Objective, batch: Batch) -> Tensor:
     return loss
 
 
-def _model_config(config: BaseConfig) -> tuple[MbsdConfig, str]:
+def _model_config(config: BaseConfig) -> tuple[BackboneConfig, str]:
     """Sizes of run.init_from or model.backbone where they are folders here, else those of the YAML."""
     if config.model.architecture != "mbsd":
         raise UserError(
