@@ -20,6 +20,7 @@ from mbsd.data.samples import CatalogSamples, TableSamples
 from mbsd.data.spec import Masked
 from mbsd.data.views import TextTokens, pack
 from mbsd.errors import UserError
+from mbsd.model.config import BackboneConfig
 from mbsd.model.execution import checkpoint_layers
 from mbsd.model.fresh import fresh_config
 from mbsd.model.mbsd import MbsdConfig
