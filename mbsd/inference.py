@@ -61,6 +61,15 @@ class _Items:
         return self.jpegs[item]
 
 
+@dataclass(frozen=True)
+class _Limits:
+    """Where and in which pieces an encoder works: device, items at once, pixels of a picture's long side."""
+
+    device: torch.device
+    batch_size: int
+    max_side: int
+
+
 class Encoder:
     """A model and what it takes to ask it. Get one with `Encoder.load`."""
 
@@ -70,16 +79,13 @@ class Encoder:
         head: Any,
         tokenizer: PreTrainedTokenizerBase,
         data: DataConfig,
-        device: torch.device,
-        *,
-        batch_size: int,
-        max_side: int,
+        limits: _Limits,
     ) -> None:
+        device, self._limits = limits.device, limits
         self._embedder = embedder.to(device).eval()
         self._head = head.to(device).eval() if head is not None else None
         self._tokenizer, self._data, self._device = tokenizer, data, device
-        self._batch_size, self._max_side = batch_size, max_side
-        self._decoder = make_decoder(data.decoder, data.image_size, device, num_threads=2, max_batch=batch_size)
+        self._decoder = make_decoder(data.decoder, data.image_size, device, num_threads=2, max_batch=limits.batch_size)
 
     @classmethod
     def load(
@@ -114,7 +120,7 @@ class Encoder:
         if head is not None:
             embedder = Embedder(head.mbsd, embedder.vector)  # one backbone for both
         tokenizer = load_tokenizer(str(folder))
-        return cls(embedder, head, tokenizer, data, chosen, batch_size=batch_size, max_side=max_side)
+        return cls(embedder, head, tokenizer, data, _Limits(chosen, batch_size, max_side))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -204,8 +210,8 @@ class Encoder:
         spec = BatchSpec((view,), None, config.num_patches, config.image_cls)
         builder = BatchBuilder(items, self._tokenizer, self._data, spec, self._decoder)
         found = []
-        for start in range(0, len(samples), self._batch_size):
-            part = samples[start : start + self._batch_size]
+        for start in range(0, len(samples), self._limits.batch_size):
+            part = samples[start : start + self._limits.batch_size]
             batch = one_batch(builder, part, self._device)
             found.append(model(batch)[0].float().cpu().numpy())
         return np.concatenate(found) if found else np.zeros((0,), dtype=np.float32)
@@ -223,7 +229,7 @@ class Encoder:
             return None
         try:
             data = _bytes_of(image)
-            return normalise_image(data, self._max_side).jpeg
+            return normalise_image(data, self._limits.max_side).jpeg
         except (OSError, ImageRejected) as error:
             name = f" ({image})" if isinstance(image, (str, PathLike)) else ""
             raise UserError(f"images[{number}]{name}: {error}; give a picture, or None where there is none") from error

@@ -17,7 +17,7 @@ from mbsd.catalog.reader import CorruptRecord
 from mbsd.config.data import DataConfig
 from mbsd.data.augment import Augmentation, draw_augmentation, no_augmentation
 from mbsd.data.decode_torchvision import ImageDecoder
-from mbsd.data.masking import mask_patches, mask_text
+from mbsd.data.masking import Vocabulary, mask_patches, mask_text
 from mbsd.data.order import sample_rng
 from mbsd.data.samples import ItemSource, Sample
 from mbsd.data.shape_buckets import black_images, fill_up
@@ -85,9 +85,10 @@ class BatchBuilder:
         self.source, self.tokenizer, self.data = source, tokenizer, data
         self.spec, self.decoder = spec, decoder
         self.bucket = data.token_bucket if spec.train else 1
-        self._special_ids = sorted(tokenizer.all_special_ids)
+        specials = sorted(tokenizer.all_special_ids)
+        self._vocabulary = Vocabulary(len(tokenizer), tokenizer.mask_token_id, specials)
         self._is_special = np.zeros(len(tokenizer), dtype=bool)  # by word
-        self._is_special[self._special_ids] = True
+        self._is_special[specials] = True
 
     def build(self, samples: Sequence[Sample], positions: Int64, epochs: Int64) -> Batch:
         """The micro-batch of B samples.
@@ -215,9 +216,7 @@ class BatchBuilder:
             self._rng(key, "text"),
             text.input_ids,
             self._is_special[text.input_ids],
-            len(self._is_special),
-            self.tokenizer.mask_token_id,
-            self._special_ids,
+            self._vocabulary,
             masking.mlm_probability,
         )
         patches, sources = none, none

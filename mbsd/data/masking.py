@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -13,13 +14,26 @@ Int64 = npt.NDArray[np.int64]
 MASKED, SWAPPED = 0.8, 0.9  # BERT's 80 / 10 / 10: masked below the first, exchanged below the second, else kept
 
 
+@dataclass(frozen=True)
+class Vocabulary:
+    """What of a tokenizer masking asks for.
+
+    Attributes:
+        size: random words come from range(size) without special_ids.
+        mask_id: of [MASK].
+        special_ids: never put in as a random word.
+    """
+
+    size: int
+    mask_id: int
+    special_ids: Collection[int]
+
+
 def mask_text(
     rng: np.random.Generator,
     input_ids: Int64,
     special_mask: npt.NDArray[np.bool_],
-    vocab_size: int,
-    mask_id: int,
-    special_ids: Collection[int],
+    vocabulary: Vocabulary,
     probability: float,
 ) -> tuple[Int64, Int64, Int64]:
     """Masked language modelling (Eq. 1): each token is chosen on its own; 80% [MASK], 10% a random word, 10% kept.
@@ -28,9 +42,7 @@ def mask_text(
         rng: of this sample.
         input_ids: int64 [L].
         special_mask: bool [L], True where a token is never chosen.
-        vocab_size: random words come from range(vocab_size) without special_ids.
-        mask_id: of [MASK].
-        special_ids: never put in as a random word.
+        vocabulary: whose words these are.
         probability: of being chosen.
 
     Returns:
@@ -40,14 +52,14 @@ def mask_text(
     # The same number of draws whatever is chosen.
     choice, action, word = rng.random((3, length))
     positions = np.flatnonzero((choice < probability) & ~special_mask)
-    specials = sorted({i for i in special_ids if 0 <= i < vocab_size})
-    words = (word[positions] * (vocab_size - len(specials))).astype(np.int64)
+    specials = sorted({i for i in vocabulary.special_ids if 0 <= i < vocabulary.size})
+    words = (word[positions] * (vocabulary.size - len(specials))).astype(np.int64)
     for special in specials:  # ascending: step over each special word
         words += words >= special
     labels = input_ids[positions]
     corrupted = input_ids.copy()
     corrupted[positions] = np.select(
-        [action[positions] < MASKED, action[positions] < SWAPPED], [np.int64(mask_id), words], labels
+        [action[positions] < MASKED, action[positions] < SWAPPED], [np.int64(vocabulary.mask_id), words], labels
     )
     return corrupted, positions, labels
 

@@ -74,7 +74,7 @@ class AttentionPlan:
         return cls(views.lengths, None, pad_SL, unpad_T, mask_SL[:, None, None, :])
 
 
-def packed_attention(
+def packed_attention(  # noqa: PLR0913 (transformers' AttentionInterface names the parameters)
     module: nn.Module,
     query: Tensor,
     key: Tensor,

@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mbsd.data.masking import mask_patches, mask_text
+from mbsd.data.masking import Vocabulary, mask_patches, mask_text
 
 VOCAB, MASK, SPECIALS = 50, 4, (0, 1, 2, 3, 4)
+WORDS = Vocabulary(VOCAB, MASK, SPECIALS)
 
 
 def test_words_are_masked_at_bert_s_rates_and_specials_never() -> None:
@@ -13,7 +14,7 @@ def test_words_are_masked_at_bert_s_rates_and_specials_never() -> None:
     ids = rng.integers(0, VOCAB, 200_000)
     before = ids.copy()
     special = np.isin(ids, SPECIALS)
-    corrupted, positions, labels = mask_text(rng, ids, special, VOCAB, MASK, SPECIALS, 0.15)
+    corrupted, positions, labels = mask_text(rng, ids, special, WORDS, 0.15)
     assert np.array_equal(ids, before), "the input is left alone"
     assert not special[positions].any()
     assert np.array_equal(labels, before[positions])
@@ -36,14 +37,16 @@ def test_words_are_masked_at_bert_s_rates_and_specials_never() -> None:
 def test_random_words_step_over_special_ids_wherever_they_stand() -> None:
     specials = (0, 7, 8, 49, 60)
     ids = np.full(30_000, 20)
-    corrupted, *_ = mask_text(np.random.default_rng(1), ids, np.zeros(30_000, bool), VOCAB, 8, specials, 1.0)
+    corrupted, *_ = mask_text(
+        np.random.default_rng(1), ids, np.zeros(30_000, bool), Vocabulary(VOCAB, 8, specials), 1.0
+    )
     assert set(corrupted.tolist()) == set(range(VOCAB)) - {0, 7, 49}  # 8 is [MASK], 60 no word at all
 
 
 @pytest.mark.parametrize(("probability", "share"), [(0.0, 0), (1.0, 1)])
 def test_probability_zero_and_one(probability: float, share: int) -> None:
     ids = np.arange(5, 45)
-    _, positions, _ = mask_text(np.random.default_rng(0), ids, ids % 4 == 0, VOCAB, MASK, SPECIALS, probability)
+    _, positions, _ = mask_text(np.random.default_rng(0), ids, ids % 4 == 0, WORDS, probability)
     assert positions.tolist() == [i for i in range(40) if ids[i] % 4] * share
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from mbsd.batch import NO_WORD, VIEW_NAMES, Batch, Masks
 from mbsd.config.data import DataConfig
 from mbsd.config.stages import MaskingConfig
-from mbsd.data.masking import mask_patches, mask_text
+from mbsd.data.masking import Vocabulary, mask_patches, mask_text
 from mbsd.data.views import Int64, TextTokens, pack
 from mbsd.model.mbsd import MbsdConfig
 
@@ -77,10 +77,9 @@ def draw(config: MbsdConfig, batch: int, *, masked: bool, longest: bool, seed: i
         types[query or length :] = 1
         if masked:
             settings = MaskingConfig()
-            special, specials = np.isin(ids, (CLS, SEP)), (CLS, SEP, MASK)
-            ids, chosen, labels = mask_text(
-                rng, ids, special, config.vocab_size, MASK, specials, settings.mlm_probability
-            )
+            special = np.isin(ids, (CLS, SEP))
+            vocabulary = Vocabulary(config.vocab_size, MASK, (CLS, SEP, MASK))
+            ids, chosen, labels = mask_text(rng, ids, special, vocabulary, settings.mlm_probability)
             drawn.words.append(chosen)
             drawn.labels.append(labels)
             drawn.patches.append(mask_patches(rng, config.num_patches, settings.mpm_probability, "replace")[0])
