@@ -11,9 +11,9 @@ The dimension letters used as suffixes of tensor names in the whole package:
     C  classes
 
 A token is embedded once and read by every view that contains it: the text of all samples is one stream of N rows, the
-patches of all images another of I*P rows. `Views.source_T` says which row of the two streams, laid one after the
-other, each packed token reads. So three views cost one text embedding, one patchify and one encoder forward, and no
-row anywhere is padding.
+patches of all images another of I*P rows. `Views.source_T` is the row of the two streams, laid one after the
+other, that each packed token reads. So three views cost one text embedding, one patchify and one encoder forward, and
+no row anywhere is padding.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _Tensors:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
-        """Say that `stream` uses these tensors, which another one made."""
+        """Record that `stream` uses these tensors, which another one made."""
 
         def record(tensor: Tensor) -> Tensor:
             tensor.record_stream(stream)

@@ -15,8 +15,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 EXIT_USER_ERROR = 2
-# Names the file where a rank writes for which mistake it ends. srun's exit code does not tell: it is that of the ranks
-# which srun ended when the first one was gone.
+# Environment variable: path of the file to which a rank writes the UserError that it exits with. srun's exit code is
+# not enough: it is that of the ranks which srun ended when the first one was gone.
 MISTAKE_FILE = "MBSD_MISTAKE_FILE"
 GRACE = 1.0  # seconds
 RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
@@ -53,7 +53,7 @@ def exits_cleanly(command: Callable[P, R]) -> Callable[P, R]:
             elif not error.shared:
                 print(f"{_who()}: error: {error}", file=sys.stderr, flush=True)
             else:
-                time.sleep(GRACE)  # launchers end all ranks when one has ended: rank 0 has to have said it by then
+                time.sleep(GRACE)  # launchers end all ranks when one has ended: rank 0 has to have printed it by then
             if MISTAKE_FILE in os.environ:
                 Path(os.environ[MISTAKE_FILE]).write_text(f"{error}\n", encoding="utf-8")
             sys.exit(EXIT_USER_ERROR)
@@ -66,7 +66,7 @@ def exits_cleanly(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def this_rank() -> int:
-    """This process's rank as whatever started it says, before the ranks have met; 0 where nothing says one."""
+    """This process's rank from the launcher's environment, before the ranks have met; 0 where none is set."""
     return _told(RANKS, 0)
 
 

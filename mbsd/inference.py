@@ -124,7 +124,7 @@ class Encoder:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What a model for classification or sensitive products tells apart, by label."""
+        """The classes of a model for classification or sensitive products, by label."""
         return self._embedder.config.label_names
 
     def encode(
@@ -254,7 +254,7 @@ def _load_head(folder: Path, saved: BackboneConfig) -> Any:
 
 
 def _text_lengths(folder: Path) -> dict[str, Any]:
-    """Of the run that wrote the model, as its checkpoint or its export says; else the defaults."""
+    """The text lengths of the run that wrote the model, from its checkpoint or export; else the defaults."""
     run, exported = folder.parent / "config.yaml", folder / "preprocessor_config.json"
     if folder.name == "model" and run.is_file():
         settings = yaml.safe_load(run.read_text())["data"]

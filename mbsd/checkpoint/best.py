@@ -1,6 +1,6 @@
 """Which checkpoint of a run is its result: the best by its validations. No torch.
 
-Each checkpoint says in `run.json` how good it is itself (`mbsd.training.early_stopping`).
+Each checkpoint stores its own validation score in `run.json` (`mbsd.training.early_stopping`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def best_validation(run: Path) -> BestValidation:
     newest = store.folders(store.root_of(str(run)))[0]
     selection = _selection(newest)
     if selection is None:
-        raise UserError(f"{newest}: says nothing of a best validation; name a fine-tuning run")
+        raise UserError(f"{newest}: holds no validation score; name a fine-tuning run")
     return BestValidation(selection["metric"], selection["higher_is_better"], selection["best"], selection["best_step"])
 
 
@@ -46,7 +46,7 @@ def result(root: Path, *, below: str = "", checksums: bool = True) -> Path | Non
     """The checkpoint below `root` that stands for its run: the best of those whose files (that begin with `below`) are
     as they were written; where none was validated, the newest; None: there is none.
 
-    Each says how good it is itself, so a best one that could not be written, or is damaged, is no dead end.
+    Every checkpoint stores its own validation score; if the best one is missing or damaged, the next best is used.
 
     Args:
         checksums: False: that the files are there at their sizes is enough.
@@ -77,6 +77,6 @@ def _selection(folder: Path) -> dict[str, Any] | None:
         facts = json.loads((folder / "run.json").read_text())
         selection = facts.get("selection")
     except (OSError, ValueError, AttributeError):
-        return None  # its checksums will tell
+        return None  # verifying its checksums reports that
     known = {"metric", "higher_is_better", "best", "best_step", "seen", "value"}
     return {**selection, "of_step": facts.get("step")} if selection and known <= selection.keys() else None

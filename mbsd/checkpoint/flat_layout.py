@@ -1,4 +1,4 @@
-"""Which elements of which parameters lie where in the optimizer's flat tensors, whatever DeepSpeed wraps it in.
+"""Which elements of which parameters lie where in the optimizer's flat tensors, without what DeepSpeed wraps around it.
 
 Master weights and moments are saved as each rank holds them, with this map beside them. Parameters are named, so that
 any other world size, ZeRO stage, order or padding finds its elements again: what DeepSpeed's universal checkpoint is
@@ -95,7 +95,7 @@ def read_layout(engine: Any) -> Layout:
 
 
 def write_back(engine: Any, layout: Layout) -> None:
-    """Make the model's weights what the masters say, after these were loaded (collective)."""
+    """Copy the master weights, which were just loaded, into the model's weights (collective)."""
     if layout.sliced:
         engine.optimizer.update_lp_params()
         return

@@ -1,4 +1,4 @@
-"""A safetensors file in host memory: laid out once, filled anew at each save, written behind the training loop.
+"""A safetensors file in host memory: laid out once, filled at each save, written behind the training loop.
 
 The step waits for one copy into memory that is already there (page-locked where the tensors are on a GPU). The bytes
 are those of the file (https://huggingface.co/docs/safetensors: 8 bytes of header length, a JSON header, the tensors

@@ -14,7 +14,7 @@ from mbsd.errors import UserError
 
 
 def list_checkpoints(run: Path) -> None:
-    """Print a table, newest first; of a fine-tuning it says which checkpoint is its result.
+    """Print a table, newest first; the best checkpoint of a fine-tuning is marked.
 
     Raises:
         UserError: the folder holds none.
@@ -51,7 +51,7 @@ def verify_checkpoints(run: Path) -> None:
         bad += [f"{folder / name}" for name in wrong]
     if bad:
         raise UserError(
-            f"{bad[0]}" + (f" (and {len(bad) - 1} more, see above)" if len(bad) > 1 else "") + "; a run goes on from "
+            f"{bad[0]}" + (f" (and {len(bad) - 1} more, see above)" if len(bad) > 1 else "") + "; a run resumes from "
             "the newest checkpoint without such a file; remove the folder, or bring the file back"
         )
 

@@ -67,7 +67,7 @@ class SavedParts:
     Attributes:
         model: what `model/` is written from.
         tokenizer: beside it.
-        facts: of `run.json`, the same at every save: `identity` and whatever else is to be known.
+        facts: of `run.json`, the same at every save: `identity` and whatever else is to be recorded.
         texts: file name -> text.
     """
 
@@ -86,7 +86,7 @@ class Keep:
 
 
 class CheckpointManager:
-    """Saves a run and puts it back. Every method is collective, unless it says otherwise.
+    """Saves a run and puts it back. Every method is collective, unless its docstring says otherwise.
 
     Args:
         claim: the folders; this start must own them.
@@ -159,7 +159,7 @@ class CheckpointManager:
         self._writing = writer.Writing(job, self._mailbox, self._report)
 
     def check(self) -> None:
-        """Take note of a save that has ended; what became of it has been said by then.
+        """Take note of a save that has ended; its result has been printed by then.
 
         Raises:
             UserError: a later start has taken the run over, or the last three saves have failed.
@@ -187,7 +187,7 @@ class CheckpointManager:
         if self._failures:
             raise UserError(
                 f"{self.storage.root}: the last checkpoint could not be written (see above); the run is not finished: "
-                "mend that and start it again, it goes on from the newest complete one",
+                "mend that and start it again: it resumes from the newest complete one",
                 shared=True,
             )
 
@@ -312,7 +312,7 @@ class CheckpointManager:
         if outcome.errors:
             self._say(
                 f"WARNING: checkpoint {outcome.folder.name} could not be written ({outcome.errors[0]}); failure "
-                f"{self._failures + 1} of {MAX_FAILURES}, training goes on, the last complete one stays"
+                f"{self._failures + 1} of {MAX_FAILURES}, training continues, the last complete one stays"
             )
             return
         self._say(f"saved {outcome.folder}")

@@ -17,7 +17,7 @@ from mbsd.errors import UserError
 from mbsd.io.files import replace_text
 
 OWNER = "owner.json"
-# (job, how often it was restarted) as schedulers say it.
+# (job, how often it was restarted) from the scheduler's variables.
 RESTARTS = (("SLURM_JOB_ID", "SLURM_RESTART_COUNT"), ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"))
 
 
@@ -28,7 +28,7 @@ class Owner:
     generation: int
     """One more than that of the start before."""
     token: str
-    """Drawn by rank 0: tells this start from any other."""
+    """Drawn by rank 0: differs between any two starts."""
     job: str
     """The scheduler's name for the job, which its restarts share; "" without a scheduler."""
     restart: int

@@ -1,4 +1,4 @@
-"""Which checkpoint a start goes on from: the newest one that every rank can read and whose checksums hold."""
+"""Which checkpoint a run resumes from: the newest one that every rank can read and whose checksums hold."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mbsd.parallel.world import World, gather_objects, on_rank_zero, same_on_eve
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint to go on from."""
+    """A checkpoint to resume from."""
 
     folder: Path
     facts: dict[str, Any]
@@ -33,12 +33,12 @@ def take_over(
     """Make this start the owner of the run `folder` and find its newest checkpoint (collective).
 
     Returns:
-        The owner's token, which a save needs, and what to go on from; None: the run has never saved.
+        The owner's token, which a save needs, and the checkpoint to resume from; None: the run has never saved.
 
     Raises:
         UserError: as of `find`; or checkpoints were written and are gone; or a later restart owns the run already.
     """
-    find(storage, world, identity, say=say, verify=False)  # what this start cannot go on from it does not take over
+    find(storage, world, identity, say=say, verify=False)  # a run that this start cannot resume is not taken over
     token = on_rank_zero(lambda: secrets.token_hex(4))
     with same_on_every_rank():
         if world.rank == storage.leader:
@@ -48,7 +48,7 @@ def take_over(
     if found is None and on_rank_zero((folder / LAST_SAVED).exists):
         raise UserError(
             f"{folder / LAST_SAVED}: names a checkpoint that the run wrote, and {storage.root} holds none; bring the "
-            "checkpoints back, or choose another run.dir to start anew",
+            "checkpoints back, or choose another run.dir to start from scratch",
             shared=True,
         )
     return token, found
@@ -79,14 +79,14 @@ def find(
     verify: bool = True,
     only: int | None = None,
 ) -> Found | None:
-    """The checkpoint to go on from, the same on every rank (collective); None where there is none at all.
+    """The checkpoint to resume from, the same on every rank (collective); None where there is none at all.
 
     Args:
-        verify: read every file; False: only what says which run it is of.
+        verify: read every file; False: only the file that identifies the run.
         only: this step and no other.
 
     Sizes choose; then the checksums of every file are verified, the ranks sharing the work. A file that is not as it
-    was written makes all ranks take the next older checkpoint, and a line says which it was.
+    was written makes all ranks take the next older checkpoint, and a line names it.
 
     Raises:
         UserError: checkpoints are there but none is complete, or the newest is of another run; a run never starts from

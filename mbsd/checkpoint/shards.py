@@ -120,7 +120,7 @@ class Shards:
         if covered != sum(piece.length for piece in flat.pieces):
             raise UserError(
                 f"{self.folder}: lacks elements of {flat.pieces[0].name}: its files are of another model, or of "
-                "another number of ranks than they say"
+                "another number of ranks than they record"
             )
         if not found:  # this rank owns nothing but padding
             found_key = next(((r, k) for r, flats in self._described.items() for k in flats if k == flat.key), None)

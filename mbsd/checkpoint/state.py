@@ -26,7 +26,7 @@ def engine_state(engine: Any) -> dict[str, Any]:
 
 
 def load_engine_state(engine: Any, state: dict[str, Any]) -> None:
-    """Put `engine_state` back. Without a schedule the learning rate is what DeepSpeed's JSON says now."""
+    """Put `engine_state` back. Without a schedule the learning rate is that of DeepSpeed's JSON now."""
     for name, value in state["counters"].items():
         setattr(engine, name, value)
     if engine.lr_scheduler is not None and state["scheduler"] is not None:
@@ -35,7 +35,7 @@ def load_engine_state(engine: Any, state: dict[str, Any]) -> None:
             group["lr"] = lr
     scaler = _scaler(engine.optimizer)
     for name, value in state["loss_scale"].items():
-        if hasattr(scaler, name):  # a run may go on in another precision
+        if hasattr(scaler, name):  # a run may resume in another precision
             setattr(scaler, name, value)
 
 

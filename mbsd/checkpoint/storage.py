@@ -33,7 +33,7 @@ class Storage:
         return len(self.leaders) == 1
 
     def __str__(self) -> str:
-        """As the start-up line says it."""
+        """As the start-up block prints it."""
         disks = "one folder for all ranks" if self.shared else f"{len(self.leaders)} disks, each with its ranks' shards"
         return f"{self.root} ({disks})"
 

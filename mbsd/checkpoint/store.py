@@ -6,8 +6,8 @@ newest folder whose manifest holds wins, so a run killed at any moment finds the
 removed after the new one stands.
 
 Checksums are SHA-256: tamper-proof, and with the CPU's own instructions 1.7 GB/s of one core, twice BLAKE2b (CRC-32
-makes 4.0, and stops nobody). A part is what lies on one file system: all of a checkpoint, or where every node has its
-own disk the files of the node's ranks, each with a manifest of its own.
+makes 4.0, but anyone can forge it). A part is what lies on one file system: all of a checkpoint, or where every node
+has its own disk the files of the node's ranks, each with a manifest of its own.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 
 class FileFacts(NamedTuple):
-    """What the manifest says of a file."""
+    """A file's entry in the manifest."""
 
     size: int
     sha256: str
@@ -55,7 +55,7 @@ class Manifest:
 
 
 class BrokenError(Exception):
-    """A checkpoint is not what its manifest says, or has none; the message names the file."""
+    """A checkpoint differs from its manifest, or has none; the message names the file."""
 
 
 def name_of(step: int) -> str:
@@ -234,7 +234,7 @@ def prune(
 
     The newest `keep_last` complete ones up to it stay, those of every `keep_every`-th step (0: none), and those of the
     `protected` steps. Folders of later steps are not counted and stay: a run that went back behind broken ones writes
-    them anew.
+    them again.
     """
     kept, failures = 0, []
     for folder in folders(root):

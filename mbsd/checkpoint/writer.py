@@ -1,11 +1,11 @@
 """Writing behind the training loop: each rank's thread writes its files, leaders publish, rank 0 knows how it went.
 
 The threads agree through a key-value store (torch's TCPStore: a connection of its own, so that no collective of the
-training loop is ever mixed up with theirs, and a full disk cannot keep a rank from saying so):
+training loop is ever mixed up with theirs, and a full disk cannot keep a rank from reporting it):
 
 1. every rank writes and syncs its files and puts their sizes and checksums, or its error, under `files/RANK`;
 2. the leader of each file system waits for ALL ranks; if all have written, it publishes its part (`store.commit`), else
-   it removes it, and says so under `part/LEADER`;
+   it removes it, and reports under `part/LEADER`;
 3. when all parts stand, each leader prunes; rank 0 has seen every answer and keeps the outcome.
 
 Killed between two parts' renames, a checkpoint lacks a part and is not complete; the one before still stands.
@@ -83,18 +83,18 @@ class Outcome:
 
 
 class Writing(threading.Thread):
-    """The thread of a save; `outcome` is there when it has ended, complete on rank 0, and `tell` has been called."""
+    """The thread of a save; `outcome` is there when it has ended, complete on rank 0, and `report` has been called."""
 
-    def __init__(self, job: Job, mailbox: Mailbox, tell: Callable[[Outcome], None]) -> None:
+    def __init__(self, job: Job, mailbox: Mailbox, report: Callable[[Outcome], None]) -> None:
         super().__init__(name=f"checkpoint-{job.step}", daemon=True)
-        self._job, self._mailbox, self._tell = job, mailbox, tell
+        self._job, self._mailbox, self._report = job, mailbox, report
         self.outcome: Outcome | None = None
         self.start()
 
     def run(self) -> None:
         """See the module's text."""
         outcome = write(self._job, self._mailbox)
-        self._tell(outcome)
+        self._report(outcome)
         self.outcome = outcome
 
 
@@ -105,7 +105,7 @@ def write(job: Job, mailbox: Mailbox) -> Outcome:
     mine: dict[str, Any] = {"error": None, "files": {}}
     try:
         mine["files"] = {name: store.write_file(writing / name, data) for name, data in job.files}
-    except Exception as error:  # whatever it is, the other ranks have to hear of it
+    except Exception as error:  # of any kind: the other ranks have to know
         mine["error"] = f"rank {job.rank} on {platform.node()}: {_words(error)}"
     mailbox.set(f"{job.attempt}/files/{job.rank}", json.dumps(mine))
     folder, size = job.root / store.name_of(job.step), 0

@@ -43,7 +43,7 @@ class ModelConfig:
     """Deviation of weights and word vectors at the start; about 1 / sqrt(hidden_size) suits a narrow model."""
     position_range: float = 0.02
     """The same of positions, token types and modality vectors. BERT draws them as wide as words, and a small model then
-    takes thousands of steps to tell which word stands where from which word it is."""
+    takes thousands of steps to separate a word's position from the word."""
     match_head: Literal["shared", "per_view"] = "shared"
     """One linear layer for the three views' logits (the paper's words in 3.6), or one each."""
     activation_checkpointing: bool = False

@@ -25,10 +25,10 @@ C = TypeVar("C", bound=BaseConfig)
 
 
 class Checked(Protocol):
-    """Settings that say themselves whether they can be meant."""
+    """Settings that check themselves."""
 
     def check(self) -> None:
-        """Raise UserError where they cannot."""
+        """Raise UserError if they contradict each other."""
 
 
 S = TypeVar("S", bound=Checked)
@@ -81,7 +81,7 @@ def parse_scoring(config_class: type[S], argv: Sequence[str] | None = None) -> S
 
 @contextmanager
 def _on_every_rank() -> Iterator[None]:
-    """All ranks read the same command line and files, so all come to the same error, and rank 0 says it."""
+    """All ranks read the same command line and files, so all raise the same error, and rank 0 prints it."""
     try:
         yield
     except UserError as error:
@@ -94,7 +94,7 @@ def _parse(config_class: type, argv: Sequence[str] | None, with_deepspeed: bool)
     parser.add_argument("--config", action="config", help="YAML file; later options override it")
     if with_deepspeed:
         parser.add_argument("--deepspeed_config", type=str | None, help="DeepSpeed's own JSON")
-    # DeepSpeed's launcher adds it to every rank's command line; the environment says the same.
+    # DeepSpeed's launcher adds it to every rank's command line; the environment has the same.
     parser.add_argument("--local_rank", type=int | None, help="ignored: taken from the environment")
     parser.add_class_arguments(config_class)
     _refuse_deepspeed_keys(argv)

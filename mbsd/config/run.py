@@ -17,7 +17,7 @@ BUILT_IN = ("masked", "matching")
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where a run lives, how long it takes and how often it speaks."""
+    """Where a run writes, how long it takes and how often it logs."""
 
     dir: str
     """Run folder: resolved configs, metrics, TensorBoard files and checkpoints. An unfinished run in it is resumed."""
@@ -42,7 +42,7 @@ class RunConfig:
     """Checkpoints of every so many steps are kept for ever. 0: none."""
     node_local_checkpoints: str | None = None
     """Folder on each node's own disk for the checkpoint files of its ranks, where dir/checkpoints is too slow.
-    To go on, the ranks have to start on the same nodes."""
+    To resume, the ranks have to start on the same nodes."""
     resume: str = "auto"
     """Where dir holds no checkpoint: start from the full state of another run (its folder, or one checkpoint of it)
     instead of init_from. auto: none; dir's own checkpoints always come first."""

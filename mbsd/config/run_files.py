@@ -2,4 +2,4 @@
 
 DONE = "DONE"  # finished
 PREEMPTED = "PREEMPTED"  # left early and well, and saved
-LAST_SAVED = "last_saved"  # names the newest checkpoint: one was there, so to find none is no fresh start
+LAST_SAVED = "last_saved"  # names the newest checkpoint; where it exists and no checkpoint does, checkpoints were lost

@@ -17,8 +17,8 @@ class MissingConfig:
     """Titles or pictures that are taken away at random (Fig. 7), on top of those the catalogue lacks."""
 
     rates: tuple[float, ...] = ()
-    """Shares of the samples that lose something, each scored by itself in the view full; say [0.3, 0.5, 0.7]. Who loses
-    it at a rate loses it at every higher one too, on any number of ranks."""
+    """Shares of the samples that lose something, each scored by itself in the view full; say [0.3, 0.5, 0.7]. What is
+    lost at one rate is lost at every higher rate too, on any number of ranks."""
     modality: Literal["title", "image", "either"] = "either"
     """What they lose; either: one of the two, as often the one as the other."""
     seed: int = 0
@@ -65,7 +65,7 @@ class EvaluateConfig:
     """Samples a rank scores at once."""
 
     def check(self) -> None:
-        """Raise UserError where the settings cannot be meant."""
+        """Raise UserError if the settings contradict each other."""
         if self.data.table is None:
             raise UserError("data.table is not set: evaluation needs a task table")
         if not self.out.endswith(".json"):
@@ -89,7 +89,7 @@ class EmbedConfig:
     data: DataConfig
     """Its table is not read."""
     out: str
-    """Folder for vectors/part-000000.parquet … and manifest.json. An unfinished one is gone on with."""
+    """Folder for vectors/part-000000.parquet … and manifest.json. An unfinished one is resumed."""
     view: View = "full"
     split: Literal["train", "validation", "test"] | None = None
     """Default: all items."""
@@ -103,7 +103,7 @@ class EmbedConfig:
     """Items a rank encodes at once."""
 
     def check(self) -> None:
-        """Raise UserError where the settings cannot be meant."""
+        """Raise UserError if the settings contradict each other."""
         if self.data.table is not None:
             raise UserError(f"data.table={self.data.table}: embedding reads the catalogue alone: remove it")
         check_ranges(self)

@@ -19,7 +19,7 @@ class DaliDecoder:
     """DALI behind the interface of the reference, in the training process with threads of its own.
 
     On a GPU the JPEGs are decoded there too (`mixed`) and the pixels stay there. The pipeline is built at the first
-    batch, so that loader workers forked before it carry none of its threads.
+    batch, so that loader workers, which are forked before, inherit none of its threads.
     """
 
     in_worker = False

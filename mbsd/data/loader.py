@@ -39,17 +39,17 @@ class TrainLoader:
     """Micro-batches without end, in the order of data.order, from any position.
 
     Iterating starts at the state; the state moves on with each micro-batch that is taken, whatever the workers hold
-    ready. To go back, load a state and iterate anew.
+    ready. To go back, load a state and iterate again.
 
     Args:
         samples: of the training split.
-        builder: with spec.train; its `data` says how many workers build micro-batches (0: the calling process does) and
+        builder: with spec.train; its `data` sets how many workers build micro-batches (0: the calling process does) and
             how many each holds ready.
         order: of these samples.
         sizes: samples of a step and of a micro-batch.
         world: of this process. Micro-batches are delivered on its device; to a GPU they travel from page-locked
             memory, ahead of their step.
-        damaged: counts damaged pictures; None: nobody does.
+        damaged: counts damaged pictures; None: they are not counted.
 
     Raises:
         UserError: there is no sample.
@@ -152,7 +152,7 @@ def spread(num_samples: int, limit: int | None) -> Int64:
     chosen = np.arange(num_samples, dtype=np.int64)
     if limit is None or limit >= num_samples:
         return chosen
-    # Tables are often sorted by label: the first ones would say little. Seed 0: the same ones in every run.
+    # Tables are often sorted by label: the first ones would not represent it. Seed 0: the same ones in every run.
     return np.sort(sample_at(0, num_samples, chosen[:limit]))
 
 
@@ -238,7 +238,7 @@ def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    # A handler is not told who sent the signal; a waiting thread is.
+    # A handler cannot know who sent the signal; a waiting thread can.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_await_parent_sigterm, args=(os.getppid(),), daemon=True).start()
 

@@ -49,7 +49,7 @@ def mask_text(
         The corrupted ids, int64 [L]; the chosen positions, int64 [K]; their words before, int64 [K].
     """
     length = len(input_ids)
-    # The same number of draws whatever is chosen.
+    # The number of draws does not depend on what is chosen.
     choice, action, word = rng.random((3, length))
     positions = np.flatnonzero((choice < probability) & ~special_mask)
     specials = sorted({i for i in vocabulary.special_ids if 0 <= i < vocabulary.size})

@@ -65,7 +65,7 @@ def _fill_views(views: Views, bucket: int, rows: int, more_rows: int) -> Views:
 def _fill_masks(masks: Masks, bucket: int, num_images: int, fill_images: int, patches: int) -> Masks:
     all_patches, more_patches = num_images * patches, fill_images * patches
     more_words = -masks.mlm_index_K.shape[0] % max(1, bucket // WORDS_SHARE)
-    # Every image has as many masked patches as the others; where there is none, nothing tells how many.
+    # Every image has as many masked patches as the others; without an image that number is unknown.
     more_masked = masks.mpm_index_Q.shape[0] // num_images * fill_images if num_images else 0
     # The mask vector stands behind the last patch: it moves on by those that are filled in, which stay as they are.
     moved = torch.where(masks.patch_source == all_patches, all_patches + more_patches, masks.patch_source)

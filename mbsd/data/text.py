@@ -107,7 +107,7 @@ def encode_pair(
 ) -> TextTokens:
     """The text of one sample (SPEC 1): `[CLS] query [SEP] title [SEP]`, or `[CLS] title [SEP]` where query is None.
 
-    The query is normalised here, for training, scoring and inference alike: whatever its spelling in a table or in a
+    The query is normalised here, for training, scoring and inference alike: however it is spelled in a table or in a
     call, it reads as the same tokens. A title stays the seller's own.
     A missing title (no token left of it) leaves `[CLS] query [SEP]`, or `[CLS] [SEP]`. Both are cut at tokens: the
     title first, the query only past max_query_tokens.

@@ -34,7 +34,7 @@ class TextTokens:
 def pack(
     texts: Sequence[TextTokens], has_image: Sequence[bool], view_names: Sequence[str], patches_per_image: int
 ) -> tuple[Tensor, Tensor, Tensor, Views]:
-    """Lay the texts out as one stream and say which rows each view of each sample reads.
+    """Lay the texts out as one stream, and index the rows that each view of each sample reads.
 
     The view full is the text and the patches, text the text alone, image `[CLS] query [SEP]` and the patches. A sample
     without an image has no patch rows in any view.

@@ -22,7 +22,7 @@ CHINESE = ("cjk", "wqy", "wenquan", "droidsansfallback", "simhei", "msyh", "ping
 
 @dataclass(frozen=True)
 class Card:
-    """A held-out sample and what a model says of it.
+    """A held-out sample and a model's answer.
 
     Attributes:
         picture: uint8 [h, w, 3]; None where the item has none.

@@ -1,4 +1,4 @@
-"""What the screen shows: facts at the start, then a progress bar, or a line a minute where nobody watches."""
+"""What the screen shows: facts at the start, then a progress bar, or a line a minute where stderr is no terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of a whole table from all ranks, in the table's order, whatever the number of ranks."""
+"""Scores of a whole table from all ranks, in the table's order, on any number of ranks."""
 
 from __future__ import annotations
 

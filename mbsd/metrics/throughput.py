@@ -66,7 +66,7 @@ class Throughput:
     Args:
         config: of the model, for MFU.
         world_size: ranks that do the same work beside this one.
-        device: MFU is told where the data sheet's peak of the device is known.
+        device: MFU is logged where the device's peak is in `PEAK_FLOPS`.
     """
 
     def __init__(self, config: BackboneConfig, world_size: int, device: torch.device) -> None:

@@ -93,7 +93,7 @@ class MetricsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the files; what was logged stands whatever happened."""
+        """Close the files; what was logged stays."""
         if self.enabled:
             self._progress.close()
             self.board.close()

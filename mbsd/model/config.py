@@ -67,7 +67,7 @@ class BackboneConfig(BertConfig):
 
     def backbone(self) -> Any:
         """A new backbone of this configuration (`mbsd.model.backbone.Backbone`)."""
-        raise TypeError(f"{type(self).__name__} is no architecture: use one of mbsd.model.families")
+        raise TypeError(f"{type(self).__name__} is not an architecture: use one of mbsd.model.families")
 
     def require_views(self, views: Iterable[str], setting: str) -> None:
         """Raise UserError where one of `views`, which `setting` asks for, is none that the model reads."""
@@ -87,7 +87,7 @@ class BackboneConfig(BertConfig):
 
 @strict
 class BaselineConfig(BackboneConfig):
-    """MBSD's configuration without its image side; each baseline says how many image tokens it has."""
+    """MBSD's configuration without its image side; each baseline defines how many image tokens it has."""
 
     model_type = "mbsd_baseline"
 

@@ -1,4 +1,4 @@
-"""The configuration of a model that begins anew, from a run's settings."""
+"""The configuration of a model without weights, from a run's settings."""
 
 from __future__ import annotations
 

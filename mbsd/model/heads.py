@@ -96,7 +96,7 @@ class MbsdForMaskedModelling(Head):
         patch_pixels = self.patch_decoder(encoded.hidden_TD[batch.masks.mpm_index_Q])
         patch_Q = batch.masks.mpm_patch_Q
         target = self.mbsd.image_targets(encoded.pixels)[patch_Q.clamp_min(0)]
-        if batch.masks.num_fill_patches:  # right whatever is predicted: no loss, no gradient
+        if batch.masks.num_fill_patches:  # equal to the prediction: no loss, no gradient
             target = torch.where((patch_Q == NO_PATCH)[:, None], patch_pixels.detach(), target)
         return MaskedOutput(masked_KD, word_table, self.word_bias, patch_pixels, target)
 
@@ -154,7 +154,7 @@ class MbsdForClassification(Head):
 
 
 class MbsdForAlignment(Head):
-    """Are two items one product: one encoder for both, a linear layer on what it says of them (SPEC 7).
+    """Are two items one product: one encoder for both, a linear layer on both vectors (SPEC 7).
 
     `pair_head` concat: on [h_s; h_t], as the paper has it: f(s) + g(t), whose sum over (a, a), (b, b) is that over
     (a, b), (b, a), so that not all same pairs can rank above all others. compare: on

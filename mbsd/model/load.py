@@ -36,7 +36,7 @@ def start_model(
     Args:
         num_words: of the tokenizer.
         weights: the transformers folder of run.init_from; None where that is not set.
-        head: settings of BackboneConfig that say what the head is for: num_labels_out, pair_head, task, id2label.
+        head: settings of BackboneConfig for the head: num_labels_out, pair_head, task, id2label.
 
     Raises:
         UserError: the weights do not fit the settings or the tokenizer.
@@ -45,7 +45,7 @@ def start_model(
     settings, data = config.model, config.data
     family = FAMILIES[settings.architecture]
     fresh = partial(family.fresh, settings, data, kind=family.config, **head)
-    model: Any  # of M; transformers' base class does not say that `config` and the backbone are ours
+    model: Any  # of M; transformers' base class does not declare our `config` and backbone
     if weights is not None:
         _refuse_other_architecture(settings, weights, config.run.init_from)
         model = load_model(model_class, weights, data.image_size, behaviour(settings, head))
@@ -115,7 +115,7 @@ def load_model(
     model, info = loaded
     unfit = sorted(name for name, *_ in info["mismatched_keys"] if with_head or name.startswith("mbsd."))
     if unfit:
-        raise UserError(f"{folder}: its weights are not of the sizes that its config.json says, {unfit[0]} among them")
+        raise UserError(f"{folder}: its weights do not have the sizes of its config.json, {unfit[0]} among them")
     lacking = sorted(name for name in info["missing_keys"] if name.startswith("mbsd."))
     if lacking:
         raise UserError(f"{folder}: lacks weights of the backbone, {lacking[0]} among {len(lacking)}")

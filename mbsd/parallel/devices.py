@@ -19,7 +19,7 @@ from mbsd.parallel.launch_env import LaunchEnvironment
 
 @dataclass(frozen=True)
 class RankFacts:
-    """What a rank tells about itself at the start."""
+    """A rank's line in the table at the start."""
 
     host: str
     device: str
@@ -28,7 +28,7 @@ class RankFacts:
 
 
 def choose_device(launch: LaunchEnvironment, environ: Mapping[str, str] = os.environ) -> torch.device:
-    """The GPU of this rank, or the CPU where torch sees no GPU or DS_ACCELERATOR=cpu says so.
+    """The GPU of this rank, or the CPU where torch sees no GPU or DS_ACCELERATOR=cpu asks for it.
 
     Raises:
         UserError: Slurm gave GPUs and torch sees none; there are fewer GPUs than ranks; or this torch was built without
@@ -83,7 +83,7 @@ def refuse_missing_kernels(name: str, capability: tuple[int, int], built_for: Se
 
 
 def rank_facts(device: torch.device) -> RankFacts:
-    """What this rank tells."""
+    """The facts of this rank."""
     if device.type == "cpu":
         return RankFacts(platform.node(), "cpu", platform.machine())
     major, minor = torch.cuda.get_device_capability(device)

@@ -1,14 +1,14 @@
-"""Which rank of how many this process is, as whatever started it says; without torch.
+"""Which rank of how many this process is, from the environment that its launcher set; without torch.
 
-| started by | says so in |
+| started by | sets |
 |---|---|
 | deepspeed, torchrun, by hand | RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT |
-| mpirun of Open MPI | OMPI_COMM_WORLD_*; where rank 0 listens is told through mpi4py |
+| mpirun of Open MPI | OMPI_COMM_WORLD_*; where rank 0 listens is broadcast through mpi4py |
 | srun | SLURM_PROCID, SLURM_STEP_*; where rank 0 listens follows from the step's nodes and number |
 | nothing of the kind | a world of one |
 
 Under Slurm the world has to be what was asked of Slurm. A launcher that does not find its place otherwise trains
-separate copies of the run, each a world of one, and says nothing.
+separate copies of the run, each a world of one, without any message.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class LaunchEnvironment:
     world_size: int
     local_rank: int
     local_size: int
-    """Ranks on this host, as far as the launcher says."""
+    """Ranks on this host, as far as the launcher sets it."""
     master_addr: str
-    """Where rank 0 listens; "" where only rank 0 can say."""
+    """Where rank 0 listens; "" where only rank 0 knows."""
     master_port: int
-    """0 where only rank 0 can say."""
+    """0 where only rank 0 knows."""
 
     def environment(self) -> dict[str, str]:
         """What torch and DeepSpeed read."""
@@ -52,10 +52,10 @@ class LaunchEnvironment:
 
 
 def find_launch_environment(environ: Mapping[str, str]) -> LaunchEnvironment:
-    """The place that `environ` says.
+    """This process's place, from environment variables.
 
     Raises:
-        UserError: it says RANK and not the rest, or a value is no number.
+        UserError: RANK is set and the rest is not, or a value is not a number.
     """
     addr, port = environ.get("MASTER_ADDR", ""), _number(environ, "MASTER_PORT", 0)
     if "RANK" in environ:

@@ -104,9 +104,9 @@ def _start(timeout: float | None) -> World:
 
 
 def _ask_rank_zero(launch: LaunchEnvironment) -> LaunchEnvironment:
-    """Where rank 0 listens, or why it will not, told through MPI.
+    """Where rank 0 listens, or why it will not, broadcast through MPI.
 
-    Rank 0 runs where mpirun does. On other nodes Slurm's variables tell of mpirun's own daemons.
+    Rank 0 runs where mpirun does. On other nodes Slurm's variables describe mpirun's own daemons.
     """
     from mpi4py import MPI
 

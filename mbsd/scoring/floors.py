@@ -1,7 +1,7 @@
 """What simple models reach on a task's table: the floors that a trained model has to beat, on the same rows.
 
 Logistic regressions of scikit-learn on TF-IDF of titles, colour histograms and histograms of oriented gradients, and
-what they say together. Their penalty is chosen on the validation split; metrics are the task's own, on the test split.
+their combination. Their penalty is chosen on the validation split; metrics are the task's own, on the test split.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def write_floors(catalog: Catalog, table_file: Path, out: Path) -> None:
 
 
 def majority(table: Table) -> dict[str, float]:
-    """Test accuracy of always saying the training rows' commonest label."""
+    """Test accuracy of always predicting the training rows' commonest label."""
     labels = table.column("label")
     commonest = np.bincount(labels[table.rows("train")]).argmax()
     return {"accuracy": float(np.mean(labels[table.rows("test")] == commonest))}
@@ -107,7 +107,7 @@ def _classes(features: Mapping[str, Features], splits: dict[str, Rows]) -> dict[
     train, held_out = splits["train"], {split: splits[split] for split in ("validation", "test")}
     num_classes = 1 + max(int(rows.labels.max()) for rows in splits.values())
 
-    def said_by(model: LogisticRegression, of_items: Features, rows: Rows) -> NDArray[np.float64]:
+    def predicted_by(model: LogisticRegression, of_items: Features, rows: Rows) -> NDArray[np.float64]:
         logits = np.full((len(rows.labels), num_classes), LEAST)
         logits[:, model.classes_] = model.predict_log_proba(of_items[rows.of_item]).clip(min=LEAST)
         return logits
@@ -115,19 +115,19 @@ def _classes(features: Mapping[str, Features], splits: dict[str, Rows]) -> dict[
     def right(logits: NDArray[np.float64]) -> float:
         return float(np.mean(logits.argmax(1) == held_out["validation"].labels))
 
-    said: dict[str, dict[str, NDArray[np.float64]]] = {}
+    predicted: dict[str, dict[str, NDArray[np.float64]]] = {}
     for name, of_items in features.items():
         models = [_fitted(of_items[train.of_item], train.labels, c) for c in INVERSE_PENALTIES]
-        each = [{split: said_by(model, of_items, rows) for split, rows in held_out.items()} for model in models]
-        said[name] = max(each, key=lambda found: right(found["validation"]))
+        each = [{split: predicted_by(model, of_items, rows) for split, rows in held_out.items()} for model in models]
+        predicted[name] = max(each, key=lambda found: right(found["validation"]))
 
-    def together_said(weights: tuple[float, ...], split: str) -> NDArray[np.float64]:
-        weighted = [w * found[split] for w, found in zip(weights, said.values(), strict=True)]
+    def combined(weights: tuple[float, ...], split: str) -> NDArray[np.float64]:
+        weighted = [w * found[split] for w, found in zip(weights, predicted.values(), strict=True)]
         return np.asarray(np.sum(weighted, axis=0))
 
-    weights = max(product(WEIGHTS, repeat=len(said)), key=lambda chosen: right(together_said(chosen, "validation")))
+    weights = max(product(WEIGHTS, repeat=len(predicted)), key=lambda chosen: right(combined(chosen, "validation")))
     test = held_out["test"]
-    logits = {**{name: found["test"] for name, found in said.items()}, "all": together_said(weights, "test")}
+    logits = {**{name: found["test"] for name, found in predicted.items()}, "all": combined(weights, "test")}
     seen = {**features, "all": together(*features.values())}
     return {
         name: {**class_metrics(logits[name], test.labels), "clustering": _clusters(seen[name], test)} for name in logits
@@ -173,10 +173,10 @@ def _heard(features: Features, splits: dict[str, Rows]) -> dict[str, NDArray[np.
         answers = []
         for c in INVERSE_PENALTIES:
             model = _fitted(features[learned.of_item], labels, c)
-            said = {split: _said(model, features, rows, values) for split, rows in of_name.items()}
-            answers.append((float(said["validation"][true].mean()) if true.any() else 0.0, said))
-        _, said = max(answers, key=lambda answer: answer[0])
-        for split, found in said.items():
+            predicted = {split: _predicted(model, features, rows, values) for split, rows in of_name.items()}
+            answers.append((float(predicted["validation"][true].mean()) if true.any() else 0.0, predicted))
+        _, predicted = max(answers, key=lambda answer: answer[0])
+        for split, found in predicted.items():
             heard[split][splits[split].attributes == name] = found
     return heard
 
@@ -205,7 +205,7 @@ def _prior(splits: dict[str, Rows], split: str) -> NDArray[np.float64]:
     return prior
 
 
-def _said(model: LogisticRegression, features: Features, rows: Rows, values: NDArray[Any]) -> NDArray[np.float64]:
+def _predicted(model: LogisticRegression, features: Features, rows: Rows, values: NDArray[Any]) -> NDArray[np.float64]:
     """Each row's log-probability of its own value."""
     log_probability = model.predict_log_proba(features[rows.of_item])
     place = np.searchsorted(values, rows.values).clip(max=len(values) - 1)

@@ -1,10 +1,10 @@
-"""Vectors of a catalogue's items as Parquet files that an interrupted run goes on with.
+"""Vectors of a catalogue's items as Parquet files that an interrupted run resumes.
 
 manifest.json                    what the vectors are of and, when all are there, each file with its rows and SHA-256
 vectors/part-000000.parquet …    item_id, item (its number), vector (fixed-size list); items in the catalogue's order
 
-A file holds a fixed range of the items, whoever writes it, and appears when it is whole: so any number of ranks may go
-on with it, and no item comes twice.
+A file holds a fixed range of the items, whoever writes it, and appears when it is whole: so any number of ranks may
+resume it, and no item comes twice.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class VectorFiles:
         folder: that holds them.
         catalog: path of the catalogue.
         split: of it, or None.
-        what: the manifest without the list of files: what must be the same to go on.
+        what: the manifest without the list of files: what must be the same to resume.
     """
 
     folder: Path
@@ -99,7 +99,7 @@ class VectorFiles:
             self._write_part(part, ids.take(pa.array(chosen)), chosen, np.concatenate(held))
 
     def finish(self, model_path: str, damaged: int) -> str:
-        """Write the manifest with all files and where the model lay; returns what to say of it."""
+        """Write the manifest with all files and where the model lay; returns a line about it to print."""
         files = []
         for part in range(self.num_files):
             path, rows = self.path(part), len(self.numbers(part))

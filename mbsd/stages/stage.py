@@ -1,7 +1,7 @@
 """The contract of a stage: everything that one kind of training knows, as one object.
 
-A stage says what it reads (`Needs`), which samples, which objective, what to draw of it. Data, loop, checkpoints, plan
-and bench ask it and know no stage by name.
+A stage defines what it reads (`Needs`), its samples, its objective and its charts. Data, loop, checkpoints, plan and
+bench ask the stage and know none by name.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Objective(nn.Module, ABC):
 
     def __init__(self, model: MbsdPreTrainedModel) -> None:
         super().__init__()
-        self.model: Any = model  # transformers' base class does not say that `config` and the backbone are ours
+        self.model: Any = model  # transformers' base class does not declare our `config` and backbone
 
     @property
     def device(self) -> torch.device:

@@ -1,4 +1,4 @@
-"""Alignment: are two items the same product? One encoder for both, a linear layer on what it says of them (SPEC 7).
+"""Alignment: are two items the same product? One encoder for both, a linear layer on both vectors (SPEC 7).
 
 A batch of B/2 rows holds 2 · B/2 samples: the first items, then the second ones (`mbsd.batch.Batch`).
 """

@@ -16,7 +16,7 @@ from mbsd.errors import UserError
 
 
 class DivergedError(UserError):
-    """The run cannot go on, on every rank alike; what was saved before is good."""
+    """The run has diverged; raised on every rank. Checkpoints saved before are good."""
 
 
 class SkippedSteps:
@@ -62,7 +62,7 @@ def leave_overflows_to_us(engine: Any) -> None:
 def refuse_divergence(
     values: dict[str, float], state: dict[str, float], step: int, steps_since_log: int, run: RunConfig
 ) -> None:
-    """End the run on every rank where a loss is no number: the means over ranks are the same on all of them."""
+    """End the run on every rank if a mean loss is NaN or infinite: the means over ranks are equal on all of them."""
     broken = [f"{name}={value}" for name, value in values.items() if not math.isfinite(value)]
     if broken:
         found = ", ".join(broken + [f"{name}={value:.4g}" for name, value in state.items()])

@@ -20,14 +20,14 @@ LOWER_IS_BETTER = ("loss",)
 
 @dataclass
 class EarlyStopping:
-    """What validations have said so far.
+    """The validations so far.
 
     Attributes:
         metric: its name among the validation's values.
         higher_is_better: or else lower, as of a loss.
-        patience: validations in a row without a better value that are enough; 0: never enough.
+        patience: training stops after so many validations in a row without a better value; 0: never.
         best, best_step: the best value, and the first step that reached it (0: none yet).
-        seen, value: the last validated step and its value.
+        seen, value: the last validated step and its value (None: NaN or infinite).
         stale: validations since the best one.
     """
 
@@ -69,7 +69,7 @@ class EarlyStopping:
         return better
 
     def owes(self, step: int, every: int) -> bool:
-        """Whether a run that goes on behind `step` has its validation still to do: a signal came before it."""
+        """Whether the validation of `step` is still to be done: a signal came before it."""
         return step > 0 and every > 0 and step % every == 0 and self.seen < step
 
     def state_dict(self) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class EarlyStopping:
         return dataclasses.asdict(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put a state back; patience is what the settings say now.
+        """Put a state back; patience is taken from the settings of now.
 
         Raises:
             UserError: it is of another metric.

@@ -18,13 +18,13 @@ from mbsd.optim.zero import bind
 from mbsd.parallel.world import same_on_every_rank
 from mbsd.training.divergence import leave_overflows_to_us, loss_scale
 
-# What DeepSpeed warns of at every start and what is meant to be so: its own LAMB would be none (see mbsd.optim), and a
-# schedule is asked for its rate before its first step.
+# Warnings of DeepSpeed at every start that do not apply: our LAMB is tested under ZeRO (see mbsd.optim), and the
+# schedule's rate is read before its first step on purpose.
 EXPECTED_WARNINGS = ("ZeRO with an untested optimizer", "learning rate from scheduler before it has started")
 
 
 def build_engine(step: nn.Module, resolved: dict[str, Any]) -> Any:
-    """The DeepSpeed engine around a training step.
+    """The DeepSpeed engine around an objective.
 
     LAMB is ours, bound to ZeRO's slices; Adam and AdamW are DeepSpeed's own. Parameters without requires_grad (what
     no loss of this step reaches) are given to no optimizer.
@@ -55,7 +55,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def lamb_of(engine: Any) -> Lamb | None:
-    """The engine's LAMB, whatever DeepSpeed has wrapped around it; None if it trains with another optimizer."""
+    """The engine's LAMB, without what DeepSpeed has wrapped around it; None if it trains with another optimizer."""
     optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
     return optimizer if isinstance(optimizer, Lamb) else None
 

@@ -6,11 +6,10 @@
 | SIGUSR1 | `sbatch --signal=USR1@120`, `scancel --signal=USR1` | save and stop | nothing, with a line |
 | SIGINT | Ctrl-C | save and stop | this rank ends at once |
 
-One rank that was told is enough. DeepSpeed's launcher (0.19.8) hands SIGTERM and SIGINT on to its first rank as
+A signal to one rank is enough. DeepSpeed's launcher (0.19.8) forwards SIGTERM and SIGINT to its first rank as
 SIGTERM, kills it after 30 seconds, and then goes to the next: the step and the save have to fit in there. It then exits
-with 1, whatever the ranks did. It does not know SIGUSR1 and dies of it: send that to the ranks. The `deepspeed`
-command above it hands nothing on: only a Ctrl-C, which the terminal gives to all, or a signal to its child reaches a
-run.
+with 1, whatever the ranks did. SIGUSR1 kills it: send that to the ranks. The outer `deepspeed` command forwards no
+signals: use Ctrl-C, which the terminal sends to all processes, or signal its child process.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class Stop:
 
 
 class StopRequests:
-    """What this rank was told, and what all ranks agreed on.
+    """The signals that this rank got, and what all ranks agreed on.
 
     Args:
         timeout: seconds a rank waits for the others' answer.
@@ -81,7 +80,7 @@ class StopRequests:
         return int(flag)
 
     def take(self, number: int, frame: FrameType | None = None) -> None:
-        """The handler: it sets the flag and says a line, and nothing else, for it may run between any two lines."""
+        """The handler: it sets the flag and prints a line, and nothing else, for it may run between any two lines."""
         received = signal.Signals(number)
         self.received[received] += 1
         name, rank = received.name, os.environ.get("RANK", "0")

@@ -40,7 +40,7 @@ class Due:
     """What follows a step."""
 
     losses: bool
-    """Read the losses from the device: whatever is logged, saved or chosen by has to be finite."""
+    """Read the losses from the device: they must be finite before anything is logged, saved or chosen."""
     log: bool
     validate: bool
     save: bool

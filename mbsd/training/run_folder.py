@@ -1,4 +1,4 @@
-"""What a run folder says about its run: resolved configs, environment, and how it ended."""
+"""What a run folder records: resolved settings, environment, package versions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write_run_folder(config: BaseConfig, resolved: dict[str, Any], folder: Path,
 
 
 def run_settings(config: BaseConfig, resolved: dict[str, Any]) -> dict[str, bool | int | float | str]:
-    """What sets runs apart, by dotted name: all of the YAML's settings, and DeepSpeed's that change what is learned."""
+    """The settings by which runs differ, by dotted name: the YAML's, and DeepSpeed's that change what is learned."""
     settings = _plain(dotted(dataclasses.asdict(config)))
     optimizer = resolved["optimizer"]
     chosen = {

@@ -66,7 +66,7 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the files; what was logged stands whatever happened."""
+        """Close the files; what was logged stays."""
         self._stack.__exit__(kind, error, trace)
 
     @property
@@ -88,7 +88,7 @@ class RunLog:
             self._totals[name] = self._totals.get(name, 0.0) + value.detach()
 
     def advance(self, step: int) -> None:
-        """A step is done: tell the profiler and the bar, and count steps that fp16 skipped.
+        """A step is done: advance the profiler and the bar, and count steps that fp16 skipped.
 
         Raises:
             DivergedError: fp16 has skipped too many steps in a row.
@@ -108,7 +108,7 @@ class RunLog:
         """Read the mean losses since the last log: one all-reduce, one copy to the host (collective).
 
         Raises:
-            DivergedError: one of them is no number; on every rank alike.
+            DivergedError: one of them is NaN or infinite; raised on every rank.
         """
         values = _mean_over_ranks(self._totals, self._steps * self.run.sizes.accumulation)
         state = training_state(self.engine)
@@ -116,7 +116,7 @@ class RunLog:
         self._read = values, state
 
     def write(self, step: int, damaged_pictures: int) -> None:
-        """Log what `read` has read, with speed and progress, and start anew."""
+        """Log what `read` has read, with speed and progress, and reset the counts."""
         samples = step * self.run.sizes.global_batch
         progress = {"epoch": samples / self.schedule.num_samples, "samples": float(samples)}
         if damaged_pictures:

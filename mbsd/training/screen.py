@@ -16,7 +16,7 @@ from mbsd.training.state import TrainState
 
 
 def print_start(run: Run, checkpoints: Checkpoints, origin: str, *, num_held_out: int) -> None:
-    """Print one block that says what this start of the run does, on rank 0.
+    """Print one block about this start of the run, on rank 0.
 
     Args:
         checkpoints: restored.
@@ -63,5 +63,5 @@ def end_run(run: Run, state: TrainState, stop: Stop | None) -> None:
     (run.folder / PREEMPTED).write_text(json.dumps(left) + "\n")
     run.print(
         f"{run.folder}: {stop.signal.name}: saved and stopped after step {stop.step} of {state.total_steps}; the same "
-        "command goes on from there"
+        "command resumes it"
     )

@@ -49,7 +49,7 @@ def start_tokenizer(config: BaseConfig, catalog: Catalog, run_folder: Path) -> P
 
     def build() -> None:
         if not folder.exists():
-            with replacing(folder) as beside:  # killed while it is written, it is built anew
+            with replacing(folder) as beside:  # killed while it is written, it is built again
                 build_tokenizer(_texts(catalog), config.model.vocab_size, beside)
 
     on_rank_zero(build)

@@ -38,8 +38,7 @@ class Trainer:
             made up for on resume, where it chooses the best checkpoint).
 
         Raises:
-            DivergedError: a loss or weight is no number any more, or fp16 skips step after step; this step is not
-                saved.
+            DivergedError: a loss or weight is NaN or infinite, or fp16 skips step after step; this step is not saved.
         """
         self.engine.train()
         if self.state.owes_validation(self.run.config.run.validate_every):

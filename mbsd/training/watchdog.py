@@ -1,4 +1,4 @@
-"""A rank that hangs says where and ends, so that the launcher ends the others: no job waits for ever."""
+"""A rank that hangs reports where and exits, so that the launcher ends the others: no job waits for ever."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Watchdog:
     """Ends this process with exit code 1 when nothing was done for `timeout` seconds.
 
     A daemon thread looks at the time of the last `beat`, writes all stacks of the process to stderr and to
-    `stacks-rank-0001.txt`, and one line that says which rank stood still in what. Where not even this thread can run
+    `stacks-rank-0001.txt`, and one line that names the rank and what it was doing. Where not even this thread can run
     (foreign code that never lets go of the interpreter), faulthandler's own thread, wound up at every look, writes the
     stacks to stderr and ends the process.
 

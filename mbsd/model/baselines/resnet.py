@@ -37,7 +37,7 @@ class CropEncoder(nn.Module):
 
     Args:
         grids: g cuts the picture into g x g crops, row by row; one grid after the other.
-        crop_size: pixels of a crop's side as the ResNet sees it, whatever it was in the picture: crops are resized,
+        crop_size: pixels of a crop's side as the ResNet sees it, whatever its size in the picture: crops are resized,
             each is a picture of its own to it.
     """
 
@@ -83,7 +83,7 @@ class FirstStages(nn.Module):
 
 
 def init_resnet(module: nn.Module) -> None:
-    """What drawing a ResNet anew takes beyond transformers' own initialisation: torchvision's convolutions, and the
+    """What initialising a ResNet takes beyond transformers' own initialisation: torchvision's convolutions, and the
     last scale of each block at 1/4.
 
     The statistics are held, so nothing takes back what 16 blocks add to each other: with 1 the variance would double at

@@ -58,7 +58,7 @@ class VitTrunk(Backbone):
         self.cls_D = nn.Parameter(torch.zeros(width))
         self.image_position_PD = nn.Parameter(torch.zeros(1 + (config.image_size // config.patch_side) ** 2, width))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        settings: Any = config  # it has all that a ViTConfig says of a layer
+        settings: Any = config  # it has every setting of a layer that a ViTConfig has
         self.layers = nn.ModuleList([ViTLayer(settings) for _ in range(config.num_hidden_layers)])
         self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
