@@ -71,22 +71,23 @@ def catalog_build(
 
     The same command again goes on where an interrupted one stopped.
     """
-    from mbsd.catalog.build.build import Limits, build_catalog
+    from mbsd.catalog.build.build import BuildOptions, ImageLimits, build_catalog
     from mbsd.catalog.sources import read_items
 
-    where = _read_json(attribute_where) if attribute_where is not None else None
-    summary = build_catalog(
-        read_items(source), images, out, workers=workers, max_side=max_side, attribute_where=where,
-        max_rejects=max_rejects, limits=Limits(seconds=image_seconds), restart=restart, progress=sys.stderr.isatty(),
+    options = BuildOptions(
+        workers=workers, max_side=max_side, max_rejects=max_rejects, limits=ImageLimits(seconds=image_seconds),
+        attribute_where=_read_json(attribute_where) if attribute_where is not None else {},
+        restart=restart, progress=sys.stderr.isatty(),
     )  # fmt: skip
+    summary = build_catalog(read_items(source), images, out, options)
     print(
         f"{out}: {summary.items} items, {summary.with_image} with an image, {summary.quarantined} quarantined, "
         f"{summary.repeated} rows with an item id of before, {summary.same_picture} items with a picture of before, "
         f"{summary.seconds:.1f} s, {summary.images_per_s:.0f} images/s"
     )
-    if summary.continued_from:
-        print(f"  continued behind row {summary.continued_from}")
-    if not summary.looked_up:
+    if summary.resumed_from:
+        print(f"  continued behind row {summary.resumed_from}")
+    if not summary.has_image_root:
         print("  no picture was looked up: no --images was given")
     for reason, count in summary.reasons.most_common(10):
         print(f"  {count} x {reason}")
@@ -108,9 +109,9 @@ def catalog_mask(
 @catalog_app.command("inspect")
 def catalog_inspect(catalog: Annotated[Path, typer.Argument(help="Folder written by `mbsd catalog build`.")]) -> None:
     """Print what is in a catalogue, as JSON."""
-    from mbsd.catalog.reader import inspect
+    from mbsd.catalog.inspection import inspect_catalog
 
-    print(json.dumps(inspect(catalog), ensure_ascii=False, indent=1))
+    print(json.dumps(inspect_catalog(catalog), ensure_ascii=False, indent=1))
 
 
 @tables_app.command("build")

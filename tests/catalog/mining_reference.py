@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from mbsd.catalog.build.build import Catalog
+from mbsd.catalog.reader import Catalog
 
 Event = tuple[str, str, str, str]  # user, query, item id, kind
 Pair = tuple[str, int]

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mbsd.catalog.build.build import Catalog
 from mbsd.catalog.mining.mine import MiningReport, MiningSettings, mine_pairs
+from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Item
 from mbsd.catalog.tables import Table
 from mbsd.errors import UserError

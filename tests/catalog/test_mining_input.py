@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mbsd.catalog.build.build import Catalog
 from mbsd.catalog.mining.mine import MiningReport, MiningSettings, mine_pairs
 from mbsd.catalog.queries import MAX_QUERY_CHARACTERS
+from mbsd.catalog.reader import Catalog
 from mbsd.errors import UserError
 from tests.catalog.helpers import items_of, small_catalog
 from tests.catalog.mining_reference import Pair, Row

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mbsd.catalog.queries import normalise_query
-from mbsd.catalog.sources import format_of, read_records, text_lines, text_of
+from mbsd.catalog.record_files import format_of, read_records, text_lines, text_of
 from mbsd.errors import UserError
 
 COLUMNS = ("type", "surface", "value")
