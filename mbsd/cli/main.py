@@ -176,8 +176,8 @@ def pairs_mine(
 ) -> None:
     """Write the pair table of stage 2: purchases, and hard negatives without any behaviour."""
     from mbsd.catalog.mining.mine import MiningSettings, mine_pairs
+    from mbsd.catalog.mining.model_tagger import make_tagger
     from mbsd.catalog.mining.report import write_report
-    from mbsd.catalog.mining.taggers import make_tagger
     from mbsd.catalog.reader import Catalog
 
     columns = dict(_name_and_value(text) for text in column or [])

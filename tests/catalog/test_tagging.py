@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mbsd.catalog.mining.gazetteer import Gazetteer, Span, gazetteer
-from mbsd.catalog.mining.taggers import make_tagger
+from mbsd.catalog.mining.model_tagger import make_tagger
 from mbsd.catalog.queries import normalise_query
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Item
