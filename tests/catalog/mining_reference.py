@@ -1,4 +1,4 @@
-"""Mining said again in plain Python, from the words of the queries: what may be drawn, by brute force."""
+"""Mining in plain Python, by brute force over the words of the queries: what may be drawn, and what must be."""
 
 from __future__ import annotations
 

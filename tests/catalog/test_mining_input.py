@@ -93,7 +93,7 @@ def mine(folder: Path, catalog: Catalog, log: Path | str, **options: Any) -> tup
 def check_bad_rows(report: MiningReport, rows: dict[Pair, Row], *, unreadable: int = 0, nulls: bool = True) -> None:
     assert report.log_rows == len(ROWS) + unreadable
     expected = {**REASONS, **({"unreadable line": unreadable} if unreadable else {})}
-    if not nulls:  # CSV has no null: an empty field is all it can say
+    if not nulls:  # CSV has no null, only empty fields
         expected["empty query"] += expected.pop("null query")
     assert report.rejected == expected and report.bad_times == 2
     assert report.rows_by_kind["gaze"] == 1 and report.rows_by_kind["null" if nulls else ""] == 1

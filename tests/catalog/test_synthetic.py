@@ -55,7 +55,7 @@ def test_an_item_depends_on_its_number_and_the_seed_alone(tmp_path: Path, shop: 
     assert not set(_files(tmp_path / "other/images").values()) & set(images.values())
 
 
-def test_titles_say_what_they_should_and_nothing_that_is_only_seen(shop: tuple[Language, Path]) -> None:
+def test_titles_hold_what_they_should_and_nothing_that_is_only_seen(shop: tuple[Language, Path]) -> None:
     language, out = shop
     words = VOCABULARY[language]
     where = json.loads((out / "attribute_where.json").read_text("utf-8"))
