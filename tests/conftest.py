@@ -42,7 +42,7 @@ def fork_server() -> None:
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     import json
 
-    from mbsd.catalog.build.build import build_catalog
+    from mbsd.catalog.build.build import BuildOptions, build_catalog
     from mbsd.catalog.mining.mine import mine_pairs
     from mbsd.catalog.reader import Catalog
     from mbsd.catalog.sources import read_items
@@ -54,7 +54,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     synthesise(folder / "raw", num_items=240, seed=5, image_side=64, workers=1)
     where = json.loads((folder / "raw" / "attribute_where.json").read_text())
     items = read_items(folder / "raw" / "items.jsonl")
-    build_catalog(items, folder / "raw" / "images", made.catalog, workers=1, attribute_where=where, progress=False)
+    options = BuildOptions(workers=1, attribute_where=where, progress=False)
+    build_catalog(items, folder / "raw" / "images", made.catalog, options)
     catalog = Catalog(made.catalog)
     mine_pairs(folder / "raw" / "log.parquet", catalog, made.pairs)
     derive_table("attributes", catalog, made.tags)

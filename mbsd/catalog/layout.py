@@ -1,13 +1,13 @@
-"""What a catalogue's folder looks like: file names, the index's columns, the split of an item and the fingerprint.
+"""The layout of a catalogue's folder: file names, the index's columns, the split of an item and the fingerprint.
 
 catalog.json         version, counts, fingerprint, build options, where each attribute can be seen
 index.arrow          one row an item, in order; one record batch a shard; uncompressed, so that it is memory-mapped
 numbers/train.npy    item numbers of a split, rising, int64; validation.npy and test.npy too; memory-mapped
-numbers/id_hash.npy  hashes of all item ids, rising, uint64, and numbers/id_item.npy, whose they are; memory-mapped
+numbers/id_hash.npy  hashes of all item ids, rising, uint64; numbers/id_item.npy: the items in this order; memory-mapped
 shards/000000.tar    WebDataset: 000000012.json, 000000012.jpg (the nine digits are the item's number)
 shards/000000.idx    the same shard's index for DALI's readers.webdataset
-quarantine.jsonl     row, item_id, image, reason: what was dropped, or kept as text only
-duplicates.jsonl     rows that repeat an item id (dropped), and items with the very picture of an earlier one (kept)
+quarantine.jsonl     row, item_id, image, reason: rows that were dropped, or kept as text only
+duplicates.jsonl     rows that repeat an item id (dropped), and items with the same picture as an earlier one (kept)
 """
 
 from __future__ import annotations
@@ -47,28 +47,28 @@ INDEX_SCHEMA = pa.schema(
 
 
 def shard_file(shard: int, suffix: str = "tar") -> str:
-    """The shard's path below the catalogue's folder."""
+    """Return a shard's path below the catalogue's folder; the suffix is tar or idx."""
     return f"shards/{shard:06d}.{suffix}"
 
 
 def split_file(split: str) -> str:
-    """The path, below the catalogue's folder, of the numbers of a split's items."""
+    """Return the path, below the catalogue's folder, of the file with a split's item numbers."""
     return f"numbers/{split}.npy"
 
 
 def split_of(item_id: str) -> str:
-    """'train' (80 %), 'validation' (10 %) or 'test' (10 %), from the id alone: the same in every catalogue."""
+    """Return 'train' (80 %), 'validation' (10 %) or 'test' (10 %), by the id alone: the same in every catalogue."""
     tenth = int(hashlib.sha1(f"split\t{item_id}".encode()).hexdigest()[:15], 16) % 10
     return "train" if tenth < 8 else "validation" if tenth == 8 else "test"
 
 
 def id_hash(item_id: str) -> int:
-    """64 bits of an item id's BLAKE2b; ids that share them are told apart by the index."""
+    """Return 64 bits of an item id's BLAKE2b; a reader compares the ids themselves where two have the same hash."""
     return int.from_bytes(hashlib.blake2b(item_id.encode(), digest_size=8).digest(), "little")
 
 
 def reason_of(line: str) -> str:
-    """The reason in a line of the quarantine, its numbers replaced by N, so that equal reasons can be counted."""
+    """Return the reason in a line of the quarantine, its numbers replaced by N, so that equal reasons are counted."""
     return re.sub(r"\d+", "N", json.loads(line)["reason"])
 
 
@@ -79,12 +79,12 @@ class Fingerprint:
         self._sha: Any = hashlib.sha256()
 
     def add(self, item_id: str, title: str, crc32: int) -> None:
-        """Take in the next item; `crc32` is 0 where it has no image."""
+        """Add the next item; `crc32` is 0 where it has no picture."""
         # Lengths first: without them "ab" + "c" and "a" + "bc" would be the same item.
         for text in (item_id.encode(), title.encode()):
             self._sha.update(len(text).to_bytes(8, "little") + text)
         self._sha.update(crc32.to_bytes(4, "little"))
 
     def hexdigest(self) -> str:
-        """Return 64 hex digits."""
+        """Return the fingerprint of the items so far, 64 hex digits."""
         return str(self._sha.hexdigest())

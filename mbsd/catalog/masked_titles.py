@@ -1,4 +1,4 @@
-"""A source whose titles no longer say what a task asks for: what is left to read is the picture, and other words."""
+"""Titles without the words of a task's answers, so that a model has to read them from the picture."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from mbsd.catalog.sources import read_items
 from mbsd.errors import UserError
 from mbsd.io.files import replacing
 
-MIN_LETTERS = 2  # a shorter word of a name ("T" of "T shirt") stands for too many other things
+MIN_LETTERS = 2  # a shorter word of a name ("T" of "T shirt") occurs in too many other senses
 
 
 def mask_titles(source: Path, out: Path, attributes: Iterable[str] = ()) -> tuple[int, int]:
     """Write the items of `source` to `out` (JSONL) without the words of any category, or of any value of `attributes`.
 
-    Words are compared in lower case, without punctuation and plural: "T-Shirt," is the category "Tshirts". Names in
-    scripts without spaces are taken out wherever they stand.
+    Words are compared in lower case, without punctuation and in the singular: "T-Shirt," is the category "Tshirts".
+    Names in scripts without spaces are removed wherever they occur.
 
     Returns:
-        Items, and how many of their titles lost something.
+        The number of items, and how many of their titles lost a word.
 
     Raises:
         UserError: the source cannot be read, no item has one of `attributes`, or `out` is the source.
@@ -33,9 +33,9 @@ def mask_titles(source: Path, out: Path, attributes: Iterable[str] = ()) -> tupl
         if not any(name in item.attributes for item in items):
             known = sorted({known for item in items for known in item.attributes})
             raise UserError(f"{source}: no item has an attribute {name!r}; found {', '.join(known) or 'none at all'}")
-    said = {item.category for item in items} | {item.attributes.get(name, "") for item in items for name in names}
-    words = {form for name in said for word in _split(name) for form in _forms(word)}
-    unspaced = sorted((name for name in said if name and not name.isascii()), key=len, reverse=True)
+    answers = {item.category for item in items} | {item.attributes.get(name, "") for item in items for name in names}
+    words = {form for name in answers for word in _split(name) for form in _forms(word)}
+    unspaced = sorted((name for name in answers if name and not name.isascii()), key=len, reverse=True)
     changed = 0
     with replacing(out) as beside, beside.open("w", encoding="utf-8") as file:
         for item in items:
@@ -48,12 +48,12 @@ def mask_titles(source: Path, out: Path, attributes: Iterable[str] = ()) -> tupl
 def _without(title: str, words: set[str], unspaced: list[str]) -> str:
     for name in unspaced:
         title = title.replace(name, " ")
-    kept = [word for word in title.split() if not _says(word, words)]
+    kept = [word for word in title.split() if not _is_one_of(word, words)]
     return " ".join(kept)
 
 
-def _says(word: str, words: set[str]) -> bool:
-    """Whether the word, or a part of it beside a hyphen or slash, is one of them."""
+def _is_one_of(word: str, words: set[str]) -> bool:
+    """Whether the word, or a part of it between hyphens or slashes, is one of `words` in any form."""
     return any(not words.isdisjoint(_forms(part)) for part in (word, *_split(word)))
 
 
@@ -64,7 +64,7 @@ def _split(name: str) -> Iterator[str]:
 
 
 def _forms(word: str) -> set[str]:
-    """The word in lower case and without punctuation, and what it may be the plural of."""
+    """Return the word in lower case without punctuation, and what it may be the plural of."""
     plain = "".join(letter for letter in word.casefold() if letter.isalnum())
     forms = {plain, plain.removesuffix("s"), plain.removesuffix("es")}
     return {form for form in forms if len(form) >= MIN_LETTERS}

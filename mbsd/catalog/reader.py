@@ -1,11 +1,10 @@
-"""A built catalogue, read: any item's text and picture by its number, from any process."""
+"""Reads a built catalogue: any item's text and picture by its number, from any process."""
 
 from __future__ import annotations
 
 import json
 import os
 import zlib
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,9 @@ from mbsd.catalog.layout import (
     ID_ITEM_FILE,
     INDEX_FILE,
     INDEX_SCHEMA,
-    QUARANTINE_FILE,
     SPLITS,
     VERSION,
     id_hash,
-    reason_of,
     shard_file,
     split_file,
 )
@@ -34,13 +31,13 @@ from mbsd.errors import UserError
 MAX_OPEN_SHARDS = 128
 
 
-class CorruptRecord(RuntimeError):  # noqa: N818
-    """Bytes on disk are not those that were written; the message names shard and item."""
+class DamagedRecord(RuntimeError):  # noqa: N818
+    """A picture's bytes on disk are not those that were written; the message names shard and item."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """The text side of one item; an empty string is a missing title or an unknown category."""
+    """All of an item but its picture; an empty string is a missing title or an unknown category."""
 
     item_id: str
     title: str
@@ -50,7 +47,7 @@ class Record:
 
 
 class _OpenShard:
-    """A file descriptor that closes when its last reader lets go of it, so that eviction never hurts a thread."""
+    """A file descriptor, closed with its last reference: eviction never closes one that a thread still reads from."""
 
     def __init__(self, path: str):
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -64,8 +61,12 @@ class Catalog:
     """Items 0 … len - 1 of a catalogue's folder.
 
     `catalog[i]` is item i's record and its JPEG (None without a picture). The index and the item numbers are
-    memory-mapped: all processes of a machine read the same pages, and opening reads next to none of them. Pictures are
-    read with `pread`, which moves no file position, so a catalogue survives fork; pickled, it is only its path.
+    memory-mapped: all processes of a machine share their pages, and opening reads next to none of them. Pictures are
+    read with `pread`, which moves no file position, so a catalogue survives fork; pickled, it is its path and
+    fingerprint alone.
+
+    Raises:
+        UserError: `path` is no catalogue of this version, or its index cannot be read.
     """
 
     def __init__(self, path: Path | str):
@@ -102,32 +103,32 @@ class Catalog:
         return self.record(item), self.image(item)
 
     def table(self) -> Any:
-        """The whole index as a pyarrow Table (no copy); columns as in `layout.INDEX_SCHEMA`."""
+        """Return the whole index as a pyarrow Table, without a copy; columns as in `layout.INDEX_SCHEMA`."""
         return self._reader.read_all()
 
     def record(self, item: int) -> Record:
-        """Return the text side of an item."""
+        """Return an item's id, title, category, attributes and split."""
         batch, row = self._row(item)
         values = {name: batch.column(name)[row].as_py() for name in ("item_id", "title", "category", "split")}
         return Record(**values, attributes=json.loads(batch.column("attributes")[row].as_py()))
 
     def title(self, item: int) -> str:
-        """Return the title; empty = missing."""
+        """Return an item's title; empty = missing."""
         return str(self._value(item, "title"))
 
     def has_image(self, item: int) -> bool:
-        """Whether the item has a picture."""
+        """Return whether an item has a picture."""
         return int(self._value(item, "offset")) >= 0
 
     def image_size(self, item: int) -> tuple[int, int]:
-        """Return (width, height) in pixels; (0, 0) without a picture."""
+        """Return (width, height) of an item's picture in pixels; (0, 0) without one."""
         return int(self._value(item, "width")), int(self._value(item, "height"))
 
     def image(self, item: int) -> bytes | None:
         """Return the item's JPEG bytes, or None where it has no picture.
 
         Raises:
-            CorruptRecord: the shard is missing or cut short, or the bytes' checksum is not the index's.
+            DamagedRecord: the shard is missing or cut short, or the bytes' checksum is not the index's.
         """
         batch, row = self._row(item)
         offset, size, crc32, shard = (batch.column(name)[row].as_py() for name in ("offset", "size", "crc32", "shard"))
@@ -137,16 +138,16 @@ class Catalog:
         try:
             data = os.pread(self._shard(shard, path).fd, size, offset)
         except OSError as error:
-            raise CorruptRecord(f"shard {path}, item {item}: cannot be read ({error.strerror})") from error
+            raise DamagedRecord(f"shard {path}, item {item}: cannot be read ({error.strerror})") from error
         if len(data) != size or zlib.crc32(data) != crc32:
-            raise CorruptRecord(
+            raise DamagedRecord(
                 f"shard {path}, item {item}: {len(data)} bytes at {offset} are not the {size} bytes that were written; "
                 "restore the shard or build the catalogue again"
             )
         return data
 
     def indices(self, split: str | None = None) -> NDArray[np.int64]:
-        """Item numbers of a split in rising order, int64 [items], a read-only view of a file; None = all, counted."""
+        """Return the item numbers of a split in rising order, int64 [items], a read-only view of a file; None = all."""
         if split is None:
             return np.arange(len(self), dtype=np.int64)
         if split not in SPLITS:
@@ -157,16 +158,16 @@ class Catalog:
         """Return the number of the item with this id, or None."""
         hashes, items = self._mapped(ID_HASH_FILE), self._mapped(ID_ITEM_FILE)
         wanted = np.uint64(id_hash(item_id))
-        for place in range(int(np.searchsorted(hashes, wanted)), len(hashes)):
-            if hashes[place] != wanted:
+        for position in range(int(np.searchsorted(hashes, wanted)), len(hashes)):
+            if hashes[position] != wanted:
                 break
-            item = int(items[place])
+            item = int(items[position])
             if self._value(item, "item_id") == item_id:
                 return item
         return None
 
     def attribute_values(self) -> dict[str, list[str]]:
-        """Every attribute's values that occur, sorted, by the attribute's name (sorted too)."""
+        """Return attribute name -> the values that occur; both sorted."""
         if self._values is None:
             values: dict[str, set[str]] = {}
             for text in pc.unique(self.table()["attributes"]).to_pylist():
@@ -205,50 +206,6 @@ class Catalog:
                 self._shards.pop(next(iter(self._shards)), None)
             opened = self._shards[shard] = _OpenShard(str(path))
         return opened
-
-
-def inspect(path: Path | str) -> dict[str, Any]:
-    """What `mbsd catalog inspect` shows: counts, what was left out, splits, quantiles, attributes, samples."""
-    catalog = Catalog(path)
-    table = catalog.table()
-    has_image = pc.greater_equal(table["offset"], 0)
-    with_image = table.filter(has_image)
-    attributes = catalog.attribute_values()
-    samples = [catalog.title(int(i)) for i in np.linspace(0, len(catalog) - 1, min(10, len(catalog))).astype(int)]
-    return {
-        "path": str(catalog.path),
-        "fingerprint": catalog.fingerprint,
-        "items": len(catalog),
-        "with_image": with_image.num_rows,
-        "without_title": pc.sum(pc.equal(table["title"], "")).as_py(),
-        "quarantined": catalog.meta["quarantined"],
-        "quarantine_reasons": _reasons(catalog.path / QUARANTINE_FILE),
-        "repeated_item_ids": catalog.meta["repeated_item_ids"],
-        "same_pictures": catalog.meta["same_pictures"],
-        "categories": len(set(pc.unique(table["category"]).to_pylist()) - {""}),
-        "splits": {split: len(catalog.indices(split)) for split in SPLITS},
-        "title_characters": _quantiles(pc.utf8_length(table["title"]).to_numpy()),
-        "image_width": _quantiles(with_image["width"].to_numpy()),
-        "image_height": _quantiles(with_image["height"].to_numpy()),
-        "image_bytes": _quantiles(with_image["size"].to_numpy()),
-        "attributes": {name: len(values) for name, values in attributes.items()},
-        "attribute_where": catalog.attribute_where,
-        "sample_titles": samples,
-        "bytes": sum(file.stat().st_size for file in catalog.path.rglob("*") if file.is_file()),
-    }
-
-
-def _reasons(quarantine: Path) -> dict[str, int]:
-    """The ten most frequent reasons, numbers replaced by N."""
-    with quarantine.open(encoding="utf-8") as lines:
-        return dict(Counter(map(reason_of, lines)).most_common(10))
-
-
-def _quantiles(values: NDArray[Any]) -> dict[str, float]:
-    if len(values) == 0:
-        return {}
-    points = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1.0}
-    return {name: float(np.quantile(values, point)) for name, point in points.items()}
 
 
 def _read_meta(path: Path) -> dict[str, Any]:

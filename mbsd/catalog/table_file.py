@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mbsd.catalog.layout import SPLITS, WHERE
 from mbsd.catalog.reader import Catalog
-from mbsd.catalog.sources import Kind
+from mbsd.catalog.task_rows import Kind
 from mbsd.errors import UserError
 from mbsd.io.files import replacing
 
@@ -31,9 +31,9 @@ SCHEMAS: dict[Kind, Any] = {
             ("text", pa.string()),  # the query
             ("item", pa.int64()),
             ("label", pa.int8()),
-            ("source", pa.string()),  # purchase | same-category | rewrite, or what the source file says
+            ("source", pa.string()),  # purchase | same-category | rewrite, or the source file's own word
             ("evidence", pa.int32()),  # distinct buyers
-            ("replaced", pa.string()),  # of a rewrite: the term that another took the place of, "type:old>new"
+            ("replaced", pa.string()),  # of a rewrite: the replaced term, "type:old>new"
             ("split", pa.string()),
         ]
     ),
@@ -65,7 +65,7 @@ REBUILD = {
 def write_table(kind: Kind, table: Any, catalog: Catalog, out: Path) -> None:
     """Check a pyarrow Table of this kind against its schema and the catalogue, and write it to `out` (Parquet).
 
-    An existing file is replaced in one step. For `categories` the class names are the distinct (label, category), which
+    An existing file is replaced at once. For `categories` the class names are the distinct (label, category), which
     must number 0 … C - 1.
 
     Raises:
@@ -85,16 +85,16 @@ def write_table(kind: Kind, table: Any, catalog: Catalog, out: Path) -> None:
 
 
 def write_batches(kind: Kind, batches: Iterable[Any], catalog: Catalog, out: Path, *, split_by: str) -> int:
-    """Write a table of record batches, of which a few are held at a time, as `write_table` does; return its rows.
+    """Write a table from record batches, holding few of them at a time, as `write_table` does; return its rows.
 
     The bytes of the file depend on the rows alone, not on where batches begin.
 
     Args:
-        kind: not `categories`, whose class names need all rows.
+        kind: any but `categories`, whose class names need all rows.
         batches: with at least the columns of the kind.
-        catalog: that the item numbers are of.
+        catalog: the catalogue whose item numbers the batches hold.
         out: the table's file.
-        split_by: JSON, what the split is made by: {"by": "item"}, or {"by": "time", …} with its bounds.
+        split_by: JSON: {"by": "item"}, or {"by": "time", …} with its bounds (see `Table.split_by`).
     """
     schema = SCHEMAS[kind]
     held, rows = schema.empty_table(), 0
@@ -112,7 +112,7 @@ def write_batches(kind: Kind, batches: Iterable[Any], catalog: Catalog, out: Pat
 
 @contextmanager
 def _replacing(out: Path, kind: Kind, catalog: Catalog, class_names: list[str], split_by: str) -> Iterator[Any]:
-    """A writer of the table's file, which takes the place of an existing one when all is written."""
+    """A Parquet writer of the table's file, which replaces an existing one when the block ends."""
     metadata = {
         "mbsd.kind": kind,
         "mbsd.version": str(TABLE_VERSION),
@@ -131,10 +131,10 @@ class Table:
 
     Attributes:
         kind: pairs | attributes | alignment | categories.
-        fingerprint: of the catalogue whose item numbers it holds.
-        num_classes: 2 for a match, C for categories.
-        class_names: the C category names by label; empty for a match.
-        split_by: what the rows are split by: {"by": "item"}, or {"by": "time", "validation_from": …, "test_from": …}
+        fingerprint: that of the catalogue whose item numbers it holds.
+        num_classes: C for categories, 2 for the other kinds.
+        class_names: the C category names in the order of their labels; empty for the other kinds.
+        split_by: how the rows are split: {"by": "item"}, or {"by": "time", "validation_from": …, "test_from": …}
             with microseconds since 1970.
     """
 
@@ -142,7 +142,7 @@ class Table:
         """Read and check a table.
 
         Raises:
-            UserError: not a table, of another kind than `kind`, or made for another catalogue than `catalog`.
+            UserError: no task table, not of this kind, or made for another catalogue.
         """
         self.path = Path(path)
         if not self.path.is_file():
@@ -181,7 +181,7 @@ class Table:
         return int(self._table.num_rows)
 
     def column(self, name: str) -> Any:
-        """A column over all rows: int64 [rows] for numbers, a list of str for text; kept after the first call."""
+        """Return a column over all rows: int64 [rows] for numbers, a list of str for text; kept from then on."""
         if name not in self._columns:
             column = self._table[name]
             is_text = column.type == pa.string()
@@ -189,11 +189,11 @@ class Table:
         return self._columns[name]
 
     def row(self, row: int, columns: tuple[str, ...]) -> dict[str, Any]:
-        """Some columns of one row as Python values; nothing is kept."""
+        """Return some columns of one row as Python values; nothing is kept."""
         return {name: self._table[name][row].as_py() for name in columns}
 
     def rows(self, split: str | None = None) -> NDArray[np.int64]:
-        """Row numbers of a split in rising order, int64 [rows]; None = all."""
+        """Return the row numbers of a split in rising order, int64 [rows]; None = all."""
         if split is None:
             return np.arange(len(self), dtype=np.int64)
         if split not in SPLITS:
@@ -220,7 +220,7 @@ def _class_names(table: Any, path: Path) -> list[str]:
 
 
 def _check_values(kind: Kind, table: Any, num_items: int, num_classes: int, path: Path) -> None:
-    """Name the first row with a value that is missing or out of range; rows count from 0."""
+    """Raise a UserError that names the first row with a value missing or out of range; rows count from 0."""
 
     def refuse(name: str, bad: Any, expected: str) -> None:
         rows = np.flatnonzero(pc.fill_null(bad, True).to_numpy())

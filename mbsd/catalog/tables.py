@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from mbsd.catalog.layout import SPLITS, split_of
 from mbsd.catalog.reader import Catalog
-from mbsd.catalog.sources import TSV_COLUMNS_OF_KIND, Kind, SourceRow, read_rows
 from mbsd.catalog.table_file import SCHEMAS, Table, write_table
+from mbsd.catalog.task_rows import TSV_COLUMNS_OF_KIND, Kind, TaskRow, read_task_rows
 from mbsd.errors import UserError
 
 __all__ = ["SCHEMAS", "Kind", "Table", "TableSummary", "build_table", "derive_table", "write_table"]
@@ -22,7 +22,7 @@ __all__ = ["SCHEMAS", "Kind", "Table", "TableSummary", "build_table", "derive_ta
 
 @dataclass
 class TableSummary:
-    """What was written: rows by split and label, and how many were left out, with the first of them in words."""
+    """What was written: rows by split and by label; how many were left out, and the first of them in words."""
 
     rows: int = 0
     splits: Counter[str] = field(default_factory=Counter)
@@ -31,25 +31,25 @@ class TableSummary:
     first_skipped: str = ""
 
     def describe(self) -> str:
-        """One line: rows by split, the share of each of two labels, and what was left out."""
+        """Return one line: rows by split, positives or number of classes, and what was left out."""
         splits = ", ".join(f"{name} {self.splits[name]}" for name in SPLITS)
         labels = f"{self.labels[1]} positive" if set(self.labels) <= {0, 1} else f"{len(self.labels)} classes"
         left_out = f"; {self.skipped} left out, the first: {self.first_skipped}" if self.skipped else ""
         return f"{self.rows} rows ({splits}), {labels}{left_out}"
 
     def skip(self, why: str) -> None:
-        """Count a row that was left out."""
+        """Count a row that was left out; the first reason is kept."""
         self.skipped += 1
         self.first_skipped = self.first_skipped or why
 
 
 def build_table(kind: Kind, source: Path, catalog: Catalog, out: Path) -> TableSummary:
-    """Write the table of a TSV, JSONL or Parquet `source` (columns: see `sources.read_rows`).
+    """Write the table of a TSV, JSONL or Parquet `source` (columns: see `task_rows.read_task_rows`).
 
     A row whose item is not in the catalogue is left out and counted. The split is the source's own where it has one,
     else the item's. An alignment row takes the split of its pair, drawn from the smaller of the two ids: an item can
     then occur in two splits beside different partners, but splitting by item would lose a third of the pairs.
-    A category's label is its place in the sorted list of those that occur.
+    A category's label is its position in the sorted list of those that occur.
 
     Raises:
         UserError: the source cannot be read, or not one of its items is in the catalogue.
@@ -58,7 +58,7 @@ def build_table(kind: Kind, source: Path, catalog: Catalog, out: Path) -> TableS
         raise UserError(f"table kind {kind!r}; expected one of {', '.join(TSV_COLUMNS_OF_KIND)}")
     summary = TableSummary()
     rows: list[dict[str, Any]] = []
-    for row in read_rows(source, kind):
+    for row in read_task_rows(source, kind):
         numbers = [catalog.item_number(item_id) for item_id in row.item_ids]
         unknown = next((item_id for item_id, n in zip(row.item_ids, numbers, strict=True) if n is None), None)
         if unknown is not None:
@@ -78,14 +78,14 @@ def build_table(kind: Kind, source: Path, catalog: Catalog, out: Path) -> TableS
 def derive_table(
     kind: Kind, catalog: Catalog, out: Path, *, seed: int = 0, negatives_per_positive: int = 1, min_items: int = 1
 ) -> TableSummary:
-    """Write the table that the items' own metadata gives; the same for the same (catalogue, seed).
+    """Write the table that follows from the items' own metadata; the same for the same (catalogue, seed).
 
     attributes: for each attribute of each item the tag "name:value" with label 1, and `negatives_per_positive` tags
-    with other values of that attribute, label 0, from those that occur in the item's category (any that occur where
-    the category has no other). They are drawn as often as they occur: with uniform draws a rare value would nearly
-    always be a wrong one, and a model could tell labels from the tag alone. An attribute with one value in all says
-    nothing and is left out.
-    categories: each item with a category that has at least `min_items` items; labels in the categories' sorted order.
+    with other values of that attribute, label 0, from those that occur in the item's category (in any, where the
+    category has no other). They are drawn as often as they occur: with uniform draws a rare value would nearly always
+    be a wrong one, and a model could guess labels from the tag alone. An attribute with a single value in the whole
+    catalogue is left out: it asks nothing.
+    categories: each item whose category has at least `min_items` items; labels in the categories' sorted order.
 
     Raises:
         UserError: another kind, or no item has what the table needs.
@@ -108,7 +108,7 @@ def derive_table(
     return _write(kind, rows, catalog, out, summary)
 
 
-def _values(kind: Kind, row: SourceRow, numbers: list[int], catalog: Catalog) -> dict[str, Any]:
+def _values(kind: Kind, row: TaskRow, numbers: list[int], catalog: Catalog) -> dict[str, Any]:
     split = row.split or split_of(min(row.item_ids))
     if kind == "alignment":
         return {"item_a": numbers[0], "item_b": numbers[1], "label": row.label, "split": split}
@@ -169,7 +169,7 @@ def _category_rows(catalog: Catalog, min_items: int, summary: TableSummary) -> l
 
 
 def _other_values(value: str, occurrences: list[str], distinct: list[str], num: int, key: str) -> list[str]:
-    """Up to `num` values other than `value`: those of hash-drawn occurrences, then in turn what is still missing."""
+    """Return up to `num` values other than `value`: of hash-drawn occurrences, then of `distinct` in rotation."""
     drawn: list[str] = []
     for attempt in range(8 * num):
         other = occurrences[_draw(f"{key}\t{attempt}") % len(occurrences)]
@@ -183,7 +183,7 @@ def _other_values(value: str, occurrences: list[str], distinct: list[str], num: 
 
 
 def _draw(text: str) -> int:
-    """A portable hash: 60 bits."""
+    """Return a portable hash of the text, 60 bits."""
     return int(hashlib.md5(text.encode()).hexdigest()[:15], 16)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mbsd.batch import Batch, Masks
-from mbsd.catalog.reader import CorruptRecord
+from mbsd.catalog.reader import DamagedRecord
 from mbsd.config.data import DataConfig
 from mbsd.data.augment import Augmentation, draw_augmentation, no_augmentation
 from mbsd.data.decode_torchvision import ImageDecoder
@@ -173,7 +173,7 @@ class BatchBuilder:
         for sample in samples:
             try:
                 jpegs.append(None if "image" in sample.hidden else self.source.image(sample.item))
-            except CorruptRecord as error:
+            except DamagedRecord as error:
                 damaged.append(str(error))
                 jpegs.append(None)
         return jpegs, len(damaged) + sum(jpeg is not None for jpeg in jpegs), tuple(damaged)

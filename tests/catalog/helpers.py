@@ -9,12 +9,13 @@ from typing import Any
 
 from PIL import Image
 
-from mbsd.catalog.build.build import Catalog, build_catalog
+from mbsd.catalog.build.build import BuildOptions, build_catalog
+from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Item
 
 
 def picture(colour: Any = (200, 30, 40), size: tuple[int, int] = (40, 30), mode: str = "RGB", **save: Any) -> bytes:
-    """The bytes of a one-coloured picture; JPEG unless `format` says otherwise."""
+    """The bytes of a one-coloured picture; JPEG unless `format` is given."""
     buffer = io.BytesIO()
     Image.new(mode, size, colour).save(buffer, **{"format": "JPEG", "quality": 95, **save})
     return buffer.getvalue()
@@ -60,7 +61,8 @@ def items_of(count: int) -> list[Item]:
 
 
 def small_catalog(folder: Path, items: list[Item], images: Path | None = None, **options: Any) -> Catalog:
-    build_catalog(items, images, folder, workers=1, progress=False, **{"max_rejects": 1.0, **options})
+    """Build a catalogue with one worker and any number of rejects, and open it."""
+    build_catalog(items, images, folder, BuildOptions(workers=1, progress=False, **{"max_rejects": 1.0, **options}))
     return Catalog(folder)
 
 

@@ -1,4 +1,4 @@
-"""Mining said again in plain Python, from the words of the queries: what may be drawn, by brute force."""
+"""Mining in plain Python, by brute force over the words of the queries: what may be drawn, and what must be."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from mbsd.catalog.build.build import Catalog
+from mbsd.catalog.reader import Catalog
 
 Event = tuple[str, str, str, str]  # user, query, item id, kind
 Pair = tuple[str, int]

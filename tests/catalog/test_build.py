@@ -1,4 +1,4 @@
-"""Builds that are killed, stopped, continued or refused, and what they report."""
+"""Builds that are killed, stopped, resumed or refused, and what they report."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mbsd.catalog.build.build import BuildSummary, Catalog, build_catalog, inspect
-from mbsd.catalog.build.unfinished import Building
+from mbsd.catalog.build.build import BuildOptions, BuildSummary, build_catalog
+from mbsd.catalog.build.unfinished import UnfinishedBuild
+from mbsd.catalog.inspection import inspect_catalog
+from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Item
 from mbsd.cli.main import main
 from mbsd.errors import UserError
@@ -39,7 +41,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows() -> list[Item]:
-    """`COUNT` items with a repeated one in the middle, and many more rows than are ever read ahead."""
+    """`COUNT` items with a repeated one in the middle, and many more rows than are ever in flight."""
     items = items_of(COUNT)
     texts = [Item(f"text-{n}", f"text {n}") for n in range(ROWS - COUNT - 1)]
     return [*items[:40], Item("id-3", "another title", "003.jpg"), *items[40:], *texts]
@@ -49,7 +51,7 @@ def build(
     out: Path, images: Path | None, items: list[Item] | Iterator[Item] | None = None, **options: object
 ) -> BuildSummary:
     settings: dict[str, object] = {"items_per_shard": SHARD, "workers": 1, "progress": False, **options}
-    return build_catalog(rows() if items is None else items, images, out, **settings)  # type: ignore[arg-type]
+    return build_catalog(rows() if items is None else items, images, out, BuildOptions(**settings))  # type: ignore[arg-type]
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -68,7 +70,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, images: Path) -> dict[str, s
 BUILD = """
 import sys
 from pathlib import Path
-from mbsd.catalog.build.build import build_catalog
+from mbsd.catalog.build.build import BuildOptions, build_catalog
 from tests.catalog.test_build import SHARD, rows
 import time
 
@@ -78,12 +80,13 @@ def slowly(items):
         yield item
 
 if __name__ == "__main__":
-    out, images, options = Path(sys.argv[1]), Path(sys.argv[2]), {"workers": int(sys.argv[3]), "progress": False}
-    build_catalog(slowly(rows()), images, out, items_per_shard=SHARD, **options)
+    out, images, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    options = BuildOptions(items_per_shard=SHARD, workers=workers, progress=False)
+    build_catalog(slowly(rows()), images, out, options)
 """
 
 
-def test_killed_at_any_moment_it_goes_on(tmp_path: Path, images: Path, whole: dict[str, str]) -> None:
+def test_killed_at_any_moment_it_resumes(tmp_path: Path, images: Path, whole: dict[str, str]) -> None:
     """Real SIGKILLs after 2 and 20 shards, each start has another number of workers, and a shard is damaged."""
     out, script = tmp_path / "c", tmp_path / "build.py"
     script.write_text(BUILD)
@@ -111,7 +114,7 @@ def test_killed_at_any_moment_it_goes_on(tmp_path: Path, images: Path, whole: di
     data = bytearray(damaged.read_bytes())
     data[600] ^= 1
     damaged.write_bytes(data)
-    assert 17 * SHARD <= build(out, images, workers=2).continued_from < ROWS
+    assert 17 * SHARD <= build(out, images, workers=2).resumed_from < ROWS
     assert digests(out) == whole and not (tmp_path / "c.building").exists()
 
 
@@ -120,12 +123,12 @@ def test_an_interrupted_source_and_an_exception(tmp_path: Path, images: Path, wh
         yield from rows()[:after]
         raise UserError("line 200: broken")
 
-    for after in (200, 250, 3):  # the last one breaks before it has read what was taken in
+    for after in (200, 250, 3):  # the last one breaks before the rows that were already processed
         with pytest.raises(UserError, match="line 200"):
             build(tmp_path / "c", images, breaks(after))
         assert (tmp_path / "c.building" / "parts" / "000001.json").exists()
     summary = build(tmp_path / "c", images)
-    assert summary.continued_from > 150 and digests(tmp_path / "c") == whole
+    assert summary.resumed_from > 150 and digests(tmp_path / "c") == whole
 
 
 def test_what_does_not_belong_together_is_refused(tmp_path: Path, images: Path, whole: dict[str, str]) -> None:
@@ -133,11 +136,11 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path, images: Path, 
         yield from rows()[:200]
         raise KeyboardInterrupt
 
-    def unfinished() -> None:
+    def interrupted() -> None:
         with pytest.raises(KeyboardInterrupt):
             build(tmp_path / "c", images, half())
 
-    unfinished()
+    interrupted()
     with pytest.raises(UserError, match=r"c\.building: an unfinished build with max_side 320, now 64; .*--restart"):
         build(tmp_path / "c", images, max_side=64)
     with pytest.raises(UserError, match=r"unfinished build with images \".*images\", now null"):
@@ -147,16 +150,16 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path, images: Path, 
         build(tmp_path / "c", images, changed)
     with pytest.raises(UserError, match=r"the first \d+ rows of the source are not those"):
         build(tmp_path / "c", images, rows()[:10])
-    assert build(tmp_path / "c", images).continued_from > 0 and digests(tmp_path / "c") == whole
+    assert build(tmp_path / "c", images).resumed_from > 0 and digests(tmp_path / "c") == whole
 
     (tmp_path / "c").rename(tmp_path / "old")
-    unfinished()
+    interrupted()
     summary = build(tmp_path / "c", images, restart=True, max_side=64)
-    assert summary.continued_from == 0 and Catalog(tmp_path / "c").meta["options"]["max_side"] == 64
+    assert summary.resumed_from == 0 and Catalog(tmp_path / "c").meta["options"]["max_side"] == 64
 
 
 def test_one_process_at_a_time(tmp_path: Path, images: Path) -> None:
-    with Building(tmp_path / "c", {}, restart=False):
+    with UnfinishedBuild(tmp_path / "c", {}, restart=False):
         for restart in (False, True):
             with pytest.raises(UserError, match="another process is building this catalogue"):
                 build(tmp_path / "c", images, restart=restart)
@@ -164,10 +167,10 @@ def test_one_process_at_a_time(tmp_path: Path, images: Path) -> None:
 
 
 def test_a_kill_between_the_last_two_steps_leaves_no_rubbish(tmp_path: Path) -> None:
-    with Building(tmp_path / "c", {}, restart=False) as building:
-        (building.catalog / "catalog.json").write_text("{}")
-        building.catalog.rename(tmp_path / "c")  # what `publish` does first
-        building.parts.append(None)  # type: ignore[arg-type]
+    with UnfinishedBuild(tmp_path / "c", {}, restart=False) as unfinished:
+        (unfinished.catalog / "catalog.json").write_text("{}")
+        unfinished.catalog.rename(tmp_path / "c")  # what `publish` does first
+        unfinished.parts.append(None)  # type: ignore[arg-type]
     assert (tmp_path / "c.building").exists()
     with pytest.raises(UserError, match="already there and not an empty folder"):
         build(tmp_path / "c", None)
@@ -193,7 +196,7 @@ def test_too_many_rejects_stop_the_build(tmp_path: Path, images: Path) -> None:
     with pytest.raises(UserError, match="the source has more rows"):
         build(tmp_path / "c", images, [*items, Item("more", "more")], max_rejects=1)
     summary = build(tmp_path / "c", images, items, max_rejects=0.06)
-    assert summary.continued_from == len(items) == ROWS + 4 and summary.quarantined == 6
+    assert summary.resumed_from == len(items) == ROWS + 4 and summary.quarantined == 6
     build(tmp_path / "again", images, items, max_rejects=1)
     assert digests(tmp_path / "c") == digests(tmp_path / "again")
     assert quarantine(tmp_path / "c") == rejected
@@ -231,12 +234,12 @@ def test_without_an_image_root_nothing_is_looked_up(
             return int(left.code or 0), *capsys.readouterr()
         return 0, *capsys.readouterr()
 
-    code, said, _ = command("build", "items.jsonl", "--out", "c")
-    assert code == 0 and "20 items, 0 with an image, 0 quarantined" in said and "no picture was looked up" in said
+    code, printed, _ = command("build", "items.jsonl", "--out", "c")
+    assert code == 0 and "20 items, 0 with an image, 0 quarantined" in printed and "no picture was looked up" in printed
     code, _, error = command("build", "items.jsonl", "--images", "none", "--out", "d")
     assert code == 2 and "20 of the 20 rows" in error and len(error.splitlines()) == 1
-    code, said, _ = command("build", "items.jsonl", "--images", "none", "--out", "d", "--max-rejects", "1")
-    assert code == 0 and "20 quarantined" in said and "continued behind row 20" in said
+    code, printed, _ = command("build", "items.jsonl", "--images", "none", "--out", "d", "--max-rejects", "1")
+    assert code == 0 and "20 quarantined" in printed and "continued behind row 20" in printed
     shown = json.loads(command("inspect", "d")[1])
     assert shown["quarantined"] == 20 and shown["quarantine_reasons"] == {"not found below the image root": 20}
 
@@ -249,7 +252,7 @@ def test_duplicates_are_reported(tmp_path: Path, images: Path) -> None:
         {"same": "picture", "item": 71, "item_id": "id-71", "as_item": 4, "as_item_id": "id-4"},
     ]
     assert (summary.repeated, summary.same_picture) == (1, 1)
-    shown = inspect(tmp_path / "c")
+    shown = inspect_catalog(tmp_path / "c")
     assert (shown["repeated_item_ids"], shown["same_pictures"], shown["quarantined"]) == (1, 1, 3)
 
 

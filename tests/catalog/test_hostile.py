@@ -1,4 +1,4 @@
-"""What no build may die of: files that are not what they say, decoders that hang, crash or eat the memory."""
+"""What no build may die of: files that are not what they claim, decoders that hang, crash or eat the memory."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ import psutil
 import pytest
 from PIL import Image
 
-from mbsd.catalog.build.decode_pool import Limits, PicturePool
+from mbsd.catalog.build.decode_pool import DecodePool
 from mbsd.catalog.build.image_folder import InFile
 from mbsd.catalog.build.normalise import NormalisedImage
+from mbsd.catalog.build.options import ImageLimits
 from mbsd.catalog.reader import Catalog
 from tests.catalog.helpers import near, picture, pixels, quarantine, write_jsonl
 from tests.catalog.hostile import encoded, half_red, write_folder
@@ -110,8 +111,8 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> InFile:
 
 
 @pytest.fixture(scope="module")
-def pool() -> Iterator[PicturePool]:
-    with PicturePool(2, 320, Limits(seconds=1.5, memory=200 * 2**20)) as pool:
+def pool() -> Iterator[DecodePool]:
+    with DecodePool(2, 320, ImageLimits(seconds=1.5, memory=200 * 2**20)) as pool:
         yield pool
 
 
@@ -123,7 +124,7 @@ def pool() -> Iterator[PicturePool]:
         (Dies(signal.SIGSEGV), "its decoder crashed (SIGSEGV)"),
     ],
 )
-def test_it_costs_one_row(pool: PicturePool, good: InFile, place: Hangs | Dies, reason: str) -> None:
+def test_it_costs_one_row(pool: DecodePool, good: InFile, place: Hangs | Dies, reason: str) -> None:
     """The pictures around it, in its chunk and in the chunks beside it, are as if it had not been there."""
     chunks = [[good, None, good], [good, place, good, good], [good] * 5]
     futures = [pool.submit(chunk) for chunk in chunks]
@@ -135,7 +136,7 @@ def test_it_costs_one_row(pool: PicturePool, good: InFile, place: Hangs | Dies, 
 
 
 @dataclass(frozen=True)
-class Tells:
+class LeavesPid:
     """A good picture that leaves the number of the process that reads it in a file."""
 
     pid: str
@@ -147,8 +148,8 @@ class Tells:
 
 
 def test_a_worker_that_is_killed_between_two_pictures(tmp_path: Path, good: InFile) -> None:
-    place, pids = Tells(str(tmp_path / "pid"), good), set()
-    with PicturePool(1, 320, Limits()) as pool:
+    place, pids = LeavesPid(str(tmp_path / "pid"), good), set()
+    with DecodePool(1, 320, ImageLimits()) as pool:
         for _ in range(3):
             (result,) = pool.results([place], pool.submit([place]))
             assert isinstance(result, NormalisedImage)
@@ -165,16 +166,16 @@ def test_limits_of_a_real_picture(tmp_path: Path, good: InFile) -> None:
     file.write_bytes(encoded(Image.new("RGB", (8000, 6000)), format="PNG", compress_level=1))
     large = InFile(str(file), 0, file.stat().st_size)
     expected = {
-        Limits(memory=100 * 2**20): r"too large to (decode|read) in the memory there is",
-        Limits(seconds=0.01): r"took longer than 0.01 s to read and decode",
-        Limits(pixels=10**6): r"too large: 8000 x 6000 pixels, the limit is 1000000",
-        Limits(file_bytes=1000): r"too large: \d+ bytes, the limit is 1000",
+        ImageLimits(memory=100 * 2**20): r"too large to (decode|read) in the memory there is",
+        ImageLimits(seconds=0.01): r"took longer than 0.01 s to read and decode",
+        ImageLimits(pixels=10**6): r"too large: 8000 x 6000 pixels, the limit is 1000000",
+        ImageLimits(file_bytes=1000): r"too large: \d+ bytes, the limit is 1000",
     }
     for limits, reason in expected.items():
-        with PicturePool(1, 320, limits) as pool:
+        with DecodePool(1, 320, limits) as pool:
             (found,) = pool.results([large], pool.submit([large]))
             assert isinstance(found, str) and re.fullmatch(reason, found)
-    with PicturePool(1, 320, Limits()) as pool:
+    with DecodePool(1, 320, ImageLimits()) as pool:
         (result,) = pool.results([large], pool.submit([large]))
         assert isinstance(result, NormalisedImage) and (result.width, result.height) == (320, 240)
 

@@ -92,7 +92,7 @@ def test_a_tar_that_ends_early_is_refused(tmp_path: Path, tars: Path) -> None:
 
 class _Server(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Titles that no longer say what a task asks for."""
+"""Titles without the words of a task's answers."""
 
 from __future__ import annotations
 

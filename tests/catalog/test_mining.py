@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mbsd.catalog.build.build import Catalog
 from mbsd.catalog.mining.mine import MiningReport, MiningSettings, mine_pairs
+from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Item
 from mbsd.catalog.tables import Table
 from mbsd.errors import UserError
@@ -109,8 +109,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Catalog, list[Event]
     events = []
     for _ in range(3000):
         item = rng.choice(items)
-        said = [item.attributes[name] for name in VALUES if rng.random() < 0.6]
-        query = " ".join([*said, *(["new"] if rng.random() < 0.2 else []), item.category])
+        terms = [item.attributes[name] for name in VALUES if rng.random() < 0.6]
+        query = " ".join([*terms, *(["new"] if rng.random() < 0.2 else []), item.category])
         seen = item if rng.random() < 0.8 else rng.choice(items)
         events.append((f"u{rng.randrange(20)}", rng.choice(SPELLINGS)(query), seen.item_id, rng.choice(KINDS)))
     titled = [Item(item.item_id, f"title of {item.item_id}", "", item.category, item.attributes) for item in items]

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mbsd.catalog.build.build import Catalog
 from mbsd.catalog.mining.mine import MiningReport, MiningSettings, mine_pairs
 from mbsd.catalog.queries import MAX_QUERY_CHARACTERS
+from mbsd.catalog.reader import Catalog
 from mbsd.errors import UserError
 from tests.catalog.helpers import items_of, small_catalog
 from tests.catalog.mining_reference import Pair, Row
@@ -93,7 +93,7 @@ def mine(folder: Path, catalog: Catalog, log: Path | str, **options: Any) -> tup
 def check_bad_rows(report: MiningReport, rows: dict[Pair, Row], *, unreadable: int = 0, nulls: bool = True) -> None:
     assert report.log_rows == len(ROWS) + unreadable
     expected = {**REASONS, **({"unreadable line": unreadable} if unreadable else {})}
-    if not nulls:  # CSV has no null: an empty field is all it can say
+    if not nulls:  # CSV has no null, only empty fields
         expected["empty query"] += expected.pop("null query")
     assert report.rejected == expected and report.bad_times == 2
     assert report.rows_by_kind["gaze"] == 1 and report.rows_by_kind["null" if nulls else ""] == 1

@@ -114,17 +114,19 @@ def _counts(values: Any) -> dict[str, int]:
     return {str(value): count for value, count in Counter(values).items()}
 
 
-def test_the_page_says_what_the_report_says_and_needs_no_other_file(tmp_path: Path) -> None:
+def test_the_page_has_the_reports_content_and_needs_no_other_file(tmp_path: Path) -> None:
     rows = _rows(random.Random(2), 100)
     path = write_report(_report(), _write(tmp_path / "pairs.parquet", rows), tmp_path)
     page = _Page(path)
     assert "unknown item 100 0.5%" in page.rows and "null 1 < 0.1%" in page.rows and "click 12,000 60.0%" in page.rows
     assert "same-category 50 40 10 80.0%" in page.rows and "rewrite 0 0 0 not asked for" in page.rows
     assert "log a/log.parquet" in page.rows and ("b", "1,234") in page.texts
-    said = [" ".join(text.split()) for _, text in page.texts]
+    remarks = [" ".join(text.split()) for _, text in page.texts]
     for remark in ("and 7 rarer kinds", "2,000 rows have no readable time."):
-        assert remark in said
-    assert any("left 1,020 of 1,070 purchases out" in text for text in said) and "found in 3 rounds." in " ".join(said)
+        assert remark in remarks
+    assert any("left 1,020 of 1,070 purchases out" in text for text in remarks) and "found in 3 rounds." in " ".join(
+        remarks
+    )
     for row in json.loads((tmp_path / "report.json").read_text("utf-8"))["examples"]["purchase"]:
         assert f"{row['text']} number {row['item']} {row['evidence']} {row['split']}" in page.rows
     charts = [attrs["src"] or "" for tag, attrs in page.elements if tag == "img"]
@@ -157,7 +159,7 @@ def test_the_replaced_term_is_marked(tmp_path: Path, text: str, replaced: str, e
     (example,) = json.loads((tmp_path / "report.json").read_text("utf-8"))["examples"]["rewrite"]
     texts = _Page(path).texts
     if expected is None:
-        assert example["replaced"] is None and text in [said for _, said in texts]
+        assert example["replaced"] is None and text in [shown for _, shown in texts]
         return
     assert tuple(example["replaced"][name] for name in ("type", "old", "new", "head", "tail")) == expected
     name, old, new, head, tail = expected

@@ -6,7 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mbsd.catalog.sources import Item, item_id_of, read_items, read_rows
+from mbsd.catalog.sources import Item, item_id_of, read_items
+from mbsd.catalog.task_rows import read_task_rows
 from mbsd.errors import UserError
 from tests.catalog.helpers import write_jsonl, write_lines
 
@@ -27,7 +28,7 @@ def test_stage1_tsv(tmp_path: Path) -> None:
 def test_classification_tsv(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "a.tsv", "lamp\tl.jpg\t灯", "cup\tc.jpg\t杯子")
     assert [i.category for i in read_items(source)] == ["灯", "杯子"]
-    assert [(r.category, r.item_ids) for r in read_rows(source, "categories")] == [
+    assert [(r.category, r.item_ids) for r in read_task_rows(source, "categories")] == [
         ("灯", (item_id_of("lamp", "l.jpg"),)),
         ("杯子", (item_id_of("cup", "c.jpg"),)),
     ]
@@ -36,7 +37,7 @@ def test_classification_tsv(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["pairs", "attributes"])
 def test_query_and_tag_tsv(tmp_path: Path, kind: str) -> None:
     source = write_lines(tmp_path / "a.tsv", "!灯,\tlamp\tl.jpg\t1", "款式:圆\tlamp\tl.jpg\t0")
-    rows = list(read_rows(source, kind))  # type: ignore[arg-type]
+    rows = list(read_task_rows(source, kind))  # type: ignore[arg-type]
     assert [(r.text, r.label) for r in rows] == [("!灯,", 1), ("款式:圆", 0)]
     items = list(read_items(source))
     assert [i.title for i in items] == ["lamp", "lamp"]
@@ -46,7 +47,7 @@ def test_query_and_tag_tsv(tmp_path: Path, kind: str) -> None:
 def test_alignment_tsv_gives_two_items(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "a.tsv", "a\t1.jpg\tb\t2.jpg\t1")
     assert [i.title for i in read_items(source)] == ["a", "b"]
-    (row,) = read_rows(source, "alignment")
+    (row,) = read_task_rows(source, "alignment")
     assert row.item_ids == (item_id_of("a", "1.jpg"), item_id_of("b", "2.jpg")) and row.label == 1
 
 
@@ -67,7 +68,7 @@ def test_bad_tsv_names_the_line(tmp_path: Path, lines: list[str], message: str) 
 def test_tsv_of_another_kind_is_refused(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "a.tsv", "title\timage.jpg\tcategory")
     with pytest.raises(UserError, match="line 1: 3 columns; expected 5"):
-        list(read_rows(source, "alignment"))
+        list(read_task_rows(source, "alignment"))
 
 
 def test_windows_line_ends_and_byte_order_mark(tmp_path: Path) -> None:
@@ -133,13 +134,13 @@ def test_task_rows_from_jsonl_and_parquet(tmp_path: Path) -> None:
     records = [{"text": "q", "item_id": "a", "label": 1, "evidence": 3, "split": "test"}]
     pq.write_table(pa.Table.from_pylist(records), tmp_path / "a.parquet")
     for source in (write_jsonl(tmp_path / "a.jsonl", *records), tmp_path / "a.parquet"):
-        (row,) = read_rows(source, "pairs")
+        (row,) = read_task_rows(source, "pairs")
         assert (row.text, row.item_ids, row.label, row.evidence, row.split) == ("q", ("a",), 1, 3, "test")
 
 
 def test_task_row_without_a_needed_key(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="row 1: no 'item_id_b'"):
-        list(read_rows(write_jsonl(tmp_path / "a.jsonl", {"item_id_a": "x", "label": 1}), "alignment"))
+        list(read_task_rows(write_jsonl(tmp_path / "a.jsonl", {"item_id_a": "x", "label": 1}), "alignment"))
 
 
 def test_unknown_or_missing_file(tmp_path: Path) -> None:

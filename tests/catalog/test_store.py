@@ -7,18 +7,23 @@ import os
 import pickle
 import tarfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import webdataset
 
-from mbsd.catalog.build.build import Catalog, CorruptRecord, build_catalog, inspect, split_of
+from mbsd.catalog.build.build import BuildOptions, build_catalog
+from mbsd.catalog.inspection import inspect_catalog
+from mbsd.catalog.layout import split_of
+from mbsd.catalog.reader import Catalog, DamagedRecord
 from mbsd.catalog.sources import Item
 from mbsd.errors import UserError
 from tests.catalog.helpers import colour_of, image_folder, items_of, near, picture, pixels, quarantine, small_catalog
 
 COUNT = 90
+QUIET = BuildOptions(workers=1, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +40,9 @@ def test_same_bytes_for_any_number_of_workers(tmp_path: Path, images: Path) -> N
     items = [*items_of(COUNT), Item("gone", "no picture", "none.jpg"), Item("id-3", "again", "003.jpg")]
     items.insert(40, Item("id-4", "again", "004.jpg"))
     for workers in (1, 2):
-        build_catalog(items, images, tmp_path / str(workers), workers=workers, items_per_shard=20, progress=False)
-    build_catalog(items, images, tmp_path / "again", workers=1, items_per_shard=20, progress=False)
+        options = BuildOptions(workers=workers, items_per_shard=20, progress=False)
+        build_catalog(items, images, tmp_path / str(workers), options)
+    build_catalog(items, images, tmp_path / "again", BuildOptions(workers=1, items_per_shard=20, progress=False))
     first = _digests(tmp_path / "1")
     assert len(first) == 4 + 5 + 2 * 5  # texts and index, numbers, shards
     assert first == _digests(tmp_path / "2") == _digests(tmp_path / "again")
@@ -110,7 +116,7 @@ def test_missing_pictures_are_kept_as_text(tmp_path: Path, images: Path) -> None
         Item("a", "again", "good.jpg"),
         Item("f", "  ", ""),
     ]
-    summary = build_catalog(items, tmp_path / "images", tmp_path / "c", workers=1, progress=False, max_rejects=1)
+    summary = build_catalog(items, tmp_path / "images", tmp_path / "c", replace(QUIET, max_rejects=1))
     catalog = Catalog(tmp_path / "c")
     assert [catalog.record(i).item_id for i in range(len(catalog))] == ["a", "c", "d", "e"]
     assert [catalog.has_image(i) for i in range(4)] == [False, False, False, True]
@@ -173,7 +179,7 @@ def test_links_in_a_tar_are_not_followed(tmp_path: Path) -> None:
     assert quarantine(tmp_path / "c")[0]["reason"] == "a link inside the tar"
 
 
-def test_corruption_is_detected(tmp_path: Path, images: Path) -> None:
+def test_damage_is_detected(tmp_path: Path, images: Path) -> None:
     catalog = small_catalog(tmp_path / "c", items_of(6), images)
     offset = catalog.table()["offset"].to_pylist()[3]
     shard = tmp_path / "c/shards/000000.tar"
@@ -182,14 +188,14 @@ def test_corruption_is_detected(tmp_path: Path, images: Path) -> None:
         byte = file.read(1)
         file.seek(offset + 300)
         file.write(bytes([byte[0] ^ 1]))
-    with pytest.raises(CorruptRecord, match=r"000000\.tar, item 3"):
+    with pytest.raises(DamagedRecord, match=r"000000\.tar, item 3"):
         catalog.image(3)
     assert catalog.image(2) is not None and catalog.image(4) is not None
     os.truncate(shard, offset + 10)
-    with pytest.raises(CorruptRecord, match="item 4"):
+    with pytest.raises(DamagedRecord, match="item 4"):
         catalog.image(4)
     shard.unlink()
-    with pytest.raises(CorruptRecord, match="item 0"):
+    with pytest.raises(DamagedRecord, match="item 0"):
         Catalog(tmp_path / "c").image(0)
 
 
@@ -243,20 +249,20 @@ def test_fingerprint_is_of_the_content(tmp_path: Path, images: Path) -> None:
 
 def test_users_mistakes(tmp_path: Path, images: Path) -> None:
     with pytest.raises(UserError, match="an empty catalogue: no rows"):
-        build_catalog([], images, tmp_path / "c", progress=False)
+        build_catalog([], images, tmp_path / "c", QUIET)
     with pytest.raises(UserError, match="an empty catalogue: 1 rows, none usable"):
         small_catalog(tmp_path / "c", [Item("a", "", "none.jpg")], images)
     assert list(tmp_path.iterdir()) == []  # neither a catalogue nor a half of one
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").write_text("mine")
     with pytest.raises(UserError, match="already there and not an empty folder"):
-        build_catalog(items_of(1), images, tmp_path / "full", progress=False)
+        build_catalog(items_of(1), images, tmp_path / "full", QUIET)
     with pytest.raises(UserError, match="image root .*nowhere: no such folder or tar"):
-        build_catalog(items_of(1), tmp_path / "nowhere", tmp_path / "c", progress=False)
+        build_catalog(items_of(1), tmp_path / "nowhere", tmp_path / "c", QUIET)
     with pytest.raises(UserError, match="not an uncompressed tar"):
-        build_catalog(items_of(1), tmp_path / "full/file", tmp_path / "c", progress=False)
+        build_catalog(items_of(1), tmp_path / "full/file", tmp_path / "c", QUIET)
     with pytest.raises(UserError, match="'shade' is 'back'; expected one of image"):
-        build_catalog(items_of(1), None, tmp_path / "c", attribute_where={"shade": "back"}, progress=False)
+        build_catalog(items_of(1), None, tmp_path / "c", BuildOptions(attribute_where={"shade": "back"}))
     with pytest.raises(UserError, match="no such folder"):
         Catalog(tmp_path / "c")
     with pytest.raises(UserError, match="not a catalogue"):
@@ -274,13 +280,13 @@ def test_an_error_of_the_source_leaves_nothing_behind(tmp_path: Path) -> None:
         raise UserError("line 2: broken")
 
     with pytest.raises(UserError, match="line 2"):
-        build_catalog(failing(), None, tmp_path / "c", workers=1, progress=False)  # type: ignore[arg-type]
+        build_catalog(failing(), None, tmp_path / "c", QUIET)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_inspect(tmp_path: Path, images: Path) -> None:
     small_catalog(tmp_path / "c", [*items_of(30), Item("t", "text only")], images, attribute_where={"shade": "both"})
-    summary = inspect(tmp_path / "c")
+    summary = inspect_catalog(tmp_path / "c")
     assert (summary["items"], summary["with_image"], summary["categories"]) == (31, 30, 2)
     assert summary["attributes"] == {"shade": 4, "shape": 3} and summary["attribute_where"] == {"shade": "both"}
     assert summary["title_characters"]["max"] == 9 and summary["image_width"]["min"] == 24

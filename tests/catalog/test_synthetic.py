@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mbsd.catalog.build.build import Catalog, build_catalog
+from mbsd.catalog.build.build import BuildOptions, build_catalog
 from mbsd.catalog.build.normalise import normalise_image
 from mbsd.catalog.mining.mine import mine_pairs
+from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import read_items
 from mbsd.catalog.synthetic.pictures import draw_item
 from mbsd.catalog.synthetic.shop import synthesise
@@ -54,7 +55,7 @@ def test_an_item_depends_on_its_number_and_the_seed_alone(tmp_path: Path, shop: 
     assert not set(_files(tmp_path / "other/images").values()) & set(images.values())
 
 
-def test_titles_say_what_they_should_and_nothing_that_is_only_seen(shop: tuple[Language, Path]) -> None:
+def test_titles_hold_what_they_should_and_nothing_that_is_only_seen(shop: tuple[Language, Path]) -> None:
     language, out = shop
     words = VOCABULARY[language]
     where = json.loads((out / "attribute_where.json").read_text("utf-8"))
@@ -147,7 +148,8 @@ def test_the_whole_way_to_pairs(tmp_path: Path, shop: tuple[Language, Path]) -> 
     language, out = shop
     where = json.loads((out / "attribute_where.json").read_text("utf-8"))
     items = read_items(out / "items.jsonl")
-    summary = build_catalog(items, out / "images", tmp_path / "c", workers=1, attribute_where=where, progress=False)
+    options = BuildOptions(workers=1, attribute_where=where, progress=False)
+    summary = build_catalog(items, out / "images", tmp_path / "c", options)
     catalog = Catalog(tmp_path / "c")
     assert summary.with_image == summary.items == 300 and summary.quarantined == 0
     assert catalog.attribute_where == where

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mbsd.catalog.build.build import Catalog
 from mbsd.catalog.layout import split_of
+from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Item, item_id_of, read_items
 from mbsd.catalog.tables import Kind, Table, build_table, derive_table, write_table
 from mbsd.errors import UserError

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mbsd.catalog.mining.gazetteer import Gazetteer, Span, gazetteer
-from mbsd.catalog.mining.taggers import make_tagger
+from mbsd.catalog.mining.model_tagger import make_tagger
 from mbsd.catalog.queries import normalise_query
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Item
@@ -34,7 +34,7 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
     return small_catalog(tmp_path_factory.mktemp("tagging") / "catalog", items)
 
 
-def _said(tagger: Gazetteer, query: str) -> list[str]:
+def _found(tagger: Gazetteer, query: str) -> list[str]:
     assert normalise_query(query) == query
     spans = tagger.tag([query])[0]
     return [f"{query[s.start : s.end]}={s.type}:{s.value}" for s in spans]
@@ -56,13 +56,13 @@ def _said(tagger: Gazetteer, query: str) -> list[str]:
     ],
 )
 def test_longest_terms_that_cut_no_word(catalog: Catalog, query: str, expected: list[str]) -> None:
-    assert _said(gazetteer(catalog), query) == expected
+    assert _found(gazetteer(catalog), query) == expected
 
 
 def test_a_match_cut_out_of_a_word_hides_no_shorter_one() -> None:
     tagger = Gazetteer({"红 re": ("a", "红 re"), "红": ("b", "红"), "re": ("c", "re")}, {}, {})
-    assert _said(tagger, "红 red") == ["红=b:红"]
-    assert _said(tagger, "红 re d") == ["红 re=a:红 re"]
+    assert _found(tagger, "红 red") == ["红=b:红"]
+    assert _found(tagger, "红 re d") == ["红 re=a:红 re"]
 
 
 def test_values_are_canonical_sorted_and_no_longer_than_a_query(catalog: Catalog) -> None:
@@ -76,7 +76,7 @@ def test_an_ambiguous_form_has_the_type_of_most_items_then_the_first_by_name(tmp
     attributes = [{"mood": "red", "b": "x"}, {"mood": "red", "a": "x"}, {"colour": "Red"}]
     items = [Item(f"i{n}", f"item {n}", "", "", of_item) for n, of_item in enumerate(attributes)]
     tagger = gazetteer(small_catalog(tmp_path / "catalog", items))
-    assert _said(tagger, "red x") == ["red=mood:red", "x=a:x"]
+    assert _found(tagger, "red x") == ["red=mood:red", "x=a:x"]
     # Where it stands in no query, it still is a value: of an item, and to be replaced by.
     assert tagger.values["colour"] == ("red",) and tagger.canonical("colour", "RED") == "red"
 
@@ -102,17 +102,17 @@ def lexicon(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return write_lines(tmp_path / "lexicon.tsv", *rows)
 
 
-def test_a_lexicon_adds_synonyms_and_goes_before_the_catalogue(catalog: Catalog, lexicon: Path) -> None:
+def test_a_lexicon_adds_synonyms_and_has_precedence_over_the_catalogue(catalog: Catalog, lexicon: Path) -> None:
     tagger = gazetteer(catalog, lexicon)
-    assert _said(tagger, "tee t恤 t shirt t-shirt") == [
+    assert _found(tagger, "tee t恤 t shirt t-shirt") == [
         "tee=product:t-shirt",
         "t恤=product:t恤",
         "t shirt=product:t-shirt",
         "t-shirt=product:t-shirt",
     ]
-    assert _said(tagger, "navy blue navy") == ["navy blue=colour:navy", "navy=colour:navy"]
-    assert _said(tagger, "calm") == ["calm=mood:calm"], "two items have it as a colour or mood: the lexicon decides"
-    assert _said(tagger, "大红") == ["大红=颜色:红色"], "the earlier row"
+    assert _found(tagger, "navy blue navy") == ["navy blue=colour:navy", "navy=colour:navy"]
+    assert _found(tagger, "calm") == ["calm=mood:calm"], "two items have it as a colour or mood: the lexicon decides"
+    assert _found(tagger, "大红") == ["大红=颜色:红色"], "the earlier row"
     assert tagger.values["colour"] == ("blue", "calm", "navy", "red", "đỏ"), "a synonym is no value"
     assert tagger.values["product"] == ("t-shirt", "t恤") and tagger.values["style"] == ("大红", "袖")
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from mbsd.catalog.mining.gazetteer import Tagger
-from mbsd.catalog.mining.taggers import make_tagger
+from mbsd.catalog.mining.model_tagger import make_tagger
 from mbsd.catalog.queries import MAX_QUERY_CHARACTERS
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Item

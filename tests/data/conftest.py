@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import PreTrainedTokenizerBase
 
-from mbsd.catalog.build.build import build_catalog
+from mbsd.catalog.build.build import BuildOptions, build_catalog
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Item
 from mbsd.catalog.tables import Table, write_table
@@ -61,7 +61,7 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
         if name:
             picture(rng, int(rng.integers(70, 130)), int(rng.integers(70, 130))).save(folder / name, quality=90)
         items.append(Item(item_id=f"i{number}", title=title, image=name))
-    build_catalog(items, folder, folder / "catalog", items_per_shard=16, workers=1, progress=False)
+    build_catalog(items, folder, folder / "catalog", BuildOptions(items_per_shard=16, workers=1, progress=False))
     return Catalog(folder / "catalog")
 
 

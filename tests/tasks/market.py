@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mbsd.catalog.build.build import build_catalog
+from mbsd.catalog.build.build import BuildOptions, build_catalog
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Item
 from mbsd.catalog.synthetic.shop import synthesise
@@ -59,7 +59,7 @@ def build_market(folder: Path) -> Market:
         title = " ".join(word for word in record["title"].split() if word not in colours)
         items.append(Item(record["item_id"], title, record["image"], category=f"{tone} {fabric}"))
     market = Market(folder, folder / "catalog")
-    build_catalog(items, folder / "raw" / "images", market.catalog, workers=1, progress=False)
+    build_catalog(items, folder / "raw" / "images", market.catalog, BuildOptions(workers=1, progress=False))
     catalog = Catalog(market.catalog)
     _build("categories", _category_rows(catalog), catalog, market)
     _build("attributes", _tag_rows(catalog), catalog, market)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mbsd.catalog.build.build import build_catalog
+from mbsd.catalog.build.build import BuildOptions, build_catalog
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Item
 from mbsd.catalog.tables import Table, write_table
@@ -66,7 +66,9 @@ def test_fine_tuning(case: str, market: Market, tmp_path: Path) -> None:
         changed(market.table(kind), table, lambda of: of["text"].__setitem__(7, "colour:" + "very " * 9 + "red"))
         named += ["row 7", "data.max_query_tokens=8"]
     elif case == "catalogue":
-        build_catalog([Item(f"i{n}", title=f"red {n}") for n in range(40)], None, tmp_path / "other", progress=False)
+        build_catalog(
+            [Item(f"i{n}", title=f"red {n}") for n in range(40)], None, tmp_path / "other", BuildOptions(progress=False)
+        )
         table.write_bytes(market.table(kind).read_bytes())
         more = [*more, f"--data.catalog={tmp_path / 'other'}"]
         named += ["another catalogue", "mbsd tables derive categories"]

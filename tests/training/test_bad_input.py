@@ -83,10 +83,12 @@ def test_a_folder_that_is_no_catalogue(given: list[object], tmp_path: Path) -> N
 
 
 def test_a_table_of_another_catalogue(given: list[object], shop: Shop, tmp_path: Path) -> None:
-    from mbsd.catalog.build.build import build_catalog
+    from mbsd.catalog.build.build import BuildOptions, build_catalog
     from mbsd.catalog.sources import Item
 
-    build_catalog([Item(f"i{n}", title=f"red {n}") for n in range(40)], None, tmp_path / "other", progress=False)
+    build_catalog(
+        [Item(f"i{n}", title=f"red {n}") for n in range(40)], None, tmp_path / "other", BuildOptions(progress=False)
+    )
     arguments = ["--stage=matching", "--data.table", shop.pairs, "--data.catalog", tmp_path / "other"]
     line = refused(2, [*given, *arguments], tmp_path / "log")
     assert str(shop.pairs) in line and "another catalogue" in line
@@ -112,13 +114,15 @@ def test_weights_and_tokenizer_that_do_not_fit(given: list[object], shop: Shop, 
 
 def test_a_run_folder_of_another_catalogue(given: list[object], shop: Shop, tmp_path: Path) -> None:
     """A checkpoint that does not fit is never resumed from, and never silently ignored."""
-    from mbsd.catalog.build.build import build_catalog
+    from mbsd.catalog.build.build import BuildOptions, build_catalog
     from mbsd.catalog.sources import Item
 
     launch(1, given, tmp_path / "log")
     run = tmp_path / "run"
     (run / "DONE").unlink()
-    build_catalog([Item(f"i{n}", title=f"red {n}") for n in range(40)], None, tmp_path / "other", progress=False)
+    build_catalog(
+        [Item(f"i{n}", title=f"red {n}") for n in range(40)], None, tmp_path / "other", BuildOptions(progress=False)
+    )
     line = refused(1, [*given, "--data.catalog", tmp_path / "other"], tmp_path / "log")
     assert "step-00000002" in line and "catalogue" in line
     assert "run.seed" in refused(1, [*given, "--run.seed=4"], tmp_path / "log")

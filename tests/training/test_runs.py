@@ -169,7 +169,7 @@ def test_titles_and_images_may_be_missing(tmp_path: Path) -> None:
     """Micro-batches without any image on one rank and with some on the other: neither rank waits for the other."""
     from PIL import Image
 
-    from mbsd.catalog.build.build import build_catalog
+    from mbsd.catalog.build.build import BuildOptions, build_catalog
     from mbsd.catalog.sources import Item
 
     (tmp_path / "images").mkdir()
@@ -179,7 +179,7 @@ def test_titles_and_images_may_be_missing(tmp_path: Path) -> None:
         if name:
             Image.new("RGB", (40, 40), (4 * number, 80, 120)).save(tmp_path / "images" / name)
         items.append(Item(f"i{number}", title="" if number % 16 == 0 else f"red dress {number}", image=name))
-    build_catalog(items, tmp_path / "images", tmp_path / "catalog", workers=1, progress=False)
+    build_catalog(items, tmp_path / "images", tmp_path / "catalog", BuildOptions(workers=1, progress=False))
     shop = Shop(tmp_path / "catalog", tmp_path, tmp_path)
     ds = write_ds_config(tmp_path, train_batch_size=4)
     launch(2, stage_1(tmp_path / "run", shop, ds), tmp_path / "log")

@@ -1,7 +1,7 @@
 """Worker processes that read and normalise pictures, each picture under limits of time, bytes, pixels and memory.
 
-A decoder that hangs, crashes or is killed for its memory takes its process with it, and a fresh one takes its place.
-The chunk of pictures it worked on is tried again one by one, and only the guilty one is rejected.
+A decoder that hangs, crashes or is killed for its memory ends its process, and a fresh one is started. The chunk of
+pictures that it worked on is tried again one by one, and only the picture that ended it is rejected.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import signal
 from collections.abc import Sequence
 from concurrent.futures import Future, TimeoutError
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeAlias
 
@@ -20,42 +19,26 @@ import psutil
 from pebble import ProcessExpired, ProcessPool
 
 from mbsd.catalog.build.image_folder import Place
-from mbsd.catalog.build.image_url import AtUrl, read_ahead
-from mbsd.catalog.build.normalise import MAX_PIXELS, ImageRejected, NormalisedImage, normalise_image
+from mbsd.catalog.build.image_url import AtUrl, prefetch
+from mbsd.catalog.build.normalise import ImageRejected, NormalisedImage, normalise_image
+from mbsd.catalog.build.options import ImageLimits
 
-ATTEMPTS = 3  # of a picture whose pool broke down around it
+ATTEMPTS = 3  # to decode a picture whose pool broke down for another reason
 
 Result: TypeAlias = NormalisedImage | str | None  # a picture, why it was rejected, or None where there was none
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What one picture may cost.
+class DecodePool:
+    """A pool of `workers` processes, started with the first chunk; a context that ends them."""
 
-    Attributes:
-        pixels: of its header.
-        file_bytes: of its file.
-        seconds: to read and decode it.
-        memory: bytes of address space that a worker may take beyond what it starts with.
-    """
-
-    pixels: int = MAX_PIXELS
-    file_bytes: int = 256 * 2**20
-    seconds: float = 10.0
-    memory: int = 512 * 2**20
-
-
-class PicturePool:
-    """`workers` processes, started with the first chunk."""
-
-    def __init__(self, workers: int, max_side: int, limits: Limits):
+    def __init__(self, workers: int, max_side: int, limits: ImageLimits):
         self.workers, self._max_side, self._limits = workers, max_side, limits
         # Not fork: the caller may hold threads (Arrow, DuckDB, a progress bar), whose locks a child would inherit.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([__name__])
         self._pool = self._start()
 
-    def __enter__(self) -> PicturePool:
+    def __enter__(self) -> DecodePool:
         return self
 
     def __exit__(
@@ -65,7 +48,7 @@ class PicturePool:
         self._pool.join()
 
     def submit(self, places: Sequence[Place | None]) -> Future[list[Result]]:
-        """Start on a chunk; give what is returned to `results` in the end."""
+        """Begin to read and normalise a chunk of pictures; `results` waits for the future that this returns."""
         if not any(places):
             done: Future[list[Result]] = Future()
             done.set_result([None] * len(places))
@@ -82,7 +65,7 @@ class PicturePool:
         return future
 
     def results(self, places: Sequence[Place | None], future: Future[list[Result]]) -> list[Result]:
-        """Wait for the chunk that `submit` returned `future` for: one result a place."""
+        """Return one result for each place of the chunk for which `submit` returned `future`, as soon as it is done."""
         try:
             return future.result()
         except (ProcessExpired, TimeoutError, BrokenProcessPool):
@@ -97,15 +80,15 @@ class PicturePool:
             except TimeoutError:
                 return f"took longer than {self._limits.seconds:g} s to read and decode"
             except BrokenProcessPool:
-                continue  # somebody ended a worker between two pictures: that says nothing about this one
+                continue  # a worker was ended between two pictures, which is not the fault of this one
         raise RuntimeError(f"the processes that decode pictures broke down {ATTEMPTS} times at {place}")
 
     def _start(self) -> ProcessPool:
         return ProcessPool(self.workers, initializer=_start_worker, initargs=(self._limits,), context=self._context)
 
 
-def _cause(exitcode: int, limits: Limits) -> str:
-    """Why a worker ended at this picture, in words."""
+def _cause(exitcode: int, limits: ImageLimits) -> str:
+    """Return the reason in words why a worker that ended with this code rejected the picture."""
     if exitcode == -signal.SIGALRM:
         return f"took longer than {limits.seconds:g} s to read and decode"
     if exitcode == -signal.SIGKILL:
@@ -115,20 +98,20 @@ def _cause(exitcode: int, limits: Limits) -> str:
     return f"its decoder ended with exit code {exitcode}"
 
 
-def _start_worker(limits: Limits) -> None:
-    """Runs once in each worker."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # it ends the process, whatever a decoder is doing
+def _start_worker(limits: ImageLimits) -> None:
+    """Set this worker's limit of memory, and let the alarm of a picture end it, whatever a decoder is doing."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     used = psutil.Process().memory_info().vms
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     allowed = used + limits.memory
     resource.setrlimit(resource.RLIMIT_AS, (allowed if hard == resource.RLIM_INFINITY else min(allowed, hard), hard))
 
 
-def normalise_places(places: list[Place | None], max_side: int, limits: Limits) -> list[Result]:
-    """Runs in a worker: one result a place."""
+def normalise_places(places: list[Place | None], max_side: int, limits: ImageLimits) -> list[Result]:
+    """Return one result for each place, in a worker; a picture that takes longer than its limit ends the process."""
     at_url = [place for place in places if isinstance(place, AtUrl)]
     signal.setitimer(signal.ITIMER_REAL, limits.seconds)
-    ahead = dict(zip(at_url, read_ahead(at_url, limits.file_bytes), strict=True)) if len(at_url) > 1 else {}
+    prefetched = dict(zip(at_url, prefetch(at_url, limits.file_bytes), strict=True)) if len(at_url) > 1 else {}
     results: list[Result] = []
     for place in places:
         signal.setitimer(signal.ITIMER_REAL, limits.seconds)
@@ -136,7 +119,7 @@ def normalise_places(places: list[Place | None], max_side: int, limits: Limits) 
             if place is None:
                 results.append(None)
                 continue
-            data = ahead.pop(place, None) if isinstance(place, AtUrl) else None
+            data = prefetched.pop(place, None) if isinstance(place, AtUrl) else None
             data = place.read(limits.file_bytes) if data is None else data
             results.append(normalise_image(data, max_side, max_pixels=limits.pixels))
         except ImageRejected as rejected:

@@ -1,4 +1,4 @@
-"""Pictures as files of a folder, and what every kind of image root says of one picture: its place."""
+"""The place of a picture, which every kind of image root returns, and the root that is a folder of files."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ NOT_FOUND = "not found below the image root"
 
 
 class Place(Protocol):
-    """Where one picture's bytes lie; small, so that it can be sent to a worker."""
+    """Where one picture's bytes lie. It is small, so that it can be sent to a worker, and reads when it is asked to."""
 
     def read(self, max_bytes: int) -> bytes:
         """Return the bytes.
 
         Raises:
-            ImageRejected: they are not there, leave the root, cannot be read, or are more than `max_bytes`.
+            ImageRejected: there is no such picture, it lies outside the root, cannot be read, or has more than
+                `max_bytes`.
         """
         ...
 
@@ -33,7 +34,7 @@ class InFile:
     size: int
 
     def read(self, max_bytes: int) -> bytes:
-        """Return the bytes (see `Place`)."""
+        """As in `Place`."""
         if self.size > max_bytes:
             raise ImageRejected(f"too large: {self.size} bytes, the limit is {max_bytes}")
         try:
@@ -53,13 +54,13 @@ class InFile:
 
 @dataclass(frozen=True)
 class InFolder:
-    """The first of `names` below `folder`, whose path is free of links."""
+    """The first of `names` that exists below `folder`; the path of `folder` itself holds no links."""
 
     folder: str
     names: tuple[str, ...]
 
     def read(self, max_bytes: int) -> bytes:
-        """Return the bytes (see `Place`)."""
+        """As in `Place`."""
         for name in self.names:
             path = os.path.realpath(os.path.join(self.folder, name))
             if os.path.commonpath([self.folder, path]) != self.folder:
@@ -82,5 +83,5 @@ class FolderRoot:
         self.description = self._folder
 
     def place(self, names: tuple[str, ...]) -> Place:
-        """Return the place of a picture, which may not exist."""
+        """As in `ImageRoot`; whether the picture exists is found when it is read."""
         return InFolder(self._folder, names)

@@ -1,6 +1,6 @@
-"""Where the raw pictures lie (a folder, tar files or a URL), read by name and never outside of itself.
+"""Where the raw pictures lie: a folder, tar files or a URL; no name leads outside of it.
 
-`locate` only says where to look: worker processes look and read, under the limits of a picture.
+`locate` only returns where to look: worker processes read, under the limits of a picture.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class ImageRoot(Protocol):
     """What `Item.image` is relative to.
 
     Attributes:
-        description: what an unfinished build compares to see that it goes on with the same pictures.
+        description: JSON that an unfinished build compares, so that it is resumed with the same pictures alone.
     """
 
     description: Any
@@ -33,7 +33,7 @@ class ImageRoot(Protocol):
         """Return where to look for the first of these names that exists; each is relative and free of `..`.
 
         Raises:
-            ImageRejected: it is known not to be there.
+            ImageRejected: none of them exists, where the root knows without looking.
         """
         ...
 
@@ -65,13 +65,13 @@ def locate(root: ImageRoot, image: str) -> Place:
     """Return where the bytes of `Item.image` lie; a URL is looked up as `host/path` and as `path` below the root.
 
     Raises:
-        ImageRejected: it is known not to be there, or its name leads out of the root.
+        ImageRejected: the name leads out of the root, or the root knows that there is no such picture.
     """
     return root.place(_names(image))
 
 
 def _tars_in(folder: str) -> list[str]:
-    """The tars of a folder that holds nothing but tars; [] at the first entry that makes it a folder of pictures."""
+    """Return the tars of a folder that holds nothing but tars and their companions; [] for any other folder."""
     tars = []
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -84,7 +84,7 @@ def _tars_in(folder: str) -> list[str]:
 
 
 def _names(image: str) -> tuple[str, ...]:
-    """The names to look for, in order; each is relative, normal and free of `..`."""
+    """Return the names to look for, in order; each is relative, without empty parts and free of `..`."""
     if image.startswith(("http://", "https://", "//")):
         try:
             url = urlsplit(image)

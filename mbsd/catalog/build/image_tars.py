@@ -17,7 +17,7 @@ COMPRESSED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
 
 class TarRoot:
-    """Uncompressed tars as one folder; of two members of one name the later one counts, as when they are unpacked."""
+    """Uncompressed tars as one folder; of two members with one name the later one counts, as when they are unpacked."""
 
     def __init__(self, paths: list[str]):
         self._paths = paths
@@ -36,7 +36,7 @@ class TarRoot:
             self._members.executemany("INSERT OR REPLACE INTO members VALUES (?, ?, ?, ?, ?)", rows)
 
     def place(self, names: tuple[str, ...]) -> Place:
-        """Return the place of a member."""
+        """As in `ImageRoot`."""
         query = "SELECT tar, start, size, reason FROM members WHERE name = ?"
         for name in names:
             found = self._members.execute(query, (name,)).fetchone()
@@ -49,7 +49,7 @@ class TarRoot:
 
 
 def _members(number: int, path: str) -> Iterator[tuple[str, int, int, int, str]]:
-    """One pass over a tar's headers: name, number of the tar, offset and size of the bytes, or why it is unusable."""
+    """Yield (name, number of the tar, offset, size, reason) of each member; the reason is why it is unusable, or ""."""
     try:
         with open(path, "rb") as file:
             start = file.read(6)
@@ -72,7 +72,7 @@ def _members(number: int, path: str) -> Iterator[tuple[str, int, int, int, str]]
 
 
 def _is_text(name: str) -> bool:
-    """Whether an item could name it: bytes that are no UTF-8 come out of a tar as lone surrogates."""
+    """Whether an item can name it: `tarfile` gives bytes that are not UTF-8 as lone surrogates."""
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -14,7 +14,7 @@ from mbsd.errors import UserError
 
 
 def local_path(url: str) -> str | None:
-    """The path that a `file://` URL names, None for any other URL."""
+    """Return the path of a `file://` URL, None for any other URL."""
     parts = urlsplit(url)
     if parts.scheme not in ("file", "local"):
         return None
@@ -23,17 +23,17 @@ def local_path(url: str) -> str | None:
 
 @dataclass(frozen=True)
 class AtUrl:
-    """The first of `names` below the folder `url`."""
+    """The first of `names` that exists below the folder `url`."""
 
     url: str
     names: tuple[str, ...]
 
     def read(self, max_bytes: int) -> bytes:
-        """Return the bytes (see `Place`)."""
+        """As in `Place`."""
         files, base = _files(self.url)
         for name in self.names:
             try:
-                # A byte more than allowed tells that there are more, without asking for the size first.
+                # One byte more than allowed shows that there are more, without a request for the size.
                 return _checked(files.cat_file(_below(base, self.url, name), start=0, end=max_bytes + 1), max_bytes)
             except FileNotFoundError:
                 continue
@@ -45,18 +45,18 @@ class AtUrl:
 
 
 @dataclass(frozen=True)
-class Held:
-    """Bytes that only the calling process can read, such as those of fsspec's memory://."""
+class InMemory:
+    """A picture already read, where only the calling process can read it, as with fsspec's memory://."""
 
     data: bytes
 
     def read(self, max_bytes: int) -> bytes:
-        """Return the bytes (see `Place`)."""
+        """As in `Place`."""
         return _checked(self.data, max_bytes)
 
 
 class UrlRoot:
-    """A folder behind a URL. A store has no `..` and no links; what a name could hide in a URL is quoted."""
+    """A folder behind a URL. A store has no `..` and no links; what would mean more than a name in a URL is quoted."""
 
     def __init__(self, url: str):
         self._url = self.description = url
@@ -69,15 +69,15 @@ class UrlRoot:
         self._in_this_process = "memory" in files.protocol
 
     def place(self, names: tuple[str, ...]) -> Place:
-        """Return the place of a picture, which may not exist."""
+        """As in `ImageRoot`; whether the picture exists is found when it is read."""
         place = AtUrl(self._url, names)
-        return Held(place.read(2**31)) if self._in_this_process else place
+        return InMemory(place.read(2**31)) if self._in_this_process else place
 
 
-def read_ahead(places: list[AtUrl], max_bytes: int) -> list[bytes | None]:
-    """Read the first name of each place at the same time; None where it has to be read by itself.
+def prefetch(places: list[AtUrl], max_bytes: int) -> list[bytes | None]:
+    """Return the bytes at each place's first name, requested together; None where the place must be read by itself.
 
-    A store answers after tens of milliseconds, whatever it is asked: one by one, a worker would wait most of its time.
+    A store takes tens of milliseconds to answer any request: one by one, a worker would wait most of its time.
     """
     if not places:
         return []

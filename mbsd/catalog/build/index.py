@@ -1,4 +1,4 @@
-"""The last step of a build: the parts' rows -> one index, item numbers by split and by id, and equal pictures."""
+"""Last step of a build: the parts' rows -> one index, item numbers by split and by id, and a list of equal pictures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mbsd.catalog.layout import (
 
 @dataclass(frozen=True)
 class IndexSummary:
-    """What was found while the index was written."""
+    """The catalogue's fingerprint, and the number of items whose picture is that of an earlier item."""
 
     fingerprint: str
     same_picture: int
@@ -39,10 +39,10 @@ def write_index(folder: Path, num_items: int, parts: Iterable[Any], repeated: It
     About 60 bytes an item are held in memory.
 
     Args:
-        folder: of the catalogue.
-        num_items: of all parts together.
-        parts: record batches with `part_writer.PART_SCHEMA`, each a shard, in order.
-        repeated: lines about rows whose item id came before, which open `duplicates.jsonl`.
+        folder: the catalogue's folder.
+        num_items: number of items of all parts together.
+        parts: record batches with `shard_writer.PART_SCHEMA`, one a shard, in order.
+        repeated: the first lines of `duplicates.jsonl`, about rows whose item id an earlier row has.
     """
     fingerprint = Fingerprint()
     hashes, split = np.empty(num_items, np.uint64), np.empty(num_items, np.int8)
@@ -61,7 +61,7 @@ def write_index(folder: Path, num_items: int, parts: Iterable[Any], repeated: It
             pictures[part] = np.frombuffer(digests, np.uint64).reshape(-1, 2)
             writer.write_batch(batch.select(INDEX_SCHEMA.names))
             start += batch.num_rows
-    assert start == num_items, "the parts hold another number of items than they said"
+    assert start == num_items, "the parts hold another number of items than their commits"
     (folder / "numbers").mkdir(exist_ok=True)
     for number, name in enumerate(SPLITS):
         np.save(folder / split_file(name), np.flatnonzero(split == number).astype(np.int64))

@@ -1,7 +1,7 @@
-"""Any picture a shop has -> an upright, bounded, baseline RGB JPEG that is known to decode, or a reason why not.
+"""A picture file as shops have them -> an upright, bounded, baseline RGB JPEG that decodes, or a reason why not.
 
 Nothing is decoded before the header's size has been checked, and only Pillow's decoders for common picture formats
-are ever tried: a catalogue is full of files that are not what their name says.
+are ever tried: a catalogue is full of files that are not what their names promise.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _normalise(data: bytes, max_side: int, quality: int, max_pixels: int) -> tup
     if process == BASELINE and image.mode == "RGB" and turn is None and fits and small_file:
         return data, width, height
     if image.format == "JPEG" and image.mode == "CMYK" and "adobe" not in image.info:
-        # Pillow takes every CMYK JPEG as inverted; only Adobe's are, and they say so.
+        # Pillow takes every CMYK JPEG as inverted; only those with Adobe's marker are.
         image = ImageChops.invert(image)  # type: ignore[assignment]
     pixels = _small_rgb(image, max_side)
     if max(pixels.size) > max_side:
@@ -107,15 +107,15 @@ def _normalise(data: bytes, max_side: int, quality: int, max_pixels: int) -> tup
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's 1 … 8, read after decoding: Pillow turns a TIFF itself and then says 1."""
+    """EXIF's orientation, 1 … 8, read after decoding: Pillow turns a TIFF itself and then sets 1."""
     try:
         return int(image.getexif().get(EXIF_ORIENTATION, 1))
-    except Exception:  # EXIF that cannot be read says nothing about the picture, which did decode
+    except Exception:  # unreadable EXIF is no fault of the picture, which did decode
         return 1
 
 
 def _jpeg_process(data: bytes) -> tuple[int, int]:
-    """The code of a JPEG's frame marker, which says how it is coded (0xC0 = baseline), and its bits a sample.
+    """Return the code of a JPEG's frame marker, which is its coding process (0xC0 = baseline), and its bits a sample.
 
     ITU-T T.81, table B.1; (0, 8) where there is no frame marker.
     """
@@ -132,7 +132,7 @@ def _jpeg_process(data: bytes) -> tuple[int, int]:
 
 
 def _what_it_is(data: bytes) -> str:
-    """Why Pillow knows no such picture, for the cases that shops ask about."""
+    """Return in words why Pillow cannot identify this file, for the cases that shops have."""
     start = data[:512].lstrip().lower()
     if data.startswith(b"\xff\xd8\xff"):
         process, bits = _jpeg_process(data)

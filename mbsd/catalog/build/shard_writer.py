@@ -1,4 +1,4 @@
-"""One part of a build: a shard (tar and DALI's index), its rows of the index, and what was said on the way."""
+"""One part of a build: a shard (tar and DALI's index), its rows of the index, and which rows were left out of it."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ from typing import IO, Any
 import pyarrow as pa
 
 from mbsd.catalog.build.normalise import NormalisedImage
-from mbsd.catalog.build.source_rows import Row
-from mbsd.catalog.build.unfinished import Building
+from mbsd.catalog.build.source_rows import SourceRow
+from mbsd.catalog.build.unfinished import UnfinishedBuild
 from mbsd.catalog.layout import INDEX_SCHEMA, QUARANTINE_FILE, shard_file, split_of
 
 TAR_BLOCK = 512
 REPEATED_FILE = "repeated.jsonl"
-PART_SCHEMA = INDEX_SCHEMA.append(pa.field("picture", pa.binary(16)))  # equal pictures are found by it in the end
+PART_SCHEMA = INDEX_SCHEMA.append(pa.field("picture", pa.binary(16)))  # by it `index` finds equal pictures
 
 
-class PartWriter:
-    """Part `number`, whose first item is `first_item`; files are made when there is something to write."""
+class ShardWriter:
+    """Writes part `number` of a build, whose first item is `first_item`; a file is made with its first content."""
 
-    def __init__(self, building: Building, number: int, first_item: int):
-        self._building, self._number, self._first_item = building, number, first_item
+    def __init__(self, unfinished: UnfinishedBuild, number: int, first_item: int):
+        self._unfinished, self._number, self._first_item = unfinished, number, first_item
         self._rows: list[dict[str, Any]] = []
         self._dali: list[str] = []
         self._tar: Any = None
-        self._said: dict[str, IO[str]] = {}
+        self._lists: dict[str, IO[str]] = {}
 
     @property
     def num_items(self) -> int:
-        """Items in the shard so far."""
+        """Number of items in the shard so far."""
         return len(self._rows)
 
-    def quarantine(self, row: Row, reason: str) -> None:
-        """Write why this row was dropped or has no picture."""
+    def quarantine(self, row: SourceRow, reason: str) -> None:
+        """List a row as dropped, or as kept without its picture, with the reason."""
         line = {"row": row.number, "item_id": row.item.item_id, "image": row.item.image, "reason": reason}
-        self._say(QUARANTINE_FILE, line)
+        self._list(QUARANTINE_FILE, line)
 
-    def repeated(self, row: Row) -> None:
-        """Write which row has this row's item id."""
+    def repeated(self, row: SourceRow) -> None:
+        """List a row whose item id an earlier row has."""
         line = {"same": "item_id", "row": row.number, "item_id": row.item.item_id, "as_row": row.same_as}
-        self._say(REPEATED_FILE, line)
+        self._list(REPEATED_FILE, line)
 
-    def add(self, row: Row, title: str, picture: NormalisedImage | None) -> None:
-        """Write one item."""
+    def add(self, row: SourceRow, title: str, picture: NormalisedImage | None) -> None:
+        """Write the row's item as the next of the shard; `picture` is None for an item of text alone."""
         item, number = row.item, self._first_item + self.num_items
         record = {"title": title, "category": item.category, "attributes": item.attributes, "item_id": item.item_id}
         jpeg = picture.jpeg if picture else b""
@@ -68,39 +68,39 @@ class PartWriter:
         )
 
     def flush(self) -> None:
-        """Let others read what was said so far."""
-        for file in self._said.values():
+        """Make the lists of rows readable from their files."""
+        for file in self._lists.values():
             file.flush()
 
     def close(self) -> list[Path]:
         """Finish the part's files and return their paths."""
-        files = [Path(file.name) for file in self._said.values()]
-        for file in self._said.values():
+        files = [Path(file.name) for file in self._lists.values()]
+        for file in self._lists.values():
             file.close()
         if self._tar is not None:
             self._tar.close()
-            tar, idx = (self._building.catalog / shard_file(self._number, suffix) for suffix in ("tar", "idx"))
+            tar, idx = (self._unfinished.catalog / shard_file(self._number, suffix) for suffix in ("tar", "idx"))
             idx.write_text("\n".join([f"v1.2 {len(self._dali)}", *self._dali]) + "\n", "utf-8")
-            index = self._building.part_file(self._number, "arrow")
+            index = self._unfinished.part_file(self._number, "arrow")
             columns = {name: [row[name] for row in self._rows] for name in PART_SCHEMA.names}
             with pa.ipc.new_file(str(index), PART_SCHEMA) as writer:
                 writer.write_batch(pa.record_batch(columns, schema=PART_SCHEMA))
             files += [tar, idx, index]
-        self._tar, self._said = None, {}
+        self._tar, self._lists = None, {}
         return files
 
-    def _say(self, name: str, line: dict[str, Any]) -> None:
-        if name not in self._said:
-            self._said[name] = self._building.part_file(self._number, name).open("w", encoding="utf-8")
-        self._said[name].write(json.dumps(line, ensure_ascii=False) + "\n")
+    def _list(self, name: str, line: dict[str, Any]) -> None:
+        if name not in self._lists:
+            self._lists[name] = self._unfinished.part_file(self._number, name).open("w", encoding="utf-8")
+        self._lists[name].write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def _write_members(self, key: str, record: bytes, jpeg: bytes) -> int:
-        """Write the sample's members, in the writer's order; return the JPEG's offset in the tar, -1 without one."""
+        """Write the sample's members in the tar; return the JPEG's offset in it, -1 without one."""
         if self._tar is None:
-            # Here and not above: webdataset imports torch, a second that no other command should wait for.
+            # Imported late: webdataset imports torch, a second that no other command should wait for.
             from webdataset.writer import TarWriter
 
-            self._tar = TarWriter(str(self._building.catalog / shard_file(self._number)), encoder=False, mtime=0)
+            self._tar = TarWriter(str(self._unfinished.catalog / shard_file(self._number)), encoder=False, mtime=0)
         members = {"json": record, "jpg": jpeg} if jpeg else {"json": record}
         offset = int(self._tar.tarstream.offset)
         # mtime=0 and short names: every member is one header block and its bytes, padded to whole blocks.

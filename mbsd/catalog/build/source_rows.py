@@ -1,4 +1,4 @@
-"""The rows of a source on their way into a catalogue: numbered, digested, repeated item ids found."""
+"""First step of a build: a source's items become numbered rows with a running digest; repeated item ids are marked."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mbsd.errors import UserError
 
 
 @dataclass(frozen=True)
-class Row:
-    """An item of a source.
+class SourceRow:
+    """One row of a source.
 
     Attributes:
-        number: its row, from 1.
-        item: what the row says.
-        same_as: the first row with the same item id, where that is an earlier one.
-        digest: sha256 over all rows up to this one.
+        number: counts from 1.
+        item: the row's content.
+        same_as: number of the first row with this item id; None where this is the first.
+        digest: sha256 over all rows up to this one; by it an interrupted build recognises its source.
     """
 
     number: int
@@ -28,8 +28,8 @@ class Row:
     digest: bytes
 
 
-class Rows:
-    """A source's rows in order."""
+class SourceRows:
+    """Iterates over a source's rows in order, once."""
 
     def __init__(self, items: Iterable[Item]):
         self._items = iter(items)
@@ -41,10 +41,10 @@ class Rows:
         self._seen.execute("CREATE TABLE seen (id TEXT PRIMARY KEY, row INTEGER) WITHOUT ROWID")
 
     def skip(self, count: int, digest: str) -> None:
-        """Pass over the rows that an unfinished build has already taken in.
+        """Skip the first `count` rows, which an unfinished build has already processed.
 
         Raises:
-            UserError: they are not the rows that it took in.
+            UserError: their digest is not `digest`, so they are not the rows that it processed.
         """
         found = ""
         for _ in range(count):
@@ -58,11 +58,11 @@ class Rows:
                 "same source to go on with it, or --restart to begin anew"
             )
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[SourceRow]:
         while (row := self._next()) is not None:
             yield row
 
-    def _next(self) -> Row | None:
+    def _next(self) -> SourceRow | None:
         item = next(self._items, None)
         if item is None:
             return None
@@ -73,4 +73,4 @@ class Rows:
         same_as = None
         if added.rowcount == 0:
             (same_as,) = self._seen.execute("SELECT row FROM seen WHERE id = ?", (item.item_id,)).fetchone()
-        return Row(self._number, item, same_as, self._sha.digest())
+        return SourceRow(self._number, item, same_as, self._sha.digest())

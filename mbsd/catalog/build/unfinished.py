@@ -1,11 +1,11 @@
-"""A catalogue in the making, `OUT.building`: parts that are committed one after the other, so that a kill costs one.
+"""An unfinished catalogue, `OUT.building`: parts are committed one after the other, so that a kill loses one at most.
 
-build.json                 what the build was asked for; locked by the process that works on it
+build.json                 what has to be equal for a build to be resumed; locked by the process that works on it
 catalog/shards/            what will be the catalogue
-parts/000000.json          the commit of a part (a shard and what was said while it was filled), written last
+parts/000000.json          the commit of a part (a shard, and which rows were left out of it), written last
 parts/000000.arrow         the shard's rows of the index
-parts/000000.*.jsonl       what was quarantined and which rows repeat an item id, up to the shard's end
-quarantine.jsonl           only after a stop for too many rejects: all of it so far
+parts/000000.*.jsonl       rows that were quarantined or repeat an item id, up to the shard's end
+quarantine.jsonl           only after a build that stopped for too many rejects: those of all parts
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from typing import IO, Any
 
 from mbsd.catalog.layout import QUARANTINE_FILE, reason_of
 from mbsd.errors import UserError
-from mbsd.io.files import replace_text
+from mbsd.io.files import fsync, replace_text
 
 BUILD_FILE = "build.json"
-GO_ON = "give the same options and source to go on with it, or --restart to begin anew"
+HOW_TO_RESUME = "give the same options and source to go on with it, or --restart to begin anew"
 READ_BYTES = 2**20
 
 
 @dataclass
 class Part:
-    """The commit of a part, also while it is being written. Counts are of the whole build up to its end.
+    """The commit of a part, also while it is being written. Counts are of the whole build up to this part's end.
 
     Attributes:
-        number: of the part, which is its shard's.
-        rows: of the source.
-        digest: sha256 of those rows, hex; see `rows.Row`.
-        items: written.
-        with_image: of them.
-        named: rows that name a picture which was looked for.
-        rejected: of them.
+        number: the part's number, which is its shard's too; -1 = nothing is committed yet.
+        rows: rows of the source that were processed.
+        digest: sha256 of those rows in hex; see `source_rows.SourceRow`.
+        items: items written.
+        with_image: how many of them have a picture.
+        named: rows that name a picture, where pictures are looked up.
+        rejected: how many of those pictures were rejected.
         quarantined: lines of the quarantine.
-        repeated: rows whose item id came before.
-        last: no rows follow.
-        files: path below the building's folder -> [size, crc32].
+        repeated: rows whose item id an earlier row has.
+        last: whether the source ended with this part.
+        files: path below the build's folder -> [size, crc32].
     """
 
     number: int = -1
@@ -62,75 +62,87 @@ class Part:
     files: dict[str, list[int]] = field(default_factory=dict)
 
 
-class Building:
-    """The folder of one build. `parts` are those that an interrupted build left complete, verified, and their files."""
+class UnfinishedBuild:
+    """The folder of one build, locked by this process.
 
-    def __init__(self, out: Path, asked: dict[str, Any], *, restart: bool):
-        """Open or make the folder.
+    Attributes:
+        path: the folder.
+        catalog: the folder in it that will be the catalogue.
+        parts: the committed parts; at first those of an interrupted build, up to the first whose files are not whole.
+    """
+
+    def __init__(self, out: Path, identity: dict[str, Any], *, restart: bool):
+        """Open the folder beside `out`, or make it; remove what belongs to no complete part.
+
+        Args:
+            out: where the catalogue will be.
+            identity: what must be equal for an interrupted build to be resumed; JSON.
+            restart: discard an interrupted build.
 
         Raises:
-            UserError: another process works on it, or it was begun with other options.
+            UserError: another process works on it, or it was begun with another identity.
         """
         self.path = out.with_name(out.name + ".building")
         self.catalog, self._out = self.path / "catalog", out
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = self._locked()
-        asked = json.loads(json.dumps(asked))
+        identity = json.loads(json.dumps(identity))
         if restart:
             self._empty()
         before = self._lock.read()
-        if before and before != _json(asked) and any(self.path.glob("parts/*.json")):
+        if before and before != _json(identity) and any(self.path.glob("parts/*.json")):
             self._lock.close()
-            raise UserError(f"{self.path}: an unfinished build {_differences(before, asked)}; {GO_ON}")
-        if before != _json(asked):
+            raise UserError(f"{self.path}: an unfinished build {_differences(before, identity)}; {HOW_TO_RESUME}")
+        if before != _json(identity):
             self._empty()
-            self._lock.write(_json(asked))
+            self._lock.write(_json(identity))
             self._lock.flush()
         for folder in (self.catalog / "shards", self.path / "parts"):
             folder.mkdir(parents=True, exist_ok=True)
         self.parts = list(self._complete_parts())
         self._remove_all_but(self.parts)
 
-    def __enter__(self) -> Building:
+    def __enter__(self) -> UnfinishedBuild:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """What can be gone on with stays, a folder without any use goes."""
+        """Release the lock; remove the folder where it holds nothing to resume and no list of rejects."""
         if self.path.exists() and not self.parts and not (self.path / QUARANTINE_FILE).exists():
             shutil.rmtree(self.path)
         self._lock.close()
 
     def part_file(self, number: int, suffix: str) -> Path:
-        """The path of a part's own file: json, arrow, quarantine.jsonl or repeated.jsonl."""
+        """Return the path of a part's file; the suffix is json, arrow, quarantine.jsonl or repeated.jsonl."""
         return self.path / "parts" / f"{number:06d}.{suffix}"
 
     def commit(self, part: Part, files: list[Path]) -> None:
-        """Make a part count, whose files are all written, and set its `files`."""
+        """Commit a part, all of whose files are written; sets its `files`."""
         part.files = {str(file.relative_to(self.path)): list(_size_and_crc32(file)) for file in files}
         replace_text(self.part_file(part.number, "json"), _json(dataclasses.asdict(part)))
         self.parts.append(part)
 
     def lines(self, suffix: str) -> Iterator[str]:
-        """The lines of all parts' files of this kind, in order, also of the part that is being written."""
+        """Yield the lines of all parts' files of this kind, in order; also of the part that is being written."""
         for file in sorted(self.path.glob(f"parts/*.{suffix}")):
             with file.open(encoding="utf-8") as lines:
                 yield from lines
 
     def reasons(self) -> Counter[str]:
-        """How often each reason stands in the quarantine, numbers replaced by N."""
+        """Return how often each reason occurs in the quarantine, numbers replaced by N."""
         return Counter(reason_of(line) for line in self.lines(QUARANTINE_FILE))
 
     def publish(self) -> None:
-        """Turn the finished `catalog` folder into the catalogue."""
+        """Move the finished `catalog` folder to its place, and remove the rest."""
         self.catalog.rename(self._out)
+        fsync(self._out.parent)
         shutil.rmtree(self.path)
 
     def _locked(self) -> IO[str]:
         file = (self.path / BUILD_FILE).open("a+", encoding="utf-8")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process ends
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel releases it when the process ends
         except BlockingIOError:
             file.close()
             raise UserError(f"{self.path}: another process is building this catalogue; wait for it or end it") from None
@@ -165,27 +177,27 @@ class Building:
 
 
 def remove_published(out: Path) -> None:
-    """Remove what a build left that was killed just after `out` had its name."""
-    building = out.with_name(out.name + ".building")
-    if (building / BUILD_FILE).exists() and not (building / "catalog").exists():
-        shutil.rmtree(building)
+    """Remove the folder of a build that was killed between the two steps of `UnfinishedBuild.publish`."""
+    unfinished = out.with_name(out.name + ".building")
+    if (unfinished / BUILD_FILE).exists() and not (unfinished / "catalog").exists():
+        shutil.rmtree(unfinished)
 
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
-def _differences(before: str, asked: dict[str, Any]) -> str:
+def _differences(before: str, now: dict[str, Any]) -> str:
     try:
-        given = json.loads(before)
+        then = json.loads(before)
     except ValueError:
         return "whose options cannot be read"
-    changed = [name for name in sorted({*given, *asked}) if given.get(name) != asked.get(name)]
-    return "with " + ", ".join(f"{name} {_json(given.get(name))}, now {_json(asked.get(name))}" for name in changed)
+    changed = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+    return "with " + ", ".join(f"{name} {_json(then.get(name))}, now {_json(now.get(name))}" for name in changed)
 
 
 def _size_and_crc32(file: Path) -> tuple[int, int]:
-    """(-1, 0) where there is no such file."""
+    """Size in bytes and CRC-32; (-1, 0) where there is no such file."""
     size, crc32 = 0, 0
     try:
         with file.open("rb") as data:

@@ -1,4 +1,4 @@
-"""The pictures of the mining report, each an SVG as a data URI, so that the page needs no other file."""
+"""The charts of the mining report, each an SVG as a data URI, so that the page needs no other file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_BINS = 40
 
 
 def chart_splits(splits: Mapping[str, Mapping[str, int]]) -> str:
-    """Bars of the splits' rows by source, from `describe_pairs`; returns a data URI."""
+    """Return bars of each split's rows by source (see `report.describe_pairs`), as a data URI."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 1.1 + 0.4 * len(splits)), layout="constrained")
         axes = figure.subplots()
@@ -38,11 +38,11 @@ def chart_splits(splits: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def chart_lengths(lengths: Mapping[str, Mapping[str, int]], what: str) -> str:
-    """Shares of a length among positives and among negatives, one over the other; returns a data URI.
+    """Return the distributions of a length among positives and among negatives, in one chart, as a data URI.
 
     Args:
         lengths: label ("0", "1") -> length -> rows.
-        what: is measured.
+        what: the length's name and unit, for the axis.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.0, 2.7), layout="constrained")
@@ -63,11 +63,11 @@ def chart_lengths(lengths: Mapping[str, Mapping[str, int]], what: str) -> str:
 
 
 def chart_pairs_per_item(counts: Mapping[str, int]) -> str:
-    """Bars of how many items have 1, 2, 3-4, 5-8, … pairs; returns a data URI."""
+    """Return bars of how many items have 1, 2, 3-4, 5-8, … pairs, as a data URI."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.0, 2.7), layout="constrained")
         axes = figure.subplots()
-        # Powers of two: the largest items have thousands of times the pairs of the middle ones.
+        # Powers of two: the items with the most pairs have thousands of times the median.
         bins = np.ceil(np.log2([int(value) for value in counts])).astype(int)
         items = np.bincount(bins, weights=list(counts.values()))
         names = [f"{2 ** (n - 1) + 1}–{2**n}" if n > 1 else str(2**n) for n in range(len(items))]
@@ -80,7 +80,7 @@ def chart_pairs_per_item(counts: Mapping[str, int]) -> str:
 
 
 def _edges(lengths: Mapping[str, Mapping[str, int]]) -> NDArray[np.int64]:
-    """At most `MAX_BINS` bins of whole numbers; the longest thousandth is counted in the last of them."""
+    """Return the edges of at most `MAX_BINS` bins of whole numbers; the last also counts the longest thousandth."""
     counts = np.zeros(1 + max(int(value) for of_label in lengths.values() for value in of_label), dtype=np.int64)
     for of_label in lengths.values():
         for value, rows in of_label.items():

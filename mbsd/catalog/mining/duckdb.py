@@ -1,4 +1,4 @@
-"""DuckDB, embedded: the engine of one machine (see `engines`)."""
+"""DuckDB, embedded: the engine of one machine (see `sql_engine`)."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset as pa_dataset
 
-from mbsd.catalog.mining.sql_engine import FUNCTIONS, Column, UndecodableText, first_line, micros_of, quoted
+from mbsd.catalog.mining.dialect import FUNCTIONS, Column, UndecodableText, first_line, micros_of, quoted
+from mbsd.catalog.mining.settings import MiningSettings
 from mbsd.errors import UserError
 
 
 class DuckDB:
-    """DuckDB, embedded."""
+    """An in-memory database, which spills to `folder`."""
 
-    def __init__(self, seed: int, folder: Path, threads: int, memory_limit: str) -> None:
+    def __init__(self, settings: MiningSettings, folder: Path) -> None:
         self.version = f"duckdb {duckdb.__version__}"
         self._db = duckdb.connect(":memory:")
         self._db.execute("SET preserve_insertion_order = false")
         self._db.execute("SET temp_directory = $folder", {"folder": str(folder)})
-        if threads:
-            self._db.execute("SET threads = $threads", {"threads": threads})
-        if memory_limit:
-            self._db.execute("SET memory_limit = $limit", {"limit": memory_limit})
+        if settings.threads:
+            self._db.execute("SET threads = $threads", {"threads": settings.threads})
+        if settings.memory_limit:
+            self._db.execute("SET memory_limit = $limit", {"limit": settings.memory_limit})
         self._db.execute("CREATE MACRO explode(list) AS unnest(list)")
         self._db.execute("CREATE MACRO sequence(first, last) AS range(first, last + 1)")
         self._db.execute("CREATE MACRO regexp_like(s, pattern) AS regexp_matches(s, pattern)")
         self._db.execute("CREATE MACRO xxhash64(a, b) AS hash(a, b)")
         self._db.execute("CREATE MACRO unix_micros(t) AS epoch_us(t)")
-        self._db.execute(f"CREATE MACRO draw(s) AS ('0x' || substr(md5('{seed}' || chr(9) || s), 1, 15))::BIGINT")
+        draw = f"('0x' || substr(md5('{settings.seed}' || chr(9) || s), 1, 15))::BIGINT"
+        self._db.execute(f"CREATE MACRO draw(s) AS {draw}")
         for name, (parameters, _, body) in FUNCTIONS.items():
             self._db.execute(f"CREATE MACRO {name}({parameters.split()[0]}) AS {body}")
 
@@ -74,7 +76,7 @@ class DuckDB:
         self._run(f"CREATE OR REPLACE TABLE {name} AS {select}")
 
     def changed(self, name: str, select: str, function: Callable[[str], str]) -> int:
-        """As in `Engine`; the texts pass through in batches, so that only the changed are held."""
+        """As in `Engine`; the texts are read in batches, and only the changed ones are held."""
         schema = pa.schema([("raw", pa.string()), ("text", pa.string())])
         kept, count = [pa.RecordBatch.from_pylist([], schema)], 0
         for batch in self.batches(select):
@@ -107,7 +109,7 @@ class DuckDB:
 
 
 class _duckdb_errors:  # noqa: N801
-    """Tells DuckDB's errors that a user can mend from the rest."""
+    """Turns DuckDB's errors that a user can mend, and undecodable text, into ours."""
 
     def __enter__(self) -> None:
         pass
@@ -132,7 +134,7 @@ def _kind(kind: str) -> str:
 
 
 def _dataset_of_bytes(paths: Sequence[str]) -> Any:
-    """Parquet files as an Arrow dataset with bytes for text."""
+    """Return Parquet files as an Arrow dataset whose text columns are bytes."""
     schema = pa_dataset.dataset(list(paths), format="parquet").schema
     text = (pa.string(), pa.large_string(), pa.string_view())
     fields = [pa.field(field.name, pa.binary() if field.type in text else field.type) for field in schema]
@@ -140,7 +142,7 @@ def _dataset_of_bytes(paths: Sequence[str]) -> Any:
 
 
 def _with_folders(paths: Sequence[str]) -> list[str]:
-    """The paths, a URL of a folder as the glob of the Parquet files below it."""
+    """Return the paths, with the URL of a folder as the glob of the Parquet files below it."""
     is_folder = [("://" in path and "*" not in path and not path.endswith(".parquet")) for path in paths]
     return [
         f"{path.rstrip('/')}/**/*.parquet" if folder else path for path, folder in zip(paths, is_folder, strict=True)

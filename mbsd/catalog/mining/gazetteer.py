@@ -1,6 +1,6 @@
-"""Term types of a query: which of its words are a colour, a sleeve, a material. A gazetteer by default.
+"""Finds the terms of a query: which of its words are a colour, a sleeve, a material. By default from a gazetteer.
 
-A tagger is anything with `values`, `tag` and `canonical`; `mbsd.catalog.mining.model_tagger` is the other one.
+A tagger is anything with `values`, `tag` and `canonical`; `model_tagger` has the other one.
 """
 
 from __future__ import annotations
@@ -44,19 +44,20 @@ class Tagger(Protocol):
     values: Mapping[str, tuple[str, ...]]
 
     def tag(self, queries: Sequence[str]) -> list[list[Span]]:
-        """The terms of each normalised query: in rising order, none overlaps another."""
+        """Return the terms of each normalised query in rising order, without overlaps."""
         ...
 
     def canonical(self, type: str, value: str) -> str:
-        """The canonical form of a value in any spelling, such as an item's own; itself where nothing else is known."""
+        """Return the canonical form of a value in any spelling, such as an item's own; if unknown, its normal form."""
         ...
 
 
 class Gazetteer:
-    """Terms from a list: Aho-Corasick over all of them, of the matches the longest from left to right.
+    """Finds the terms of a list: Aho-Corasick over all of them, and of the matches the longest, from left to right.
 
-    A match cut out of a Latin word or number is none ("red" in "credit"), and is dropped before the longest is chosen,
-    so that it hides no other. Words of Chinese touch each other and Latin ones: there any place begins or ends a term.
+    A match inside a Latin word or number does not count ("red" in "credit"), and is dropped before the longest match is
+    chosen, so that it hides no other. Chinese words touch each other and Latin ones: there a term begins and ends
+    anywhere.
 
     Args:
         terms: normalised surface form -> (type, canonical value).
@@ -80,7 +81,7 @@ class Gazetteer:
         return (Gazetteer, (self.terms, self.synonyms, self.values))
 
     def tag(self, queries: Sequence[str]) -> list[list[Span]]:
-        """As in `Tagger`; at any place the longest term that begins there, then on behind it."""
+        """As in `Tagger`; from left to right, the longest term that begins at a position, then behind it."""
         return [self._tag(query) for query in queries]
 
     def canonical(self, type: str, value: str) -> str:
@@ -94,27 +95,27 @@ class Gazetteer:
         spans: list[Span] = []
         behind = 0
         for start, minus_end, term in matches:
-            # A match cut out of a word is passed over here, before it could hide a shorter one that begins with it.
+            # A match inside a word is dropped here, before it could hide a shorter one with the same start.
             if start >= behind and not cuts_word(query, start) and not cuts_word(query, -minus_end):
                 behind = -minus_end
                 spans.append(Span(start, behind, *self._meanings[term]))
         return spans
 
 
-def cuts_word(text: str, place: int) -> bool:
-    """Whether the cut before text[place] falls between two Latin letters or digits."""
-    return 0 < place < len(text) and text[place] in LATIN and text[place - 1] in LATIN
+def cuts_word(text: str, position: int) -> bool:
+    """Return whether a cut before text[position] falls between two Latin letters or digits."""
+    return 0 < position < len(text) and text[position] in LATIN and text[position - 1] in LATIN
 
 
 def gazetteer(catalog: Catalog, lexicon: Path | None = None) -> Gazetteer:
-    """The gazetteer of a catalogue's attribute values and, where there is one, a user's lexicon.
+    """Return the gazetteer of a catalogue's attribute values and, where there is one, a user's lexicon.
 
-    A surface form has one meaning. A lexicon's goes before the catalogue's, its earlier rows before later ones, a
-    surface form before a canonical value; of the catalogue's types that with the most such items, then the first by
-    name. What is longer than any query is no term.
+    A surface form has one meaning. The lexicon's meanings have precedence over the catalogue's: surface forms before
+    canonical values, earlier rows before later ones. Of the catalogue's types, the one with the most such items counts,
+    then the first by name. A value longer than any query is no term.
 
     Raises:
-        UserError: the lexicon cannot be read (see `lexicon.read_lexicon`), or not one of its types is an attribute.
+        UserError: the lexicon cannot be read (see `lexicon.read_lexicon`), or none of its types is an attribute.
     """
     in_items = _catalogue_values(catalog)
     entries = read_lexicon(lexicon) if lexicon is not None else []
@@ -134,7 +135,7 @@ def gazetteer(catalog: Catalog, lexicon: Path | None = None) -> Gazetteer:
 
 
 def _catalogue_values(catalog: Catalog) -> Counter[tuple[str, str]]:
-    """How many items have each (attribute, normalised value)."""
+    """Return (attribute, normalised value) -> number of items."""
     counts: Counter[tuple[str, str]] = Counter()
     for distinct in pc.value_counts(catalog.table()["attributes"]).to_pylist():
         for name, value in json.loads(distinct["values"]).items():

@@ -1,4 +1,4 @@
-"""The Java that Spark runs on: the machine's own, or the one that the extra `spark` brings as a wheel."""
+"""The Java that Spark runs on: the machine's own, or the one that the extra `spark` installs as a wheel."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 
 from mbsd.errors import UserError
 
-# PySpark asks every Java for this module, which its linear algebra alone uses and the wheel's runtime leaves out.
+# PySpark starts every Java with this module, which only its linear algebra uses and the wheel's runtime lacks.
 MISSING_MODULE = "--add-modules=jdk.incubator.vector"
 
 
 def java_home(folder: Path) -> Path | None:
-    """The JAVA_HOME to start Spark with; None where the machine has a Java, which Spark then finds by itself.
+    """Return the JAVA_HOME to start Spark with; None where the machine has a Java, which Spark then finds by itself.
 
     Args:
-        folder: where a starter for the wheel's Java is written.
+        folder: a script that starts the wheel's Java is written here.
 
     Raises:
         UserError: there is no Java at all.

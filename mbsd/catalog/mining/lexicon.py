@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mbsd.catalog.queries import normalise_query
-from mbsd.catalog.sources import format_of, read_records, text_lines, text_of
+from mbsd.catalog.record_files import format_of, read_records, text_lines, text_of
 from mbsd.errors import UserError
 
 COLUMNS = ("type", "surface", "value")
@@ -15,7 +15,7 @@ COLUMNS = ("type", "surface", "value")
 
 @dataclass(frozen=True)
 class Entry:
-    """One row: in a query, `surface` means `value` of the attribute `type`; both texts are normalised."""
+    """One row of a lexicon: in a query, `surface` means `value` of the attribute `type`; both texts are normalised."""
 
     row: int
     type: str
@@ -24,10 +24,10 @@ class Entry:
 
 
 def read_lexicon(source: Path) -> list[Entry]:
-    """The rows of a TSV without header (type, surface form, canonical value), or of JSONL or Parquet with these names:
-    `type`, `surface`, `value`. An empty value, or none in JSONL and Parquet, says that the surface form is canonical.
+    """Return the rows of a TSV without header, or of JSONL or Parquet with columns `type`, `surface` and `value`.
 
-    An earlier row has precedence over a later one where a surface form has two types.
+    An empty or missing value means that the surface form is canonical. Where a surface form has two types, the earlier
+    row has precedence.
 
     Raises:
         UserError: the file cannot be read; a row lacks type or surface form, gives a form another value than an

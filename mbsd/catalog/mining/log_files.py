@@ -24,12 +24,12 @@ LINES_PER_BATCH = 1 << 16
 
 @dataclass(frozen=True)
 class LogFiles:
-    """Parquet files of a log.
+    """The Parquet files of a log.
 
     Attributes:
-        name: what the user called the log.
+        name: the log as the user gave it, for messages.
         paths: local files, or one URL.
-        unreadable: lines of CSV or JSONL that are neither.
+        unreadable: number of lines that are not valid CSV or JSONL.
     """
 
     name: str
@@ -42,8 +42,8 @@ def find_log(log: Path | str, columns: Mapping[str, str], folder: Path) -> LogFi
 
     Args:
         log: a file, a folder (with all below it), a glob, or a URL that the engine reads.
-        columns: what a column is to us -> its name in the log.
-        folder: for the rewritten files; it exists.
+        columns: our name of a column -> its name in the log.
+        folder: an existing folder for the rewritten files.
 
     Raises:
         UserError: there is no such file, the files are of different formats, or a column is in none of their rows.
@@ -74,7 +74,7 @@ def find_log(log: Path | str, columns: Mapping[str, str], folder: Path) -> LogFi
 
 
 def check_columns(name: str, columns: Mapping[str, str], found: list[str]) -> None:
-    """Raise a UserError that names the first of the wanted columns that is not among those found."""
+    """Raise a UserError that names the first of the wanted columns that is missing from those found."""
     for ours, theirs in columns.items():
         if theirs not in found:
             raise UserError(
@@ -86,7 +86,7 @@ def check_columns(name: str, columns: Mapping[str, str], found: list[str]) -> No
 def _files(name: str) -> list[str]:
     path = Path(name)
     if path.is_dir():
-        # Half-written files and markers of other tools begin with a dot or an underscore.
+        # Other tools' half-written files and markers begin with a dot or an underscore.
         files = [
             str(file)
             for file in sorted(path.rglob("*"))

@@ -1,4 +1,4 @@
-"""Term types of a query by a token-classification model, in the same spans as the gazetteer's."""
+"""Finds the terms of a query by a token-classification model, and makes either tagger by its name."""
 
 from __future__ import annotations
 
@@ -8,37 +8,52 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mbsd.catalog.mining.gazetteer import Gazetteer, Span, cuts_word
+from mbsd.catalog.mining.gazetteer import Gazetteer, Span, Tagger, cuts_word, gazetteer
+from mbsd.catalog.reader import Catalog
 from mbsd.errors import UserError
 
 BATCH = 64
+MODEL_PREFIX = "transformers:"
+
+
+def make_tagger(name: str, catalog: Catalog, lexicon: Path | None = None) -> Tagger:
+    """Return the tagger `gazetteer`, or `transformers:PATH`, a token-classification model in a folder.
+
+    Raises:
+        UserError: another name, or as `gazetteer` and `ModelTagger` raise it.
+    """
+    if name == "gazetteer":
+        return gazetteer(catalog, lexicon)
+    if name.startswith(MODEL_PREFIX):
+        return ModelTagger(Path(name.removeprefix(MODEL_PREFIX)), gazetteer(catalog, lexicon))
+    raise UserError(f"tagger {name!r}; expected gazetteer, or {MODEL_PREFIX}PATH with the folder of a model")
 
 
 class ModelTagger:
     """A transformers model whose labels are attributes of the catalogue (`colour`, or `B-colour` and `I-colour`).
 
-    The model says where a term is and of which type; the gazetteer says what it is called and what else there is. The
-    model is read at the first use, so that the tagger can be pickled for a price of its path.
+    The model finds where a term is and of which type; the gazetteer has its canonical form and the type's other values.
+    The model is read at its first use, so that pickling the tagger pickles no more than its path.
 
     Args:
         path: folder with model and tokenizer, as `save_pretrained` writes them.
-        gazetteer: for the canonical forms and the values.
+        terms: the gazetteer, for the canonical forms and the values.
 
     Raises:
-        UserError: no such folder, another kind of model, or one of which no label is an attribute.
+        UserError: no such folder, another kind of model, or a model without a label that is an attribute.
     """
 
-    def __init__(self, path: Path, gazetteer: Gazetteer) -> None:
-        self.path, self.gazetteer = path, gazetteer
-        self.values: Mapping[str, tuple[str, ...]] = gazetteer.values
+    def __init__(self, path: Path, terms: Gazetteer) -> None:
+        self.path, self.terms = path, terms
+        self.values: Mapping[str, tuple[str, ...]] = terms.values
         self._check()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (ModelTagger, (self.path, self.gazetteer))
+        return (ModelTagger, (self.path, self.terms))
 
     def tag(self, queries: Sequence[str]) -> list[list[Span]]:
-        """As in `Tagger`; a span cut out of a Latin word or number is dropped, as the gazetteer does."""
-        # Which queries share a batch can move the last bit of a score: it must not depend on the order they come in.
+        """As in `Tagger`; a span inside a Latin word or number is dropped, as in the gazetteer."""
+        # Which queries share a batch can change the last bit of a score: it must not depend on the order they come in.
         distinct = sorted(set(queries), key=lambda query: (len(query), query))
         found = self._pipeline(distinct, batch_size=BATCH) if distinct else []
         spans = {query: self._spans(query, groups) for query, groups in zip(distinct, found, strict=True)}
@@ -46,13 +61,13 @@ class ModelTagger:
 
     def canonical(self, type: str, value: str) -> str:
         """As in `Tagger`."""
-        return self.gazetteer.canonical(type, value)
+        return self.terms.canonical(type, value)
 
     def _spans(self, query: str, groups: Sequence[Mapping[str, Any]]) -> list[Span]:
         spans = []
         for group in groups:
             start, end = int(group["start"]), int(group["end"])
-            # Some tokenizers count the space before a word as part of it.
+            # Some tokenizers count the space before a word as part of the word.
             start, end = start + len(query[start:end]) - len(query[start:end].lstrip()), len(query[:end].rstrip())
             if start < end and not cuts_word(query, start) and not cuts_word(query, end):
                 name = str(group["entity_group"])
@@ -67,7 +82,7 @@ class ModelTagger:
         if not tokenizer.is_fast:
             raise UserError(f"tagger {self.path}: its tokenizer does not say where a token stands; save a fast one")
         model = AutoModelForTokenClassification.from_pretrained(self.path)
-        # Without a limit of its own the tokenizer hands over more tokens than the model has positions.
+        # A tokenizer without a limit of its own passes more tokens than the model has positions.
         positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
         tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
         return pipeline("token-classification", model=model, tokenizer=tokenizer, aggregation_strategy="simple")
@@ -82,7 +97,7 @@ class ModelTagger:
             ) from None
         kind = ", ".join(config.get("architectures") or ["none"])
         if not kind.endswith("ForTokenClassification"):
-            # from_pretrained would put an untrained head on it, with a warning alone.
+            # from_pretrained would add an untrained head to it, with no more than a warning.
             raise UserError(f"tagger {self.path}: holds {kind}; expected a model for token classification")
         labels = {str(label) for label in (config.get("id2label") or {}).values()} - {"O"}
         types = {label[2:] if label[:2] in ("B-", "I-") else label for label in labels}

@@ -1,4 +1,4 @@
-"""What mining found, for people: `report.json`, and `report.html`, one file that shows the same without a server."""
+"""The report of mining: `report.json`, and `report.html`, a page with the same content that needs no server."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from mbsd.catalog.layout import SPLITS
 from mbsd.catalog.mining.charts import chart_lengths, chart_pairs_per_item, chart_splits
 from mbsd.catalog.mining.gazetteer import cuts_word
 from mbsd.catalog.reader import Catalog
+from mbsd.io.files import replace_text
 
 SOURCES = ("purchase", "same-category", "rewrite")
 EXAMPLES = 10  # of each source
@@ -34,18 +35,20 @@ class MiningReport:
     """Counts of one run. `*_asked` negatives were wanted, `*_short` of them do not exist.
 
     Attributes:
-        log_rows: all rows, those that could not be read too.
-        rows_by_kind: rows by the log's `kind`, the most frequent of all `kinds`; any but `purchase` is behaviour.
+        log_rows: all rows, including those that could not be read.
+        rows_by_kind: the log's `kind` -> rows, for the most frequent of all `kinds`; any but `purchase` is behaviour.
+        kinds: number of distinct kinds.
         rejected: reason -> rows that were left out, each under its first reason.
-        bad_times: rows whose time is null or none.
-        distinct_queries: spellings as they stand in the log.
-        positives: rows of the table that are purchases; `positives_found` before a limit of pairs per item cut them.
-        items: that have a positive.
-        rounds: of drawing negatives.
+        bad_times: rows without a time that can be read.
+        distinct_queries: distinct queries as they are spelled in the log.
+        positives_found: pairs with enough buyers, before `max_pairs_per_item` cut them.
+        positives: rows of the table that are purchases.
+        items: items with a positive.
+        rounds: rounds in which negatives were drawn.
         split_rows: split -> rows of the table.
-        seconds: of wall time.
+        seconds: wall time.
         engine: name and version.
-        settings: of the run, by name.
+        settings: the run's settings by name.
     """
 
     log_rows: int = 0
@@ -70,7 +73,7 @@ class MiningReport:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def describe(self) -> str:
-        """One line: what the table holds and what of the log was left out."""
+        """Return one line: what the table holds and what of the log was left out."""
         left_out = ", ".join(f"{count} {reason}" for reason, count in self.rejected.items()) or "none"
         return (
             f"{self.positives} purchases, {self.same_category} of {self.same_category_asked} queries of the same "
@@ -82,18 +85,17 @@ class MiningReport:
 def write_report(report: MiningReport, pairs: Path, folder: Path, catalog: Catalog | None = None) -> Path:
     """Write `report.json` and `report.html` in `folder`; return the page's path.
 
-    The page shows what the JSON holds: the report's own fields and what `describe_pairs` reads from the table.
+    Both hold the report's own fields and what `describe_pairs` reads from the table.
 
     Args:
-        report: of the run that made the table.
+        report: counts of the run that made the table.
         pairs: the table's Parquet file; its column `replaced` ("type:old>new", or "type:old", or empty) may be absent.
-        folder: made where it is missing.
-        catalog: that the table was made for; with it the examples show the items' titles and pictures.
+        folder: made if it is missing.
+        catalog: the table's catalogue; with it the examples show the items' titles and pictures.
     """
     summary = {**asdict(report), "fill": _fill(report), **describe_pairs(pairs, catalog)}
     summary = json.loads(json.dumps(summary, ensure_ascii=False, default=str))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(summary, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    replace_text(folder / "report.json", json.dumps(summary, ensure_ascii=False, indent=1) + "\n")
     shown = {row["item"] for rows in summary["examples"].values() for row in rows}
     lengths = summary["lengths"]
     charts = {
@@ -111,18 +113,18 @@ def write_report(report: MiningReport, pairs: Path, folder: Path, catalog: Catal
         thumbnails=_thumbnails(catalog, shown) if catalog else {},
     )
     path = folder / "report.html"
-    path.write_text(page, "utf-8")
+    replace_text(path, page)
     return path
 
 
 def describe_pairs(pairs: Path, catalog: Catalog | None = None) -> dict[str, Any]:
-    """What a pair table holds, in two passes and with memory for its distinct items alone.
+    """Describe a pair table, in two passes and with memory for its distinct items alone.
 
     Returns:
         pairs: number of rows.
         splits: split -> source -> rows.
         labels: label -> rows.
-        lengths: query_characters and query_words, by label ("0", "1"), and pairs_per_item: value -> how many.
+        lengths: query_characters and query_words by label ("0", "1"), and pairs_per_item: value -> how often.
         examples: source -> up to `EXAMPLES` rows, at even distances in the table, with the item's id and title where
             the catalogue is given. The replaced term has its type, old and new text, and the query around it.
     """
@@ -154,7 +156,7 @@ def describe_pairs(pairs: Path, catalog: Catalog | None = None) -> dict[str, Any
         rows_of_source.update(by_source)
     return {
         "pairs": sum(labels.values()),
-        "splits": {split: dict(splits[split]) for split in sorted(splits, key=_place_in(SPLITS))},
+        "splits": {split: dict(splits[split]) for split in sorted(splits, key=_position_in(SPLITS))},
         "labels": {str(label): labels[label] for label in sorted(labels)},
         "lengths": {
             **{
@@ -182,7 +184,7 @@ def _examples(pairs: Path, rows_of_source: Mapping[str, int], catalog: Catalog |
         source: np.unique(np.linspace(0, rows - 1, min(EXAMPLES, rows)).astype(np.int64))
         for source, rows in rows_of_source.items()
     }
-    examples: dict[str, Any] = {source: [] for source in sorted(wanted, key=_place_in(SOURCES))}
+    examples: dict[str, Any] = {source: [] for source in sorted(wanted, key=_position_in(SOURCES))}
     seen = Counter[str]()
     for batch in _batches(pairs, COLUMNS):
         sources = np.array(batch["source"].to_pylist(), dtype=object)
@@ -204,10 +206,10 @@ def _example(row: dict[str, Any], catalog: Catalog | None) -> dict[str, Any]:
 
 
 def _replaced_term(text: str, replaced: str) -> dict[str, str] | None:
-    """{type, old, new, head, tail} of "type:old>new", where text = head + new + tail; None where nothing was replaced.
+    """Return {type, old, new, head, tail} of "type:old>new", where text = head + new + tail; None for no replacement.
 
-    A ">" may belong to the old text or to the new: the one whose new text stands in the query separates them. Where
-    none does, all is the old text, and the new is "".
+    A ">" may belong to the old text or to the new: the first one whose right side occurs in the query, as whole words,
+    separates them. If there is none, all is the old text, and the new is "".
     """
     name, _, change = replaced.partition(":")
     if not change:
@@ -224,7 +226,7 @@ def _replaced_term(text: str, replaced: str) -> dict[str, str] | None:
 
 
 def _thumbnails(catalog: Catalog, items: set[int]) -> dict[int, str]:
-    """item -> a small JPEG as a data URI, of the items that have a picture."""
+    """Return item -> a small JPEG as a data URI, for the items that have a picture."""
     pictures = {}
     for item in sorted(items):
         jpeg = catalog.image(item)
@@ -251,6 +253,6 @@ def _sorted(counts: Counter[int]) -> dict[str, int]:
     return {str(value): counts[value] for value in sorted(counts)}
 
 
-def _place_in(order: tuple[str, ...]) -> Any:
-    """A key that sorts names in this order, others behind them by name."""
+def _position_in(order: tuple[str, ...]) -> Any:
+    """Return a sort key for names: in this order, and any others behind them by name."""
     return lambda name: (order.index(name) if name in order else len(order), name)

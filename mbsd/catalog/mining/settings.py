@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Literal
 
-from mbsd.catalog.mining.sql_engine import EngineName
 from mbsd.errors import UserError
+
+EngineName = Literal["duckdb", "spark"]
 
 LOG_COLUMNS = ("user", "query", "item", "kind", "time")
 MAX_COPIES = 1000
@@ -17,23 +18,26 @@ MAX_COPIES = 1000
 
 @dataclass(frozen=True)
 class MiningSettings:
-    """How to mine; the table depends on all of it but `engine` and what follows.
+    """How to mine. The table depends on all of it but `engine` and the settings behind it.
 
     Attributes:
-        min_buyers: distinct users who bought the item under the query make a positive.
+        min_buyers: number of distinct users who bought the item under the query that makes the pair a positive.
         negatives_per_positive: same-category negatives for each positive of an item.
         rewrites_per_positive: rewritten queries for each positive of an item.
         max_pairs_per_item: most rows of an item in the table; 0 = no limit. The positives with the most buyers stay.
-        seed: of all draws.
-        columns: ours -> the log's name for it, where it is another.
-        split: item (that of the item) or time (when the pair became a positive, with its `min_buyers`th buyer).
+        seed: seed of all draws.
+        columns: our name of a column -> the log's, where it is another.
+        split: item (a row's split is its item's) or time (that of the `min_buyers`th buyer's purchase).
         validation_from: for a time split: a date in ISO 8601 (UTC), or a share of the positives in order of time.
-        test_from: the same.
+        test_from: the same, for the test split.
         engine: duckdb or spark.
-        master: of Spark; empty = this machine.
-        memory_limit: of the engine, such as 4GB; empty = its default.
+        master: Spark's master, such as spark://host:7077; empty = this machine.
+        memory_limit: the engine's, such as 4GB; empty = its default.
         spill: folder for what does not fit into memory; empty = the system's temporary one.
-        threads: 0 = one per core.
+        threads: 0 = one per core; for Spark, of a local master.
+
+    Raises:
+        UserError: a value is out of range, or two do not fit each other.
     """
 
     min_buyers: int = 2
@@ -76,14 +80,20 @@ class MiningSettings:
             )
         if self.split == "item" and (self.validation_from or self.test_from):
             raise UserError("--validation-from and --test-from are of --split time; the split is by item")
+        self.bounds()
 
     def positives_per_item(self) -> int:
-        """Positives that an item may have; 0 = no limit."""
+        """Return the highest number of positives of an item; 0 = no limit."""
         return self.max_pairs_per_item // (1 + self.negatives_per_positive + self.rewrites_per_positive)
 
+    def bounds(self) -> tuple[float | int, ...]:
+        """Return where validation and test begin: shares (float) or microseconds since 1970 (int); () by item."""
+        if self.split == "item":
+            return ()
+        return _bound("validation_from", self.validation_from), _bound("test_from", self.test_from)
 
-def bound(name: str, text: str) -> float | int:
-    """A bound of a time split: a share (a float between 0 and 1), or microseconds since 1970 (an int)."""
+
+def _bound(name: str, text: str) -> float | int:
     try:
         share = float(text)
     except ValueError:

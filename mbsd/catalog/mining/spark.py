@@ -1,4 +1,4 @@
-"""Spark: the engine of a cluster, or of one machine's cores (see `engines`)."""
+"""Spark: the engine of a cluster, or of one machine's cores (see `sql_engine`)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mbsd.catalog.mining.dialect import FUNCTIONS, Column, first_line, micros_of, quoted
 from mbsd.catalog.mining.java import java_home
-from mbsd.catalog.mining.sql_engine import FUNCTIONS, Column, first_line, micros_of, quoted
+from mbsd.catalog.mining.settings import MiningSettings
 from mbsd.errors import UserError
 
 
 class Spark:
-    """Spark: this machine's cores, or the cluster of a master."""
+    """A Spark session on this machine's cores, or on the cluster of a master; a local one spills to `folder`."""
 
-    def __init__(self, seed: int, folder: Path, threads: int, memory_limit: str, master: str) -> None:
+    def __init__(self, settings: MiningSettings, folder: Path) -> None:
         try:
             import pyspark
             from pyspark.sql import SparkSession
@@ -26,10 +27,10 @@ class Spark:
         self.version = f"spark {pyspark.__version__}"
         self._files = tempfile.TemporaryDirectory(prefix="mbsd-java-")
         home = java_home(Path(self._files.name))
-        local = not master or master.startswith("local")
-        cores = threads or len(os.sched_getaffinity(0))
-        builder = SparkSession.builder.appName("mbsd pairs mine").master(master or f"local[{cores}]")
-        settings = {
+        local = not settings.master or settings.master.startswith("local")
+        cores = settings.threads or len(os.sched_getaffinity(0))
+        builder = SparkSession.builder.appName("mbsd pairs mine").master(settings.master or f"local[{cores}]")
+        spark_settings = {
             "spark.sql.session.timeZone": "UTC",
             "spark.sql.legacy.parquet.nanosAsLong": "true",
             "spark.local.dir": str(folder),
@@ -38,12 +39,13 @@ class Spark:
             "spark.ui.showConsoleProgress": "false",
         }
         if local:
-            # 200 partitions, the default, are for clusters; a name server is not needed to find oneself.
-            settings |= {"spark.sql.shuffle.partitions": str(2 * cores)}
-            settings |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
-        if memory_limit:
-            settings["spark.driver.memory" if local else "spark.executor.memory"] = memory_limit.removesuffix("B")
-        for name, value in settings.items():
+            # 200 partitions, the default, are for clusters; and one machine needs no name server.
+            spark_settings |= {"spark.sql.shuffle.partitions": str(2 * cores)}
+            spark_settings |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
+        if settings.memory_limit:
+            name = "spark.driver.memory" if local else "spark.executor.memory"
+            spark_settings[name] = settings.memory_limit.removesuffix("B")
+        for name, value in spark_settings.items():
             builder = builder.config(name, value)
         environment = {"PYSPARK_PYTHON": sys.executable} if local else {}
         environment |= {"JAVA_HOME": str(home)} if home is not None else {}
@@ -59,12 +61,12 @@ class Spark:
             for name, old in before.items():
                 os.environ.pop(name) if old is None else os.environ.update({name: old})
         self._spark.sparkContext.setLogLevel("ERROR")
-        draw = f"CAST(conv(substr(md5(concat('{seed}', chr(9), s)), 1, 15), 16, 10) AS BIGINT)"
+        draw = f"CAST(conv(substr(md5(concat('{settings.seed}', chr(9), s)), 1, 15), 16, 10) AS BIGINT)"
         for name, (parameters, kind, body) in {"draw": ("s STRING", "BIGINT", draw), **FUNCTIONS}.items():
             self._spark.sql(f"CREATE TEMPORARY FUNCTION {name}({parameters}) RETURNS {kind} RETURN {body}")
 
     def open_log(self, paths: Sequence[str], *, as_bytes: bool = False) -> list[Column]:
-        """As in `Engine`; Spark stops at no byte, so that `as_bytes` changes nothing."""
+        """As in `Engine`; Spark reads any bytes as text, so `as_bytes` changes nothing."""
         from pyspark.errors import PySparkException
 
         try:
@@ -99,7 +101,7 @@ class Spark:
         self._keep(name, self._spark.sql(select))
 
     def changed(self, name: str, select: str, function: Callable[[str], str]) -> int:
-        """As in `Engine`; the function travels to the workers by value, which then need no installation of mbsd."""
+        """As in `Engine`; the function is sent to the workers by value, so that they need no mbsd installed."""
         from pyspark import cloudpickle
 
         module = sys.modules[function.__module__]
@@ -115,11 +117,11 @@ class Spark:
             cloudpickle.unregister_pickle_by_value(module)
 
     def batches(self, select: str) -> Iterator[Any]:
-        """As in `Engine`; they all come to the driver at once."""
+        """As in `Engine`; all rows are in the driver's memory at once."""
         yield from self._spark.sql(select).toArrow().to_batches()
 
     def drop(self, name: str) -> None:
-        """As in `Engine`; Spark frees what nothing names."""
+        """As in `Engine`; Spark frees what no name refers to."""
         self._spark.catalog.dropTempView(name)
 
     def close(self) -> None:
@@ -128,7 +130,7 @@ class Spark:
         self._files.cleanup()
 
     def _keep(self, name: str, frame: Any) -> Any:
-        # A checkpoint forgets how its rows were made. Cached frames would carry the plans of all stages before them,
+        # A checkpoint drops the plan that made its rows. Cached frames would keep the plans of all stages before them,
         # which double from round to round.
         kept = frame.localCheckpoint()
         kept.createOrReplaceTempView(name)

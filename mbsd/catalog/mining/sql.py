@@ -1,10 +1,10 @@
-"""The one SQL text of mining, in the subset that DuckDB and Spark share (see `engines`): a statement a stage.
+"""The statements of mining, in the subset of SQL that DuckDB and Spark share (see `dialect`), in their order.
 
 Text is compared and ordered by its bytes in both. `draw` is the portable hash of the seed and a string; ties are broken
-by the string itself. Names in braces are filled in by `mining`.
+by the string itself. Names in braces are filled in by `mine`, `log_tables` and `terms`.
 """
 
-# The one pass over all columns before the draws: spellings of queries, and why rows are left out (places in `FAULTS`).
+# The one pass over all columns before the draws: spellings of queries, and why rows are left out (index in `FAULTS`).
 FAULTS = ("", "undecodable text", "null query", "null item", "null user", "bad time", "unknown item")
 SPELLINGS = """
 SELECT raw, fault, count(*) AS n, count(*) - count(micros) AS bad_times FROM (
@@ -15,8 +15,8 @@ SELECT raw, fault, count(*) AS n, count(*) - count(micros) AS bad_times FROM (
     FROM log l {of}
 ) judged GROUP BY raw, fault
 """
-# Items that the catalogue does not know are few or none: their rows are looked up again, instead of every row's item
-# among all that it knows.
+# Few items, or none, are unknown to the catalogue. So the rows of unknown items are looked up again, instead of every
+# row's item among all known ones.
 STRANGERS = (
     "SELECT DISTINCT l.item_id FROM log l ANTI JOIN items i ON i.item_id = l.item_id WHERE l.item_id IS NOT NULL"
 )
@@ -73,8 +73,8 @@ SPLIT_OF_TIME = (
     "CASE WHEN f.micros < {validation} THEN 'train' WHEN f.micros < {test} THEN 'validation' ELSE 'test' END"
 )
 
-# For a split by time: the split of an item's nth negative, in an order of its own, so that what an item lacks is
-# lacking at random.
+# For a split by time: the split of an item's nth negative, in a random order, so that where an item has too few
+# negatives no split is favoured.
 SLOTS = """
 SELECT item, source, split,
        row_number() OVER (
@@ -99,7 +99,7 @@ FROM (
 """
 POOL_SIZES = "SELECT category, count(*) AS n FROM pool GROUP BY category"
 
-# The same for the values of a type, apart by script: a Chinese query gets no Latin term.
+# The same for the values of a type, apart by script: no Latin term is put in a Chinese query.
 RANKED_VALUES = """
 SELECT type, script, value,
        row_number() OVER (PARTITION BY type, script ORDER BY draw(type || chr(9) || value), value) - 1 AS r,
@@ -121,7 +121,7 @@ FROM (
 ) known
 """
 
-# The places of a rotation that an item reads in this round, of all that there are for it.
+# The positions of a rotation (low to high) that an item reads in this round, of all `places` that it has.
 SHORT = """
 SELECT s.item, s.source, s.need, s.need AS missing, CAST(0 AS BIGINT) AS low,
        CASE WHEN s.source = 'rewrite' THEN {rewrites} + 2
@@ -146,8 +146,8 @@ ON p.item = s.item AND p.source = s.source
 WHERE s.missing > coalesce(p.n, 0) AND s.high < s.places
 """
 
-# Rotation: a hash says where in a random order an item begins to read, so that the work is items x draws. A query's
-# terms take turns: its place j is of term j mod terms, which is then at its place floor(j / terms).
+# Rotation: a hash is the position in a random order at which an item begins to read, so that the work is items x draws.
+# A query's terms take turns: its position j is of term j mod terms, at that term's own position floor(j / terms).
 TURNS = """
 WITH due AS (
     SELECT o.*, CAST(ceil((s.low - o.k) / o.terms) AS BIGINT) AS early,

@@ -1,4 +1,4 @@
-"""The synthetic shop's pictures: one garment each, drawn large and plain, so that what it shows survives 64 pixels.
+"""The synthetic shop's pictures: one garment each, drawn large and plain, so that 64 pixels show its attributes.
 
 Shapes live in a unit garment (x to the right and y down, both about -1 … 1) that an affine map places on the canvas.
 """
@@ -46,9 +46,9 @@ HEM = {TSHIRT: 0.52, SHIRT: 0.78, SWEATER: 0.62, JACKET: 0.66, SWEATSHIRT: 0.60,
 
 
 def draw_item(rng: random.Random, codes: Sequence[int], category: int, side: int) -> bytes:
-    """Return the JPEG (side x side) of a garment with these attribute codes (places in the vocabulary's values).
+    """Return the JPEG (side x side pixels) of a garment with these attribute codes (see `words.Vocabulary.values`).
 
-    Position, size, tilt, background and shade come from `rng`; collar and sleeve are not drawn for bottoms.
+    Position, size, tilt, background and shade are drawn from `rng`; bottoms have neither collar nor sleeve.
     """
     canvas = side * SUPERSAMPLING
     colour = _jitter(rng, COLOURS[codes[COLOUR]], 12)
@@ -80,7 +80,7 @@ def draw_item(rng: random.Random, codes: Sequence[int], category: int, side: int
 
 
 class _Pen:
-    """Draws shapes of the unit garment onto the canvas."""
+    """Draws shapes, given in the unit garment's coordinates, on the canvas."""
 
     def __init__(self, image: Image.Image, rng: random.Random, canvas: int, colour: Colour):
         self.draw = ImageDraw.Draw(image)
@@ -112,7 +112,7 @@ class _Pen:
 
 
 def _fabric(rng: random.Random, pattern: int, pen: _Pen, canvas: int) -> Image.Image:
-    """A canvas full of cloth; the stripes are about 1/7 of a body's width, so 4 pixels wide in a picture of 64."""
+    """Return a canvas full of cloth; stripes are about 1/7 of the body's width: 4 pixels of a picture of 64."""
     fabric = Image.new("RGB", (canvas, canvas), pen.colour)
     draw = ImageDraw.Draw(fabric)
     period = pen.unit * rng.uniform(0.26, 0.30)
@@ -164,7 +164,7 @@ def _outlines(category: int, sleeve: int) -> list[Points]:
 
 
 def _details(pen: _Pen, category: int, dark: Colour) -> None:
-    """What tells the kinds of clothes apart besides their outline."""
+    """Draw the details by which the kinds of clothes differ, besides their outline."""
     if category == SHIRT:
         pen.line([(0.0, -0.5), (0.0, HEM[SHIRT])], 0.02)
         for k in range(5):
@@ -208,7 +208,7 @@ def _collar(pen: _Pen, collar: int, inside: Colour) -> None:
 
 
 def _mirrored(right: Points) -> Points:
-    """A closed outline from its right half, top to bottom."""
+    """Return a closed outline, given its right half from top to bottom."""
     return [*right, *((-x, y) for x, y in reversed(right))]
 
 

@@ -1,7 +1,7 @@
-"""A shop of our own making: items with titles and pictures, and the behaviour log of its visitors.
+"""A synthetic shop: items with titles and pictures, and the behaviour log of its visitors.
 
-It is small enough for a demo and honest enough to measure with: some attributes can only be seen, some are only said
-(see `synthetic_words`), and every purchase is of an item for which all terms of the query hold.
+It is small enough for a demo and fit to measure with: some attributes are in pictures alone, some in titles alone (see
+`words`), and every purchase is of an item for which all terms of the query hold.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ CHUNK = 128
 ABSENT = -1  # the code of an attribute that an item does not have
 FIRST_DAY = np.datetime64("2024-03-01T00:00:00", "us")
 DAYS = 90
-ROWS_PER_ITEM = 17  # the mean is twice this, with a tail of power 2
+ROWS_PER_ITEM = 17  # rows of an item are Pareto with exponent 2 from this on: their mean is twice this
 MAX_ROWS_PER_ITEM = 400
-# Shoppers ask for what they see: the smaller, the more often an attribute is among the terms of a query.
+# Shoppers ask for what can be seen: the smaller the key, the more often the attribute is a term of a query.
 KEY_OF_ATTRIBUTE = np.array([{"image": 0.5, "both": 1.0, "title": 2.0}[where] for where in WHERE_SEEN])
 
 
 @dataclass(frozen=True)
 class SyntheticSummary:
-    """What was written, and where."""
+    """How much was written, and where."""
 
     items: int
     log_rows: int
@@ -50,7 +50,7 @@ class SyntheticSummary:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """Item k before it is written; the codes are places in `Vocabulary.values`."""
+    """An item before it is written; the codes are indices in `Vocabulary.values`, or `ABSENT`."""
 
     category: int
     codes: tuple[int, ...]
@@ -62,15 +62,15 @@ def synthesise(
 ) -> SyntheticSummary:
     """Write `items.jsonl`, `images/*.jpg`, `log.parquet` and `attribute_where.json` below `out`.
 
-    Item k depends on (seed, k, language) only; its picture on (seed, k). The log (columns user, query, item, kind,
-    time) depends on all items, about 34 rows each.
+    Item k depends on (seed, k, language) alone, its picture on (seed, k). The log (columns user, query, item, kind,
+    time) depends on all items; it has about 34 rows for each.
 
     Args:
         out: a folder that does not exist or is empty.
-        num_items: how many items.
+        num_items: number of items.
         seed: 0 or more.
-        language: of titles, attributes and queries.
-        image_side: pixels of the square pictures.
+        language: that of titles, attributes and queries.
+        image_side: side of the square pictures in pixels.
         workers: processes that draw; 0 = one per core; 1 = this process.
 
     Raises:
@@ -83,12 +83,12 @@ def synthesise(
             raise UserError(f"{name} is {value}; expected at least {least}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: already there and not an empty folder; choose another name or remove it")
-    with replacing(out) as building:
-        (building / "images").mkdir(parents=True)
+    with replacing(out) as beside:
+        (beside / "images").mkdir(parents=True)
         drawn = [_draw_words(seed, k, language) for k in range(num_items)]
-        _write_images(building / "images", num_items, seed, image_side, workers or os.cpu_count() or 1)
+        _write_images(beside / "images", num_items, seed, image_side, workers or os.cpu_count() or 1)
         words = VOCABULARY[language]
-        with (building / "items.jsonl").open("w", encoding="utf-8") as file:
+        with (beside / "items.jsonl").open("w", encoding="utf-8") as file:
             for k, item in enumerate(drawn):
                 attributes = {
                     name: values[code]
@@ -104,9 +104,9 @@ def synthesise(
                 }
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
         where = dict(zip(words.names, WHERE_SEEN, strict=True))
-        (building / "attribute_where.json").write_text(json.dumps(where, ensure_ascii=False, indent=2) + "\n", "utf-8")
+        (beside / "attribute_where.json").write_text(json.dumps(where, ensure_ascii=False, indent=2) + "\n", "utf-8")
         log = _log(drawn, seed, language)
-        pq.write_table(log, building / "log.parquet", compression="zstd")
+        pq.write_table(log, beside / "log.parquet", compression="zstd")
     return SyntheticSummary(
         items=num_items,
         log_rows=log.num_rows,
@@ -118,17 +118,17 @@ def synthesise(
 
 
 def item_id(item: int) -> str:
-    """The id of item k."""
+    """Return the id of item number `item`."""
     return f"syn-{item:07d}"
 
 
 def image_name(item: int) -> str:
-    """The picture of item k below `images/`."""
+    """Return the name below `images/` of the picture of item number `item`."""
     return f"{item:07d}.jpg"
 
 
 def _codes(seed: int, item: int) -> tuple[random.Random, int, tuple[int, ...]]:
-    """(generator, category, codes) of item k; the generator goes on to draw the picture."""
+    """Return (generator, category, codes) of an item; the generator's next numbers draw the picture."""
     rng = random.Random(f"synthetic\t{seed}\t{item}")
     words = VOCABULARY["en"]
     category = rng.randrange(len(words.categories))
@@ -142,21 +142,21 @@ def _draw_words(seed: int, item: int, language: Language) -> _Drawn:
     _, category, codes = _codes(seed, item)
     rng = random.Random(f"title\t{seed}\t{item}")
     words = VOCABULARY[language]
-    said = []
+    shown = []
     for attribute, code in enumerate(codes):
         if code == ABSENT or WHERE_SEEN[attribute] == "image":
             continue
         synonym = attribute == COLOUR and rng.random() < 0.25
-        said.append(rng.choice(words.colour_synonyms[code]) if synonym else words.values[attribute][code])
-    said += rng.sample(words.adjectives, rng.randint(0, 1))
-    rng.shuffle(said)
+        shown.append(rng.choice(words.colour_synonyms[code]) if synonym else words.values[attribute][code])
+    shown += rng.sample(words.adjectives, rng.randint(0, 1))
+    rng.shuffle(shown)
     season = f"{rng.choice(range(2020, 2025))}{words.separator}{rng.choice(words.seasons)}"
     opening = [rng.choice(words.brands)]
     if rng.random() < 0.5:
         opening.insert(rng.randint(0, 1), season)
     if rng.random() < 0.5:
         opening.append(rng.choice(words.genders))
-    return _Drawn(category, codes, words.separator.join([*opening, *said, words.categories[category]]))
+    return _Drawn(category, codes, words.separator.join([*opening, *shown, words.categories[category]]))
 
 
 def _write_images(folder: Path, num_items: int, seed: int, side: int, workers: int) -> None:
@@ -177,11 +177,11 @@ def _draw_images(folder: Path, items: range, seed: int, side: int) -> None:
 
 
 def _log(drawn: list[_Drawn], seed: int, language: Language) -> Any:
-    """The behaviour log as a pyarrow Table.
+    """Return the behaviour log as a pyarrow Table.
 
-    Each item has a few queries of 1 to 4 of its own terms, its category's word last, most often terms for what can be
-    seen; popular items have more queries, and the first of them are asked most. Under 45 % of the rows the item is
-    bought; the rest are clicks, 30 % of which fall on an item for which a term of the query does not hold.
+    Each item has a few queries: 1 to 4 of its own terms, most often of attributes that can be seen, and its category's
+    word. Popular items have more queries, and their first ones are asked most. In 45 % of the rows the item is bought;
+    the rest are clicks, 30 % of them on an item for which a term of the query does not hold.
     """
     rng = np.random.default_rng([seed, len(drawn)])
     codes = np.array([item.codes for item in drawn], dtype=np.int64)  # [items, attributes]
@@ -203,7 +203,7 @@ def _log(drawn: list[_Drawn], seed: int, language: Language) -> Any:
     bought = rng.random(len(item)) < 0.45
     stray = ~bought & (rng.random(len(item)) < 0.30)
     item = np.where(stray, _strangers(rng, terms[query], category[owner[query]], codes, category, item), item)
-    # Few enough visitors to meet the same query again, many enough that a buyer seldom counts twice.
+    # Few enough visitors that a query has several buyers, enough of them that a buyer seldom counts twice.
     user = rng.integers(0, max(50, len(drawn) // 2), len(item))
     time = FIRST_DAY + rng.integers(0, DAYS * 86_400_000_000, len(item)).astype("timedelta64[us]")
 
@@ -229,9 +229,9 @@ def _strangers(
     category: NDArray[np.int64],
     own: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """For each row an item that fails a term of its query or is of another category; `own` where a few draws find none.
+    """Return for each row an item that lacks a term of its query or has another category; `own` if no draw finds one.
 
-    The first draws look in the query's own category, since visitors seldom click on trousers under "T-shirt".
+    The first draws are from the query's own category, since visitors seldom click on trousers under "T-shirt".
     """
     by_category = np.argsort(category, kind="stable")
     size = np.bincount(category, minlength=int(category.max()) + 1)
@@ -248,8 +248,8 @@ def _strangers(
 
 
 def _query_texts(distinct: NDArray[np.int64], language: Language) -> Iterator[str]:
-    """One text for each row of (category, terms …)."""
+    """Yield the text of each query, a row of (category, terms …)."""
     words = VOCABULARY[language]
     for category, *terms in distinct.tolist():
-        said = [values[code] for values, code in zip(words.values, terms, strict=True) if code != ABSENT]
-        yield " ".join([*said, words.categories[category]])
+        asked = [values[code] for values, code in zip(words.values, terms, strict=True) if code != ABSENT]
+        yield " ".join([*asked, words.categories[category]])

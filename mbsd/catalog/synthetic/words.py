@@ -1,8 +1,8 @@
-"""The synthetic shop's vocabulary, in Chinese and English: what can be seen, what is said, and how titles are filled.
+"""The synthetic shop's vocabulary, in Chinese and English: the attributes, and the words that fill titles.
 
-Of the attributes two can only be seen (pattern, collar), two are only said (material, style) and two are both (colour,
-sleeve): so a task can tell what a model takes from which modality. No word of the first two occurs in any title.
-The drawing follows the place of a value in its tuple; both languages list the same things in the same order.
+Two attributes are in pictures alone (pattern, collar), two in titles alone (material, style) and two in both (colour,
+sleeve), so that a task can measure what a model reads from which modality. No word of the first two is in any title.
+Pictures are drawn by a value's index in its tuple; both languages list the same things in the same order.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Literal
 
 Language = Literal["zh", "en"]
 
-# Places of the attributes in `Vocabulary.attributes`.
+# Indices of the attributes in `Vocabulary.names`.
 PATTERN, COLLAR, COLOUR, SLEEVE, MATERIAL, STYLE = range(6)
 WHERE_SEEN = ("image", "image", "both", "both", "title", "title")
-# Places in `Vocabulary.categories` that have neither collar nor sleeve.
+# Indices in `Vocabulary.categories` of those that have neither collar nor sleeve.
 BOTTOMS = (6, 7)
 
 
@@ -25,11 +25,11 @@ class Vocabulary:
 
     Attributes:
         names: the six attributes, in the order of the constants above.
-        values: the values of each; the value is the word that a query uses.
+        values: the values of each attribute; a value is the word that a query uses.
         categories: eight kinds of clothes.
-        colour_synonyms: what a title may say instead of a colour's value.
-        brands, seasons, genders, adjectives: fill words of titles that say nothing about an attribute.
-        separator: between the words of a title.
+        colour_synonyms: for each colour, words that a title may have instead of it.
+        brands, seasons, genders, adjectives: words that fill titles and have nothing to do with an attribute.
+        separator: what stands between the words of a title.
     """
 
     names: tuple[str, ...]

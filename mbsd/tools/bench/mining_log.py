@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mbsd.catalog.build.build import build_catalog
+from mbsd.catalog.build.build import BuildOptions, build_catalog
 from mbsd.catalog.sources import Item
 from mbsd.io.files import replacing
 
@@ -39,7 +39,7 @@ def write_log(folder: Path, *, rows: int, seed: int = 0) -> None:
     category = (NUM_CATEGORIES * rng.random(num_items) ** 1.5).astype(np.int64)
     codes = {name: rng.integers(0, count, num_items) for name, count in NUM_VALUES.items()}
     if not (folder / "catalog").exists():
-        build_catalog(_items(category, codes), None, folder / "catalog", workers=1, progress=False)
+        build_catalog(_items(category, codes), None, folder / "catalog", BuildOptions(workers=1, progress=False))
     queries = _queries(rng, category, codes)
     schema = pa.schema([(name, pa.string()) for name in ("user", "query", "item", "kind")])
     schema = schema.append(pa.field("time", pa.timestamp("us")))

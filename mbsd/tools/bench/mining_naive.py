@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from mbsd.catalog.mining.engines import open_engine
 from mbsd.catalog.mining.log_files import find_log
-from mbsd.catalog.mining.mine import load_positives, open_log
+from mbsd.catalog.mining.log_tables import open_log
+from mbsd.catalog.mining.mine import load_positives
 from mbsd.catalog.mining.report import MiningReport
 from mbsd.catalog.mining.settings import MiningSettings
 from mbsd.catalog.mining.sql import POOL
-from mbsd.catalog.mining.sql_engine import number
+from mbsd.catalog.mining.sql_engine import number, open_engine
 from mbsd.catalog.reader import Catalog
 
 BEHAVIOUR = """
@@ -40,16 +40,13 @@ def mine_naively(log: Path, catalog: Catalog, settings: MiningSettings) -> int:
     """
     columns = {name: name for name in ("user", "query", "item", "kind")}
     report = MiningReport()
-    engine = open_engine(
-        "duckdb", seed=settings.seed, folder=Path(settings.spill), threads=settings.threads,
-        memory_limit=settings.memory_limit,
-    )  # fmt: skip
+    engine = open_engine(settings, Path(settings.spill))
     try:
         items = catalog.table().select(["item_id", "category", "split"])
         engine.load("items", items.append_column("item", pa.array(np.arange(len(catalog)))))
         files = find_log(log, columns, Path(settings.spill))
         open_log(engine, files, columns, settings, report)
-        load_positives(engine, files.name, settings, [], report)
+        load_positives(engine, files.name, settings, report)
         engine.stage("pool", POOL)
         engine.stage("behaviour", BEHAVIOUR)
         engine.stage("drawn", DRAWN)

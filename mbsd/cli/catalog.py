@@ -1,0 +1,197 @@
+"""`mbsd catalog …`, `mbsd tables …`, `mbsd pairs …`: from a shop's files to a catalogue and its task tables.
+
+Modules are imported where they are used, so that `--help` and a misuse answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mbsd.cli.options import CatalogDir, Out, Workers
+from mbsd.errors import UserError
+
+catalog_app = typer.Typer(no_args_is_help=True, help="Validated catalogues: items and pictures in shards.")
+tables_app = typer.Typer(no_args_is_help=True, help="Task tables over a catalogue.")
+pairs_app = typer.Typer(no_args_is_help=True, help="Query-item pairs from behaviour logs.")
+
+
+@catalog_app.command("synth")
+def catalog_synth(
+    out: Annotated[Path, typer.Argument(help="A new folder for items, pictures and log.")],
+    items: Annotated[int, typer.Option(help="Number of products.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Another seed draws another shop.")] = 0,
+    language: Annotated[Literal["zh", "en"], typer.Option(help="Of titles, queries and attributes.")] = "zh",
+    image_side: Annotated[int, typer.Option(help="Pixels of a picture's side.")] = 224,
+    workers: Workers = 0,
+) -> None:
+    """Draw a fashion catalogue with a behaviour log: items.jsonl, images/, log.parquet, attribute_where.json."""
+    from mbsd.catalog.synthetic.shop import synthesise
+
+    summary = synthesise(out, num_items=items, seed=seed, language=language, image_side=image_side, workers=workers)
+    print(f"{out}: {summary.items} items, {summary.log_rows} rows of behaviour")
+
+
+@catalog_app.command("build")
+def catalog_build(
+    source: Annotated[Path, typer.Argument(help="Items: TSV (2 to 5 columns, no header), JSONL or Parquet.")],
+    out: Out,
+    images: Annotated[
+        str | None, typer.Option(help="What image paths are relative to: folder, .tar, folder or glob of tars, or URL.")
+    ] = None,
+    attribute_where: Annotated[
+        Path | None, typer.Option(help="JSON: attribute name -> image | title | both, where its value can be seen.")
+    ] = None,
+    max_side: Annotated[int, typer.Option(help="Pixels of a stored picture's long side.")] = 320,
+    max_rejects: Annotated[
+        float, typer.Option(help="Share of the rows naming a picture whose pictures may be rejected; 1 = any number.")
+    ] = 0.05,
+    image_seconds: Annotated[float, typer.Option(help="Longest time to read and decode a picture.")] = 10.0,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, where an unfinished build lies.")] = False,
+    workers: Workers = 0,
+) -> None:
+    """Check and normalise every picture and write the catalogue; what is wrong goes to OUT/quarantine.jsonl.
+
+    The same command again goes on where an interrupted one stopped.
+    """
+    from mbsd.catalog.build.build import BuildOptions, ImageLimits, build_catalog
+    from mbsd.catalog.sources import read_items
+
+    options = BuildOptions(
+        workers=workers, max_side=max_side, max_rejects=max_rejects, limits=ImageLimits(seconds=image_seconds),
+        attribute_where=_read_json(attribute_where) if attribute_where is not None else {},
+        restart=restart, progress=sys.stderr.isatty(),
+    )  # fmt: skip
+    summary = build_catalog(read_items(source), images, out, options)
+    print(
+        f"{out}: {summary.items} items, {summary.with_image} with an image, {summary.quarantined} quarantined, "
+        f"{summary.repeated} rows with an item id of before, {summary.same_picture} items with a picture of before, "
+        f"{summary.seconds:.1f} s, {summary.images_per_s:.0f} images/s"
+    )
+    if summary.resumed_from:
+        print(f"  continued behind row {summary.resumed_from}")
+    if not summary.has_image_root:
+        print("  no picture was looked up: no --images was given")
+    for reason, count in summary.reasons.most_common(10):
+        print(f"  {count} x {reason}")
+
+
+@catalog_app.command("mask")
+def catalog_mask(
+    source: Annotated[Path, typer.Argument(help="Items, as of `mbsd catalog build`.")],
+    out: Out,
+    attributes: Annotated[list[str], typer.Option("--attribute", help="Its values' words too; may be repeated.")] = [],  # noqa: B006
+) -> None:
+    """Write the items (JSONL) with titles that no longer name any category, or any value of the attributes."""
+    from mbsd.catalog.masked_titles import mask_titles
+
+    items, changed = mask_titles(source, out, attributes)
+    print(f"{out}: {items} items, {changed} titles masked")
+
+
+@catalog_app.command("inspect")
+def catalog_inspect(catalog: Annotated[Path, typer.Argument(help="Folder written by `mbsd catalog build`.")]) -> None:
+    """Print what is in a catalogue, as JSON."""
+    from mbsd.catalog.inspection import inspect_catalog
+
+    print(json.dumps(inspect_catalog(catalog), ensure_ascii=False, indent=1))
+
+
+@tables_app.command("build")
+def tables_build(
+    kind: Annotated[Literal["pairs", "attributes", "alignment", "categories"], typer.Argument()],
+    source: Annotated[Path, typer.Argument(help="TSV, JSONL or Parquet with the labels.")],
+    catalog: CatalogDir,
+    out: Out,
+) -> None:
+    """Write a task table from labels; items are found by id, or by title and image."""
+    from mbsd.catalog.reader import Catalog
+    from mbsd.catalog.tables import build_table
+
+    print(f"{out}: {build_table(kind, source, Catalog(catalog), out).describe()}")
+
+
+@tables_app.command("derive")
+def tables_derive(
+    kind: Annotated[Literal["attributes", "categories"], typer.Argument()],
+    catalog: CatalogDir,
+    out: Out,
+    seed: Annotated[int, typer.Option(help="Of the negatives' draw.")] = 0,
+    negatives_per_positive: Annotated[int, typer.Option(help="Wrong tags for each right one.")] = 1,
+    min_items: Annotated[int, typer.Option(help="Categories with fewer items are left out.")] = 1,
+) -> None:
+    """Write a task table from the items' own metadata."""
+    from mbsd.catalog.reader import Catalog
+    from mbsd.catalog.tables import derive_table
+
+    summary = derive_table(
+        kind, Catalog(catalog), out, seed=seed, negatives_per_positive=negatives_per_positive, min_items=min_items
+    )
+    print(f"{out}: {summary.describe()}")
+
+
+@pairs_app.command("mine")
+def pairs_mine(
+    log: Annotated[str, typer.Option(help="Parquet, CSV or JSONL: a file, folder, glob, or URL of Parquet.")],
+    catalog: CatalogDir,
+    out: Out,
+    min_buyers: Annotated[int, typer.Option(help="Distinct buyers that make a pair a positive.")] = 2,
+    negatives_per_positive: Annotated[int, typer.Option(help="Queries of the same category.")] = 1,
+    rewrites_per_positive: Annotated[int, typer.Option(help="Queries with one term replaced.")] = 1,
+    max_pairs_per_item: Annotated[int, typer.Option(help="Most rows of an item; 0 = no limit.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the negatives' draw.")] = 0,
+    column: Annotated[
+        list[str] | None, typer.Option(help="OURS=NAME for user, query, item, kind or time; may be repeated.")
+    ] = None,
+    split: Annotated[
+        Literal["item", "time"], typer.Option(help="What train, validation and test are cut by.")
+    ] = "item",
+    validation_from: Annotated[str, typer.Option(help="Of --split time: a date, or a share such as 0.8.")] = "",
+    test_from: Annotated[str, typer.Option(help="Of --split time: a date, or a share such as 0.9.")] = "",
+    tagger: Annotated[str, typer.Option(help="What finds terms: gazetteer, or transformers:PATH.")] = "gazetteer",
+    lexicon: Annotated[Path | None, typer.Option(help="Terms of your own for the tagger.")] = None,
+    engine: Annotated[Literal["duckdb", "spark"], typer.Option(help="Both give the same table.")] = "duckdb",
+    master: Annotated[str, typer.Option(help="Of Spark, such as spark://host:7077; without: this machine.")] = "",
+    memory_limit: Annotated[str, typer.Option(help="Of the engine, such as 4GB.")] = "",
+    spill: Annotated[str, typer.Option(help="Folder for what does not fit into memory.")] = "",
+    threads: Annotated[int, typer.Option(help="0 = one per core.")] = 0,
+    report: Annotated[Path | None, typer.Option(help="Folder of report.json; without: OUT's name + .report.")] = None,
+) -> None:
+    """Write the pair table of stage 2: purchases, and hard negatives without any behaviour."""
+    from mbsd.catalog.mining.mine import MiningSettings, mine_pairs
+    from mbsd.catalog.mining.model_tagger import make_tagger
+    from mbsd.catalog.mining.report import write_report
+    from mbsd.catalog.reader import Catalog
+
+    columns = dict(_name_and_value(text) for text in column or [])
+    settings = MiningSettings(
+        min_buyers=min_buyers, negatives_per_positive=negatives_per_positive, seed=seed, columns=columns, split=split,
+        rewrites_per_positive=rewrites_per_positive, max_pairs_per_item=max_pairs_per_item, master=master,
+        validation_from=validation_from, test_from=test_from, engine=engine, memory_limit=memory_limit, spill=spill,
+        threads=threads,
+    )  # fmt: skip
+    shop = Catalog(catalog)
+    found = mine_pairs(log, shop, out, settings, make_tagger(tagger, shop, lexicon))
+    page = write_report(found, out, report or out.with_name(out.stem + ".report"), shop)
+    print(f"{out}: {found.describe()}; report: {page}")
+
+
+def _name_and_value(text: str) -> tuple[str, str]:
+    name, found, value = text.partition("=")
+    if not (name and found and value):
+        raise UserError(f"--column {text}: expected OURS=NAME, such as query=search_term")
+    return name, value
+
+
+def _read_json(path: Path) -> dict[str, str]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable JSON file ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value

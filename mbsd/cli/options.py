@@ -1,0 +1,13 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Out = Annotated[Path, typer.Option(help="Where the result goes.")]
+CatalogDir = Annotated[Path, typer.Option("--catalog", help="Folder written by `mbsd catalog build`.")]
+RunDir = Annotated[Path, typer.Argument(help="A run folder, or one that holds step-… folders.")]
+Workers = Annotated[int, typer.Option(help="Processes; 0 = one per core.")]

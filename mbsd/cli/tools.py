@@ -1,0 +1,127 @@
+"""The commands around a run: `mbsd export`, `plan`, `demo`, `report`, `trial` and `floors`.
+
+Modules are imported where they are used, so that `--help` and a misuse answer at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mbsd.cli.options import CatalogDir, Out
+
+tools_app = typer.Typer()
+
+
+@tools_app.command("export")
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder (its newest checkpoint), or one of its checkpoints.")],
+    out: Out,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write model.onnx too, checked against torch.")] = False,
+) -> None:
+    """Write a transformers folder for inference: float32 weights, tokenizer, image processor."""
+    from mbsd.tools.export.export import export as export_run
+
+    done = export_run(run, out, onnx=onnx)
+    print(f"{out}: {done.architecture} of {done.source}, {done.weights}")
+    if done.differences:
+        views = ", ".join(f"{view} {largest:.1e}" for view, largest in done.differences.items())
+        print(f"{out}/model.onnx: largest difference from torch: {views}")
+
+
+@tools_app.command("plan", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def plan(
+    context: typer.Context,
+    config: Annotated[Path, typer.Option(help="YAML of a training run; --section.key VALUE overrides it.")],
+    gpu: Annotated[str, typer.Option(help="v100-32g, a100-40g, a100-80g, h100-80g or h200-141g.")],
+    gpus: Annotated[int, typer.Option(help="Of all nodes together.")] = 1,
+    nodes: Annotated[int | None, typer.Option(help="Without: eight GPUs to a node.")] = None,
+    deepspeed_config: Annotated[
+        Path | None, typer.Option("--deepspeed_config", help="Without: the paper's batch, the largest micro-batch.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="Of the training split; without: the catalogue's.")] = None,
+    title_tokens: Annotated[int, typer.Option(help="Mean of a title.")] = 30,
+    query_tokens: Annotated[int, typer.Option(help="Mean of a query.")] = 8,
+    network_gbit: Annotated[float, typer.Option(help="Of a node, in one direction.")] = 100.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers there.")] = None,
+) -> None:
+    """Memory, FLOPs, step time, communication and days of a run on named GPUs, and which knob to turn."""
+    from mbsd.tools.plan.command import plan_run
+
+    plan_run(
+        config, deepspeed_config, context.args, gpu=gpu, gpus=gpus, nodes=nodes, samples=samples,
+        title_tokens=title_tokens, query_tokens=query_tokens, network_gbit=network_gbit, json_file=json_file,
+    )  # fmt: skip
+
+
+@tools_app.command("demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Another seed: another shop, another draw of everything.")] = 0,
+    ranks: Annotated[int, typer.Option(help="Processes of each training run.")] = 2,
+) -> None:
+    """The whole story on a synthetic catalogue, on CPUs: synth, build, mine, two stages, fine-tune, evaluate."""
+    from mbsd.tools.studies.demo import run_demo
+
+    run_demo(out, seed=seed, ranks=ranks)
+
+
+@tools_app.command("report")
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run folders, folders of runs, or JSON files of launchers/evaluate.py.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for report.html, report.md and a CSV a table.")],
+    examples: Annotated[int, typer.Option(min=0, help="Right and wrong items that are shown of each run.")] = 6,
+) -> None:
+    """The paper's tables from evaluated runs, with curves and example items, in one page without a server."""
+    from mbsd.tools.report.page import write_report
+
+    for table in write_report(runs, out, examples):
+        print(f"{table.title}\n\n{table.markdown()}")
+    print(f"{out / 'report.html'}")
+
+
+@tools_app.command("trial")
+def trial(
+    source: Annotated[
+        Path, typer.Argument(help="A shop's items, as of `mbsd catalog build`; with categories and attributes.")
+    ],
+    images: Annotated[str, typer.Option(help="What image paths are relative to, as of `mbsd catalog build`.")],
+    out: Annotated[Path, typer.Option(help="Folder for everything; a trial that was interrupted goes on there.")],
+    mask_attribute: Annotated[
+        list[str], typer.Option(help="Its values are taken out of the masked titles too; may be repeated.")
+    ] = [],  # noqa: B006
+    min_items: Annotated[int, typer.Option(min=1, help="Categories with fewer items are left out.")] = 20,
+    pretrain_steps: Annotated[int, typer.Option(min=1, help="Of stage 1; 64 items each.")] = 2000,
+    finetune_steps: Annotated[int, typer.Option(min=1, help="Of each fine-tuning; 128 rows each.")] = 1000,
+    scratch: Annotated[bool, typer.Option(help="Fine-tune without pre-training too.")] = True,
+    seed: Annotated[int, typer.Option(help="Of all runs.")] = 0,
+    ranks: Annotated[int, typer.Option(min=1, help="Processes of each training run.")] = 2,
+    launch: Annotated[
+        str, typer.Option(help="What starts the launchers, such as torchrun …; it has to start the ranks.")
+    ] = "deepspeed",
+) -> None:
+    """A small model on a shop's own items, on CPUs: pre-train, fine-tune, score with titles masked, beside floors."""
+    from mbsd.tools.studies.commands import LaunchConfig
+    from mbsd.tools.studies.trial import Trial, run_trial
+
+    settings = Trial(
+        str(source.resolve()), images, tuple(mask_attribute), min_items, pretrain_steps, finetune_steps, scratch, seed
+    )
+    run_trial(settings, out, LaunchConfig(launch, cpu_ranks=ranks))
+
+
+@tools_app.command("floors")
+def floors(
+    catalog: CatalogDir,
+    table: Annotated[Path, typer.Option(help="Of attributes or categories.")],
+    out: Annotated[Path, typer.Option(help="JSON file for the metrics.")],
+) -> None:
+    """What logistic regressions on TF-IDF, colours and edges reach on a task table's test split."""
+    from mbsd.catalog.reader import Catalog
+    from mbsd.scoring.floors import write_floors
+
+    write_floors(Catalog(catalog), table, out)
