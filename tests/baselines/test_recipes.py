@@ -19,14 +19,13 @@ from mbsd.errors import UserError
 from mbsd.tools.export.export import export
 from tests.conftest import Shop
 from tests.ranks import Ranks, launch
-from tests.settings import losses, write_ds_config
+from tests.settings import ADAM, losses, run_words, scoring_words, write_ds_config
 
 SIZES = [
     "--data.image_size=32", "--data.num_workers=0", "--data.crop_scale=[1.0,1.0]", "--data.flip_probability=0",
     "--model.hidden_size=32", "--model.num_hidden_layers=2", "--model.num_attention_heads=2",
     "--model.intermediate_size=64", "--model.vocab_size=600", "--model.dropout=0.0", "--model.initializer_range=0.15",
 ]  # fmt: skip
-ADAM = {"type": "AdamW", "params": {"lr": 0.003, "betas": [0.9, 0.98], "weight_decay": 0.01, "torch_adam": True}}
 # Architecture -> kind of table, ranks, rows of a step, steps, view, settings.
 RUNS: dict[str, tuple[str, int, int, int, str, list[str]]] = {
     "bert": ("attributes", 2, 16, 30, "text", []),
@@ -56,12 +55,11 @@ def tables(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
 
 def arguments_of(name: str, shop: Shop, table: Path, run: Path) -> list[object]:
     kind, _, rows, steps, view, more = RUNS[name]
-    config = write_ds_config(run.parent / f"{run.name}_ds", train_batch_size=rows, optimizer=ADAM)
-    return [
-        "--deepspeed_config", config, "--run.dir", run, "--data.catalog", shop.catalog, "--data.table", table,
-        f"--run.max_steps={steps}", "--run.log_every=1", "--run.validate_every=0", "--run.validate_samples=16",
+    words = [
+        "--data.table", table, "--run.log_every=1", "--run.validate_every=0", "--run.validate_samples=16",
         f"--task.name={kind}", f"--task.views=[{view}]", f"--model.architecture={name}", *SIZES, *more,
     ]  # fmt: skip
+    return run_words(run, shop.catalog, steps, *words, train_batch_size=rows, optimizer=ADAM)
 
 
 @pytest.mark.distributed
@@ -75,10 +73,8 @@ def test_it_learns_and_is_scored(name: str, shop: Shop, tables: dict[str, Path],
     # A ResNet makes few steps in the time that a test has.
     share = 0.97 if name in ("fashionbert", "kaleido") else 0.8
     assert statistics.fmean(found[-3:]) < share * statistics.fmean(found[:3])
-    scored: list[object] = [
-        "--model", run, "--out", out, "--data.catalog", shop.catalog, "--data.table", table, "--data.image_size=32",
-        "--data.num_workers=0", "--bootstrap=0", "--max_samples=12", "--micro_batch=8",
-    ]  # fmt: skip
+    few = ["--bootstrap=0", "--max_samples=12", "--micro_batch=8"]
+    scored = scoring_words(run, out, shop.catalog, table, *few)
     launch(1, [*scored, f"--views=[{view}]"], tmp_path / "scoring", launcher="evaluate")
     result = json.loads(out.read_text())
     assert result["samples"] == 12 and 0 <= result["views"][view]["all"]["accuracy"] <= 1
