@@ -6,12 +6,13 @@ BIN := .venv/bin
 
 CHAOS ?= runs/chaos
 KILLS ?= 200
+WORKERS ?= 2
 
 .PHONY: help demo test chaos check format
 
 help:
 	@echo "make demo    the whole story on a synthetic catalogue, 2 CPU ranks, into OUT=$(OUT) with SEED=$(SEED)"
-	@echo "make test    the test suite"
+	@echo "make test    the test suite, in WORKERS=$(WORKERS) processes"
 	@echo "make chaos   a run killed KILLS=$(KILLS) times and restarted, in CHAOS=$(CHAOS): as if it had been left alone"
 	@echo "make check   ruff, mypy --strict, import-linter"
 	@echo "make format  ruff's formatter and fixes"
@@ -27,8 +28,8 @@ demo: .venv/installed
 	@$(BIN)/mbsd demo --out $(OUT) --seed $(SEED)
 
 test: .venv/installed
-	@echo "== pytest"
-	@$(BIN)/python -m pytest
+	@echo "== pytest in WORKERS=$(WORKERS) processes"
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 chaos: .venv/installed
 	@echo "== a run is killed $(KILLS) times and must end bitwise like one that was left alone ($(CHAOS))"

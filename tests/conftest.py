@@ -21,6 +21,31 @@ class Shop:
     tags: Path
 
 
+# What takes minutes begins first, so that the two processes of `make test` end together; Slurm mostly waits, the demo
+# beside it does not. The first that fits counts.
+LONGEST_FIRST = [
+    "tests/slurm/test_story", "tests/smoke", "tests/slurm/test_launch", "tests/tasks", "tests/training",
+    "tests/catalog/test_mining_spark", "tests/checkpoint", "tests/bench", "tests/studies", "tests/baselines",
+    "tests/optim",
+]  # fmt: skip
+SHARED_BY_FOLDER = ["tests/tasks"]  # what is trained there is trained for the folder
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """For pytest-xdist: tests that share fixtures stay in one process, in files; and the order of the files."""
+    places = {item: item.path.relative_to(config.rootpath).as_posix() for item in items}
+    for item, place in places.items():
+        if item.get_closest_marker("xdist_group") is None:
+            shared = [folder for folder in SHARED_BY_FOLDER if place.startswith(folder)]
+            item.add_marker(pytest.mark.xdist_group((shared or [place])[0]))
+    if config.getoption("dist", "no") != "no":
+        ranking = {n: name for n, name in enumerate(LONGEST_FIRST)}
+        items.sort(
+            key=lambda item: min((n for n, name in ranking.items() if places[item].startswith(name)), default=99)
+        )
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-golden", action="store_true", help="write tests/golden/*.json anew from this run")
 

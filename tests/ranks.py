@@ -33,7 +33,12 @@ IMPORTS = [
     "deepspeed", "mbsd.training.pretrain", "mbsd.training.finetune", "mbsd.scoring.evaluate", "mbsd.scoring.embed",
     "mbsd.config.parse",
     "torch.utils.tensorboard", "tests.ranks",
-    "deepspeed.runtime.zero.muon.original_muon",  # what deepspeed.initialize imports, half of torch's compiler with it
+    # What deepspeed.initialize, jsonargparse, TensorBoard and PIL import when they are first used.
+    "deepspeed.comm.mori", "deepspeed.module_inject.auto_ep_layer", "deepspeed.ops.op_builder.all_ops",
+    "deepspeed.ops.triton_ops", "deepspeed.runtime.zero.muon.original_muon", "pkg_resources",
+    "setuptools.command.build_ext", "attrs", "docstring_parser", "rich._emoji_codes",
+    "tensorboard.plugins.hparams.plugin_data_pb2",
+    "PIL.BmpImagePlugin", "PIL.GifImagePlugin", "PIL.JpegImagePlugin", "PIL.PpmImagePlugin",
 ]  # fmt: skip
 Task = tuple[Callable[..., object], tuple[Any, ...]]  # called as function(rank, *arguments)
 

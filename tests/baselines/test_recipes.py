@@ -19,66 +19,63 @@ from mbsd.errors import UserError
 from mbsd.tools.export.export import export
 from tests.conftest import Shop
 from tests.ranks import Ranks, launch
-from tests.settings import losses, run_words, stage_2_words, write_ds_config
+from tests.settings import ADAM, losses, run_words, scoring_words, stage_2_words, write_ds_config
 
 SIZES = [
     "--data.image_size=32", "--data.num_workers=0", "--data.crop_scale=[1.0,1.0]", "--data.flip_probability=0",
     "--model.hidden_size=32", "--model.num_hidden_layers=2", "--model.num_attention_heads=2",
     "--model.intermediate_size=64", "--model.vocab_size=600", "--model.dropout=0.0", "--model.initializer_range=0.15",
 ]  # fmt: skip
-ADAM = {"type": "AdamW", "params": {"lr": 0.003, "betas": [0.9, 0.98], "weight_decay": 0.01, "torch_adam": True}}
-# Architecture -> kind of table, ranks, rows of a step, steps, view, settings.
+# Architecture -> kind of table, ranks, rows of a step and of the table's training split, steps, view, settings.
 RUNS: dict[str, tuple[str, int, int, int, str, list[str]]] = {
     "bert": ("attributes", 2, 16, 30, "text", []),
     "vit": ("attributes", 1, 16, 30, "image", ["--model.patchify_strides=[8]"]),
     "vilt": ("classification", 2, 16, 30, "full", ["--model.patchify_strides=[8]"]),
-    "fashionbert": ("classification", 2, 8, 16, "full", ["--model.crop_size=8"]),
-    "kaleido": ("classification", 1, 16, 8, "full", ["--model.crop_size=8"]),
+    "fashionbert": ("classification", 2, 8, 8, "full", ["--model.crop_size=8"]),
+    "kaleido": ("classification", 1, 8, 6, "full", ["--model.crop_size=8"]),
 }
 
 
 @pytest.fixture(scope="module")
-def tables(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Kind -> a table with so few rows to train on that any model can learn them by heart."""
+def tables(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Path]:
+    """(kind, rows to train on) -> a table with so few of them that any model can learn them by heart."""
     folder = tmp_path_factory.mktemp("tables")
     derive_table("categories", Catalog(shop.catalog), folder / "categories.parquet")
+    whole = {"attributes": shop.tags, "classification": folder / "categories.parquet"}
     few = {}
-    for kind, whole in (("attributes", shop.tags), ("classification", folder / "categories.parquet")):
-        given = pq.read_table(whole)
+    for kind, count in {(kind, rows) for kind, _, rows, *_ in RUNS.values()}:
+        given = pq.read_table(whole[kind])
         rows = np.array(given["split"].to_pylist())
-        keep = np.sort(np.concatenate([np.flatnonzero(rows == "train")[:16], np.flatnonzero(rows != "train")]))
+        keep = np.sort(np.concatenate([np.flatnonzero(rows == "train")[:count], np.flatnonzero(rows != "train")]))
         classes = set(np.array(given["label"].to_pylist())[keep[rows[keep] == "train"]].tolist())
         keep = [row for row in keep.tolist() if given["label"][row].as_py() in classes]
-        few[kind] = folder / f"few_{kind}.parquet"
-        pq.write_table(given.take(keep), few[kind])
+        few[kind, count] = folder / f"few_{kind}_{count}.parquet"
+        pq.write_table(given.take(keep), few[kind, count])
     return few
 
 
 def arguments_of(name: str, shop: Shop, table: Path, run: Path) -> list[object]:
     kind, _, rows, steps, view, more = RUNS[name]
-    config = write_ds_config(run.parent / f"{run.name}_ds", train_batch_size=rows, optimizer=ADAM)
-    return [
-        "--deepspeed_config", config, "--run.dir", run, "--data.catalog", shop.catalog, "--data.table", table,
-        f"--run.max_steps={steps}", "--run.log_every=1", "--run.validate_every=0", "--run.validate_samples=16",
+    words = [
+        "--data.table", table, "--run.log_every=1", "--run.validate_every=0", "--run.validate_samples=16",
         f"--task.name={kind}", f"--task.views=[{view}]", f"--model.architecture={name}", *SIZES, *more,
     ]  # fmt: skip
+    return run_words(run, shop.catalog, steps, *words, train_batch_size=rows, optimizer=ADAM)
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", RUNS)
-def test_it_learns_and_is_scored(name: str, shop: Shop, tables: dict[str, Path], tmp_path: Path) -> None:
-    kind, ranks, *_, view, _ = RUNS[name]
-    table = tables[kind]
+def test_it_learns_and_is_scored(name: str, shop: Shop, tables: dict[tuple[str, int], Path], tmp_path: Path) -> None:
+    kind, ranks, rows, _, view, _ = RUNS[name]
+    table = tables[kind, rows]
     run, out = tmp_path / "run", tmp_path / "scores.json"
     launch(ranks, arguments_of(name, shop, table, run), tmp_path / "log", launcher="finetune")
     found = [line["loss"] for _, line in sorted(losses(run).items())]
     # A ResNet makes few steps in the time that a test has.
     share = 0.97 if name in ("fashionbert", "kaleido") else 0.8
     assert statistics.fmean(found[-3:]) < share * statistics.fmean(found[:3])
-    scored: list[object] = [
-        "--model", run, "--out", out, "--data.catalog", shop.catalog, "--data.table", table, "--data.image_size=32",
-        "--data.num_workers=0", "--bootstrap=0", "--max_samples=12", "--micro_batch=8",
-    ]  # fmt: skip
+    few = ["--bootstrap=0", "--max_samples=12", "--micro_batch=8"]
+    scored = scoring_words(run, out, shop.catalog, table, *few)
     launch(1, [*scored, f"--views=[{view}]"], tmp_path / "scoring", launcher="evaluate")
     result = json.loads(out.read_text())
     assert result["samples"] == 12 and 0 <= result["views"][view]["all"]["accuracy"] <= 1

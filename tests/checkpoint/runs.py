@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.ranks import Ranks
-from tests.settings import TINY, write_ds_config
+from tests.settings import stage_1_words
 
 STEPS = 14  # 12 make an epoch of the shop at 16 samples a step
 HALF = 7
@@ -17,12 +17,8 @@ DROPOUT = "--model.dropout=0.1"
 
 def arguments(run: Path, catalog: Path, *more: object, ds: dict[str, Any] | None = None) -> list[object]:
     """A stage-1 run with dropout, crops and flips, saved in the middle of its first epoch and at its end."""
-    config = write_ds_config(run.parent / f"{run.name}_ds", **(ds or {}))
-    return [
-        "--deepspeed_config", config, "--run.dir", run, "--data.catalog", catalog, f"--run.max_steps={STEPS}",
-        f"--run.save_every={HALF}", "--run.log_every=1", "--run.validate_every=0", "--run.validate_samples=8",
-        *TINY, DROPOUT, *more,
-    ]  # fmt: skip
+    often = [f"--run.save_every={HALF}", "--run.log_every=1", "--run.validate_every=0", "--run.validate_samples=8"]
+    return stage_1_words(run, catalog, STEPS, *often, DROPOUT, *more, **(ds or {}))
 
 
 def step(run: Path, number: int) -> Path:

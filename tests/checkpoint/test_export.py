@@ -32,23 +32,19 @@ from mbsd.tools.export.export import export
 from mbsd.tools.export.onnx_graph import write_graph
 from tests.conftest import Shop
 from tests.model.reference import MIXED, deviation, hand_batch, random_samples, randomise, shown, text_of, tiny_config
-from tests.ranks import ROOT, deepspeed
-from tests.settings import TINY, write_ds_config
+from tests.ranks import ROOT, launch
+from tests.settings import TINY, run_words, stage_2_words
 
 VIEWS = ("full", "text", "image")
-
-
-def common(run: Path, shop: Shop) -> list[object]:
-    return ["--run.dir", run, "--run.max_steps=4", "--run.validate_samples=16", "--data.catalog", shop.catalog, *TINY]
 
 
 @pytest.fixture(scope="module")
 def half(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of stage 2 in bf16 on two ranks, whose master weights lie in two shards."""
     run = tmp_path_factory.mktemp("half") / "run"
-    ds = write_ds_config(run.parent, bf16={"enabled": True})
-    matching = ["--stage=matching", "--data.table", shop.pairs, "--data.max_text_tokens=80"]
-    deepspeed(2, "pretrain", "--deepspeed_config", ds, *matching, *common(run, shop))
+    words = ["--run.validate_samples=16", "--data.max_text_tokens=80"]
+    words = stage_2_words(run, shop.catalog, shop.pairs, 4, *TINY, *words, bf16={"enabled": True})
+    launch(2, words, run.parent / "log")
     return run
 
 
@@ -56,9 +52,8 @@ def half(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def full(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fine-tuning in float32."""
     run = tmp_path_factory.mktemp("full") / "run"
-    deepspeed(
-        1, "finetune", "--deepspeed_config", write_ds_config(run.parent), "--data.table", shop.tags, *common(run, shop)
-    )
+    words = run_words(run, shop.catalog, 4, "--data.table", shop.tags, "--run.validate_samples=16", *TINY)
+    launch(1, words, run.parent / "log", launcher="finetune")
     return run
 
 

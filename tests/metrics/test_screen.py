@@ -38,11 +38,10 @@ from mbsd.model.load import load_model
 from tests.checkpoint.runs import checksums, step
 from tests.conftest import Shop
 from tests.ranks import Ranks, launch
-from tests.settings import TINY, write_ds_config
+from tests.settings import stage_1_words, stage_2_words
 
 STEPS, HELD_OUT = 6, 24
 OFTEN = [
-    f"--run.max_steps={STEPS}",
     "--run.log_every=1",
     "--run.validate_every=3",
     f"--run.validate_samples={HELD_OUT}",
@@ -50,16 +49,12 @@ OFTEN = [
 
 
 def stage_1(run: Path, shop: Shop, *more: object) -> list[object]:
-    ds = write_ds_config(run.parent / f"{run.name}_ds")
-    words = ["--deepspeed_config", ds, "--run.dir", run, "--data.catalog", shop.catalog, *OFTEN, *TINY]
-    return [*words, "--model.dropout=0.1", *more]
+    return stage_1_words(run, shop.catalog, STEPS, *OFTEN, "--model.dropout=0.1", *more)
 
 
 def stage_2(run: Path, shop: Shop, start: Path) -> list[object]:
-    ds = write_ds_config(run.parent / f"{run.name}_ds")
-    words = ["--stage=matching", "--deepspeed_config", ds, "--run.dir", run, "--data.catalog", shop.catalog]
-    words += ["--data.table", shop.pairs, "--run.init_from", start, "--data.image_size=32", *OFTEN]  # type: ignore[list-item]
-    return [*words, "--data.num_workers=0"]
+    small = ["--run.init_from", start, "--data.image_size=32", "--data.num_workers=0"]
+    return stage_2_words(run, shop.catalog, shop.pairs, STEPS, *OFTEN, *small)
 
 
 @pytest.fixture(scope="module")

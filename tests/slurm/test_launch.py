@@ -15,7 +15,7 @@ import pytest
 from mbsd.parallel.launch_env import first_host
 from tests.conftest import Shop
 from tests.ranks import CPU, ROOT, deepspeed
-from tests.settings import TINY, losses, write_ds_config
+from tests.settings import losses, stage_1_words
 from tests.slurm.cluster import Cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.distributed, pytest.mark.xdist_group("slurm")]
@@ -42,9 +42,8 @@ def on_two_ranks(program: str) -> list[str]:
 
 
 def arguments(run: Path, shop: Shop) -> list[object]:
-    more = ["--run.dir", run, "--data.catalog", shop.catalog, f"--run.max_steps={STEPS}", "--run.log_every=1"]
-    ds = write_ds_config(run.parent / f"{run.name}_ds")
-    return ["--deepspeed_config", ds, *more, "--run.validate_samples=8", *TINY, "--data.num_workers=0"]
+    words = ["--run.log_every=1", "--run.validate_samples=8", "--data.num_workers=0"]
+    return stage_1_words(run, shop.catalog, STEPS, *words)
 
 
 def run_program(program: str, *words: object, cluster: Cluster | None = None) -> tuple[int, str]:

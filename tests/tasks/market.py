@@ -19,7 +19,7 @@ from mbsd.catalog.sources import Item
 from mbsd.catalog.synthetic.shop import synthesise
 from mbsd.catalog.synthetic.words import COLOUR, VOCABULARY
 from mbsd.catalog.tables import build_table
-from tests.settings import write_ds_config
+from tests.settings import ADAM, run_words, scoring_words
 
 NUM_ITEMS = 799  # 199 of them in test: no multiple of 2 or 3
 WARM = {"red", "orange", "yellow"}
@@ -33,7 +33,6 @@ DRAWN = [
     "--model.intermediate_size=64", "--model.patchify_strides=[4,2]", "--model.patchify_channels=[16]",
     "--model.vocab_size=600", "--model.initializer_range=0.15",
 ]  # fmt: skip
-ADAM = {"type": "AdamW", "params": {"lr": 0.003, "betas": [0.9, 0.98], "weight_decay": 0.01, "torch_adam": True}}
 
 
 @dataclass(frozen=True)
@@ -116,16 +115,10 @@ def _pair_rows(catalog: Catalog) -> list[dict[str, Any]]:
 
 def finetune_arguments(market: Market, kind: str, run: Path, steps: int, *more: object, **ds: Any) -> list[object]:
     """Of `launchers/finetune.py`, two ranks of 32."""
-    config = write_ds_config(run.parent / f"{run.name}_ds", **{"train_batch_size": 64, "optimizer": ADAM, **ds})
-    return [
-        "--deepspeed_config", config, "--run.dir", run, "--data.catalog", market.catalog, "--data.table",
-        market.table(kind), f"--run.max_steps={steps}", *SIZES, *more,
-    ]  # fmt: skip
+    words = ["--data.table", market.table(kind), *SIZES, *more]
+    return run_words(run, market.catalog, steps, *words, **{"train_batch_size": 64, "optimizer": ADAM, **ds})
 
 
 def evaluate_arguments(market: Market, kind: str, model: Path, out: Path, *more: object) -> list[object]:
     """Of `launchers/evaluate.py`."""
-    return [
-        "--model", model, "--out", out, "--data.catalog", market.catalog, "--data.table", market.table(kind),
-        "--data.image_size=32", "--data.num_workers=0", "--bootstrap=100", *more,
-    ]  # fmt: skip
+    return scoring_words(model, out, market.catalog, market.table(kind), "--bootstrap=100", *more)

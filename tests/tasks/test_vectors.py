@@ -18,7 +18,7 @@ from mbsd.catalog.reader import Catalog
 from mbsd.errors import UserError
 from mbsd.inference import Encoder
 from tests.ranks import ROOT, Ranks, launch
-from tests.settings import TINY, write_ds_config
+from tests.settings import stage_1_words
 from tests.tasks.conftest import Trained
 from tests.tasks.market import NUM_ITEMS, POSITIVE, Market
 
@@ -40,9 +40,7 @@ def vectors_of(out: Path) -> np.ndarray[Any, Any]:
 
 def kill_after(rank: int, files: int) -> None:
     """This process dies like by `kill -9` when it is about to publish its next file after so many."""
-    from mbsd.io import files
-
-    publish, count = files.os.replace, [0]
+    publish, count = os.replace, [0]
 
     def counted(source: Any, target: Any) -> None:
         if Path(target).suffix == ".parquet":
@@ -51,7 +49,7 @@ def kill_after(rank: int, files: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
         publish(source, target)
 
-    files.os.replace = counted  # type: ignore[assignment]
+    os.replace = counted
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +107,7 @@ def test_a_pre_trained_model_in_half_precision(stage: str, market: Market, tmp_p
         pairs = pa.table({**columns, "source": ["given"] * rows, "evidence": [2] * rows, "replaced": [""] * rows})
         write_table("pairs", pairs, Catalog(market.catalog), tmp_path / "pairs.parquet")
         more = ["--stage=matching", "--data.table", tmp_path / "pairs.parquet"]
-    words = ["--deepspeed_config", write_ds_config(tmp_path), "--run.dir", tmp_path / "run", "--run.max_steps=2",
-             "--data.catalog", market.catalog, "--run.validate_samples=8", *TINY, *more]  # fmt: skip
+    words = stage_1_words(tmp_path / "run", market.catalog, 2, "--run.validate_samples=8", *more)
     launch(1, words, tmp_path / "log")
     out = tmp_path / "vectors"
     launch(

@@ -13,16 +13,13 @@ from mbsd.model.heads import MbsdForMatching
 from mbsd.model.mbsd import MbsdConfig
 from tests.conftest import Shop
 from tests.ranks import launch, refused
-from tests.settings import TINY, write_ds_config
+from tests.settings import stage_1_words, write_ds_config
 
 
 @pytest.fixture
 def given(shop: Shop, tmp_path: Path) -> list[object]:
     """A stage-1 command line that is right."""
-    return [
-        "--deepspeed_config", write_ds_config(tmp_path), "--run.dir", tmp_path / "run", "--run.max_steps=2",
-        "--data.catalog", shop.catalog, *TINY,
-    ]  # fmt: skip
+    return stage_1_words(tmp_path / "run", shop.catalog, 2)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +70,7 @@ def test_a_key_in_both_files(given: list[object], tmp_path: Path) -> None:
     ],
 )
 def test_deepspeeds_json(given: list[object], changes: dict[str, Any], named: list[str], tmp_path: Path) -> None:
-    write_ds_config(tmp_path, **changes)
+    write_ds_config(tmp_path / "run_ds", **changes)
     line = refused(2, given, tmp_path / "log")
     assert all(name in line for name in named), line
 

@@ -14,6 +14,7 @@ from tests.ranks import call
 from tests.settings import DS_CONFIG
 
 LIMIT = 6
+OPTIMIZERS: dict[str, dict[str, Any]] = {"Lamb": {}, "AdamW": {"torch_adam": True}}  # DeepSpeed's is compiled first
 
 
 def overflowing_steps(rank: int, world_size: int, zero_stage: int, optimizer: str) -> dict[str, Any]:
@@ -30,7 +31,10 @@ def overflowing_steps(rank: int, world_size: int, zero_stage: int, optimizer: st
         "train_batch_size": world_size,
         "zero_optimization": {"stage": zero_stage},
         "fp16": {"enabled": True, "initial_scale_power": 3, "hysteresis": 1, "min_loss_scale": 1},
-        "optimizer": {"type": optimizer, "params": {"lr": 0.01}},
+        "optimizer": {
+            "type": optimizer,
+            "params": {"lr": 0.01} | ({"torch_adam": True} if optimizer == "AdamW" else {}),
+        },
     }
     module = Awkward()
     engine = build_engine(module, DeepSpeedConfig(ds_config).resolved(world_size, 100))

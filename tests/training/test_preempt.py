@@ -27,18 +27,15 @@ from mbsd.model.load import load_model
 from mbsd.model.mbsd import MbsdConfig
 from tests.conftest import Shop
 from tests.ranks import CPU, ROOT, Ranks, call, deepspeed_command, launch, refused
-from tests.settings import TINY, losses, write_ds_config
+from tests.settings import losses, stage_1_words
 from tests.training.faults import sleep, slow_save
 
 STEPS = 120
 
 
 def command(run: Path, shop: Shop, *more: object, **ds_changes: Any) -> list[object]:
-    return [
-        "--deepspeed_config", write_ds_config(run.parent, **ds_changes), "--run.dir", run,
-        "--data.catalog", shop.catalog, f"--run.max_steps={STEPS}", "--run.log_every=1", "--run.validate_samples=30",
-        "--run.seed=3", *TINY, "--model.dropout=0.1", *more,
-    ]  # fmt: skip
+    words = ["--run.log_every=1", "--run.validate_samples=30", "--run.seed=3", "--model.dropout=0.1"]
+    return stage_1_words(run, shop.catalog, STEPS, *words, *more, **ds_changes)
 
 
 def wait_until(true: Callable[[], bool], *processes: subprocess.Popen[Any] | BaseProcess) -> None:
@@ -253,7 +250,7 @@ def finite_checkpoints(run: Path) -> list[int]:
 
 def diverging(lr: float) -> dict[str, Any]:
     return {
-        "optimizer": {"type": "AdamW", "params": {"lr": lr}},
+        "optimizer": {"type": "Lamb", "params": {"lr": lr}},
         "scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": lr, "warmup_num_steps": 4}},
     }
 
