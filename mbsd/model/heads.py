@@ -61,6 +61,7 @@ class Head(MbsdPreTrainedModel):
     """A head on the backbone that its configuration names: any of `mbsd.model.families`."""
 
     config_class = MbsdConfig  # where a folder is loaded without a configuration
+    answer_layer = ""  # name of the linear layer that gives the logits of a yes/no or class answer
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__(config)
@@ -69,6 +70,11 @@ class Head(MbsdPreTrainedModel):
     def freeze_unread(self) -> None:
         """Freeze what no head on h reads."""
         self.mbsd.freeze_for_tasks()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear) and module is getattr(self, self.answer_layer, None):
+            init.normal_(module.weight, 0.0, HEAD_RANGE)
 
 
 class MbsdForMaskedModelling(Head):
@@ -110,16 +116,13 @@ class MbsdForMaskedModelling(Head):
 class MbsdForMatching(Head):
     """Stage 2: does the query hold for the item, as each view sees it (Fig. 4)."""
 
+    answer_layer = "match"
+
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__(config)
         self.match = nn.Linear(config.hidden_size, 1 if config.match_head == "shared" else len(VIEW_NAMES))
         self.freeze_unread()
         self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if module is self.match:
-            init.normal_(self.match.weight, 0.0, HEAD_RANGE)
 
     def forward(self, batch: Batch) -> ViewsOutput:
         """Logits [V, B] and representations [V, B, D] of the batch's views."""
@@ -134,17 +137,14 @@ class MbsdForMatching(Head):
 class MbsdForClassification(Head):
     """A linear layer on h: C classes, or one logit for a yes/no question (C = 1)."""
 
+    answer_layer = "classifier"
+
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels_out)
         self.freeze_unread()
         self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if module is self.classifier:
-            init.normal_(self.classifier.weight, 0.0, HEAD_RANGE)
 
     def forward(self, batch: Batch) -> ViewsOutput:
         """Logits [V, B, C] ([V, B] where C is 1) and representations [V, B, D]."""
@@ -161,17 +161,14 @@ class MbsdForAlignment(Head):
     [h_s; h_t; |h_s - h_t|; h_s * h_t], the features of Conneau et al. (2017).
     """
 
+    answer_layer = "pair"
+
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.pair = nn.Linear(config.hidden_size * (4 if config.pair_head == "compare" else 2), 1)
         self.freeze_unread()
         self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if module is self.pair:
-            init.normal_(self.pair.weight, 0.0, HEAD_RANGE)
 
     def forward(self, batch: Batch) -> ViewsOutput:
         """Logits [V, B/2] of the pairs (sample b, sample B/2 + b) and representations [V, B, D] of the items."""

@@ -17,6 +17,7 @@ from mbsd.config.deepspeed import precision, zero_stage
 from mbsd.config.parse import dotted, to_yaml
 from mbsd.config.run import BaseConfig
 from mbsd.config.run_files import PREEMPTED
+from mbsd.io.files import replace_text
 from mbsd.parallel.world import World, gather_objects
 
 
@@ -34,9 +35,9 @@ def write_run_folder(config: BaseConfig, resolved: dict[str, Any], folder: Path,
         "packages": packages(),
         "ranks": ranks,
     }
-    (folder / "config.yaml").write_text(to_yaml(config))
-    (folder / "ds_config.json").write_text(json.dumps(resolved, indent=1) + "\n")
-    (folder / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
+    replace_text(folder / "config.yaml", to_yaml(config))
+    replace_text(folder / "ds_config.json", json.dumps(resolved, indent=1) + "\n")
+    replace_text(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
 
 
 def run_settings(config: BaseConfig, resolved: dict[str, Any]) -> dict[str, bool | int | float | str]:

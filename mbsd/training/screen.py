@@ -9,6 +9,7 @@ from typing import Any
 from mbsd.config.deepspeed import precision, zero_stage
 from mbsd.config.run_files import DONE, PREEMPTED
 from mbsd.io.console import say_block
+from mbsd.io.files import replace_text
 from mbsd.training.checkpoints import Checkpoints
 from mbsd.training.preempt import Stop
 from mbsd.training.run import Run
@@ -56,11 +57,11 @@ def end_run(run: Run, state: TrainState, stop: Stop | None) -> None:
         if state.early_stopping is not None:
             early = "" if state.at_last_step else f"stopped after step {state.step} of {state.total_steps}, "
             run.print(f"{run.folder}: {early}{state.early_stopping.describe()}")
-        (run.folder / DONE).write_text(f"{state.step}\n")
+        replace_text(run.folder / DONE, f"{state.step}\n")
         return
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     left = {"step": stop.step, "signal": stop.signal.name, "time": now}
-    (run.folder / PREEMPTED).write_text(json.dumps(left) + "\n")
+    replace_text(run.folder / PREEMPTED, json.dumps(left) + "\n")
     run.print(
         f"{run.folder}: {stop.signal.name}: saved and stopped after step {stop.step} of {state.total_steps}; the same "
         "command resumes it"
