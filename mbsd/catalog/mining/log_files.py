@@ -163,7 +163,7 @@ def _bytes(value: Any) -> bytes | None:
     if value is None:
         return None
     text = value if isinstance(value, str) else json.dumps(value)
-    # What was not UTF-8 stands in the text as lone surrogates, and leaves it as bytes that are not UTF-8 either.
+    # Bytes that were not UTF-8 are lone surrogates in the text; they are written as bytes that are not UTF-8 either.
     return text.encode("utf-8", "surrogatepass")
 
 

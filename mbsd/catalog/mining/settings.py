@@ -18,7 +18,7 @@ MAX_COPIES = 1000
 
 @dataclass(frozen=True)
 class MiningSettings:
-    """How to mine. The table depends on all of it but `engine` and the settings behind it.
+    """How to mine. The table depends on all settings before `engine`, and on none after it.
 
     Attributes:
         min_buyers: number of distinct users who bought the item under the query that makes the pair a positive.
@@ -88,7 +88,7 @@ class MiningSettings:
 
     def bounds(self) -> tuple[float | int, ...]:
         """Return where validation and test begin: shares (float) or microseconds since 1970 (int); () by item."""
-        if self.split == "item":
+        if self.split != "time":
             return ()
         return _bound("validation_from", self.validation_from), _bound("test_from", self.test_from)
 
