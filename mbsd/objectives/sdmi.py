@@ -42,7 +42,7 @@ def match_loss(logits_B: Tensor, labels_B: Tensor) -> Tensor:
     return (labels_B * F.softplus(-logits_B) + (1 - labels_B) * F.softplus(logits_B)).mean()
 
 
-def sdmi_loss(
+def sdmi_loss(  # noqa: PLR0913 (a kernel: three tensors and the switches of Eq. 11)
     logits_VB: Tensor,
     h_VBD: Tensor,
     labels_B: Tensor,

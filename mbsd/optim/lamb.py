@@ -45,7 +45,7 @@ class Lamb(torch.optim.Optimizer):
     refused with `RuntimeError`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the keys of optimizer.params in DeepSpeed's JSON)
         self,
         params: ParamsT,
         lr: float = 2e-4,

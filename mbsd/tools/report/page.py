@@ -9,6 +9,7 @@ from pathlib import Path
 import jinja2
 import yaml
 
+from mbsd.io.files import replace_text
 from mbsd.tools.report.curves import draw_curves, read_curves
 from mbsd.tools.report.examples import Example, find_examples
 from mbsd.tools.report.gather import Evaluation, read_evaluations
@@ -42,12 +43,11 @@ def write_report(runs: Sequence[Path], out: Path, examples: int) -> list[PaperTa
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
     page = environment.get_template(TEMPLATE).render(tables=tables, parts=parts, reads=READS)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "report.html").write_text(page, encoding="utf-8")
+    replace_text(out / "report.html", page)
     markdown = "\n".join(f"## {table.title}\n\n{table.markdown()}" for table in tables)
-    (out / "report.md").write_text(markdown, encoding="utf-8")
+    replace_text(out / "report.md", markdown)
     for table in tables:
-        (out / f"{table.task}.csv").write_text(table.csv(), encoding="utf-8")
+        replace_text(out / f"{table.task}.csv", table.csv())
     return tables
 
 
