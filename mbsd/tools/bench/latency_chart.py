@@ -12,7 +12,7 @@ from mbsd.io.charts import BLUE, GRID, SERIES, format_thousands, save_figure, st
 from mbsd.tools.bench.latency import TITLES
 
 MBSD_STYLES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (5, 1, 1, 1, 1, 1)))
-BASELINE_COLOURS = (*SERIES[1:], "#d36fa8")  # MBSD alone is blue
+OTHERS = (*SERIES[1:], "#d36fa8")  # colours of the baselines; blue is MBSD's alone
 
 
 def draw_latency(result: Mapping[str, Any], path: Path) -> None:
@@ -23,9 +23,7 @@ def draw_latency(result: Mapping[str, Any], path: Path) -> None:
     look: dict[str, dict[str, Any]] = {
         name: {"color": BLUE, "linestyle": MBSD_STYLES[n % len(MBSD_STYLES)], "linewidth": 2.0}
         for n, name in enumerate(ours)
-    } | {
-        name: {"color": BASELINE_COLOURS[n % len(BASELINE_COLOURS)], "linewidth": 1.4} for n, name in enumerate(others)
-    }
+    } | {name: {"color": OTHERS[n % len(OTHERS)], "linewidth": 1.4} for n, name in enumerate(others)}
     with styled_figure(9.0, 4.2) as figure:
         named = {}
         for axes, part in zip(figure.subplots(1, 2, sharey=True), TITLES, strict=True):

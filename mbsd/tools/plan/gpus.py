@@ -1,7 +1,7 @@
 """The GPUs that `mbsd plan` knows, from NVIDIA's data sheets.
 
-Tensor-core and float32 peaks (dense), memory bandwidth and NVLink of the SXM form; NVLink is given there as the sum of
-both directions, here one.
+Dense peaks of tensor cores and float32, memory bandwidth and NVLink of the SXM form. The data sheets give NVLink as the
+sum of both directions; here it is one direction.
 
 - V100: "NVIDIA V100 Tensor Core GPU" data sheet, January 2020 (SXM2: 125 and 15.7 TFLOPS, 900 GB/s, 300 GB/s).
 - A100: "NVIDIA A100 Tensor Core GPU" data sheet, June 2021 (SXM4: 312 and 19.5 TFLOPS; 1,555 GB/s with 40 GB, 2,039
@@ -10,7 +10,7 @@ both directions, here one.
   900 GB/s).
 - H200: "NVIDIA H200 Tensor Core GPU" data sheet (SXM5: as H100, 141 GB at 4.8 TB/s).
 
-The memory is what nvidia-smi shows as a board's total.
+The memory is the total that nvidia-smi shows for the board.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`mbsd report`: tables as Markdown and CSV, and one HTML file that is read without a server."""
+"""`mbsd report`: tables as Markdown and CSV, and one HTML page that needs no server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ TEMPLATE = "page.html.j2"
 
 @dataclass(frozen=True)
 class RunPart:
-    """What the page says of one evaluated run."""
+    """The page's section about one evaluated run.
+
+    Attributes:
+        settings: initial weights and seed, in words; empty without a run folder.
+        curves: SVG as a data URI; empty without metrics.
+        examples: "right" and "wrong" -> rows.
+    """
 
     evaluation: Evaluation
     settings: str
@@ -29,12 +35,15 @@ class RunPart:
 
 
 def write_report(runs: Sequence[Path], out: Path, examples: int) -> list[PaperTable]:
-    """Write report.html, report.md and a CSV a table into the folder `out`; return the tables.
+    """Write report.html, report.md and a CSV for each table into a folder, and return the tables.
 
     Args:
-        runs: as of `read_evaluations`.
-        out: made where it is missing.
-        examples: right and wrong items that are shown of each run; 0: none.
+        runs: folders and files as for `read_evaluations`.
+        out: the folder, made if missing.
+        examples: number of right and of wrong rows shown for each run; 0: none.
+
+    Raises:
+        UserError: no evaluation in one of `runs`, or the catalogue of its examples is missing.
     """
     evaluations = read_evaluations(runs)
     tables = paper_tables(evaluations)
