@@ -1,4 +1,4 @@
-"""`mbsd bench …`: what the project claims of its speed, measured against the alternative in the same run."""
+"""`mbsd bench …`: the command line of `mbsd.tools.bench`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from mbsd.io.files import replace_text
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measurements, each against the alternative in the same run.")
 
@@ -29,12 +31,12 @@ def bench_lamb(
 
 
 @bench_app.command("step")
-def bench_step(
+def bench_step(  # noqa: PLR0913 (typer makes an option of each parameter)
     model: Annotated[list[str], typer.Option(help="base, small; may be repeated.")] = ["base", "small"],  # noqa: B006
     stage: Annotated[list[str], typer.Option(help="masked, matching; repeated.")] = ["masked", "matching"],  # noqa: B006
     lengths: Annotated[list[str], typer.Option(help="real, longest; may be repeated.")] = ["real", "longest"],  # noqa: B006
     batch: Annotated[int, typer.Option(min=1, help="Samples of a step.")] = 16,
-    turns: Annotated[int, typer.Option(min=1, help="Timed steps of each contestant; medians are told.")] = 5,
+    turns: Annotated[int, typer.Option(min=1, help="Timed steps of each contestant; medians are reported.")] = 5,
     layers: Annotated[int | None, typer.Option(min=1, help="Of the encoder, instead of the model's own.")] = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -60,7 +62,7 @@ def bench_checkpoint(
 
 
 @bench_app.command("mining")
-def bench_mining(
+def bench_mining(  # noqa: PLR0913 (typer makes an option of each parameter)
     rows: Annotated[list[int], typer.Option(help="Rows of a generated log; may be repeated.")] = [  # noqa: B006
         2_000_000,
         20_000_000,
@@ -74,22 +76,19 @@ def bench_mining(
     json_file: JsonFile = None,
 ) -> None:
     """CPU seconds, peak memory and spill of mining a generated log, by rows and engine."""
-    from mbsd.tools.bench.mining import measure_mining
+    from mbsd.tools.bench.mining import MiningBench, measure_mining
 
-    numbers = measure_mining(
-        rows, spark=spark, naive=naive, compare_rows=compare_rows, threads=threads, memory_limit=memory_limit,
-        folder=folder,
-    )  # fmt: skip
-    _write_json(json_file, numbers)
+    bench = MiningBench(tuple(rows), spark, naive, compare_rows, threads, memory_limit, folder)
+    _write_json(json_file, measure_mining(bench))
 
 
 @bench_app.command("loader")
-def bench_loader(
+def bench_loader(  # noqa: PLR0913 (typer makes an option of each parameter)
     catalog: Annotated[Path, typer.Option(help="Folder written by `mbsd catalog build`.")],
     image_size: Annotated[int, typer.Option(min=1, help="Pixels of a side that the model sees.")] = 224,
     batch: Annotated[int, typer.Option(min=1, help="Samples of a micro-batch.")] = 64,
     batches: Annotated[int, typer.Option(min=1, help="Micro-batches of each turn.")] = 16,
-    turns: Annotated[int, typer.Option(min=1, help="Of each loader; medians are told.")] = 5,
+    turns: Annotated[int, typer.Option(min=1, help="Timed turns of each loader; medians are reported.")] = 5,
     workers: Annotated[list[int], typer.Option(min=0, help="Loader processes; may be repeated.")] = [0, 2],  # noqa: B006
     train: Annotated[bool, typer.Option(help="A training run's share of waiting too.")] = True,
     epochs: Annotated[bool, typer.Option(help="Memory after 1, 2 and 4 epochs too.")] = True,
@@ -103,7 +102,7 @@ def bench_loader(
 
 
 @bench_app.command("latency")
-def bench_latency(
+def bench_latency(  # noqa: PLR0913 (typer makes an option of each parameter)
     batch: Annotated[list[int], typer.Option(min=1, help="Samples of a step; may be repeated.")] = [  # noqa: B006
         1,
         2,
@@ -117,7 +116,7 @@ def bench_latency(
         list[str] | None, typer.Option(help="May be repeated; default: all. A wrong one lists them.")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Timed steps of each cell.")] = 128,
-    seconds: Annotated[float, typer.Option(min=0, help="A cell ends early after so long, and says so.")] = 60.0,
+    seconds: Annotated[float, typer.Option(min=0, help="Limit of a cell; the table shows a shorter one.")] = 60.0,
     threads: Annotated[int, typer.Option(min=1, help="On a CPU.")] = 2,
     picture: Annotated[Path | None, typer.Option(help="Also draw it there (.png, .svg).")] = None,
     json_file: JsonFile = None,
@@ -134,5 +133,4 @@ def bench_latency(
 
 def _write_json(path: Path | None, numbers: dict[str, Any]) -> None:
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+        replace_text(path, json.dumps(numbers, indent=1) + "\n")

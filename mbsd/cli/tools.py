@@ -48,12 +48,13 @@ def plan(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers there.")] = None,
 ) -> None:
     """Memory, FLOPs, step time, communication and days of a run on named GPUs, and which knob to turn."""
-    from mbsd.tools.plan.command import plan_run
+    from mbsd.tools.plan.command import PlanRequest, plan_run
 
-    plan_run(
-        config, deepspeed_config, context.args, gpu=gpu, gpus=gpus, nodes=nodes, samples=samples,
-        title_tokens=title_tokens, query_tokens=query_tokens, network_gbit=network_gbit, json_file=json_file,
+    request = PlanRequest(
+        config, deepspeed_config, tuple(context.args), gpu=gpu, gpus=gpus, nodes=nodes, samples=samples,
+        title_tokens=title_tokens, query_tokens=query_tokens, network_gbit=network_gbit,
     )  # fmt: skip
+    plan_run(request, json_file)
 
 
 @tools_app.command("demo")

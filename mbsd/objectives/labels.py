@@ -1,4 +1,4 @@
-"""Losses of the downstream tasks, from logits: a yes/no question and C classes, averaged over views and samples."""
+"""Losses of the downstream tasks, from logits: binary and C-class cross-entropy, averaged over views and samples."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from mbsd.objectives.sdmi import match_loss
 
 
 def binary_loss(logits_VB: Tensor, labels_B: Tensor, weights_C: Tensor | None = None) -> Tensor:
-    """Binary cross-entropy, mean over V views and B samples of the label's weight times the sample's loss (float32).
+    """Binary cross-entropy times the label's weight, mean over V views and B samples; 0-d, at least float32.
 
     Args:
         labels_B: 0 or 1.
-        weights_C: of label 0 and 1; None: 1 and 1.
+        weights_C: [2], of labels 0 and 1; None: both 1.
     """
     if weights_C is None:
         return match_loss(logits_VB, labels_B.expand_as(logits_VB))
@@ -24,10 +24,10 @@ def binary_loss(logits_VB: Tensor, labels_B: Tensor, weights_C: Tensor | None = 
 
 
 def class_loss(logits_VBC: Tensor, labels_B: Tensor, weights_C: Tensor | None = None) -> Tensor:
-    """Cross-entropy, mean over V views and B samples of the class's weight times the sample's loss (float32).
+    """Cross-entropy times the class's weight, mean over V views and B samples; 0-d, at least float32.
 
-    Not torch's weighted mean, which divides by the micro-batch's own weights: its mean over ranks would be another
-    number than the global batch's.
+    Not torch's weighted mean, which divides by the sum of the micro-batch's weights: averaged over ranks it would not
+    be that of the global batch.
 
     Args:
         labels_B: int64, 0 ... C - 1.

@@ -1,7 +1,7 @@
 """Stage 1: masked words and masked patches (Eq. 1, 2).
 
-All of them return SUMS over what is masked. A mean over all ranks and micro-steps of a global batch needs the
-batch's own counts, which only the loop knows; a mean of means would weigh a word by how many others share its rank.
+All losses are SUMS over what is masked. The mean over a global batch divides by the batch's counts over all ranks and
+micro-steps, which are not known here; a mean of means would give a word less weight the more words share its rank.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ WORDS_AT_ONCE = 1024  # 87 MB of float32 logits with bert-base-chinese's vocabul
 def masked_word_loss_in_chunks(
     rows_KD: Tensor, table: Tensor, bias: Tensor, labels_K: Tensor, at_once: int = WORDS_AT_ONCE
 ) -> Tensor:
-    """`masked_word_loss` of the logits rows_KD @ table.T + bias, of which only `at_once` rows ever stand in memory.
+    """`masked_word_loss` of the logits rows_KD @ table.T + bias, of which at most `at_once` rows exist at a time.
 
-    Of more rows than that nothing is kept for the backward but the rows: it computes each chunk's logits again.
+    If there are more rows than that, the backward computes each chunk's logits again instead of keeping them.
 
     Args:
-        rows_KD: what predicts the K masked tokens.
-        table: [vocabulary, D], the word vectors.
+        rows_KD: the transformed representations of the K masked tokens.
+        table: [vocabulary, D], the word embeddings.
         bias: [vocabulary].
-        labels_K: int64, the words that were there.
+        labels_K: int64, the original words.
         at_once: rows of a chunk.
+
+    Returns:
+        The sum over the K tokens, 0-d.
     """
     if rows_KD.shape[0] <= at_once:
         return _chunk_loss(rows_KD, table, bias, labels_K)
@@ -41,7 +44,7 @@ def masked_word_loss_in_chunks(
 
 
 def words_right(rows_KD: Tensor, table: Tensor, bias: Tensor, labels_K: Tensor, at_once: int = WORDS_AT_ONCE) -> Tensor:
-    """How many of the K words have the highest logit (int64, no gradient); memory as `masked_word_loss_in_chunks`."""
+    """Number of the K words whose logit is the highest (0-d int64, no gradient); as many rows of logits at a time."""
     chunks = zip(rows_KD.detach().split(at_once), labels_K.split(at_once), strict=True)
     return torch.stack([(F.linear(rows, table, bias).argmax(-1) == labels).sum() for rows, labels in chunks]).sum()
 
@@ -51,20 +54,20 @@ def _chunk_loss(rows: Tensor, table: Tensor, bias: Tensor, labels: Tensor) -> Te
 
 
 def masked_word_loss(word_logits: Tensor, labels_K: Tensor) -> Tensor:
-    """Cross-entropy summed over the K masked tokens (Eq. 1 times K); 0 where nothing is masked.
+    """Cross-entropy summed over the K masked tokens (Eq. 1 times K), 0-d; 0 if nothing is masked.
 
     Args:
         word_logits: [K, vocabulary].
-        labels_K: int64, the words that were there; `NO_WORD`: nothing is asked for.
+        labels_K: int64, the original words; `NO_WORD`: the token is not predicted.
     """
     return F.cross_entropy(_wide(word_logits), labels_K, reduction="sum", ignore_index=NO_WORD)
 
 
 def masked_patch_loss(patch_pixels: Tensor, patch_target: Tensor) -> Tensor:
-    """Absolute error summed over the Q masked patches, each patch's the mean over its own values.
+    """Sum over the Q masked patches of the mean absolute error of a patch's values, 0-d.
 
-    Eq. 2 as the authors' code reduces it: divided by Q it is the mean over all masked values. The plain sum over a
-    patch's 3 * 32^2 values would be 3,072 times larger and drown the words.
+    This is Eq. 2 as the authors' code reduces it: divided by Q it is the mean over all masked values. The sum over a
+    patch's 3 * 32^2 values would be 3,072 times larger, and the loss of the words negligible beside it.
 
     Args:
         patch_pixels, patch_target: [Q, 3 * side^2], predicted and true normalised pixels.
@@ -73,5 +76,5 @@ def masked_patch_loss(patch_pixels: Tensor, patch_target: Tensor) -> Tensor:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """At least float32: fp16 logits lose what a loss needs."""
+    """The tensor in at least float32: fp16 is too coarse for a loss."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -17,9 +17,12 @@ from torch.autograd.function import once_differentiable
 
 @dataclass(frozen=True)
 class SdmiLoss:
-    """The loss of Eq. 11, its five terms (scalars), and what tells how unequal the modalities are.
+    """The loss of Eq. 11, its terms, and how unequal the modalities are; all 0-d.
 
     Attributes:
+        loss: the sum of the terms that are trained on.
+        qi, qt, qv: binary cross-entropy of the full, text and image views (Eq. 3-5).
+        kl, rs: distillation of probabilities (Eq. 7) and of representations, weighted by w_i (Eq. 10).
         text_stronger: share of samples whose text view is the stronger (no gradient).
         weight: mean w_i (no gradient).
     """
@@ -35,14 +38,14 @@ class SdmiLoss:
 
 
 def match_loss(logits_B: Tensor, labels_B: Tensor) -> Tensor:
-    """Binary cross-entropy, mean over the batch (Eq. 3-5)."""
+    """Binary cross-entropy of logits, mean over the batch (Eq. 3-5); 0-d, at least float32."""
     logits_B = logits_B.to(torch.promote_types(logits_B.dtype, torch.float32))
     labels_B = labels_B.to(logits_B.dtype)
-    # Not torch's own: it takes sigmoid(z) - y, which loses a sure sample's gradient to rounding (1% at z = 12).
+    # Not torch's own: its gradient sigmoid(z) - y cancels where a sample is nearly certain (1% error at z = 12).
     return (labels_B * F.softplus(-logits_B) + (1 - labels_B) * F.softplus(logits_B)).mean()
 
 
-def sdmi_loss(
+def sdmi_loss(  # noqa: PLR0913 (a kernel: three tensors and the switches of Eq. 11)
     logits_VB: Tensor,
     h_VBD: Tensor,
     labels_B: Tensor,
@@ -52,7 +55,7 @@ def sdmi_loss(
     distillation: bool = True,
     weight: Literal["adaptive"] | float = "adaptive",
 ) -> SdmiLoss:
-    """The SDMI loss of a micro-batch.
+    """The SDMI loss (Eq. 11) of a micro-batch, in at least float32.
 
     Args:
         logits_VB: [3, B], the full, text and image views' logits z, z^t, z^v.
@@ -61,15 +64,15 @@ def sdmi_loss(
         variant: `paper`: KL(p^w || p^s), batch means over all N samples (Eq. 7, 10), teacher constant in both terms.
             `released`, the authors' code: KL(p^s || p^w), means over the selected samples of each direction, and
             L_RS with gradient through both sides.
-        unimodal_losses: L_QT and L_QV (Eq. 4, 5); off they are reported but not trained on.
-        distillation: L_KL and L_RS (Eq. 10); the same.
+        unimodal_losses: train on L_QT and L_QV (Eq. 4, 5); without, they are only reported.
+        distillation: train on L_KL and L_RS (Eq. 10); without, they are only reported.
         weight: `adaptive` is w_i = |p^s - p^w| where the strong view is right, else 0 (Eq. 9); a number replaces
             |p^s - p^w|.
     """
     dtype = torch.promote_types(logits_VB.dtype, torch.float32)
     logits_VB, h_VBD, labels_B = logits_VB.to(dtype), h_VBD.to(dtype), labels_B.to(dtype)
     constant = None if weight == "adaptive" else float(weight)
-    apply: Any = _Terms.apply  # torch says nothing of its types
+    apply: Any = _Terms.apply  # untyped in torch
     qi, qt, qv, kl, rs, text_stronger, mean_weight = apply(logits_VB, h_VBD, labels_B, variant == "paper", constant)
     loss = qi
     if unimodal_losses:
@@ -80,16 +83,16 @@ def sdmi_loss(
 
 
 class _Terms(torch.autograd.Function):
-    """The five terms of Eq. 11, the share of strong texts and the mean weight, with their gradients in closed form.
+    """The five terms of Eq. 11, the share of stronger texts and the mean weight, with gradients in closed form.
 
-    Autograd's own backward of the same formulas takes twice the time. With side = 2y - 1 and p = sigmoid:
+    Autograd's backward of the same formulas takes twice the time. With side = 2y - 1 and p = sigmoid:
 
         d L_Q / d z = -side p(-side z) / N
         d KL(p^w || p^s) / d z^w = p^w (1 - p^w) (z^w - z^s)      (paper)
         d KL(p^s || p^w) / d z^w = p^w - p^s = -side |p^s - p^w|  (released)
         d (||h^s - h^w||^2 / d) / d h^w = 2 (h^w - h^s) / d       (and its opposite for h^s in the released variant)
 
-    What multiplies them: w_i / N, or w_i over the selected samples of its direction (released).
+    The last three are multiplied by w_i / N, or by w_i over the number of selected samples of its direction (released).
     """
 
     @staticmethod
@@ -98,17 +101,17 @@ class _Terms(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         """Return L_QI, L_QT, L_QV, L_KL, L_RS, text_stronger and the mean weight, all 0-d."""
         side = 2 * labels_B - 1
-        # Eq. 3-5. Not torch's own: it takes sigmoid(z) - y, which loses a sure sample's gradient to rounding.
+        # Eq. 3-5. Not torch's own: its gradient sigmoid(z) - y cancels where a sample is nearly certain.
         a_VB = side * z_VB
         q_V = F.softplus(-a_VB).mean(1)
         d_q_VB = -side * torch.sigmoid(-a_VB) / labels_B.shape[0]
 
-        # Eq. 6 in logits: the strong view is the one further on the label's side.
+        # Eq. 6 in logits: the stronger view has the logit further on the label's side.
         text_strong = a_VB[1] > a_VB[2]
         strong, weak = torch.where(text_strong, z_VB[1:], z_VB[1:].flip(0))
         sure, unsure = side * strong, side * weak
         right = (sure > 0).to(z_VB.dtype)
-        # |p^s - p^w|, factored: a difference of two probabilities near 1 keeps no digits.
+        # |p^s - p^w|, factored, because the difference of two probabilities near 1 cancels.
         apart = torch.sigmoid(sure) * torch.sigmoid(-unsure) * -torch.expm1(unsure - sure)
         w = right * (apart if constant is None else constant)
         share = w / labels_B.shape[0] if paper else w * _share_of_direction(right, text_strong)
@@ -151,6 +154,6 @@ def bernoulli_kl(za: Tensor, zb: Tensor) -> Tensor:
 
 
 def _share_of_direction(right_B: Tensor, text_strong_B: Tensor) -> Tensor:
-    """The released reduction: the mean over the selected samples of each direction; 1 over the count of a sample's."""
+    """The released reduction, a mean over the selected samples of each direction: 1 / count of a sample's direction."""
     text = right_B * text_strong_B.to(right_B.dtype)
     return torch.where(text_strong_B, 1 / (text.sum() + 1e-6), 1 / ((right_B - text).sum() + 1e-6))

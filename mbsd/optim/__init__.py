@@ -1,1 +1,1 @@
-"""LAMB, and how it knows its tensors under ZeRO."""
+"""LAMB, with one trust ratio per tensor also where ZeRO has flattened and divided the tensors."""

@@ -1,7 +1,7 @@
 """The two passes of LAMB over a list of tensors, made of torch's own fused kernels.
 
-Between the passes stand the norms, so a step of LAMB moves at least 10 words a parameter where AdamW moves 7. On a CPU
-the first pass goes through the tensors in blocks that stay in the last cache, so that norms and decay need no memory.
+The norms stand between the passes, so a step of LAMB moves at least 10 words per parameter where AdamW moves 7. On a
+CPU the first pass works on blocks that fit the last-level cache, so that norms and decay do not read memory again.
 
 Shape legend: P tensors, each of any shape; w weights, m and v moments.
 """
@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CPU_BLOCK = 1 << 20  # elements: w, u, m and v of a block are 16 MiB together, and smaller ones lose time in calls
+CPU_BLOCK = 1 << 20  # elements: w, u, m and v of a block take 16 MiB; smaller blocks lose time in calls
 
 
 @dataclass(frozen=True)
 class Adam:
-    """The settings of Adam's update."""
+    """The settings of Adam's update, as in `Lamb`."""
 
     betas: tuple[float, float]
     eps: float
@@ -30,17 +30,17 @@ class Adam:
 
 @dataclass(frozen=True)
 class Operands:
-    """What a step reads and writes: P tensors of each kind, those of a kind on one device."""
+    """What a step reads and writes: P tensors of each kind, all on one device."""
 
     w_P: list[Tensor]
     g_P: list[Tensor]
     m_P: list[Tensor]
     v_P: list[Tensor]
-    steps_P: list[Tensor]  # 0-d float32 on the device: how many steps each has made, this one counted
+    steps_P: list[Tensor]  # 0-d float32 on the device: number of steps of each, this one included
 
 
 def step_counts(steps_P: list[int], bias_correction: bool, device: torch.device) -> list[Tensor]:
-    """Return the steps as `Operands.steps_P`: a fill on the device, which is no copy from the host."""
+    """Return `Operands.steps_P`, filled on the device, so that nothing is copied from the host."""
     # At step ∞ both bias corrections are 1.
     counts = {n: torch.full((), n if bias_correction else math.inf, device=device) for n in set(steps_P)}
     return [counts[n] for n in steps_P]
@@ -55,7 +55,7 @@ def adamw_step(x: Operands, adam: Adam, lr: float) -> None:
 
 
 def first_pass(x: Operands, adam: Adam) -> Tensor:
-    """Move the moments, overwrite the gradients with MINUS the updates, return norms_2P: ‖w‖ and ‖u‖ in float64.
+    """Update the moments, overwrite the gradients with MINUS the updates u, return norms_2P: ‖w‖ and ‖u‖ in float64.
 
     u = m̂ / (√v̂ + eps) + weight_decay w. torch's fused AdamW computes param (1 - lr decay) - lr m̂ / (√v̂ + eps): with
     lr = decay = 1 and the gradient in the place of the parameter, it leaves - m̂ / (√v̂ + eps) there, exactly.
@@ -79,7 +79,7 @@ def first_pass(x: Operands, adam: Adam) -> Tensor:
 
 
 def second_pass(w_P: list[Tensor], minus_u_P: list[Tensor], rates_P: Tensor) -> None:
-    """w ← w - rate · u for each tensor, its rate being lr times its trust ratio."""
+    """Update w ← w - rate · u in place; rates_P is lr times the trust ratio of each tensor."""
     for w, minus_u, rate in zip(w_P, minus_u_P, rates_P.unbind(), strict=True):
         w.addcmul_(minus_u, rate)
 
@@ -92,7 +92,7 @@ def norms(tensors_P: list[Tensor]) -> Tensor:
 
 
 def _blocks(tensor: Tensor) -> Sequence[Tensor]:
-    """Views of a tensor that fit the cache; one that is not contiguous stays whole."""
+    """Views of a tensor that fit the cache; a tensor that is not contiguous stays whole."""
     return tensor.view(-1).split(CPU_BLOCK) if tensor.is_contiguous() and tensor.numel() > CPU_BLOCK else (tensor,)
 
 

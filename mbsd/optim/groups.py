@@ -1,4 +1,4 @@
-"""DeepSpeed's JSON → LAMB over a model's parameters: the param groups and the keys that users know."""
+"""From the `optimizer.params` of DeepSpeed's JSON to LAMB over a model's parameters, in param groups."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ JSON_KEYS = ("lr", "betas", "eps", "weight_decay", "bias_correction", "max_coeff
 
 
 def no_decay(name: str, parameter: Tensor) -> bool:
-    """Say whether a parameter is a bias or belongs to a norm: neither decayed nor, by default, adapted."""
+    """Whether a parameter is a bias or belongs to a norm: neither decayed nor, by default, given a trust ratio."""
     return parameter.ndim <= 1 or name.endswith("bias")
 
 
@@ -23,7 +23,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return the param groups of `Lamb`: weights, then biases and norms (no decay; r = 1 unless `adapt_excluded`).
 
-    `params` are (name, parameter) pairs, which torch turns into `params` and `param_names`. Frozen ones are left out.
+    `params` of a group are (name, parameter) pairs, which torch splits into `params` and `param_names`. Frozen
+    parameters and empty groups are left out.
     """
     trainable = [(name, p) for name, p in named_parameters if p.requires_grad]
     weights = [(name, p) for name, p in trainable if not no_decay(name, p)]
@@ -36,9 +37,10 @@ def parameter_groups(
 
 
 def build_optimizer(named_parameters: Iterable[tuple[str, Tensor]], ds_optimizer_params: Mapping[str, Any]) -> Lamb:
-    """Return `Lamb` from the `optimizer.params` of DeepSpeed's JSON (keys: `JSON_KEYS`, all optional).
+    """Return `Lamb` for the `optimizer.params` of DeepSpeed's JSON (keys: `JSON_KEYS`, all optional).
 
-    Raises `UserError` for an unknown key or a value out of range.
+    Raises:
+        UserError: an unknown key, or a value out of range.
     """
     settings = dict(ds_optimizer_params)
     unknown = sorted(set(settings) - set(JSON_KEYS))

@@ -1,8 +1,8 @@
-"""The optimizer's step: LAMB with one trust ratio per parameter TENSOR, whoever holds the tensor's elements.
+"""The optimizer's step: LAMB with one trust ratio per parameter TENSOR, whichever ranks hold its elements.
 
 LAMB is Algorithm 2 of You et al., "Large Batch Optimization for Deep Learning" (2020). Its only quantity that is not
 elementwise is a pair of norms per tensor. On ordinary parameters those are local; on the flat slices that DeepSpeed's
-ZeRO leaves to each rank they are sums over ranks, which a `Shard` (made by `mbsd.optim.zero.bind`) knows how to take.
+ZeRO gives to each rank they are sums over ranks, computed by a `Shard` (made by `mbsd.optim.zero.bind`).
 
 Shape legend: N parameter tensors of a group, P of them (or pieces of them) on this rank.
 """
@@ -21,16 +21,16 @@ from mbsd.optim.fused import Adam, Operands, adamw_step, first_pass, norms, seco
 
 
 class Shard(Protocol):
-    """What `Lamb` asks about one flat tensor that holds pieces of several parameters."""
+    """The layout of one flat tensor that holds pieces of several parameters."""
 
     names: tuple[str, ...]  # N
-    owned: slice  # which P of the N this rank has a piece of
+    owned: slice  # the P of the N parameters of which this rank has a piece
 
     def pieces(self, flat: Tensor) -> list[Tensor]:
         """Return the P views of `flat`, one for each owned piece."""
 
     def whole_norms(self, norms_2P: Tensor) -> Tensor:
-        """Return norms_2N of the whole tensors from the norms of the pieces; every rank calls it together."""
+        """Return norms_2N of the whole tensors from the norms of the pieces; collective."""
 
 
 class Lamb(torch.optim.Optimizer):
@@ -41,11 +41,14 @@ class Lamb(torch.optim.Optimizer):
         w ← w - lr · r · u,    r = ‖w‖ / ‖u‖, or 1 where either norm is 0
 
     A param group with `adapt: False` takes r = 1. `max_coeff` and `min_coeff` clamp r (`None`: no bound).
-    The first step asks the device what has no gradient; no other waits for it. A flat slice that was not bound is
-    refused with `RuntimeError`.
+    Only the first step waits for the device: it reads which parameters have no gradient.
+
+    Raises:
+        UserError: a setting out of range, named as in DeepSpeed's JSON.
+        RuntimeError (in `step`): ZeRO has flattened the parameters and the slices were not bound.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the keys of optimizer.params in DeepSpeed's JSON)
         self,
         params: ParamsT,
         lr: float = 2e-4,
@@ -65,8 +68,9 @@ class Lamb(torch.optim.Optimizer):
         bounded = max_coeff is None or (_is_number(max_coeff) and max_coeff >= min_coeff)
         expect(bounded, "max_coeff", max_coeff, "null or a number ≥ min_coeff")
         self.shards: dict[Tensor, Shard] = {}
-        self.idle: dict[Tensor, frozenset[str]] = {}  # first tensor of a group → what had no gradient in the first step
-        self._ratios: dict[Tensor, tuple[tuple[str, ...], Tensor]] = {}  # first tensor of a group → names, ratios_N
+        # By first tensor of a group: names without gradient in the first step; and names, ratios_N of the last step.
+        self.idle: dict[Tensor, frozenset[str]] = {}
+        self._ratios: dict[Tensor, tuple[tuple[str, ...], Tensor]] = {}
         defaults = {
             "lr": lr,
             "betas": tuple(betas),
@@ -80,7 +84,7 @@ class Lamb(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, and note its tensors' names and shapes: a wrapper that flattens them is found out by `step`."""
+        """Add a group, and store its tensors' names and shapes, by which `step` detects that they were flattened."""
         super().add_param_group(param_group)
         group, i = self.param_groups[-1], len(self.param_groups) - 1
         group["names"] = group.get("param_names") or [f"{i}.{n}" for n in range(len(group["params"]))]
@@ -111,8 +115,8 @@ class Lamb(torch.optim.Optimizer):
     def unused(self) -> list[str]:
         """Return the parameters that had no gradient other than 0 in the first step, the same on every rank.
 
-        ZeRO gives the optimizer gradients of 0 for what no loss reaches, and decay alone would shrink it, a share lr a
-        step. They are left alone until they get a gradient.
+        ZeRO gives the optimizer gradients of 0 for parameters that no loss reaches, and weight decay alone would shrink
+        them at every step. They are left unchanged until they get a gradient.
         """
         return sorted(name for names in self.idle.values() for name in names)
 
@@ -142,7 +146,7 @@ class Lamb(torch.optim.Optimizer):
         ratios_N = torch.ones_like(norms_2N[0])
         if group["adapt"]:
             ratios_N = _trust_ratios(norms_2N, group["min_coeff"], group["max_coeff"])
-        if decayed_unused:  # what has no moments has never had a gradient
+        if decayed_unused:  # a tensor whose moments are 0 has never had a gradient
             moments_2N = whole(norms(x.m_P).expand(2, -1) if x.w_P else nothing_2P)
             ratios_N = ratios_N * (moments_2N[0] > 0)
         if group["adapt"]:
@@ -151,7 +155,10 @@ class Lamb(torch.optim.Optimizer):
         second_pass(x.w_P, x.g_P, (group["lr"] * ratios_N[owned]).to(key.dtype))
 
     def _operands(self, params: list[Tensor], group: dict[str, Any], shard: Shard | None, overwrite: bool) -> Operands:
-        """Return what the step of a group works on, its steps counted; `overwrite`: the gradients will be."""
+        """Count one more step of the group and return its operands.
+
+        `overwrite`: `first_pass` will overwrite the gradients, so those of ordinary parameters are copied.
+        """
         for p in params:
             state = self.state[p]
             if "exp_avg" not in state:
@@ -170,7 +177,7 @@ class Lamb(torch.optim.Optimizer):
     def _find_unused(
         self, group: dict[str, Any], params: list[Tensor], names: tuple[str, ...], shard: Shard | None
     ) -> frozenset[str]:
-        """Return the names of the group's parameters without a gradient; the one time that the device is waited for."""
+        """Return the names of the group's parameters without a gradient; the only call that waits for the device."""
         without = {name for name in group["names"] if name not in names} if shard is None else set()
         gradients = [p.grad for p in params if p.grad is not None]
         pieces = shard.pieces(gradients[0]) if shard is not None else gradients
@@ -179,7 +186,7 @@ class Lamb(torch.optim.Optimizer):
         return frozenset(without | {name for name, norm in zip(names, norms_N.tolist(), strict=True) if norm == 0})
 
     def _check_per_tensor(self, group: dict[str, Any]) -> None:
-        """Refuse tensors that are not the parameters as given: a norm over a flat slice is no tensor's norm."""
+        """Raise RuntimeError if the parameters were flattened: the norm of a flat slice is not that of a tensor."""
         found = [tuple(p.shape) for p in group["params"]]
         if found != group["shapes"]:
             raise RuntimeError(
@@ -204,6 +211,6 @@ def _is_number(value: object) -> bool:
 
 
 def expect(holds: bool, key: str, found: object, expected: str) -> None:
-    """Raise `UserError` for a setting of the JSON that does not hold."""
+    """Raise `UserError` for `optimizer.params.<key>` unless `holds`, with the value found and what was expected."""
     if not holds:
         raise UserError(f"optimizer.params.{key}: found {found!r}, expected {expected}; correct it")

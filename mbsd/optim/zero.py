@@ -1,9 +1,9 @@
 """Between ZeRO's flat slices and LAMB's tensors: which slice of which tensor a rank owns, and the norms of the whole.
 
-ZeRO-1 and -2 lay the parameters of a group end to end, cut the line into one equal slice per rank and hand the
-optimizer nothing but its slice in float32. A tensor may straddle a cut, so its norm is a sum over ranks: one all-reduce
-of 2 N doubles per group and step, N the number of tensors in the group. Nothing here imports DeepSpeed;
-`mbsd.optim.zero_layout` knows its layout.
+ZeRO-1 and -2 concatenate the parameters of a group, cut the result into one equal slice per rank and give the optimizer
+only this rank's slice, in float32. A tensor may straddle a cut, so its norm is a sum over ranks: one all-reduce of 2 N
+doubles per group and step, for the N tensors of the group. Nothing here imports DeepSpeed; its layout is described in
+`mbsd.optim.zero_layout`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from mbsd.optim.zero_layout import LAYOUT, slice_pieces
 class FlatShard:
     """This rank's slice of a group: the `mbsd.optim.lamb.Shard` of ZeRO-1 and -2."""
 
-    names: tuple[str, ...]  # N, in the order of the line
-    owned: slice  # the run of P tensors that meet this slice
+    names: tuple[str, ...]  # N, in the order in which they are concatenated
+    owned: slice  # the P consecutive tensors of which this slice holds a part
     spans: tuple[tuple[int, int], ...]  # P × (first element, elements) within the slice
     process_group: dist.ProcessGroup | None
 
@@ -43,12 +43,15 @@ class FlatShard:
 
 
 def bind(lamb: Lamb, zero_optimizer: Any) -> None:
-    """Tell `lamb` which tensors its flat slices are made of; call it once, right after `deepspeed.initialize`.
+    """Give `lamb` the layout of its flat slices; call it once, right after `deepspeed.initialize`. Collective.
 
     `zero_optimizer` is `engine.optimizer` at any ZeRO stage ≤ 2; without ZeRO there is nothing to bind. Loading a
     checkpoint, DeepSpeed's or a universal one, copies into the bound slices and needs no second call; a new engine
-    does. Collective. Raises `UserError` for a stage or wrapper it cannot serve, and `RuntimeError` on every rank if a
-    slice does not hold the values of its tensor.
+    does.
+
+    Raises:
+        UserError: a ZeRO stage or wrapper that is not supported.
+        RuntimeError: a slice does not hold the values of its tensors; on every rank alike.
     """
     if zero_optimizer is lamb:
         return
@@ -69,7 +72,7 @@ def bind(lamb: Lamb, zero_optimizer: Any) -> None:
 
 
 def _shard(zero_optimizer: Any, i: int, flat: Tensor) -> FlatShard:
-    """Return the layout of group `i`, every owned slice compared with its tensor's values."""
+    """Return the layout of group `i`, after comparing each piece with the values of its tensor."""
     process_group = zero_optimizer.real_dp_process_group[i]
     pieces = slice_pieces(zero_optimizer, i)
     spans = tuple((start, length) for *_, start, length in pieces)

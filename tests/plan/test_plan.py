@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from mbsd.config.parse import parse
 from mbsd.config.run import FinetuneConfig, PretrainConfig
 from mbsd.errors import UserError
 from mbsd.metrics.throughput import PEAK_FLOPS, training_flops
-from mbsd.tools.plan.gpus import GPUS, find_gpu
+from mbsd.tools.plan.gpus import GPUS, find_gpu, make_cluster
 from mbsd.tools.plan.plan import Plan, make_plan
 from mbsd.tools.plan.shapes import Lengths, Shapes
 
@@ -30,7 +32,7 @@ PARTS = (
 )  # fmt: skip
 
 
-def paper(stage: str, *words: str, ds: dict[str, Any] | None = None, **more: Any) -> Plan:
+def paper(stage: str, *words: str, ds: dict[str, Any] | None = None, **cluster: Any) -> Plan:
     """A stage of the paper on 16 V100s, with changes and two layers, which are traced sooner."""
     words = (*TWO_LAYERS, *words)
     ds_path = f"ds_configs/v100x16_{stage}.json"
@@ -38,7 +40,7 @@ def paper(stage: str, *words: str, ds: dict[str, Any] | None = None, **more: Any
         PretrainConfig, ["--config", f"launchers/configs/{stage}.yaml", "--deepspeed_config", ds_path, *words]
     )
     return make_plan(
-        config, DeepSpeedConfig({**ds_config.tree, **(ds or {})}), more.pop("gpu", V100), **{"gpus": 16, **more}
+        config, DeepSpeedConfig({**ds_config.tree, **(ds or {})}), make_cluster(V100, **{"gpus": 16, **cluster})
     )
 
 
@@ -137,12 +139,12 @@ def test_without_a_json_the_plan_is_the_papers() -> None:
         PretrainConfig, ["--config", "launchers/configs/stage1.yaml", *TWO_LAYERS], ds_default=DeepSpeedConfig({})
     )
     assert nothing.tree == {}
-    plan = make_plan(config, None, find_gpu("h100-80g"), gpus=4)
+    plan = make_plan(config, None, make_cluster(find_gpu("h100-80g"), 4))
     assert plan.precision == "bf16" and plan.sizes.global_batch == 2048 and plan.fits
     assert plan.sizes.micro_batch == plan.largest_micro_batch
     tuned, _ = parse(FinetuneConfig, ["--config", "launchers/configs/attributes.yaml"], ds_default=DeepSpeedConfig({}))
     with pytest.raises(UserError, match="--deepspeed_config is missing"):
-        make_plan(tuned, None, V100, gpus=1)
+        make_plan(tuned, None, make_cluster(V100, 1))
 
 
 def test_fine_tuning_is_planned_too() -> None:
@@ -154,8 +156,23 @@ def test_fine_tuning_is_planned_too() -> None:
         *TWO_LAYERS,
     ]
     config, ds_config = parse(FinetuneConfig, words)
-    plan = make_plan(config, ds_config, find_gpu("h100-80g"), gpus=1, samples=48625)
+    plan = make_plan(config, ds_config, make_cluster(find_gpu("h100-80g"), 1), samples=48625)
     assert plan.fits and plan.speed.reduce == 0 and plan.steps == -(-3 * 48625 // 128)
+
+
+def test_a_plan_needs_no_deepspeed() -> None:
+    """The command in a process of its own, as a user starts it, with and without DeepSpeed's JSON."""
+    words = ["plan", "--config", "launchers/configs/stage2.yaml", "--gpu", "v100-32g", *TWO_LAYERS]
+    code = (
+        "import sys; from mbsd.cli.main import app\n"
+        f"for more in ([], ['--deepspeed_config', 'ds_configs/cpu_stage2.json']):\n"
+        f"    app([*{words!r}, *more], standalone_mode=False)\n"
+        "assert 'mbsd.tools.plan.plan' in sys.modules\n"
+        "print([name for name in sys.modules if name.partition('.')[0] == 'deepspeed'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("fullest moment") == 2 and done.stdout.splitlines()[-1] == "[]"
 
 
 def test_mistakes_are_named() -> None:

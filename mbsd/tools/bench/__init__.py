@@ -1,1 +1,1 @@
-"""Measurements of what this project claims of itself, each against the alternative in the same run (`mbsd bench`)."""
+"""`mbsd bench`: measurements of what this project claims, each against the alternative in the same run."""

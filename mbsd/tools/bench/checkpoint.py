@@ -1,9 +1,9 @@
 """`mbsd bench checkpoint`: what a save costs a training run, against DeepSpeed's plain `save_checkpoint`.
 
-BERT-base with the patchify network and the stage-1 heads under ZeRO-2 and LAMB, at several numbers of ranks. Both kinds
-of saves alternate in one process on one file system, each after `sync`; of each the slowest rank counts, and medians
-are reported. DeepSpeed's stall is its whole save, which it does not sync to disk; ours is the copy to host memory, and
-time to durable ends when every file is synced, checksummed and published.
+The model is BERT-base with the patchify network and the stage-1 heads under ZeRO-2 and LAMB, at several numbers of
+ranks. Both kinds of saves alternate in one process on one file system, each after `sync`. Each time is that of the
+slowest rank, and medians are reported. DeepSpeed's stall is its whole save, which it does not sync to disk. Ours is the
+copy to host memory, and the time to durable ends when every file is synced, checksummed and published.
 """
 
 from __future__ import annotations
@@ -42,7 +42,16 @@ ROWS = (
 
 
 def measure_checkpoint(ranks: tuple[int, ...], saves: int, folder: Path | None, layers: int = 12) -> dict[str, Any]:
-    """Run the measurement at each number of ranks, print a table, and return its numbers by number of ranks.
+    """Run the measurement at each number of ranks, print a table, and return its numbers.
+
+    Args:
+        ranks: numbers of ranks.
+        saves: of each kind.
+        folder: in which checkpoints are written, and removed again; None: the system's temporary folder.
+        layers: of the model's encoder.
+
+    Returns:
+        `ranks`: number of ranks -> key of `ROWS` -> seconds, megabytes or ratio.
 
     Raises:
         UserError: more ranks than this machine's GPUs, where it has any.
@@ -67,7 +76,7 @@ def _measure(world: Any, saves: int, scratch: Path, layers: int) -> dict[str, fl
     manager = CheckpointManager(Claim(run, world, storage, token), engine, parts, Keep(last=1), say=lambda text: None)
 
     def seconds(action: Callable[[], object]) -> float:
-        """Of the slowest rank, from a common start with nothing left to write."""
+        """Seconds that the slowest rank needs for `action`, from a barrier after the last writes are on disk."""
         if world.is_first:
             os.sync()
         dist.barrier()
@@ -77,7 +86,7 @@ def _measure(world: Any, saves: int, scratch: Path, layers: int) -> dict[str, fl
         dist.all_reduce(took, op=dist.ReduceOp.MAX)
         return float(took)
 
-    manager.prepare()  # as a run does between its first line of metrics and its first save
+    manager.prepare()  # as a run does after its first logged step
     stalls, durables, plains = [], [], []
     for step in range(1, saves + 1):
         plains.append(seconds(lambda: engine.save_checkpoint(str(scratch / "plain"), tag="tag", save_latest=False)))
@@ -116,8 +125,8 @@ def _found(run: Path, storage: Any, world: Any) -> Any:
 
 
 def _engine(world: Any, scratch: Path, layers: int) -> tuple[Any, Any, Any]:
-    """An engine whose optimizer has made a step: all there is to save is there."""
-    from mbsd.training.engine import build_engine  # it imports deepspeed, which looks for a device: not earlier
+    """An engine after one step, so that the optimizer's moments exist and are saved, with its model and tokenizer."""
+    from mbsd.training.engine import build_engine  # late: deepspeed chooses its device when it is imported
 
     on_rank_zero(lambda: str(build_tokenizer(["one two three"], 32, scratch / "words").name_or_path))
     torch.manual_seed(0)

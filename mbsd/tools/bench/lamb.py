@@ -1,9 +1,9 @@
 """`mbsd bench lamb`: what a step of LAMB costs under ZeRO-2, against AdamW there and against LAMB written by hand.
 
-The parameters are those of BERT-base with the patchify network and stage 1's heads. The optimizer's own step is timed
-on the slices and gradients that ZeRO hands it, and the engine's whole one (reduced gradients → weights on every rank)
-around it. The contestants take turns, of each turn the slowest rank counts, and a ratio is the median over turns of
-ratios within a turn.
+The parameters are those of BERT-base with the patchify network and stage 1's heads. Two spans are timed: the
+optimizer's own step on the slices and gradients that ZeRO gives it, and the engine's whole step (from reduced gradients
+to new weights on every rank). The contestants take turns, each time is that of the slowest rank, and a ratio is the
+median over turns of ratios within a turn.
 """
 
 from __future__ import annotations
@@ -42,20 +42,30 @@ DEEPSPEED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Contestant:
-    """A step that can be repeated, and the optimizer state it keeps."""
+    """A step that can be repeated, and the optimizer state it keeps.
 
-    prepare: Callable[[], None]  # gives it gradients; not timed
+    Attributes:
+        prepare: sets the gradients; not timed.
+        step: what is timed.
+        state_bytes: bytes of this rank's optimizer state, after a step.
+    """
+
+    prepare: Callable[[], None]
     step: Callable[[], None]
-    state_bytes: Callable[[], int]  # of this rank, after a step
+    state_bytes: Callable[[], int]
 
 
 def measure_lamb(ranks: tuple[int, ...], turns: int, layers: int = 12) -> dict[str, Any]:
-    """Measure at each number of ranks, print a table, and return its numbers: ranks → contestant → number → value.
+    """Measure at each number of ranks, print a table, and return its numbers.
 
     Args:
         ranks: numbers of ranks.
         turns: steps of each contestant.
         layers: of the model's encoder.
+
+    Returns:
+        `ranks`: number of ranks -> contestant -> `seconds` of a step (median), `state_bytes_per_parameter` of a rank,
+        and the ratios `x_adamw` and `x_textbook`, where they can be formed.
 
     Raises:
         UserError: more ranks than this machine's GPUs, where it has any.
@@ -74,7 +84,7 @@ def measure_lamb(ranks: tuple[int, ...], turns: int, layers: int = 12) -> dict[s
                 *relative,
                 f"{found['state_bytes_per_parameter']:.2f}",
             )
-    Console(width=110).print(table)  # narrower, it would cut the numbers
+    Console(width=110).print(table)  # a narrower table would cut the numbers
     return {"turns": turns, "layers": layers, "ranks": results}
 
 
@@ -99,7 +109,7 @@ def _measure(world: World, turns: int, layers: int) -> dict[str, dict[str, float
         for name, contestant in contestants.items():
             contestant.prepare()
             took = _seconds(contestant.step, world)
-            if turn:  # the first one allocates
+            if turn:  # the first turn allocates
                 seconds[name].append(took)
     return {name: _summary(name, contestants[name], seconds, num_parameters) for name in contestants}
 
@@ -119,7 +129,7 @@ def _summary(
 
 
 def _seconds(step: Callable[[], None], world: World) -> float:
-    """Of the slowest rank, from a common start to the end of what it launched."""
+    """Seconds of a step on the slowest rank, from a barrier to the end of the last kernel."""
     _wait(world)
     dist.barrier()
     began = time.perf_counter()
@@ -150,7 +160,7 @@ def _adamw_engine(model: nn.Module) -> Any:
 
 
 def _sharded(engine: Any) -> Contestant:
-    """The optimizer's step as ZeRO makes it: group by group on its slice, whose gradient is new each time."""
+    """The optimizer's step as ZeRO makes it: group by group on this rank's slice, with a fresh gradient each time."""
     zero = engine.optimizer
     flats: list[Tensor] = zero.single_partition_of_fp32_groups
     gradients = [torch.randn_like(flat) * 1e-3 for flat in flats]
@@ -167,7 +177,7 @@ def _sharded(engine: Any) -> Contestant:
 
 
 def _whole(engine: Any) -> Contestant:
-    """All that follows a backward pass: norm, clipping, optimizer, 16-bit weights, all-gather."""
+    """Everything after the backward: norm, clipping, optimizer, 16-bit weights, all-gather."""
 
     def prepare() -> None:
         engine.backward(engine())
@@ -176,7 +186,7 @@ def _whole(engine: Any) -> Contestant:
 
 
 def _plain(model: nn.Module, make: Callable[[Any], torch.optim.Optimizer]) -> Contestant:
-    """An optimizer on ordinary parameters."""
+    """An optimizer on ordinary parameters, without an engine."""
     optimizer = make(list(model.named_parameters()))
 
     def step() -> None:
@@ -186,7 +196,7 @@ def _plain(model: nn.Module, make: Callable[[Any], torch.optim.Optimizer]) -> Co
 
 
 def _textbook(model: nn.Module) -> Contestant:
-    """LAMB as it is commonly written: one tensor after the other, one operation after the other."""
+    """LAMB as it is usually written: a loop over tensors, one torch operation at a time."""
     decayed = {id(p) for _, p in parameter_groups(model.named_parameters(), 0.0)[0]["params"]}
     parameters = [p for p in model.parameters() if p.requires_grad]
     moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]
@@ -213,7 +223,7 @@ def _textbook(model: nn.Module) -> Contestant:
 
 
 def _has_fused_lamb(world: World) -> bool:
-    """Whether this machine has DeepSpeed's CUDA kernel, or can compile it; if not, DeepSpeed says why."""
+    """Whether this machine has DeepSpeed's CUDA kernel or can compile it; if not, DeepSpeed prints the reason."""
     from deepspeed.ops.op_builder import FusedLambBuilder
 
     return world.device.type == "cuda" and bool(FusedLambBuilder().is_compatible(verbose=True))
@@ -228,7 +238,7 @@ def _fused_lamb(model: nn.Module) -> Contestant:
 def _gradients_of(model: nn.Module) -> Callable[[], None]:
     def prepare() -> None:
         for p in model.parameters():
-            if p.grad is None:  # nobody here writes into them
+            if p.grad is None:  # no contestant writes into its gradients, so they are made once
                 p.grad = torch.randn_like(p) * 1e-3
 
     return prepare

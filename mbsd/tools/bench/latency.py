@@ -1,7 +1,7 @@
-"""`mbsd bench latency`: Fig. 8, milliseconds of a step by batch size, of the image side and of whole models.
+"""`mbsd bench latency`: Fig. 8, milliseconds of a forward by batch size, of the image side and of whole models.
 
-Models take turns, a step each, so that what else the machine does meets all alike; a ratio is the median over turns of
-ratios within a turn. A cell's time is limited: heavy models make fewer steps, and the table says how many.
+Models take turns, a step each, so that other load on the machine disturbs all of them alike; a ratio is the median over
+turns of ratios within a turn. A cell's time is limited: slow models make fewer steps, and the table shows how many.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class LatencyBench:
     """What is measured.
 
     Attributes:
-        batches: numbers of samples.
-        models: of NAMES; none: all that run on the device.
-        steps: timed steps of a cell.
-        seconds: a cell of a model, size and part makes no further step once its steps have taken so long together.
+        batches: batch sizes.
+        models: of NAMES; empty: all that run on the device.
+        steps: timed steps of a cell (a model, a part of it and a batch size).
+        seconds: time limit of a cell's steps together.
         threads: of torch and onnxruntime, on a CPU.
     """
 
@@ -62,7 +62,7 @@ class LatencyBench:
 
 @dataclass(frozen=True)
 class Times:
-    """Of one step: milliseconds that passed, and of all the process's CPU time together."""
+    """Milliseconds of one step: elapsed (`wall`), and CPU time of all threads together (`cpu`)."""
 
     wall: float
     cpu: float
@@ -72,11 +72,11 @@ def measure_latency(bench: LatencyBench, contestants: Mapping[str, Contestant] |
     """Measure, print a table and return its numbers.
 
     Args:
-        contestants: in place of those that `bench.models` names.
+        contestants: measured instead of those that `bench.models` names.
 
     Returns:
-        What was measured on, and `cells`: model, part, batch, steps, mean_ms, p95_ms, cpu_ms (mean; all threads
-        together), x_mbsd (over plain MBSD's, where that took part), and x_bare (over a bare BERT encoder's).
+        Device, settings and models, and `cells`: model, part, batch, steps, mean_ms, median_ms, p95_ms, cpu_ms (mean;
+        all threads together), x_mbsd (ratio to plain MBSD, if that was measured) and x_bare (to a bare BERT encoder).
 
     Raises:
         UserError: an unknown model, or one that cannot run here.
@@ -120,7 +120,7 @@ def measure_latency(bench: LatencyBench, contestants: Mapping[str, Contestant] |
 
 def _steps(contestants: Mapping[str, Contestant], part: str, batch: int) -> dict[str, Step]:
     made = {}
-    torch._dynamo.reset()  # what was compiled for another size is not used again
+    torch._dynamo.reset()  # drops what was compiled for the batch size before
     for name, contestant in contestants.items():
         make = contestant.whole if part == "whole" else contestant.image
         if make is not None:
@@ -137,7 +137,7 @@ def _measure(
     spent = dict.fromkeys(steps, 0.0)
     warm = {}
     for name, step in steps.items():
-        first = timed(step)  # it allocates, and compiles: seldom what a step takes
+        first = timed(step)  # it allocates and compiles, so its time is no estimate
         second = timed(step) if first.wall < 1e3 * bench.seconds or name.startswith("mbsd-compiled") else first
         warm[name] = second
     for turn in tqdm(range(bench.steps), desc=f"{part}, batch {batch}", leave=False):
@@ -146,7 +146,7 @@ def _measure(
                 turns[name][turn] = timed(step)
                 spent[name] += turns[name][turn].wall / 1e3
     for name, found in turns.items():
-        if not found:  # one step is all that its time allows
+        if not found:  # the limit allows no second step
             found[0] = warm[name]
     return [_cell(name, turns, part, batch) for name in steps]
 
@@ -192,7 +192,7 @@ def _on_gpu(step: Step) -> Times:
 
 
 def _print(result: Mapping[str, Any], bench: LatencyBench) -> None:
-    console = Console(width=50 + 32 * len(bench.batches), soft_wrap=True)  # narrower, it would cut the numbers
+    console = Console(width=50 + 32 * len(bench.batches), soft_wrap=True)  # a narrower table would cut the numbers
     for part in TITLES:
         table = Table(title=f"{TITLES[part]}: ms of a step, mean / p95 (x mbsd)")
         table.add_column("model", no_wrap=True)

@@ -1,4 +1,4 @@
-"""The picture of `mbsd bench latency`, as Fig. 8 has it: the image side at the left, whole models at the right."""
+"""The chart of `mbsd bench latency`, laid out as Fig. 8: the image side on the left, whole models on the right."""
 
 from __future__ import annotations
 
@@ -6,28 +6,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from mbsd.io.charts import STYLE
+from mbsd.io.charts import BLUE, GRID, SERIES, format_thousands, save_figure, styled_figure
+from mbsd.tools.bench.latency import TITLES
 
-MBSDSTYLES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (5, 1, 1, 1, 1, 1)))
-COLOURS = ("#e08a2c", "#3c9a5f", "#8a5fb5", "#b5483c", "#7a6a58", "#d36fa8", "#2aa5a0", "#8a8f98")
-TITLES = {"image": "image side", "whole": "whole model"}
+MBSD_STYLES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (5, 1, 1, 1, 1, 1)))
+OTHERS = (*SERIES[1:], "#d36fa8")  # colours of the baselines; blue is MBSD's alone
 
 
 def draw_latency(result: Mapping[str, Any], path: Path) -> None:
-    """Write the numbers of `measure_latency` as a picture; the ending of `path` says which kind."""
+    """Draw the numbers of `measure_latency`; the ending of `path` chooses the format (.png, .svg)."""
     batches = sorted({cell["batch"] for cell in result["cells"]})
     ours = [name for name in result["models"] if name.startswith("mbsd")]
     others = [name for name in result["models"] if name not in ours]
     look: dict[str, dict[str, Any]] = {
-        name: {"color": "#2f6db5", "linestyle": MBSDSTYLES[n % len(MBSDSTYLES)], "linewidth": 2.0}
+        name: {"color": BLUE, "linestyle": MBSD_STYLES[n % len(MBSD_STYLES)], "linewidth": 2.0}
         for n, name in enumerate(ours)
-    } | {name: {"color": COLOURS[n % len(COLOURS)], "linewidth": 1.4} for n, name in enumerate(others)}
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.0, 4.2), layout="constrained")
+    } | {name: {"color": OTHERS[n % len(OTHERS)], "linewidth": 1.4} for n, name in enumerate(others)}
+    with styled_figure(9.0, 4.2) as figure:
         named = {}
         for axes, part in zip(figure.subplots(1, 2, sharey=True), TITLES, strict=True):
             for name, style in look.items():
@@ -42,11 +39,10 @@ def draw_latency(result: Mapping[str, Any], path: Path) -> None:
             axes.xaxis.set_major_locator(FixedLocator(batches))
             axes.xaxis.set_major_formatter(FixedFormatter([str(batch) for batch in batches]))
             axes.xaxis.set_minor_locator(NullLocator())
-            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-            axes.grid(axis="y", color="#e6e8ec", linewidth=0.6)
+            format_thousands(axes.yaxis)
+            axes.grid(axis="y", **GRID)
             axes.set_xlabel("samples of a batch")
             axes.set_title(TITLES[part], fontsize=10)
             axes.set_ylabel("ms of a step; shaded up to its 95th percentile" if part == "image" else "")
         figure.legend(named.values(), named.keys(), ncols=5, frameon=False, loc="outside lower center")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
+        save_figure(figure, path)

@@ -1,7 +1,7 @@
-"""Who takes part in `mbsd bench latency`: models of published size, drawn weights, two functions of a batch.
+"""The models that `mbsd bench latency` compares: of published size, with random weights.
 
-All get uint8 pictures of 224 pixels and word numbers, and none is given longer input than it needs: BERT has no
-picture, ViT no title. What a forward costs does not depend on the weights.
+All get token ids and uint8 pictures of 224 pixels, and none gets longer input than it reads: BERT has no picture, ViT
+no title. The cost of a forward does not depend on the weights.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True)
 class Contestant:
-    """A model and what is timed of it.
+    """A model and the steps of it that are timed.
 
     Attributes:
-        whole: (number of samples) -> a step: uint8 pictures and word numbers to h.
-        image: (number of samples) -> a step of its image side alone: uint8 pictures to image tokens; None: it has none.
-        parameters: numbers it has learned.
+        whole: batch size -> a step from token ids and uint8 pictures to representations h.
+        image: batch size -> a step of the image side alone, from uint8 pictures to image tokens; None: it has none.
+        parameters: number of the model's parameters.
     """
 
     whole: Callable[[int], Step]
@@ -69,14 +69,15 @@ class Contestant:
 
 
 def make_contestant(name: str, device: torch.device, threads: int, folder: Path) -> Contestant:
-    """One of NAMES.
+    """Build a model with random weights.
 
     Args:
-        threads: of onnxruntime, which does not ask torch.
-        folder: for the ONNX graph.
+        name: of NAMES.
+        threads: of onnxruntime, which does not read torch's setting.
+        folder: in which the ONNX graph is written.
 
     Raises:
-        UserError: it cannot run here.
+        UserError: it cannot run on this machine.
     """
     torch.manual_seed(0)
     if name == BARE:
@@ -90,13 +91,13 @@ def make_contestant(name: str, device: torch.device, threads: int, folder: Path)
 
 
 def tokens_of(name: str) -> int:
-    """Of one sample, as the model's encoder sees them."""
+    """Number of tokens that the encoder of the model `name` reads for one sample."""
     model = PLAIN if name.startswith(PLAIN) or name == BARE else name
     return _batch(model, 1, torch.device("cpu")).num_tokens
 
 
 def _batch(name: str, samples: int, device: torch.device) -> Batch:
-    """`[CLS] query [SEP] title [SEP]` and a picture: what of it the model reads."""
+    """A packed batch of `[CLS] query [SEP] title [SEP]` and a picture, reduced to what the model reads."""
     view = {"bert": "text", "vit": "image"}.get(name, "full")
     patches = {"bert": 0, "vilt": 50, "fashionbert": 16, "m6": 16, "kaleido": 55, "ofa": 196}.get(name, 49)
     rng = np.random.default_rng(0)
@@ -136,33 +137,33 @@ def _bare_encoder(device: torch.device) -> Contestant:
 
 
 class Served(nn.Module):
-    """The padded form, from uint8 pictures on."""
+    """The padded model, normalisation of uint8 pictures included."""
 
     def __init__(self, model: MbsdModel) -> None:
         super().__init__()
         self.padded = PaddedMbsd(model)
 
     def forward(self, ids_BL: Tensor, mask_BL: Tensor, types_BL: Tensor, images: Tensor, shown_B: Tensor) -> Tensor:
-        """h [B, D]."""
+        """Representations h [B, D] of B samples; inputs as in `PaddedMbsd.forward`, but `images` uint8 [B, 3, h, w]."""
         pixels = normalise_pixels(images, self.padded.mbsd.modality_2D.dtype)
         h_BD: Tensor = self.padded(ids_BL, mask_BL, types_BL, pixels, shown_B)[0]
         return h_BD
 
 
 class ServedImages(nn.Module):
-    """Its image side alone."""
+    """The image side of `Served` alone."""
 
     def __init__(self, model: MbsdModel) -> None:
         super().__init__()
         self.mbsd = model
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B * P, D]."""
+        """Image tokens [B * P, D] of uint8 pictures [B, 3, h, w], P patches each."""
         return self.mbsd.embed_images(normalise_pixels(images, self.mbsd.modality_2D.dtype), None)
 
 
 def _padded(samples: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What `Served` takes: ids, mask, types, uint8 pictures, whether they are shown."""
+    """The inputs of `Served`: token ids, attention mask, token types, uint8 pictures, image mask."""
     batch = _batch(PLAIN, samples, device)
     ids_BL = batch.input_ids_N.view(samples, -1)
     shown_B = torch.ones(samples, dtype=torch.int64, device=device)
@@ -170,7 +171,7 @@ def _padded(samples: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor,
 
 
 def _compiled(model: MbsdModel) -> Contestant:
-    """torch.compile of the padded form for each batch size, with the weights laid out for the processor's kernels."""
+    """The padded model compiled for each batch size, with weights frozen in the layout of the processor's kernels."""
     device = model.modality_2D.device
     if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         raise UserError(
@@ -192,7 +193,7 @@ def _compiled(model: MbsdModel) -> Contestant:
 
 
 def _onnx(model: MbsdModel, device: torch.device, threads: int, folder: Path) -> Contestant:
-    """The graph of `mbsd export --onnx` in onnxruntime; pixels are normalised outside of it, and that is timed too."""
+    """The graph of `mbsd export --onnx` in onnxruntime; normalising pixels, outside the graph, is timed too."""
     if device.type != "cpu":
         raise UserError("mbsd-onnx: measured on CPUs alone here; leave it out of --models, or set DS_ACCELERATOR=cpu")
     from mbsd.tools.export.onnx_graph import INPUTS, require_packages, write_graph
@@ -204,7 +205,7 @@ def _onnx(model: MbsdModel, device: torch.device, threads: int, folder: Path) ->
     write_graph(model, path, model.config.max_position_embeddings)
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
-    # Its threads would go on spinning while it is another model's turn.
+    # Otherwise its threads keep spinning during the other models' turns.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
 

@@ -1,8 +1,8 @@
 """`mbsd bench loader`: pictures a second of both decoders and of whole micro-batches, against a loader written by hand.
 
-All read the same pictures and titles in one run, take turns, and medians are told. Whole micro-batches hold what stage
-1 trains on: tokens, masks, the packed plan and augmented pictures. Waiting for data is measured in a training run of
-its own, memory over several epochs in a process of its own.
+All read the same pictures and titles in one run and take turns; medians are reported. Whole micro-batches hold what
+stage 1 trains on: tokens, masks, the packed plan and augmented pictures. The time that training waits for data is
+measured in a separate training run, memory over several epochs in a separate process.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from mbsd.data.spec import BatchSpec, Masked
 from mbsd.data.text import build_tokenizer
 from mbsd.errors import UserError
 from mbsd.parallel.world import World
-from mbsd.tools.bench.loader_plain import plain_batches, write_files
+from mbsd.tools.bench.loader_plain import PlainDataset, plain_batches, write_files
 from mbsd.tools.bench.loader_wait import measure_data_wait
 
 PATCH = 32  # pixels of a side: what the four convolutions make one token of
@@ -53,29 +53,37 @@ PLAIN = "plain"  # the loader written by hand
 
 @dataclass(frozen=True)
 class LoaderBench:
-    """What is measured."""
+    """What is measured.
+
+    Attributes:
+        catalog: built folder whose pictures and titles are read.
+        image_size: pixels of a side that the model sees.
+        batch: samples of a micro-batch.
+        batches: micro-batches of a turn.
+        turns: timed turns of each loader.
+        num_workers: numbers of loader processes to measure.
+        train: also measure the share of time that a training run waits for data.
+        epochs: also measure memory after 1, 2 and 4 epochs.
+    """
 
     catalog: Path
     image_size: int
     batch: int
     batches: int
-    """Micro-batches of each turn."""
     turns: int
     num_workers: tuple[int, ...]
     train: bool
-    """Also the share of time that a training run waits for data."""
     epochs: bool
-    """Also memory after 1, 2 and 4 epochs."""
 
 
 def measure_loader(bench: LoaderBench) -> dict[str, Any]:
     """Measure, print tables and return the numbers.
 
     Returns:
-        `decoders`: name -> pictures a second of one decoder on ready bytes. `loaders`: for each number of workers and
-        way: pictures a second, CPU milliseconds a picture (workers included), and the first over the plain loader's.
-        `training`: as of measure_data_wait. `memory`: way -> megabytes (PSS of the process and its workers) after 1, 2
-        and 4 epochs.
+        `decoders`: name -> pictures per second from JPEG bytes in memory. `loaders`: for each number of workers and
+        way the pictures per second, CPU milliseconds per picture (workers included), and the ratio of the speed to the
+        plain loader's. `training`: from `measure_data_wait`. `memory`: way -> megabytes (PSS of the process and its
+        workers) after 1, 2 and 4 epochs.
 
     Raises:
         UserError: the catalogue has too few pictures for a micro-batch, or patches do not fill the picture.
@@ -111,7 +119,7 @@ def _device() -> torch.device:
 
 
 def _decoders(bench: LoaderBench, catalog: Catalog, items: list[int]) -> dict[str, float]:
-    """Pictures a second from bytes in memory to pixels, augmented as in training."""
+    """Decoder -> pictures per second, from JPEG bytes in memory to pixels, augmented as in training."""
     jpegs = [catalog.image(item) or b"" for item in items[: bench.batch]]
     drawn = draw_augmentation([np.random.default_rng(i) for i in range(len(jpegs))], (0.8, 1.0), 0.5)
     cores = os.cpu_count() or 1
@@ -126,7 +134,7 @@ def _decoders(bench: LoaderBench, catalog: Catalog, items: list[int]) -> dict[st
                 decoder.decode(jpegs, drawn)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            if turn:  # the first builds pipelines
+            if turn:  # the first turn builds pipelines
                 seconds[name].append(time.perf_counter() - started)
     done = max(1, bench.batches // 4) * len(jpegs)
     return {name: done / statistics.median(times) for name, times in seconds.items()}
@@ -136,15 +144,14 @@ def _loaders(bench: LoaderBench, catalog: Catalog, items: list[int], folder: Pat
     tokenizer = _tokenizer(catalog, folder)
     files = write_files(catalog, items, folder / "files")
     titles = [catalog.title(item) for item in items]
+    plain_dataset = PlainDataset(files, titles, tokenizer, bench.image_size, max_tokens=144)
     rows = []
     for workers in bench.num_workers:
         makers: dict[str, Callable[[], Iterator[Any]]] = {
             way: (lambda way=way, workers=workers: iter(train_loader(bench, catalog, tokenizer, way, workers)))  # type: ignore[misc]
             for way in _ways(bench)
         }
-        makers[PLAIN] = lambda workers=workers: plain_batches(  # type: ignore[misc]
-            files, titles, tokenizer, size=bench.image_size, max_tokens=144, batch=bench.batch, num_workers=workers
-        )
+        makers[PLAIN] = lambda workers=workers: plain_batches(plain_dataset, bench.batch, workers)  # type: ignore[misc]
         rates: dict[str, list[float]] = {way: [] for way in makers}
         costs: dict[str, list[float]] = {way: [] for way in makers}
         for _ in range(bench.turns):
@@ -170,7 +177,7 @@ def _loaders(bench: LoaderBench, catalog: Catalog, items: list[int], folder: Pat
 def train_loader(
     bench: LoaderBench, catalog: Catalog, tokenizer: PreTrainedTokenizerBase, way: str, workers: int
 ) -> TrainLoader:
-    """Ours, as stage 1 has it."""
+    """This project's loader as stage 1 uses it, on one rank, with the decoder `way` (torchvision or dali)."""
     device = _device()
     decoder = make_decoder(way, bench.image_size, device, max(1, workers), bench.batch)
     data = DataConfig(str(catalog.path), image_size=bench.image_size, num_workers=workers)
@@ -182,7 +189,7 @@ def train_loader(
 
 
 def _rate(batches: Iterator[Any], bench: LoaderBench) -> tuple[float, float]:
-    """Pictures a second and CPU milliseconds a picture, once the loader has got going."""
+    """Pictures per second and CPU milliseconds per picture, after a warm-up of three micro-batches."""
     for _ in range(3):
         next(batches)
     started, spent, images = time.perf_counter(), _cpu_seconds(), 0
@@ -193,13 +200,13 @@ def _rate(batches: Iterator[Any], bench: LoaderBench) -> tuple[float, float]:
 
 
 def _cpu_seconds() -> float:
-    """Of this process and its workers."""
+    """CPU seconds that this process and its workers have used."""
     total = 0.0
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
         try:
             times = process.cpu_times()
         except psutil.NoSuchProcess:
-            continue  # a worker of the loader before, on its way out
+            continue  # a worker of the previous loader that has just ended
         total += times.user + times.system
     return total
 
@@ -216,7 +223,7 @@ def _memory_of(bench: LoaderBench, way: str) -> list[float]:
 
 
 def _memory(bench: LoaderBench, way: str) -> list[float]:
-    """Megabytes of this process and its workers after each of EPOCHS, the pages they share counted once."""
+    """Megabytes (PSS) of this process and its workers after each of EPOCHS; shared pages are counted once."""
     catalog = Catalog(bench.catalog)
     megabytes = []
     with tempfile.TemporaryDirectory(prefix="mbsd-bench-") as folder:
@@ -254,8 +261,8 @@ def _print(console: Console, result: dict[str, Any]) -> None:
     console.print(table)
     if (training := result.get("training")) is not None:
         model, rate = f"{training['model']}, {max(result['num_workers'])} workers", f"{training['samples_per_s']:,.0f}"
-        told = f"training ({model}): steps wait for data {training['data_wait']:.1%} of the time, {rate} samples/s"
-        console.print(told, highlight=False)
+        line = f"training ({model}): steps wait for data {training['data_wait']:.1%} of the time, {rate} samples/s"
+        console.print(line, highlight=False)
     for way, megabytes in result.get("memory", {}).items():
         after = ", ".join(f"{mb:.0f}" for mb in megabytes)
         console.print(f"{way}: {after} MB after {', '.join(map(str, EPOCHS))} epochs", highlight=False)

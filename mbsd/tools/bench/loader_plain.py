@@ -1,6 +1,6 @@
 """The loader that one writes by hand: a Dataset that opens picture files with Pillow, and the collator of transformers.
 
-It does what stage 1 needs and nothing else of ours: a random crop and a flip, a normalised float picture, the title's
+It does what such a loader usually does for stage 1: a random crop and a flip, a normalised float picture, the title's
 tokens padded to the longest, masked words. No packing, no masked patches, no order that can be resumed.
 """
 
@@ -23,7 +23,13 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 class PlainDataset(Dataset[dict[str, Any]]):
-    """Picture files and titles."""
+    """A sample for each picture file: `image`, float [3, size, size], and the tokens of its title.
+
+    Args:
+        files, titles: one of each for every sample.
+        size: pixels of a side.
+        max_tokens: at which titles are cut.
+    """
 
     def __init__(
         self, files: list[Path], titles: list[str], tokenizer: PreTrainedTokenizerBase, size: int, max_tokens: int
@@ -55,21 +61,17 @@ class _Collate:
         return {"images": images, **self.words(samples)}
 
 
-def plain_batches(
-    files: list[Path], titles: list[str], tokenizer: PreTrainedTokenizerBase, *, size: int, max_tokens: int,
-    batch: int, num_workers: int,
-) -> Iterator[dict[str, Tensor]]:  # fmt: skip
-    """Shuffled batches without end."""
-    dataset = PlainDataset(files, titles, tokenizer, size, max_tokens)
+def plain_batches(dataset: PlainDataset, batch: int, num_workers: int) -> Iterator[dict[str, Tensor]]:
+    """Shuffled batches without end: `images` float [batch, 3, size, size], and the collator's padded, masked words."""
     while True:
         yield from DataLoader(
             dataset, batch_size=batch, shuffle=True, drop_last=True, num_workers=num_workers,
-            collate_fn=_Collate(tokenizer),
+            collate_fn=_Collate(dataset.tokenizer),
         )  # fmt: skip
 
 
 def write_files(catalog: Catalog, items: list[int], folder: Path) -> list[Path]:
-    """The items' pictures as files, the same bytes as in the catalogue."""
+    """Write the items' pictures, the catalogue's bytes unchanged, and return their paths in the order of `items`."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for item in items:

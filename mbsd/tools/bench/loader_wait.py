@@ -1,4 +1,4 @@
-"""How long the steps of a real training run wait for their data: run by `mbsd bench loader` in a process of its own."""
+"""How long the steps of a real training run wait for data; `mbsd bench loader` runs this in its own process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mbsd.config.model import ModelConfig
 from mbsd.config.run import PretrainConfig, RunConfig
 from mbsd.training.pretrain import pretrain
 
-LOGS = 4  # the first tells of the start and is left out
+LOGS = 4  # the first covers the start of the run and is left out
 STEPS = 10  # between two logs
 SMALL = ModelConfig(
     vocab_size=4000, hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024,
@@ -27,12 +27,19 @@ SMALL = ModelConfig(
 
 
 def measure_data_wait(catalog: Path, image_size: int, batch: int, num_workers: int) -> dict[str, Any]:
-    """Stage 1 for a few steps by the recipe of `launchers/pretrain.py`.
+    """Train stage 1 for a few steps, as `launchers/pretrain.py` does, and read its metrics.
 
-    On a GPU it is BERT-base in bf16, else a model of 256 dimensions and four layers.
+    The model is BERT-base in bf16 on a GPU, otherwise one of 256 dimensions and four layers.
+
+    Args:
+        batch: samples of the global batch.
+        num_workers: loader processes.
 
     Returns:
-        `data_wait`, the share of time that steps wait, `samples_per_s`, and `model`.
+        `data_wait`, the share of time that steps wait for data, `samples_per_s`, and `model`.
+
+    Raises:
+        RuntimeError: the training run failed.
     """
     words = [sys.executable, "-m", __name__, json.dumps([str(catalog), image_size, batch, num_workers])]
     done = subprocess.run(words, capture_output=True, text=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from rich.table import Table
 from mbsd.catalog.mining.mine import MiningSettings, mine_pairs
 from mbsd.catalog.reader import Catalog
 from mbsd.errors import UserError, exits_cleanly
+from mbsd.io.files import replace_text
 from mbsd.tools.bench.mining_naive import mine_naively
 from mbsd.tools.bench.processes import Usage, run_measured
 
@@ -24,34 +25,41 @@ NAIVE_TIME_LIMIT = 600.0
 SPARK_MEMORY = "2GB"
 
 
-def measure_mining(
-    rows: list[int],
-    *,
-    spark: bool,
-    naive: bool,
-    compare_rows: int,
-    threads: int,
-    memory_limit: str,
-    folder: Path | None,
-) -> dict[str, Any]:
-    """Generate a log of each size, mine it in a process of its own with each engine, and print a table.
+@dataclass(frozen=True)
+class MiningBench:
+    """What is measured.
 
-    Returns `runs` (rows, way, exit_code, seconds, cpu_seconds, peak_rss_bytes,
-    peak_spill_bytes, positives …) and `growth_exponent` of DuckDB's CPU seconds: 1 is linear.
-
-    Args:
-        rows: sizes of logs.
-        spark: also on Spark, up to `compare_rows`.
-        naive: also by a join of all items with all queries of their category, up to `compare_rows`.
-        compare_rows: see there.
+    Attributes:
+        rows: sizes of the generated logs.
+        spark: also mine with Spark, logs of up to `compare_rows` rows.
+        naive: also draw by a join of all items with all queries of their category, up to `compare_rows` rows.
+        compare_rows: the largest log that Spark and the join get.
         threads: of each engine.
-        memory_limit: of DuckDB, both ways.
-        folder: of the logs, which stay there and are used again; None = a temporary one.
+        memory_limit: of DuckDB, for mining and for the join.
+        folder: the logs are kept and reused there; None: a temporary folder.
+    """
+
+    rows: tuple[int, ...]
+    spark: bool
+    naive: bool
+    compare_rows: int
+    threads: int
+    memory_limit: str
+    folder: Path | None
+
+
+def measure_mining(bench: MiningBench) -> dict[str, Any]:
+    """Generate a log of each size, mine it with each engine in its own process, and print a table.
+
+    Returns:
+        `runs`: for each log and way its rows, way, exit_code, seconds, cpu_seconds, peak_rss_bytes, peak_spill_bytes
+        and the counts of the mining report. `growth_exponent` of DuckDB's CPU seconds by rows: 1 is linear.
 
     Raises:
-        UserError: a size makes no sense.
+        UserError: a log of fewer than 1000 rows.
     """
-    for size in rows:
+    folder, threads, memory_limit = bench.folder, bench.threads, bench.memory_limit
+    for size in bench.rows:
         if size < 1000:
             raise UserError(f"--rows {size}; expected at least 1000")
     console = Console(soft_wrap=True)
@@ -59,14 +67,14 @@ def measure_mining(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="mbsd-bench-", dir=folder) as scratch:
-        for size in sorted(rows):
+        for size in sorted(bench.rows):
             log = (folder or Path(scratch)) / f"{size}"
             if not (log / "log.parquet").is_file():
                 console.print(f"[dim]generating {size} rows", highlight=False)
                 _child({"way": "generate", "folder": str(log), "rows": size}, Path(scratch))
             ways = ["duckdb"]
-            ways += ["spark"] if spark and size <= compare_rows else []
-            ways += ["naive"] if naive and size <= compare_rows else []
+            ways += ["spark"] if bench.spark and size <= bench.compare_rows else []
+            ways += ["naive"] if bench.naive and size <= bench.compare_rows else []
             for way in ways:
                 task = {"way": way, "folder": str(log), "threads": threads, "memory_limit": memory_limit}
                 console.print(f"[dim]{way}, {size} rows", highlight=False)
@@ -87,7 +95,7 @@ def measure_mining(
 
 
 def _child(task: dict[str, Any], scratch: Path) -> tuple[Usage, dict[str, Any]]:
-    """Run a task in a process of its own; return what it used, and what it found."""
+    """Run a task in its own process; return the resources it used, and the numbers it wrote."""
     with tempfile.TemporaryDirectory(dir=scratch) as name:
         spill, result = Path(name) / "spill", Path(name) / "result.json"
         spill.mkdir()
@@ -100,7 +108,7 @@ def _child(task: dict[str, Any], scratch: Path) -> tuple[Usage, dict[str, Any]]:
 
 
 def _growth(runs: list[dict[str, Any]]) -> float | None:
-    """Slope of log(CPU seconds) by log(rows) of DuckDB's runs; None for one size."""
+    """Slope of log(CPU seconds) over log(rows) in DuckDB's runs; None where only one size was measured."""
     points = [(run["rows"], run["cpu_seconds"]) for run in runs if run["way"] == "duckdb" and run["ended"] == "done"]
     if len(points) < 2:
         return None
@@ -124,7 +132,7 @@ def _print(console: Console, result: dict[str, Any]) -> None:
 
 @exits_cleanly
 def _run_task(text: str) -> None:
-    """In the child: generate or mine, and write what was found."""
+    """In the child process: generate a log or mine it, and write the numbers to the task's result file."""
     task = json.loads(text)
     folder = Path(task["folder"])
     found: dict[str, Any] = {}
@@ -145,7 +153,7 @@ def _run_task(text: str) -> None:
             report = mine_pairs(log, catalog, Path(task["result"]).with_name("pairs.parquet"), settings)
             found = {"pairs": sum(report.split_rows.values()), **asdict(report)}
             del found["settings"], found["seconds"]
-    Path(task["result"]).write_text(json.dumps(found), "utf-8")
+    replace_text(Path(task["result"]), json.dumps(found))
 
 
 if __name__ == "__main__":

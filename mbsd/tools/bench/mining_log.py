@@ -1,4 +1,4 @@
-"""A behaviour log of any size for measuring: few items and users do most, many do little (power laws)."""
+"""A synthetic behaviour log of any size: popularity of items and activity of users follow power laws."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ DAYS = 90
 def write_log(folder: Path, *, rows: int, seed: int = 0) -> None:
     """Write `catalog` (a built catalogue without pictures) and `log.parquet` with `rows` rows below a folder.
 
-    There are rows / 200 items with up to six queries each. The item of popularity rank r is met as often as
-    r^(-2/3); so is a user. One row in twenty is a purchase and one in ten a cart, a tenth of the clicks stray to
-    another item of any kind, and one query in twenty is shouted in capitals.
+    There are rows / 200 items with up to six queries each, and rows / 40 users. The item of popularity rank r occurs in
+    proportion to r^(-2/3); so do users. One row in twenty is a purchase and one in ten a cart, a tenth of the clicks
+    are on a random other item, and one query in twenty is in capitals. Equal `rows` and `seed` give equal logs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     num_items = max(rows // ROWS_PER_ITEM, 50)

@@ -1,4 +1,4 @@
-"""How not to mine: every item joined with every query of its category, then drawn from."""
+"""The alternative that `mbsd bench mining` measures: join every item with all queries of its category, then draw."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ SELECT c.item, c.text FROM (
 
 
 def mine_naively(log: Path, catalog: Catalog, settings: MiningSettings) -> int:
-    """Draw the same-category negatives of a log by a join of whole categories; return how many there are.
+    """Draw the same-category negatives of a log by a join of whole categories; return their number.
 
     Raises:
-        UserError: the engine has not enough memory for it, which is what this is for.
+        UserError: the engine runs out of memory, which large logs are measured for.
     """
     columns = {name: name for name in ("user", "query", "item", "kind")}
     report = MiningReport()

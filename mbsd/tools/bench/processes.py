@@ -1,4 +1,4 @@
-"""What a process and all that it starts use, seen from outside: no process counts a Java that outlives it."""
+"""Resources of a command and its descendants, measured from outside: a parent does not count a JVM that outlives it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,20 @@ from pathlib import Path
 
 import psutil
 
-INTERVAL = 0.05
+INTERVAL = 0.05  # seconds between two samples
 
 
 @dataclass
 class Usage:
-    """Attributes: exit code (or None when the time was up), wall and CPU seconds, bytes of peak memory and of files."""
+    """What a command and its descendants used.
+
+    Attributes:
+        exit_code: None: it was stopped at the time limit.
+        seconds, cpu_seconds: elapsed, and CPU time of all processes.
+        peak_rss_bytes: largest sum of resident sets.
+        peak_spill_bytes: largest size of the files in the spill folder.
+        output: stdout and stderr.
+    """
 
     exit_code: int | None
     seconds: float
@@ -27,15 +35,14 @@ class Usage:
 
 
 def run_measured(words: Sequence[str], spill: Path, *, time_limit: float) -> Usage:
-    """Run a command to its end and watch it and its descendants twenty times a second.
+    """Run a command to its end and sample it and its descendants twenty times a second.
 
-    Memory is the sum of resident sets. CPU seconds are those of each process when it was last seen, so that up to a
-    twentieth of a second is missing at its end.
+    CPU seconds are those of each process at its last sample, so up to a twentieth of a second per process is missing.
 
     Args:
         words: the command.
-        spill: a folder whose files are counted.
-        time_limit: seconds after which the command and its descendants are stopped.
+        spill: folder whose files are measured; the output is written beside it.
+        time_limit: seconds after which the command and its descendants are killed.
     """
     started = time.monotonic()
     cpu: dict[int, float] = {}
@@ -52,7 +59,7 @@ def run_measured(words: Sequence[str], spill: Path, *, time_limit: float) -> Usa
                         cpu[process.pid] = max(cpu.get(process.pid, 0.0), used.user + used.system)
                         rss += process.memory_info().rss
                     except psutil.Error:
-                        continue  # it ended between two looks
+                        continue  # it ended during the sample
                 peak_rss, peak_spill = max(peak_rss, rss), max(peak_spill, _bytes(spill))
                 in_time = time.monotonic() - started < time_limit
                 time.sleep(INTERVAL)
@@ -83,5 +90,5 @@ def _bytes(folder: Path) -> int:
             try:
                 total += os.stat(os.path.join(directory, file)).st_size
             except FileNotFoundError:
-                continue  # the engine removed it between two looks
+                continue  # the engine removed it during the sample
     return total

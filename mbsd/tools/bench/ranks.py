@@ -1,4 +1,4 @@
-"""What measurements on ranks share: ranks of this machine, and a training step that is all weights."""
+"""What measurements on several ranks share: starting ranks on this machine, and a training step without data."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ R = TypeVar("R")
 
 
 class SumOfWeights(nn.Module):
-    """A training step whose loss reads nothing but weights: it costs little and gives every parameter a gradient."""
+    """A module whose loss is a sum over its weights: cheap, and every trained parameter gets a gradient."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self) -> torch.Tensor:
-        """The loss, 0-d."""
+        """The loss, 0-d: the sum of the means of all trained parameters."""
         return torch.stack([p.float().mean() for p in self.model.parameters() if p.requires_grad]).sum()
 
 
 def on_ranks(world_size: int, measure: Callable[Concatenate[World, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Return rank 0's `measure(world, *args)`, called on `world_size` ranks, each a process with the group up.
+    """Call `measure(world, *args, **kwargs)` in `world_size` processes that form a group; return rank 0's result.
 
-    `measure` is a module-level function; arguments and result can be pickled.
+    `measure` has to be a function of a module, and its arguments and result have to be picklable.
 
     Raises:
         UserError: more ranks than this machine's GPUs, where it has any.

@@ -1,1 +1,1 @@
-"""A run as a transformers folder, and as an ONNX graph."""
+"""`mbsd export`: a checkpoint as a transformers folder and as an ONNX graph."""

@@ -30,13 +30,13 @@ ARCHITECTURES: dict[str, type[MbsdPreTrainedModel]] = {
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """What was exported.
 
     Attributes:
         architecture: class of the model.
-        source: the checkpoint it comes from.
-        weights: where its numbers come from, in words.
-        differences: of the ONNX graph from torch, the largest of each view; empty without a graph.
+        source: the checkpoint.
+        weights: where the float32 weights were read, in words.
+        differences: view -> largest absolute difference between ONNX graph and torch; empty without a graph.
     """
 
     architecture: str
@@ -46,14 +46,14 @@ class Exported:
 
 
 def export(run: Path, out: Path, *, onnx: bool = False) -> Exported:
-    """Write the best (else the newest) checkpoint of a run folder, or one checkpoint of it, as a transformers folder.
+    """Write the checkpoint `run`, or the best (else the newest) of the run folder `run`, as a transformers folder.
 
-    It holds config.json, model.safetensors (float32), the tokenizer (cut at data.max_text_tokens),
+    The folder holds config.json, model.safetensors (float32), the tokenizer (cut at data.max_text_tokens),
     preprocessor_config.json (AutoImageProcessor: size, mean, deviation; and the text lengths) and, with `onnx`,
-    model.onnx. An export that fails leaves nothing behind.
+    model.onnx. A failed export leaves nothing behind.
 
     Raises:
-        UserError: no checkpoint there, something is at `out` already, or what `onnx` needs is not installed.
+        UserError: no complete checkpoint in `run`, `out` exists, or the packages for `onnx` are not installed.
     """
     if out.exists():
         raise UserError(f"{out}: exists already; name a new folder, an export replaces nothing")
@@ -75,7 +75,10 @@ def export(run: Path, out: Path, *, onnx: bool = False) -> Exported:
 
 
 def image_processor(config: BackboneConfig, max_text_tokens: int, max_query_tokens: int) -> Any:
-    """What turns a picture into the network's pixels as the training's decoder does: the whole of it, resized."""
+    """A `ViTImageProcessor` that prepares pictures as the training's decoder does: the whole picture, resized.
+
+    The text lengths are stored in it too, for whoever tokenizes.
+    """
     processor: Any = ViTImageProcessor
     return processor(
         size={"height": config.image_size, "width": config.image_size},
@@ -89,7 +92,7 @@ def image_processor(config: BackboneConfig, max_text_tokens: int, max_query_toke
 
 
 def _checkpoint(run: Path) -> tuple[Path, dict[str, int]]:
-    """A complete checkpoint whose checksums hold, and the text lengths of its run."""
+    """The checkpoint to export, complete and with valid checksums, and the text lengths of its run."""
     if store.is_step(run):
         broken = store.broken_files(run, checksums=True)
         if broken:
@@ -105,7 +108,7 @@ def _checkpoint(run: Path) -> tuple[Path, dict[str, int]]:
 
 
 def _model(checkpoint: Path) -> tuple[MbsdPreTrainedModel, str]:
-    """The trained model in float32, from the optimizer's master weights where those in model/ are rounded."""
+    """The model in float32, and where its weights were read: the optimizer's masters if those in model/ are rounded."""
     folder = checkpoint / "model"
     found = json.loads((folder / "config.json").read_text())
     if found.get("model_type") != BackboneConfig.model_type:
@@ -134,7 +137,7 @@ def _model(checkpoint: Path) -> tuple[MbsdPreTrainedModel, str]:
     model.float()
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            master = masters.get(f"model.{name}")  # the name in the training step; none of what was frozen
+            master = masters.get(f"model.{name}")  # the objective's name for it; frozen weights have no master
             if master is not None:
                 assert master.to(rounded[name].dtype).equal(rounded[name]), f"{checkpoint}: {name} is not its master's"
                 weight.copy_(master)

@@ -1,4 +1,4 @@
-"""The ONNX graph of a model, held against torch before anybody uses it."""
+"""The ONNX graph of a model, compared with torch before it is published."""
 
 from __future__ import annotations
 
@@ -27,28 +27,32 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids", "pixel_values", "imag
 
 
 def require_packages() -> None:
-    """Raise UserError where the extra is not installed."""
+    """Check that the packages of the extra `mbsd[onnx]` are installed.
+
+    Raises:
+        UserError: one is missing.
+    """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"--onnx: {', '.join(missing)} is not installed; pip install 'mbsd[onnx]'")
 
 
 def write_graph(model: MbsdPreTrainedModel, path: Path, max_text_tokens: int) -> dict[str, float]:
-    """Write `PaddedMbsd` of the model as one graph for any number of samples and any length.
+    """Write `PaddedMbsd` of the model as one graph for any number of samples and any text length.
 
     Returns:
-        The largest difference between onnxruntime on padded input and torch on packed input, of representations and
-        logits, by view: samples of several lengths with and without query, title and image.
+        View -> largest absolute difference between onnxruntime on padded input and torch on packed input, over
+        representations and logits of samples of several lengths, with and without query, title and image.
 
     Raises:
-        ArithmeticError: it is more than 1e-4.
+        ArithmeticError: a difference is above 1e-4.
     """
     samples = _samples(model.config, max_text_tokens)
     padded = PaddedMbsd(model).eval()
     names = ["h"] if padded.head is None else ["h", "logits"]
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=model.config.max_position_embeddings)
     text = {0: batch, 1: length}
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it speaks of operators that are not used here
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of operators that are not used here
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -69,7 +73,7 @@ def write_graph(model: MbsdPreTrainedModel, path: Path, max_text_tokens: int) ->
 
 
 def _samples(config: Any, max_text_tokens: int) -> list[tuple[TextTokens, Tensor | None]]:
-    """Texts of several lengths, with and without a query and a title, and uint8 pictures, or None."""
+    """Samples of several text lengths, with and without query and title; pictures uint8 [3, side, side], or None."""
     rng = np.random.default_rng(0)
     longest = min(max_text_tokens, config.max_position_embeddings)
     side = config.image_size
@@ -85,7 +89,7 @@ def _samples(config: Any, max_text_tokens: int) -> list[tuple[TextTokens, Tensor
 
 
 def _padded(samples: list[tuple[TextTokens, Tensor | None]], view: str) -> dict[str, Tensor]:
-    """The graph's inputs that show one view."""
+    """The graph's inputs for one view of the samples, by name."""
     shown = []
     for text, _ in samples:
         ids, types = text.input_ids, text.token_type_ids

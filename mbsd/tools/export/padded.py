@@ -1,4 +1,4 @@
-"""The model for inference elsewhere: padded texts and pixels in, representations and logits out (the ONNX graph)."""
+"""The model as a function of padded tensors, for runtimes without packing: the ONNX graph is made from it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mbsd.model.mbsd import MbsdModel
 
 
 class PaddedMbsd(nn.Module):
-    """One view of each sample; which one is a matter of what is shown (SPEC 1).
+    """MBSD on one view of each sample; the inputs decide which.
 
-    full: the whole text and the image; text: image_mask 0; image: `[CLS] query [SEP]` (`[CLS] [SEP]` of a single text)
-    and the image.
+    full: the whole text and the image; text: image_mask 0; image: only `[CLS] query [SEP]` of the text (`[CLS] [SEP]`
+    of a single text) and the image.
     """
 
     def __init__(self, model: MbsdPreTrainedModel) -> None:
@@ -37,12 +37,12 @@ class PaddedMbsd(nn.Module):
         pixel_values: Tensor,
         image_mask: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Representations h [B, D] and, where the model has such a head, logits [B] ([B, C] of C classes or views).
+        """Representations h [B, D] and, if the model has such a head, logits [B] ([B, C] for C classes or views).
 
         Args:
-            input_ids, attention_mask, token_type_ids: int64 [B, L]; mask 1: a token, 0: padding behind it.
-            pixel_values: float [B, 3, h, w], normalised; anything where a sample has no image.
-            image_mask: int64 [B]; 1: the image is shown.
+            input_ids, attention_mask, token_type_ids: int64 [B, L]; mask 1: a token, 0: padding at the end.
+            pixel_values: float [B, 3, h, w], normalised; any values for a sample without image.
+            image_mask: int64 [B]; 1: the model sees the image.
         """
         mbsd = self.mbsd
         text_BLD = mbsd.embeddings(input_ids=input_ids, token_type_ids=token_type_ids) + mbsd.modality_2D[0]

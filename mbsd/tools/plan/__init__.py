@@ -1,1 +1,1 @@
-"""What a run will take: memory, FLOPs, communication and days of a config on a named GPU, before a GPU is asked for."""
+"""`mbsd plan`: memory, FLOPs, communication and days of a training run on named GPUs, predicted without one."""

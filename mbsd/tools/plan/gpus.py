@@ -1,7 +1,7 @@
 """The GPUs that `mbsd plan` knows, from NVIDIA's data sheets.
 
-Tensor-core and float32 peaks (dense), memory bandwidth and NVLink of the SXM form; NVLink is given there as the sum of
-both directions, here one.
+Dense peaks of tensor cores and float32, memory bandwidth and NVLink of the SXM form. The data sheets give NVLink as the
+sum of both directions; here it is one direction.
 
 - V100: "NVIDIA V100 Tensor Core GPU" data sheet, January 2020 (SXM2: 125 and 15.7 TFLOPS, 900 GB/s, 300 GB/s).
 - A100: "NVIDIA A100 Tensor Core GPU" data sheet, June 2021 (SXM4: 312 and 19.5 TFLOPS; 1,555 GB/s with 40 GB, 2,039
@@ -10,30 +10,33 @@ both directions, here one.
   900 GB/s).
 - H200: "NVIDIA H200 Tensor Core GPU" data sheet (SXM5: as H100, 141 GB at 4.8 TB/s).
 
-The memory is what nvidia-smi shows as a board's total.
+The memory is the total that nvidia-smi shows for the board.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from mbsd.errors import UserError
 from mbsd.metrics.throughput import PEAK_FLOPS
 
 MIB = 1 << 20
+GPUS_PER_NODE = 8
+NETWORK = 12.5e9  # 100 Gbit/s, bytes/s of a node in one direction
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One board.
+    """One board, from its data sheet.
 
     Attributes:
-        half_flops: peak of fp16 (and bf16 where it has it) matrix products, FLOP/s.
-        single_flops: peak of float32 outside the tensor cores, FLOP/s.
+        half_flops: peak of matrix products in fp16 (and bf16, where supported), FLOP/s.
+        single_flops: peak in float32 outside the tensor cores, FLOP/s.
         memory: bytes.
-        bandwidth: of its memory, bytes/s.
-        nvlink: to the other GPUs of a node, bytes/s in one direction.
-        bf16: whether its tensor cores know bf16.
+        bandwidth: of the memory, bytes/s.
+        nvlink: to the other GPUs of the node, bytes/s in one direction.
+        bf16: whether the tensor cores support bf16.
     """
 
     name: str
@@ -54,11 +57,39 @@ GPUS = {
 }
 
 
-def find_gpu(name: str) -> Gpu:
-    """The GPU of a name such as v100-32g, or of the beginning of exactly one.
+@dataclass(frozen=True)
+class Cluster:
+    """The GPUs of a run; `make_cluster` checks the numbers.
+
+    Attributes:
+        gpus: of all nodes together.
+        nodes: over which the GPUs are spread evenly.
+        network: bandwidth of one node, bytes/s in one direction.
+    """
+
+    gpu: Gpu
+    gpus: int
+    nodes: int
+    network: float = NETWORK
+
+
+def make_cluster(gpu: Gpu, gpus: int, nodes: int | None = None, network: float = NETWORK) -> Cluster:
+    """`gpus` GPUs on `nodes` nodes; None: eight GPUs to a node.
 
     Raises:
-        UserError: an unknown name, or the beginning of several.
+        UserError: the GPUs cannot be spread evenly over the nodes.
+    """
+    nodes = math.ceil(gpus / GPUS_PER_NODE) if nodes is None else nodes
+    if gpus < 1 or nodes < 1 or gpus % nodes:
+        raise UserError(f"--gpus {gpus} --nodes {nodes}: expected as many GPUs on every node; change one of them")
+    return Cluster(gpu, gpus, nodes, network)
+
+
+def find_gpu(name: str) -> Gpu:
+    """The GPU with this name in `GPUS`, in any case, or the only one whose name begins with it.
+
+    Raises:
+        UserError: no name, or several, begin with `name`.
     """
     found = [gpu for key, gpu in GPUS.items() if key == name.lower()] or [
         gpu for key, gpu in GPUS.items() if key.startswith(name.lower())

@@ -1,4 +1,4 @@
-"""Bytes on one GPU, by part, of the engine that `mbsd.training.engine` makes with DeepSpeed 0.19.8."""
+"""Bytes on one GPU, by part, of a training run whose engine `mbsd.training.engine` makes with DeepSpeed 0.19.8."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from mbsd.optim.groups import parameter_groups
 from mbsd.tools.plan.trace import Trace
 
 FLOAT = 4
-MOMENTS = 2 * FLOAT  # of Adam and LAMB, a parameter
+MOMENTS = 2 * FLOAT  # bytes of Adam's and LAMB's moments for each parameter
 STORED_SIDE = 320  # pixels of a catalogue's pictures, `mbsd catalog build --max-side`
-# Not measured: CUDA's context with cuBLAS's and NCCL's own buffers, and the share that torch's allocator loses to gaps.
+# Assumed, not measured: CUDA's context with the buffers of cuBLAS and NCCL, and the allocator's share of gaps.
 CONTEXT, GAPS = 1.5 * (1 << 30), 0.05
 
 
 @dataclass(frozen=True)
 class EngineMemory:
-    """What the engine holds on one rank, the fullest of them.
+    """Bytes that the engine holds on the rank that holds most.
 
     Attributes:
-        weights: of the model, all of them, in the run's precision.
+        weights: the whole model in the run's precision.
         optimizer: this rank's float32 masters and moments.
-        gradients: what is kept of them between the last backward and the step.
-        reducing: what a backward holds beside: the buffers that gradients are reduced in, and the gradients that are
-            not yet added to those kept (ZeRO-2 with accumulation: a second copy; ZeRO-1: other ranks' shares).
-        step: what the optimizer's step adds: gradients flattened and in float32.
+        gradients: kept from the last backward to the step.
+        reducing: held during a backward in addition: the buffers in which gradients are reduced, and the gradients not
+            yet added to those kept (ZeRO-2 with accumulation: a second copy; ZeRO-1: other ranks' shares).
+        step: added by the optimizer's step: gradients flattened and in float32.
     """
 
     weights: int
@@ -42,11 +42,11 @@ class EngineMemory:
 
 @dataclass(frozen=True)
 class Memory:
-    """All of one GPU: the engine, and what a micro-batch needs.
+    """Bytes on one GPU: the engine, and what a micro-batch needs.
 
     Attributes:
         activations: saved for the backward of a micro-batch.
-        working: the most that lives beside them at once, and beside the engine.
+        working: largest sum of temporaries beside activations and engine.
         pictures: decoded pixels of a step's micro-batches, and DALI's own buffers.
         reserve: CUDA's context, NCCL and the allocator's gaps; an assumption.
     """
@@ -59,14 +59,19 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """At the fullest moment: the end of the forward or the optimizer's step, whichever holds more."""
+        """The peak: in the backward or in the optimizer's step, whichever holds more."""
         engine = self.engine
         held = engine.weights + engine.optimizer + engine.gradients + self.pictures + self.reserve
         return held + max(self.activations + self.working + engine.reducing, engine.step)
 
 
 def engine_memory(step: nn.Module, resolved: dict[str, Any], world_size: int) -> EngineMemory:
-    """Predict what the engine of a resolved DeepSpeed JSON holds on the rank that holds most."""
+    """Predict the memory of the engine on the rank that holds most.
+
+    Args:
+        step: the stage's objective, which DeepSpeed wraps; on any device, the meta device too.
+        resolved: DeepSpeed's JSON without "auto".
+    """
     zero = resolved.get("zero_optimization") or {}
     stage, half = zero.get("stage", 0), precision(resolved) != "fp32"
     width, bucket = 2 if half else FLOAT, int(zero.get("reduce_bucket_size", 5e8))
@@ -103,17 +108,17 @@ def engine_memory(step: nn.Module, resolved: dict[str, Any], world_size: int) ->
 
 
 def whole_memory(engine: EngineMemory, trace: Trace, config: BaseConfig, sizes: BatchSizes, *, dali: bool) -> Memory:
-    """Add to the engine what a micro-batch of `sizes` needs on a GPU."""
+    """The engine's memory and that of a micro-batch of `sizes`; `dali`: pictures are decoded on the GPU."""
     pictures = picture_bytes(config.data, sizes, dali=dali)
     known = engine.weights + engine.optimizer + engine.gradients + engine.reducing + trace.peak + pictures
     return Memory(engine, trace.saved, max(0, trace.peak - trace.saved), pictures, int(CONTEXT + GAPS * known))
 
 
 def picture_bytes(data: DataConfig, sizes: BatchSizes, *, dali: bool) -> int:
-    """Pixels that a step's micro-batches hold, and what DALI's pipelines (training, validation) keep on the GPU.
+    """Bytes of the pixels of a step's micro-batches, and of what DALI's pipelines (training, validation) keep.
 
-    A pipeline of `mbsd.data.decode_dali` holds each operator's output for a whole micro-batch: decoded and cut at the
-    catalogue's size, resized and turned into planes at the network's.
+    A pipeline of `mbsd.data.decode_dali` holds each operator's output for a whole micro-batch: decoded and cropped at
+    the catalogue's size, resized and laid out as planes at the network's.
     """
     stored, shown = 3 * STORED_SIDE**2, 3 * data.image_size**2
     pipelines = 2 * sizes.micro_batch * (2 * stored + 2 * shown) if dali else 0
@@ -121,13 +126,13 @@ def picture_bytes(data: DataConfig, sizes: BatchSizes, *, dali: bool) -> int:
 
 
 def _slice(sizes: list[int], world_size: int) -> int:
-    """Elements of one rank's slice: DeepSpeed pads a group to a multiple of 2 x ranks."""
+    """Elements of one rank's slice of a group, which DeepSpeed pads to a multiple of 2 x ranks."""
     alignment = 2 * world_size
     return -(-sum(sizes) // alignment) * 2
 
 
 def _kept(sizes: list[int], slice_size: int, rank: int) -> int:
-    """Elements of the tensors that a rank's slice meets."""
+    """Elements of all tensors of which the rank's slice holds a part."""
     begin, end, offset, kept = rank * slice_size, (rank + 1) * slice_size, 0, 0
     for size in sizes:
         if offset < end and offset + size > begin:

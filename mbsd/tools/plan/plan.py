@@ -1,4 +1,4 @@
-"""Config + DeepSpeed's JSON + GPUs -> a plan: what fits, what it takes, and which knob to turn."""
+"""Config + DeepSpeed's JSON + GPUs -> a plan: what fits, how long it takes, and which setting to change."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ from mbsd.config.deepspeed import BatchSizes, DeepSpeedConfig, precision
 from mbsd.config.run import BaseConfig, PretrainConfig
 from mbsd.errors import UserError
 from mbsd.metrics.throughput import model_flops, padded_lengths
-from mbsd.tools.plan.gpus import Gpu
+from mbsd.tools.plan.gpus import Cluster, Gpu
 from mbsd.tools.plan.memory import Memory, engine_memory, whole_memory
 from mbsd.tools.plan.shapes import Lengths, Shapes, num_samples, num_steps, stage_of
-from mbsd.tools.plan.speed import Speed, nodes_for, speed
+from mbsd.tools.plan.speed import Speed, StepWork, speed
 from mbsd.tools.plan.trace import Trace
 
 GIB = 1 << 30
+TYPICAL = Lengths(30, 8)
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
 class Flops:
-    """Matrix products of one sample's forward and backward, and the tokens they run over.
+    """FLOPs of the matrix products in one sample's forward and backward, and the number of tokens of its views.
 
-    packed: as this project computes it; padded: each view a forward of its own, padded to the micro-batch's longest;
-    released: the same with every text padded to data.max_text_tokens, as the authors' code does.
+    Attributes:
+        packed: as this project computes it, without padding.
+        padded: a forward for each view, padded to the longest of the micro-batch.
+        released: the same with every text padded to data.max_text_tokens, as in the authors' released code.
+        tokens, padded_tokens: of one sample, packed and padded.
     """
 
     packed: float
@@ -40,7 +44,20 @@ class Flops:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `mbsd plan` says; bytes, seconds and FLOPs. What is not known is None."""
+    """What `mbsd plan` prints.
+
+    Attributes:
+        gpu, gpus, nodes, network: as in `Cluster`.
+        precision: fp16, bf16 or fp32.
+        stage: DeepSpeed's ZeRO stage.
+        parameters, trained: number of the objective's parameters, and of those that are trained.
+        model: where the model's sizes were read.
+        samples: of the training split; None: unknown.
+        steps: optimizer steps of the run; None: unknown.
+        mfu: share of the GPU's peak that the packed model's matrix products use.
+        largest_micro_batch: that fits and divides the batch of a GPU; 0: not even a sample fits.
+        advice: what to change, the most effective first.
+    """
 
     gpu: Gpu
     gpus: int
@@ -63,30 +80,30 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the fullest moment fits the GPU."""
+        """Whether the peak of memory fits the GPU."""
         return self.memory.total <= self.gpu.memory
 
     @property
     def samples_per_s(self) -> float:
-        """Of all GPUs together."""
+        """Training samples per second of all GPUs together."""
         return self.sizes.global_batch / self.speed.step
 
     @property
     def days(self) -> float | None:
-        """Of the whole run."""
+        """Duration of the whole run; None where its steps are unknown."""
         return self.steps * self.speed.step / 86400 if self.steps is not None else None
 
     @property
     def gpu_hours(self) -> float | None:
-        """Of the whole run."""
+        """Hours of the whole run times GPUs; None where its steps are unknown."""
         return self.days * 24 * self.gpus if self.days is not None else None
 
 
 def paper_json(config: BaseConfig, gpu: Gpu) -> dict[str, Any]:
-    """The paper's DeepSpeed settings (4.3), bf16 where the GPU has it: for a plan without a JSON.
+    """The paper's settings (section 4.3) as DeepSpeed's JSON, in bf16 where the GPU supports it.
 
     Raises:
-        UserError: fine-tuning has no such setting.
+        UserError: the paper gives none for this config.
     """
     if not isinstance(config, PretrainConfig):
         raise UserError(
@@ -108,29 +125,23 @@ def paper_json(config: BaseConfig, gpu: Gpu) -> dict[str, Any]:
 def make_plan(
     config: BaseConfig,
     ds_config: DeepSpeedConfig | None,
-    gpu: Gpu,
-    *,
-    gpus: int,
-    nodes: int | None = None,
-    network: float = 12.5e9,
-    lengths: Lengths = Lengths(30, 8),  # noqa: B008 (frozen)
+    cluster: Cluster,
+    lengths: Lengths = TYPICAL,
     samples: int | None = None,
 ) -> Plan:
-    """Plan a run of `config` on so many GPUs.
+    """Plan a training run on a cluster.
 
     Args:
+        config: of pre-training or fine-tuning.
         ds_config: DeepSpeed's JSON; None: `paper_json`, with the largest micro-batch that fits.
-        nodes: the GPUs are spread over; None: eight to a node.
-        network: of a node, bytes/s in one direction.
-        lengths: of titles and queries.
-        samples: of the training split; None: counted in the catalogue, where it is there.
+        cluster: on which it runs.
+        lengths: mean lengths of titles and queries.
+        samples: of the training split; None: counted in the catalogue, if that exists here.
 
     Raises:
-        UserError: the batch sizes do not fit the GPUs, or the GPU lacks the precision.
+        UserError: the batch sizes cannot be divided by the GPUs, or the GPU does not support the precision.
     """
-    nodes = nodes_for(gpus) if nodes is None else nodes
-    if gpus < 1 or nodes < 1 or gpus % nodes:
-        raise UserError(f"--gpus {gpus} --nodes {nodes}: expected as many GPUs on every node; change one of them")
+    gpu, gpus = cluster.gpu, cluster.gpus
     given = ds_config is not None
     ds_config = ds_config if ds_config is not None else DeepSpeedConfig(paper_json(config, gpu))
     kind = precision(ds_config.tree)
@@ -160,17 +171,17 @@ def make_plan(
     zero = ds_config.tree.get("zero_optimization") or {}
     trained = sum(p.numel() for p in shapes.objective.parameters() if p.requires_grad)
     seconds = speed(
-        traces[micro_batch].kernels, gpu, half=kind != "fp32", trained=trained, world_size=gpus, nodes=nodes,
-        accumulation=sizes.accumulation, stage=zero.get("stage", 0), overlap=bool(zero.get("overlap_comm")),
-        network=network,
+        traces[micro_batch].kernels, cluster,
+        StepWork(kind != "fp32", trained, sizes.accumulation, zero.get("stage", 0), bool(zero.get("overlap_comm"))),
     )  # fmt: skip
     samples = samples if samples is not None else num_samples(config)
     flops = _flops(shapes, micro_batch)
     plan = Plan(
-        gpu=gpu, gpus=gpus, nodes=nodes, network=network, precision=kind, stage=zero.get("stage", 0), sizes=sizes,
-        parameters=sum(p.numel() for p in shapes.objective.parameters()), trained=trained, model=shapes.source,
-        samples=samples, steps=num_steps(config, samples, sizes.global_batch), memory=memory, flops=flops,
-        speed=seconds, mfu=flops.packed * sizes.global_batch / gpus / seconds.step / gpu.half_flops,
+        gpu=gpu, gpus=gpus, nodes=cluster.nodes, network=cluster.network, precision=kind,
+        stage=zero.get("stage", 0), sizes=sizes, parameters=sum(p.numel() for p in shapes.objective.parameters()),
+        trained=trained, model=shapes.source, samples=samples, steps=num_steps(config, samples, sizes.global_batch),
+        memory=memory, flops=flops, speed=seconds,
+        mfu=flops.packed * sizes.global_batch / gpus / seconds.step / gpu.half_flops,
         largest_micro_batch=largest, advice=[],
     )  # fmt: skip
     plan.advice.extend(_advice(plan))
@@ -207,7 +218,7 @@ def _flops(shapes: Shapes, micro_batch: int) -> Flops:
 
 
 def _advice(plan: Plan) -> list[str]:
-    """Which knob to turn, most telling first."""
+    """Which setting to change, the most effective first."""
     sizes, largest = plan.sizes, plan.largest_micro_batch
     per_gpu = sizes.micro_batch * sizes.accumulation
     advice = []

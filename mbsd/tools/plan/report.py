@@ -13,7 +13,7 @@ from mbsd.tools.plan.speed import BANDWIDTH_SHARE, LINK_SHARE, MATMUL_SHARE
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """Everything that the tables say, in bytes, seconds and FLOPs."""
+    """All numbers of the tables, and the advice; in bytes, seconds and FLOPs."""
     derived = ("fits", "samples_per_s", "days", "gpu_hours")
     values = dataclasses.asdict(plan) | {name: getattr(plan, name) for name in derived}
     values["memory"]["total"] = plan.memory.total
@@ -22,7 +22,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
 
 
 def print_plan(plan: Plan, title: str, console: Console | None = None) -> None:
-    """Print what the run is, its memory, its work and its time, and which knob to turn."""
+    """Print four tables (run, memory, work, time), the advice, and the assumptions."""
     console = console or Console(soft_wrap=True)
     for table in (_run(plan, title), _memory(plan), _work(plan), _time(plan)):
         console.print(table)

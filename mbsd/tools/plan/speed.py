@@ -1,24 +1,22 @@
 """Step time and communication: a roofline over the kernels of a traced micro-batch.
 
-Each kernel takes what its matrix products or its bytes take, whichever is longer, at a share of the data sheet's peak;
-a micro-step takes no less than the host needs to launch its kernels. The shares are assumptions of this project, usual
-for eager PyTorch; no GPU has been measured with them yet.
+A kernel takes as long as its matrix products or its memory traffic, whichever is longer, at a fixed share of the data
+sheet's peak; a micro-step takes at least as long as the host needs to launch its kernels. The shares are assumptions,
+typical of eager PyTorch; they have not been compared with a measured GPU yet.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mbsd.tools.plan.gpus import Gpu
+from mbsd.tools.plan.gpus import Cluster, Gpu
 from mbsd.tools.plan.memory import FLOAT
 from mbsd.tools.plan.trace import Kernel
 
 MATMUL_SHARE, BANDWIDTH_SHARE, LINK_SHARE = 0.65, 0.8, 0.8
-LAUNCH = 8e-6  # seconds of the host for one kernel of eager PyTorch
-OPTIMIZER_WORDS = 10  # floats that LAMB moves a parameter, see mbsd.optim.fused
-GPUS_PER_NODE = 8
+LAUNCH = 8e-6  # seconds that the host needs to launch one kernel of eager PyTorch
+OPTIMIZER_WORDS = 10  # float32 words that LAMB reads and writes for each parameter, see mbsd.optim.fused
 
 
 @dataclass(frozen=True)
@@ -27,10 +25,10 @@ class Speed:
 
     Attributes:
         compute: forward and backward of all micro-steps.
-        optimizer: LAMB over this rank's slice.
-        reduce: of gradients, over all micro-steps; behind the backward as far as it fits where overlap_comm is on.
-        gather: of the new weights.
-        exposed: of `reduce`, what the step waits for.
+        optimizer: LAMB on this rank's slice.
+        reduce: all-reduce of gradients over all micro-steps; with overlap_comm most of it runs behind the backward.
+        gather: all-gather of the new weights.
+        exposed: the part of `reduce` that the step waits for.
         reduce_bytes, gather_bytes: that each GPU sends.
     """
 
@@ -44,52 +42,59 @@ class Speed:
 
     @property
     def step(self) -> float:
-        """All of it, data not counted: the loader is taken to keep up."""
+        """The whole step, in seconds, without waiting for data: the loader is assumed to keep up."""
         return self.compute + self.optimizer + self.exposed + self.gather
 
 
+@dataclass(frozen=True)
+class StepWork:
+    """What decides the time of an optimizer step beside kernels and GPUs.
+
+    Attributes:
+        half: whether weights and gradients are fp16 or bf16.
+        trained: number of trained parameters.
+        accumulation: micro-steps of a step.
+        zero_stage: DeepSpeed's ZeRO stage, 0 to 2.
+        overlap: DeepSpeed's overlap_comm.
+    """
+
+    half: bool
+    trained: int
+    accumulation: int
+    zero_stage: int
+    overlap: bool
+
+
 def compute_seconds(kernels: Sequence[Kernel], gpu: Gpu, *, half: bool) -> float:
-    """Of the forward and backward of one micro-batch."""
+    """Seconds of one micro-batch's forward and backward; `half`: on the tensor cores, in fp16 or bf16."""
     flops = (gpu.half_flops if half else gpu.single_flops) * MATMUL_SHARE
     bandwidth = gpu.bandwidth * BANDWIDTH_SHARE
     device = sum(max(kernel.flops / flops, kernel.bytes / bandwidth) for kernel in kernels)
     return max(device, LAUNCH * len(kernels))
 
 
-def speed(
-    kernels: Sequence[Kernel],
-    gpu: Gpu,
-    *,
-    half: bool,
-    trained: int,
-    world_size: int,
-    nodes: int,
-    accumulation: int,
-    stage: int,
-    overlap: bool,
-    network: float,
-) -> Speed:
-    """Of one step on `world_size` GPUs.
+def speed(kernels: Sequence[Kernel], cluster: Cluster, work: StepWork) -> Speed:
+    """Seconds of one optimizer step on all GPUs of the cluster.
 
-    Gradients are all-reduced (DeepSpeed's multi-rank buckets): each GPU sends 2 (n - 1) / n of them, under ZeRO-2 after
-    every micro-step, else once a step; under ZeRO the new weights are gathered, (n - 1) / n of them. A ring's slowest
-    link counts: between nodes the node's network, which all its GPUs' rings share as one, else NVLink.
+    Gradients are all-reduced (DeepSpeed's multi-rank buckets): each GPU sends 2 (n - 1) / n of their bytes, under
+    ZeRO-2 after every micro-step, otherwise once a step. Under ZeRO the new weights are gathered: (n - 1) / n of their
+    bytes. The slowest link of the ring decides: between nodes it is the node's network, which the rings of all its GPUs
+    share, otherwise NVLink.
 
     Args:
-        kernels: of one micro-batch.
-        trained: parameters that are trained.
-        network: of a node, bytes/s in one direction.
+        kernels: forward and backward of one micro-batch.
     """
-    width = 2 if half else FLOAT
-    ring = (world_size - 1) / world_size * trained * width
-    reduce_bytes = 2 * ring * (accumulation if stage == 2 else 1)
-    gather_bytes = ring if stage else 0.0
-    link = (min(network, gpu.nvlink) if nodes > 1 else gpu.nvlink) * LINK_SHARE
-    compute = accumulation * compute_seconds(kernels, gpu, half=half)
-    slice_size = trained / world_size if stage else trained
+    gpu, world_size = cluster.gpu, cluster.gpus
+    width = 2 if work.half else FLOAT
+    ring = (world_size - 1) / world_size * work.trained * width
+    reduce_bytes = 2 * ring * (work.accumulation if work.zero_stage == 2 else 1)
+    gather_bytes = ring if work.zero_stage else 0.0
+    link = (min(cluster.network, gpu.nvlink) if cluster.nodes > 1 else gpu.nvlink) * LINK_SHARE
+    compute = work.accumulation * compute_seconds(kernels, gpu, half=work.half)
+    slice_size = work.trained / world_size if work.zero_stage else work.trained
     reduce = reduce_bytes / link
-    # The backward is two thirds of the compute; gradients of its first layers come when it is nearly done.
-    hidden = min(reduce, compute * 2 / 3) if overlap else 0.0
+    # The backward is two thirds of the compute; the gradients of the first layers are ready only near its end.
+    hidden = min(reduce, compute * 2 / 3) if work.overlap else 0.0
     return Speed(
         compute=compute,
         optimizer=OPTIMIZER_WORDS * FLOAT * slice_size / (gpu.bandwidth * BANDWIDTH_SHARE),
@@ -99,8 +104,3 @@ def speed(
         reduce_bytes=reduce_bytes,
         gather_bytes=gather_bytes,
     )
-
-
-def nodes_for(gpus: int) -> int:
-    """Nodes of eight GPUs that hold so many."""
-    return math.ceil(gpus / GPUS_PER_NODE)

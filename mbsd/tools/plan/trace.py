@@ -1,7 +1,7 @@
 """One forward and backward of a real training step on torch's meta device: shapes without memory or arithmetic.
 
-What autograd keeps, the most that lives at once, and every kernel's FLOPs and bytes are read off the operations
-themselves, so that they follow the model wherever it goes.
+The bytes that autograd saves, the peak of memory and each kernel's FLOPs and bytes are read from the operations
+themselves, so a change of the model needs no change here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.utils.flop_counter import flop_registry
 
 @dataclass(frozen=True)
 class Kernel:
-    """One operation that moves data: FLOPs of its matrix products (0: none) and bytes it reads and writes."""
+    """One operation that moves data: FLOPs of its matrix products (0: none), and bytes that it reads and writes."""
 
     flops: float
     bytes: float
@@ -30,11 +30,11 @@ class Kernel:
 
 @dataclass
 class Trace:
-    """Of one micro-batch.
+    """Memory and kernels of one micro-batch's forward and backward.
 
     Attributes:
-        saved: bytes that autograd keeps for the backward, weights left out.
-        peak: the most bytes that live at once beside the weights, a parameter's gradient dropped once it is complete.
+        saved: bytes that autograd saves for the backward, without weights.
+        peak: most bytes alive at once, without weights; each parameter's gradient is freed once it is complete.
         kernels: of forward and backward, in order.
     """
 
@@ -44,12 +44,16 @@ class Trace:
 
     @property
     def flops(self) -> float:
-        """Of all matrix products."""
+        """FLOPs of all matrix products."""
         return sum(kernel.flops for kernel in self.kernels)
 
 
 class SavedBytes:
-    """Counts the distinct storages that autograd saves inside the block, those of `module`'s parameters left out."""
+    """Sums the distinct storages that autograd saves inside the block, except those of `module`'s parameters.
+
+    Attributes:
+        bytes: the sum, once the block has ended.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self._not_these = {p.untyped_storage()._cdata for p in module.parameters()}
@@ -63,19 +67,19 @@ class SavedBytes:
         return tensor
 
     def __enter__(self) -> SavedBytes:
-        """Begin to count."""
+        """Start counting."""
         self._hooks.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        """Count no more, and let go of what was counted."""
+        """Set `bytes` and release the storages."""
         self._hooks.__exit__(*error)
         self.bytes = sum(storage.nbytes() for storage in self._storages.values())
         self._storages.clear()
 
 
 def trace_step(step: nn.Module, run: Callable[[], Tensor]) -> Trace:
-    """Trace `run`, which returns the loss of `step` on the meta device, and its backward."""
+    """Trace the forward `run`, which returns the loss of the module `step` on the meta device, and its backward."""
     hooks = [
         p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
         for p in step.parameters()
@@ -85,14 +89,14 @@ def trace_step(step: nn.Module, run: Callable[[], Tensor]) -> Trace:
     with _EfficientAttention(), ledger:
         with SavedBytes(step) as saved:
             loss = run()
-        torch.autograd.backward(loss)  # loss.backward() leaves the mode, also for layers that are computed again
+        torch.autograd.backward(loss)  # loss.backward() would leave the dispatch mode, and so miss recomputed layers
     for hook in hooks:
         hook.remove()
     return Trace(saved.bytes, ledger.peak, ledger.kernels)
 
 
 class _EfficientAttention(TorchFunctionMode):
-    """Attention by the kernel that GPUs from the V100 on take for masked sequences; the meta device would take none."""
+    """Attention by the fused kernel that GPUs since the V100 use for masked sequences, and the meta device does not."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -110,7 +114,7 @@ class _EfficientAttention(TorchFunctionMode):
 
 
 class Ledger(TorchDispatchMode):
-    """Every operation's cost, and the bytes of the storages that its results live in for as long as they do."""
+    """Records each operation's cost, and the bytes of all storages alive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,5 +152,5 @@ class Ledger(TorchDispatchMode):
 
 
 def _bytes(tensor: Tensor) -> int:
-    """What a kernel reads or writes of it: an expanded tensor is no larger than its storage."""
+    """Bytes that a kernel reads or writes of a tensor: an expanded one is no larger than its storage."""
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())

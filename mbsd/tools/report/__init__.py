@@ -1,1 +1,1 @@
-"""What runs have reached, for people: the paper's tables, and a page with curves and examples."""
+"""`mbsd report`: the paper's tables from evaluated runs, and a page with curves and examples."""

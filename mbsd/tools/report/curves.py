@@ -6,19 +6,15 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
-from matplotlib.figure import Figure
+from mbsd.io.charts import BLUE, ORANGE, styled_figure, svg_uri
 
-from mbsd.io.charts import STYLE, svg_uri
-
-TRAINING, HELD_OUT = "#2f6db5", "#e08a2c"
 Curve = list[tuple[int, float]]
 
 
 def read_curves(run: Path) -> dict[str, Curve]:
-    """Name -> (step, value) in rising order of steps; a step that was done twice (a resumed run) counts once, the last.
+    """The curves in a run folder's metrics.jsonl: name -> (step, value), by rising step; empty without such a file.
 
-    Empty where the run has written none.
+    Of a step that was trained twice, as before and after a resume, the later value is taken.
     """
     file = run / "metrics.jsonl"
     curves: dict[str, dict[int, float]] = {}
@@ -32,12 +28,15 @@ def read_curves(run: Path) -> dict[str, Curve]:
 
 
 def draw_curves(curves: Mapping[str, Curve], metrics: Sequence[str]) -> str:
-    """The loss, in training and held out, and beside it the held-out metrics that the run has of `metrics`."""
+    """Draw the loss, in training and held out, and beside it those of the held-out `metrics` that the run has.
+
+    Returns:
+        SVG in a data URI.
+    """
     shown = [name for name in metrics if f"validation/{name}" in curves]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.4, 2.5), layout="constrained")
+    with styled_figure(8.4, 2.5) as figure:
         left, right = figure.subplots(1, 2)
-        for name, label, colour in (("loss", "training", TRAINING), ("validation/loss", "held out", HELD_OUT)):
+        for name, label, colour in (("loss", "training", BLUE), ("validation/loss", "held out", ORANGE)):
             if name in curves:
                 left.plot(*zip(*curves[name], strict=True), color=colour, label=label, marker=".", markersize=3)
         left.set_ylabel("loss")

@@ -1,4 +1,4 @@
-"""Items that a model is right and wrong about, the surest of each, with their pictures."""
+"""Items with pictures that a model classifies right and wrong, those of the highest probability first."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ THUMBNAIL = 112  # pixels
 
 @dataclass(frozen=True)
 class Shown:
-    """An item of an example: its title, and its picture as a data URI (empty: it has none)."""
+    """An item of an example: its title, and its picture as a data URI; empty: it has no picture."""
 
     title: str
     picture: str
@@ -29,12 +29,13 @@ class Shown:
 
 @dataclass(frozen=True)
 class Example:
-    """A row of the table and what each view answered.
+    """A row of the table with the answer of each view.
 
     Attributes:
+        row: its number in the table.
         items: one, or the two of an alignment row.
-        text: the tag; empty where the task has none.
-        label: what is true.
+        text: the attribute's text; empty: the task has none.
+        label: the true answer.
         answers: view -> (answer, its probability, whether it is right).
     """
 
@@ -46,13 +47,15 @@ class Example:
 
 
 def find_examples(evaluation: Evaluation, number: int) -> dict[str, list[Example]]:
-    """The `number` surest right and wrong answers of the first view: {"right": [...], "wrong": [...]}.
+    """The right and the wrong rows that the first view answers with the highest probability.
 
-    Of yes/no tasks as many rows whose label is yes as no, where there are enough. Nothing where the evaluation wrote no
-    answers.
+    Labels take turns, so that in a yes/no task half of the rows are labelled yes, if there are enough.
+
+    Returns:
+        "right" and "wrong" -> at most `number` rows; empty if the evaluation wrote no answers.
 
     Raises:
-        UserError: its catalogue is not there any more.
+        UserError: the evaluation's catalogue is missing.
     """
     if evaluation.answers is None or not evaluation.views:
         return {}
@@ -76,7 +79,7 @@ def find_examples(evaluation: Evaluation, number: int) -> dict[str, list[Example
 
 
 def _surest(probability: Any, labels: Any, chosen: Any, number: int) -> list[int]:
-    """Rows of `chosen` by falling probability of their answer, taken from one label after the other."""
+    """At most `number` rows of `chosen`, by falling probability of the answer, the labels taking turns."""
     rows = np.flatnonzero(chosen)
     rows = rows[np.argsort(-probability[rows], kind="stable")]
     turn: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""The evaluations of runs, as `launchers/evaluate.py` wrote them."""
+"""Reading the evaluations that `launchers/evaluate.py` wrote."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ MEANT = "name run folders with the JSON files of launchers/evaluate.py in them, 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One scored run.
+    """One evaluated run.
 
     Attributes:
-        name: of the model: the run folder's, without a trailing seed, so that the seeds of one run go together.
-        file: that was read.
-        run: the run's folder; None where the file lies in none.
+        name: of the model: the run folder's name without a trailing seed, so that runs differing in seed share it.
+        file: the JSON file that was read.
+        run: the run folder; None: the file is in none.
         task, split, samples, catalog, table: as in the file.
-        views: view -> {"all": metrics, "interval": ..., groups}.
-        missing: what is missing -> the same.
-        answers: the rows' answers (Parquet); None: none were written.
+        views: view -> {"all": metrics, "interval": their 95 % intervals, and metrics of groups}.
+        missing: which input is missing, and how often -> the same.
+        answers: Parquet file of the rows' answers; None: none were written.
     """
 
     name: str
@@ -43,15 +43,15 @@ class Evaluation:
 
     @property
     def dataset(self) -> str:
-        """The table's name, to tell it from others of its task."""
+        """Name of the evaluated table, which distinguishes data sets of one task."""
         return Path(self.table).stem
 
 
 def read_evaluations(paths: Sequence[Path]) -> list[Evaluation]:
-    """Those of the given run folders (also of the runs below a folder) and files, in this order, each once.
+    """The evaluations in run folders, in folders of run folders and in JSON files, in this order, each once.
 
     Raises:
-        UserError: nothing there, or nothing that an evaluation wrote.
+        UserError: a path does not exist or holds no evaluation.
     """
     found: dict[Path, Evaluation] = {}
     for path in paths:
@@ -68,7 +68,7 @@ def read_evaluations(paths: Sequence[Path]) -> list[Evaluation]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """JSON files of a run folder; of a folder of runs, those of each."""
+    """JSON files of a run folder, or of all runs below a folder."""
     yield from sorted(folder.glob("*.json"))
     if not (folder / "config.yaml").exists():
         for below in sorted(path for path in folder.iterdir() if path.is_dir()):

@@ -1,4 +1,4 @@
-"""`mbsd report`: tables as Markdown and CSV, and one HTML file that is read without a server."""
+"""`mbsd report`: tables as Markdown and CSV, and one HTML page that needs no server."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import jinja2
 import yaml
 
+from mbsd.io.files import replace_text
 from mbsd.tools.report.curves import draw_curves, read_curves
 from mbsd.tools.report.examples import Example, find_examples
 from mbsd.tools.report.gather import Evaluation, read_evaluations
@@ -19,7 +20,13 @@ TEMPLATE = "page.html.j2"
 
 @dataclass(frozen=True)
 class RunPart:
-    """What the page says of one evaluated run."""
+    """The page's section about one evaluated run.
+
+    Attributes:
+        settings: initial weights and seed, in words; empty without a run folder.
+        curves: SVG as a data URI; empty without metrics.
+        examples: "right" and "wrong" -> rows.
+    """
 
     evaluation: Evaluation
     settings: str
@@ -28,12 +35,15 @@ class RunPart:
 
 
 def write_report(runs: Sequence[Path], out: Path, examples: int) -> list[PaperTable]:
-    """Write report.html, report.md and a CSV a table into the folder `out`; return the tables.
+    """Write report.html, report.md and a CSV for each table into a folder, and return the tables.
 
     Args:
-        runs: as of `read_evaluations`.
-        out: made where it is missing.
-        examples: right and wrong items that are shown of each run; 0: none.
+        runs: folders and files as for `read_evaluations`.
+        out: the folder, made if missing.
+        examples: number of right and of wrong rows shown for each run; 0: none.
+
+    Raises:
+        UserError: no evaluation in one of `runs`, or the catalogue of its examples is missing.
     """
     evaluations = read_evaluations(runs)
     tables = paper_tables(evaluations)
@@ -42,12 +52,11 @@ def write_report(runs: Sequence[Path], out: Path, examples: int) -> list[PaperTa
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
     page = environment.get_template(TEMPLATE).render(tables=tables, parts=parts, reads=READS)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "report.html").write_text(page, encoding="utf-8")
+    replace_text(out / "report.html", page)
     markdown = "\n".join(f"## {table.title}\n\n{table.markdown()}" for table in tables)
-    (out / "report.md").write_text(markdown, encoding="utf-8")
+    replace_text(out / "report.md", markdown)
     for table in tables:
-        (out / f"{table.task}.csv").write_text(table.csv(), encoding="utf-8")
+        replace_text(out / f"{table.task}.csv", table.csv())
     return tables
 
 

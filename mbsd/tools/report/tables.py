@@ -30,8 +30,13 @@ READS = {"full": "", "text": " (text)", "image": " (image)"}
 
 @dataclass(frozen=True)
 class Cell:
-    """A metric: the mean over the seeds of a run, their standard deviation (None of one), and the lowest and highest
-    end of their 95 % intervals (None without).
+    """A metric of a model, over the seeds of its runs.
+
+    Attributes:
+        mean: between 0 and 1, as all values here.
+        deviation: standard deviation; None: a single run.
+        low, high: lowest and highest end of the runs' 95 % intervals; None: they have none.
+        runs: number of seeds.
     """
 
     mean: float
@@ -47,9 +52,10 @@ class Cell:
 
 @dataclass
 class PaperTable:
-    """Rows of models, columns of (dataset, metric).
+    """One task's table: a row for each model and view, a column for each data set and metric.
 
     Attributes:
+        metrics: name in the evaluation -> heading.
         rows: (model, view) -> (dataset, metric) -> value.
     """
 
@@ -61,20 +67,20 @@ class PaperTable:
 
     @property
     def columns(self) -> list[tuple[str, str]]:
-        """Every dataset's metrics, those that some row has."""
+        """(dataset, metric) of each column: those for which at least one row has a value."""
         having = {key for cells in self.rows.values() for key in cells}
         return [
             (dataset, metric) for dataset in self.datasets for metric in self.metrics if (dataset, metric) in having
         ]
 
     def best(self, column: tuple[str, str]) -> str:
-        """The highest value of a column as it is shown."""
+        """The highest value of a column, as the table prints it."""
         return max(
             (cells[column] for cells in self.rows.values() if column in cells), key=lambda cell: cell.mean
         ).__str__()
 
     def lines(self) -> tuple[list[str], list[tuple[str, list[tuple[str, bool]]]]]:
-        """Headings, and (model, cells as text with whether it is the best of its column); percentages."""
+        """Headings, and rows (model, cells); a cell is (text in percent, whether it is the best of its column)."""
         headings = ["Model"]
         for dataset, metric in self.columns:
             headings.append((f"{dataset}: " if len(self.datasets) > 1 else "") + self.metrics[metric])
@@ -89,7 +95,7 @@ class PaperTable:
         return headings, body
 
     def markdown(self) -> str:
-        """As Markdown, the best of each column in bold."""
+        """The table as Markdown, the best value of each column in bold."""
         headings, body = self.lines()
         table = Table()
         for n, heading in enumerate(headings):
@@ -101,7 +107,7 @@ class PaperTable:
         return markdown_of(table)
 
     def csv(self) -> str:
-        """One line a value, not rounded: dataset, model, view, metric, mean, deviation, low, high, runs."""
+        """The table as CSV, a line for each value, unrounded and between 0 and 1."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["dataset", "model", "view", "metric", "mean", "deviation", "low", "high", "runs"])
@@ -113,7 +119,7 @@ class PaperTable:
 
 
 def paper_tables(evaluations: Sequence[Evaluation]) -> list[PaperTable]:
-    """A table for each task that was evaluated, in the paper's order; runs of one name are seeds of one model."""
+    """A table for each evaluated task, in the paper's order; runs of one name count as seeds of one model."""
     tables = []
     for task, (title, metrics) in TABLES.items():
         of_task = [evaluation for evaluation in evaluations if evaluation.task == task]
