@@ -4,7 +4,7 @@ python launchers/grid.py --config launchers/configs/attributes.yaml --deepspeed_
     --learning-rates 1e-5,2e-5,4e-5 --batch-sizes 64,128 --run.dir runs/grid
 """
 
-from mbsd.tools.studies.grid import main
+from mbsd.cli.grid import main
 
 if __name__ == "__main__":
     main()

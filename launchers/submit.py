@@ -4,7 +4,7 @@ python launchers/submit.py pretrain --config launchers/configs/stage1.yaml \\
     --deepspeed_config ds_configs/v100x16_stage1.json --nodes 2 --gpus 8 --time 24:00:00
 """
 
-from mbsd.tools.slurm.submit import main
+from mbsd.cli.submit import main
 
 if __name__ == "__main__":
     main()

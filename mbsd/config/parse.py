@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -168,6 +169,21 @@ def dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from dotted(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def expand(text: str, option: str) -> tuple[int, ...]:
+    """`0-3,7` -> (0, 1, 2, 3, 7), in rising order and without repetition.
+
+    Raises:
+        UserError: the text is no such list; it names `option`.
+    """
+    numbers: set[int] = set()
+    for part in text.split(","):
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if found is None or int(found[2] or found[1]) < int(found[1]):
+            raise UserError(f"{option} {text}: expected numbers and ranges such as 0-3,7")
+        numbers.update(range(int(found[1]), int(found[2] or found[1]) + 1))
+    return tuple(sorted(numbers))
 
 
 def _without_none(tree: dict[str, Any]) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from mbsd.config.parse import expand
 from mbsd.config.run_files import LAST_SAVED
 from mbsd.errors import UserError
 from mbsd.tools.slurm.job import Ended, count_failure, what_next
-from mbsd.tools.slurm.submit import expand
 from tests.ranks import ROOT
 
 CONFIG = ["--config", "launchers/configs/stage1.yaml", "--deepspeed_config", "ds_configs/v100x16_stage1.json"]
@@ -48,10 +48,11 @@ def test_failures_count_in_a_row_until_a_checkpoint_is_new(tmp_path: Path) -> No
 
 
 def test_seeds() -> None:
-    assert expand("0-3,7") == (0, 1, 2, 3, 7) and expand("5") == (5,) and expand("3,1-2,2") == (1, 2, 3)
+    for text, numbers in {"0-3,7": (0, 1, 2, 3, 7), "5": (5,), "3,1-2,2": (1, 2, 3)}.items():
+        assert expand(text, "--seeds") == numbers
     for wrong in ("", "a", "3-1", "1,,2", "1-"):
         with pytest.raises(UserError, match="--seeds"):
-            expand(wrong)
+            expand(wrong, "--seeds")
 
 
 def submit(*words: object) -> subprocess.CompletedProcess[str]:

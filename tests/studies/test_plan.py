@@ -15,12 +15,12 @@ from mbsd.errors import UserError
 from mbsd.tools.studies.chains import plan
 from mbsd.tools.studies.commands import LaunchConfig
 from mbsd.tools.studies.settings import AblationConfig, StageConfig
-from mbsd.tools.studies.steps import same_inputs
+from mbsd.tools.studies.settings_files import same_inputs
 from tests.settings import write_ds_config
 
 
 def planned(folder: Path, row: int) -> dict[str, dict[str, Any]]:
-    """Last part of a step's name -> its YAML, of one fine-tuning of a row."""
+    """Last part of a launch's name -> its YAML, of one fine-tuning of a row."""
     stages = {
         "stage1": {"stage": "masked", "run": {"dir": "x"}, "data": {"catalog": "c"},
                    "model": {"backbone": "bert", "dropout": 0.1}},
@@ -33,10 +33,10 @@ def planned(folder: Path, row: int) -> dict[str, dict[str, Any]]:
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree))
     files = [StageConfig(str(folder / f"{name}.yaml"), ds_config) for name in stages]
     config = AblationConfig(str(folder / "out"), *files, rows=row, seeds=3, learning_rates=(0.5,), constant_weight=0.25)
-    steps, [cell] = plan(config, None, {"test": {}})
+    launches, [cell] = plan(config, None, {"test": {}})
     assert (cell.row, cell.seed, cell.batch_size, cell.learning_rate) == (row, 3, 16, 0.5)
-    assert all(step.config["run"]["seed"] == 3 for step in steps if step.deepspeed is not None)
-    return {step.name.rpartition("/")[2]: step.config for step in steps}
+    assert all(launch.config["run"]["seed"] == 3 for launch in launches if launch.deepspeed is not None)
+    return {launch.name.rpartition("/")[2]: launch.config for launch in launches}
 
 
 # Row -> (stage 1, stage 2 and its sdmi section) as section 4.7 tells them; what is fine-tuned starts from the last.

@@ -1,8 +1,8 @@
-"""From a command line to a job: what the run will be is written down in its folder, and sbatch is called.
+"""Submit a training run: its settings are frozen in its folder, and sbatch is called (`launchers/submit.py`).
 
 `RUN/slurm/001/` (002 for the next job, and so on) holds the resolved config.yaml and ds_config.json, which the job
-reads; job.sbatch, which it runs; changes.diff, what the code differs from its commit in; and submit.json: command,
-commit, job number. The log of all jobs of the run is `RUN/slurm/log.txt`.
+reads; job.sbatch, which it runs; changes.diff, the difference between the code and its commit; and submit.json:
+command, commit, job number. The log of all jobs of the run is `RUN/slurm/log.txt`.
 """
 
 from __future__ import annotations
@@ -16,18 +16,58 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import typer
-
-from mbsd.cli.usage import run_app
-from mbsd.config.parse import parse, to_yaml
-from mbsd.config.run import BaseConfig
+from mbsd.config.deepspeed import DeepSpeedConfig
+from mbsd.config.parse import expand, to_yaml
+from mbsd.config.run import FinetuneConfig, PretrainConfig
 from mbsd.config.run_files import DONE
-from mbsd.errors import UserError, exits_cleanly
-from mbsd.tools.slurm.job import LAUNCHERS, ROOT, SEED
+from mbsd.errors import UserError
+from mbsd.io.files import replace_text
+from mbsd.tools.slurm.job import ROOT, SEED, Launcher
 
-app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False)
+
+@dataclass(frozen=True)
+class Submission:
+    """What is submitted, and what sbatch is asked for; None: what `launchers/slurm/LAUNCHER.sbatch` says."""
+
+    launcher: Launcher
+    config: PretrainConfig | FinetuneConfig
+    deepspeed: DeepSpeedConfig
+    nodes: int | None = None
+    gpus: int | None = None
+    """Of each node, a rank for each. 0: see `ranks`."""
+    ranks: int | None = None
+    """Of each node, where they have no GPUs."""
+    cpus: int | None = None
+    """Cores of each rank."""
+    time_limit: str | None = None
+    """As sbatch reads it, such as 24:00:00."""
+    partition: str | None = None
+    account: str | None = None
+    seeds: str | None = None
+    """Such as 0-3,7: an array of jobs, each a run in RUN/seed-N."""
+    depends_on: tuple[str, ...] = ()
+    """Run folders or job numbers that have to finish first."""
+    sbatch: tuple[str, ...] = ()
+    """Further options of sbatch."""
+    dry_run: bool = False
+    """Print what would be submitted; write nothing."""
+
+    @property
+    def chosen_seeds(self) -> tuple[int, ...]:
+        """Of the array; () where it is none."""
+        return expand(self.seeds, "--seeds") if self.seeds is not None else ()
+
+    def check(self) -> None:
+        """Raise UserError where the settings contradict each other."""
+        if self.gpus and self.ranks is not None:
+            raise UserError(
+                f"--gpus {self.gpus} means as many ranks on each node, and --ranks {self.ranks} is given too: remove it"
+            )
+        init_from = self.config.run.init_from or ""
+        if SEED in init_from and not self.chosen_seeds:
+            raise UserError(f"run.init_from={init_from}: {SEED} stands for each of --seeds, which is not given")
 
 
 @dataclass(frozen=True)
@@ -39,91 +79,62 @@ class Job:
     """Of an array; () where it is none."""
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    epilog="Everything else is read as by launchers/pretrain.py and finetune.py: --config, --deepspeed_config, "
-    "--section.key VALUE.",
-)
-def submit(
-    context: typer.Context,
-    launcher: Annotated[Literal["pretrain", "finetune"], typer.Argument(help="Which launcher.")],
-    nodes: Annotated[int | None, typer.Option(help="Nodes.")] = None,
-    gpus: Annotated[int | None, typer.Option(help="GPUs of each node, a rank for each. 0: see --ranks.")] = None,
-    ranks: Annotated[int | None, typer.Option(help="Ranks of each node, where they have no GPUs.")] = None,
-    cpus: Annotated[int | None, typer.Option(help="Cores of each rank.")] = None,
-    time_limit: Annotated[
-        str | None, typer.Option("--time", help="Such as 24:00:00; the run goes on in the next.")
-    ] = None,
-    partition: Annotated[str | None, typer.Option(help="Slurm's.")] = None,
-    account: Annotated[str | None, typer.Option(help="Slurm's.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="Such as 0-3,7: an array, a run in RUN/seed-N for each.")] = None,
-    depends_on: Annotated[
-        list[str] | None, typer.Option(help="Run folder or job number that has to finish first; may be repeated.")
-    ] = None,
-    sbatch: Annotated[list[str] | None, typer.Option(help="An option of sbatch, such as --sbatch=--qos=high.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be submitted; write nothing.")] = False,
-) -> None:
-    """Submit a training run to Slurm. Without an option, what launchers/slurm/LAUNCHER.sbatch says."""
-    if gpus and ranks is not None:
-        raise UserError(f"--gpus {gpus} means as many ranks on each node, and --ranks {ranks} is given too: remove it")
-    config, ds_config = parse(LAUNCHERS[launcher], context.args)
-    chosen = expand(seeds) if seeds is not None else ()
-    _refuse_stray_seed(config, chosen)
-    folder = Path(config.run.dir).absolute()
-    options = {
-        "nodes": nodes, "gpus-per-node": gpus, "ntasks-per-node": gpus or ranks, "cpus-per-task": cpus,
-        "time": time_limit, "partition": partition, "account": account, "array": seeds,
-        "dependency": _dependency(depends_on or [], chosen),
-    }  # fmt: skip
-    words = ["sbatch", "--parsable", *(f"--{name}={value}" for name, value in options.items() if value is not None)]
-    if options["dependency"] is not None:
-        words.append("--kill-on-invalid-dep=yes")
-    where = f"{folder}/seed-%a" if chosen else str(folder)
-    words += [
-        f"--job-name={folder.name}", f"--output={where}/slurm/log.txt", "--open-mode=append", f"--chdir={Path.cwd()}",
-        f"--export=ALL,MBSD_PYTHON={sys.executable}", *(sbatch or []),
-    ]  # fmt: skip
-    frozen = _frozen(folder, make=not dry_run)
-    words += [
-        str(frozen / "job.sbatch"), "--config", str(frozen / "config.yaml"), "--deepspeed_config",
-        str(frozen / "ds_config.json"),
-    ]  # fmt: skip
-    script = (ROOT / "launchers" / "slurm" / f"{launcher}.sbatch").read_text()
-    commit, changes = code_state()
-    if dry_run:
-        print(shlex.join(words), f"# {frozen}/config.yaml", to_yaml(config), f"# {frozen}/job.sbatch", script, sep="\n")
-        return
-    for place in [folder / f"seed-{seed}" for seed in chosen] or [folder]:
-        (place / "slurm").mkdir(parents=True, exist_ok=True)
-    (frozen / "config.yaml").write_text(to_yaml(config))
-    (frozen / "ds_config.json").write_text(json.dumps(ds_config.tree, indent=1) + "\n")
-    (frozen / "job.sbatch").write_text(script)
-    (frozen / "changes.diff").write_text(changes)
-    number = _sbatch(words)
-    facts = {
-        "job": number, "seeds": chosen, "time": time.strftime("%Y-%m-%d %H:%M:%S"), "commit": commit, "command": words,
-    }  # fmt: skip
-    (frozen / "submit.json").write_text(json.dumps(facts, indent=1) + "\n")
-    print(f"job {number}: {where.replace('%a', 'N')}, log in slurm/log.txt there")
-
-
-def expand(text: str, option: str = "--seeds") -> tuple[int, ...]:
-    """`0-3,7` -> (0, 1, 2, 3, 7).
+def submit(submission: Submission) -> None:
+    """Freeze the settings in the run folder, call sbatch and print the job's number.
 
     Raises:
-        UserError: it is written otherwise.
+        UserError: settings contradict each other, a dependency is unknown, or sbatch refuses the job.
     """
-    numbers: set[int] = set()
-    for part in text.split(","):
-        found = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
-        if found is None or int(found[2] or found[1]) < int(found[1]):
-            raise UserError(f"{option} {text}: expected numbers and ranges such as 0-3,7")
-        numbers.update(range(int(found[1]), int(found[2] or found[1]) + 1))
-    return tuple(sorted(numbers))
+    submission.check()
+    folder, seeds = Path(submission.config.run.dir).absolute(), submission.chosen_seeds
+    script = (ROOT / "launchers" / "slurm" / f"{submission.launcher}.sbatch").read_text()
+    options = _sbatch_options(submission, folder)  # before anything is written: it may refuse
+    frozen = _frozen(folder, make=not submission.dry_run)
+    words = [
+        *options, str(frozen / "job.sbatch"), "--config", str(frozen / "config.yaml"),
+        "--deepspeed_config", str(frozen / "ds_config.json"),
+    ]  # fmt: skip
+    config = to_yaml(submission.config)
+    if submission.dry_run:
+        print(shlex.join(words), f"# {frozen}/config.yaml", config, f"# {frozen}/job.sbatch", script, sep="\n")
+        return
+    for place in [folder / f"seed-{seed}" for seed in seeds] or [folder]:
+        (place / "slurm").mkdir(parents=True, exist_ok=True)
+    commit, changes = code_state()
+    replace_text(frozen / "config.yaml", config)
+    replace_text(frozen / "ds_config.json", json.dumps(submission.deepspeed.tree, indent=1) + "\n")
+    replace_text(frozen / "job.sbatch", script)
+    replace_text(frozen / "changes.diff", changes)
+    number = _sbatch(words)
+    facts = {
+        "job": number, "seeds": seeds, "time": time.strftime("%Y-%m-%d %H:%M:%S"), "commit": commit, "command": words,
+    }  # fmt: skip
+    replace_text(frozen / "submit.json", json.dumps(facts, indent=1) + "\n")
+    print(f"job {number}: {folder}{'/seed-N' if seeds else ''}, log in slurm/log.txt there")
+
+
+def _sbatch_options(submission: Submission, folder: Path) -> list[str]:
+    """`sbatch --nodes=…` up to the script."""
+    dependency = _dependency(submission.depends_on, submission.chosen_seeds)
+    asked = {
+        "nodes": submission.nodes, "gpus-per-node": submission.gpus,
+        "ntasks-per-node": submission.gpus or submission.ranks, "cpus-per-task": submission.cpus,
+        "time": submission.time_limit, "partition": submission.partition, "account": submission.account,
+        "array": submission.seeds, "dependency": dependency,
+    }  # fmt: skip
+    words = ["sbatch", "--parsable", *(f"--{name}={value}" for name, value in asked.items() if value is not None)]
+    if dependency is not None:
+        words.append("--kill-on-invalid-dep=yes")
+    log = f"{folder}{'/seed-%a' if submission.chosen_seeds else ''}/slurm/log.txt"
+    words += [
+        f"--job-name={folder.name}", f"--output={log}", "--open-mode=append", f"--chdir={Path.cwd()}",
+        f"--export=ALL,MBSD_PYTHON={sys.executable}",
+    ]  # fmt: skip
+    return [*words, *submission.sbatch]
 
 
 def code_state() -> tuple[str | None, str]:
-    """(commit, what differs from it) of the code that runs; (None, "") where it is no git checkout."""
+    """(commit, differences from it) of the code that runs; (None, "") where it is no git checkout."""
     commit = _git("rev-parse", "HEAD")
     if commit is None:
         return None, ""
@@ -142,7 +153,7 @@ def _git(*words: str) -> str | None:
 
 
 def _frozen(folder: Path, make: bool) -> Path:
-    """The next free of 001, 002, …"""
+    """The next free one of the folders 001, 002, …; with `make` it is there afterwards."""
     number = 1
     while True:
         path = folder / "slurm" / f"{number:03}"
@@ -158,7 +169,7 @@ def _frozen(folder: Path, make: bool) -> Path:
         number += 1
 
 
-def _dependency(depends_on: list[str], seeds: tuple[int, ...]) -> str | None:
+def _dependency(depends_on: tuple[str, ...], seeds: tuple[int, ...]) -> str | None:
     """sbatch's --dependency; None where all that is waited for has finished."""
     parts = []
     for text in depends_on:
@@ -186,19 +197,14 @@ def _job_of(text: str) -> Job | None:
     )
 
 
-def _refuse_stray_seed(config: BaseConfig, seeds: tuple[int, ...]) -> None:
-    if SEED in (config.run.init_from or "") and not seeds:
-        raise UserError(f"run.init_from={config.run.init_from}: {SEED} stands for each of --seeds, which is not given")
-
-
 def _sbatch(words: list[str]) -> str:
     try:
         done = subprocess.run(words, capture_output=True, text=True, env=_without_job(os.environ))
     except FileNotFoundError as error:
         raise UserError("sbatch is not found: run this where Slurm's commands are; --dry-run needs none") from error
     if done.returncode != 0:
-        said = " ".join(done.stderr.split())
-        raise UserError(f"sbatch refused the job ({said}); see what it would be with --dry-run")
+        reason = " ".join(done.stderr.split())
+        raise UserError(f"sbatch refused the job ({reason}); see what it would be with --dry-run")
     print(done.stderr, end="", file=sys.stderr)
     return done.stdout.strip().split(";")[0]
 
@@ -206,9 +212,3 @@ def _sbatch(words: list[str]) -> str:
 def _without_job(environ: os._Environ[str]) -> dict[str, str]:
     """Without the variables of a job that this runs in, which sbatch would take for options."""
     return {k: v for k, v in environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"}
-
-
-@exits_cleanly
-def main() -> None:
-    """Run the command line."""
-    run_app(app, "launchers/submit.py --help")

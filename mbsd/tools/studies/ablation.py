@@ -1,4 +1,4 @@
-"""`launchers/ablation.py`: Table 6, what each part of the method is worth."""
+"""`launchers/ablation.py`: Table 6, what each part of the method contributes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from rich.table import Table
 
 from mbsd.tools.studies.pictures import draw_rows
 from mbsd.tools.studies.settings import AblationConfig
-from mbsd.tools.studies.study import percent, read_scores, roc_auc, run_study, tell, write_csv
+from mbsd.tools.studies.study import percent, read_scores, report, roc_auc, run_study, write_csv
 
 
 def run_ablation(config: AblationConfig) -> None:
-    """Run the study; then `ablation.md`, `ablation.csv` and `ablation.png` lie in `config.out`."""
-    commands, cells = run_study(config, {"test": {"views": ["full"]}})
+    """Run the study and write `ablation.md`, `ablation.csv` and `ablation.png` to `config.out`."""
+    runner, cells = run_study(config, {"test": {"views": ["full"]}})
     values = [roc_auc(read_scores(cell.scores("test"))["views"]["full"]["all"], cell) for cell in cells]
     out = Path(config.out)
     write_csv(
@@ -35,6 +35,6 @@ def run_ablation(config: AblationConfig) -> None:
         f"{len({cell.seed for cell in cells})} seeds",
     ]
     text = f"ROC-AUC of the test rows in percent, mean ± standard deviation over {', '.join(grid)}."
-    tell(commands, out / "ablation.md", "Ablation", [(text, table)])
+    report(runner.console, out / "ablation.md", "Ablation", [(text, table)])
     draw_rows(out / "ablation.png", {f"{row} {names[row]}": of_row[row] for row in names}, "ROC-AUC, %")
-    commands.console.print(f"{out}/ablation.png, ablation.md, ablation.csv", highlight=False)
+    runner.console.print(f"{out}/ablation.png, ablation.md, ablation.csv", highlight=False)

@@ -1,4 +1,4 @@
-"""Rows of Table 6 as chains of commands: pre-train, fine-tune, evaluate. Rows share the stages they have in common."""
+"""Rows of Table 6 as chains of launches: pre-train, fine-tune, evaluate. Rows share the stages they have in common."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from mbsd.config.deepspeed import read_deepspeed
+from mbsd.tools.studies.launches import Launch, evaluation, training
 from mbsd.tools.studies.settings import StageConfig, StudyConfig
+from mbsd.tools.studies.settings_files import changed, read_yaml
 from mbsd.tools.studies.shop import Shop
-from mbsd.tools.studies.steps import Step, changed, evaluate_step, read_yaml, run_step
 
 
 @dataclass(frozen=True)
 class Chain:
-    """What a row does before it is fine-tuned.
+    """The pre-training of a row.
 
     Attributes:
         name: as in the table.
-        stage1: settings over stage 1's; None: there is none.
-        stage2: the same of stage 2.
+        stage1, stage2: dotted settings that differ from the study's; None: the row leaves this stage out.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Chain:
 
 
 def chain_of(row: int, constant_weight: float) -> Chain:
-    """Section 4.7's rows."""
+    """A row of Table 6, as section 4.7 describes it."""
     no_distillation = {"sdmi.distillation": False}
     return {
         1: Chain("MBSD"),
@@ -52,11 +52,7 @@ STAGE2_NAMES = {3: "stage2-alone", 6: "stage2-no-sdmi", 7: "stage2-no-distillati
 
 @dataclass(frozen=True)
 class Cell:
-    """One fine-tuning of a row.
-
-    Attributes:
-        folder: of the run; its scores lie in it.
-    """
+    """One fine-tuning of a row; its scores lie in the run's folder."""
 
     row: int
     name: str
@@ -65,24 +61,24 @@ class Cell:
     learning_rate: float
     folder: Path
 
-    def scores(self, of: str) -> Path:
+    def scores(self, evaluation: str) -> Path:
         """The JSON of one of its evaluations."""
-        return self.folder / f"{of}.json"
+        return self.folder / f"{evaluation}.json"
 
 
 def plan(
     config: StudyConfig, shop: Shop | None, evaluations: dict[str, dict[str, Any]]
-) -> tuple[list[Step], list[Cell]]:
-    """All steps of a study, each behind those it needs, and its cells.
+) -> tuple[list[Launch], list[Cell]]:
+    """All launches of a study, each after those it needs, and its cells.
 
     Args:
-        shop: in place of what the YAML files name.
-        evaluations: of each cell: name -> dotted settings of `launchers/evaluate.py`.
+        shop: in place of the catalogue and tables that the YAML files name.
+        evaluations: of each cell, name -> dotted settings of `launchers/evaluate.py`.
 
     Raises:
-        UserError: a file cannot be read, or says something that would have to change with the grid.
+        UserError: a file cannot be read, or sets something that the grid would have to change.
     """
-    steps: dict[str, Step] = {}
+    launches: dict[str, Launch] = {}
     cells: list[Cell] = []
     out = Path(config.out)
     for seed in config.chosen_seeds:
@@ -102,19 +98,19 @@ def plan(
                 # Stage 1 starts as its own file says.
                 given = _tree(files, shop, table, seed) if stage == "stage1" else _started(
                     _tree(files, shop, table, seed), start, model)  # fmt: skip
-                steps[name] = run_step(name, "pretrain", out / name, changed(given, settings), _json(files))
+                launches[name] = training(name, "pretrain", out / name, changed(given, settings), _json(files))
                 start = out / name
             for batch_size, rate, ds_config in _grid(config):
                 name = f"seed-{seed}/row-{row}/batch-{batch_size}-lr-{rate:g}"
                 tree = _tree(config.finetune, shop, shop.attributes if shop else None, seed)
-                steps[name] = run_step(name, "finetune", out / name, _started(tree, start, model), ds_config)
+                launches[name] = training(name, "finetune", out / name, _started(tree, start, model), ds_config)
                 cell = Cell(row, chain.name, seed, batch_size, rate, out / name)
                 cells.append(cell)
                 for of, settings in evaluations.items():
                     asked = changed({"model": str(cell.folder), "data": tree.get("data", {})}, config.evaluate)
-                    step = evaluate_step(f"{name}/{of}", cell.scores(of), changed(asked, settings))
-                    steps[step.name] = step
-    return list(steps.values()), cells
+                    scored = evaluation(f"{name}/{of}", cell.scores(of), changed(asked, settings))
+                    launches[scored.name] = scored
+    return list(launches.values()), cells
 
 
 def _tree(files: StageConfig, shop: Shop | None, table: Path | None, seed: int) -> dict[str, Any]:
@@ -127,7 +123,7 @@ def _tree(files: StageConfig, shop: Shop | None, table: Path | None, seed: int) 
 
 
 def _started(tree: dict[str, Any], start: Path | None, model: dict[str, Any]) -> dict[str, Any]:
-    """From the weights of a run before; without one as stage 1 would have started."""
+    """Settings that start from the weights of the run `start`; without one, as stage 1 would have started."""
     if start is not None:
         return changed(tree, {"run.init_from": str(start)})
     return changed(tree, {"run.init_from": None, "model": {**model, **tree.get("model", {})}})

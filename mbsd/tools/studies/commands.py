@@ -1,26 +1,17 @@
-"""The commands of a study or of the demo: what a user would type, shown, with their output in a log each."""
+"""A command of a pipeline (study, trial, demo): what a user would type, and the path that shows that it is done."""
 
 from __future__ import annotations
 
 import os
 import shlex
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-from rich.console import Console
-
-from mbsd.errors import EXIT_USER_ERROR, UserError
-from mbsd.parallel.launch_env import free_port
+from mbsd.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
-LAST_LINES = 30
 
 
 @dataclass(frozen=True)
@@ -34,7 +25,7 @@ class LaunchConfig:
     """On CPUs: DeepSpeed with so many ranks here, or, beside another command, so many that share the cores."""
 
     def check(self) -> None:
-        """Raise UserError where the settings cannot be meant."""
+        """Raise UserError for a command that is empty or a number of ranks below 1."""
         if not self.command.split():
             raise UserError("launch.command is empty: say what starts a launcher, such as deepspeed")
         if self.cpu_ranks is not None and self.cpu_ranks < 1:
@@ -42,50 +33,21 @@ class LaunchConfig:
 
 
 @dataclass(frozen=True)
-class Commands:
-    """Runs one command after the other; what fails is shown and ends this process.
+class Command:
+    """One command of a pipeline: `mbsd WORDS…`, or `deepspeed launchers/LAUNCHER.py WORDS…`.
 
     Attributes:
-        logs: folder of their logs.
+        name: unique in the pipeline; the output goes to `logs/NAME.log`.
+        done: exists when, and only when, the command has ended well.
+        launcher: pretrain, finetune or evaluate; None: the program is `mbsd`.
+        launch: starts the launcher, in place of what starts the pipeline's others.
     """
 
-    console: Console
-    logs: Path
-    launch: LaunchConfig
-
-    def mbsd(self, name: str, *words: object) -> None:
-        """`mbsd WORDS…`, its output in `logs/NAME.log`."""
-        self._run(name, {}, [tool("mbsd"), *map(str, words)])
-
-    def launcher(self, name: str, launcher: str, *words: object) -> None:
-        """`deepspeed launchers/LAUNCHER.py WORDS…`, or what `launch` has instead."""
-        self._run(name, *launch_command(self.launch, launcher, *words, port=free_port()))
-
-    def _run(self, name: str, environment: Mapping[str, str], words: list[str]) -> None:
-        """Run one command.
-
-        Raises:
-            SystemExit: with 2 where it ended with 2 (it said a mistake of the user's), else with 1.
-        """
-        self.console.print(f"$ {as_typed(environment, words)}", style="dim", markup=False, highlight=False)
-        started = time.monotonic()
-        log = self.logs / f"{name}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        before = log.stat().st_size if log.exists() else 0
-        with (
-            log.open("ab") as output,
-            subprocess.Popen(
-                words, env={**os.environ, **environment}, stdout=output, stderr=subprocess.STDOUT
-            ) as process,
-            _stopped_with_us(process, words[0]),
-        ):
-            code = process.wait()
-        if code:
-            said = log.read_bytes()[before:].decode(errors="replace")
-            self.console.print("\n".join(said.splitlines()[-LAST_LINES:]), markup=False, highlight=False)
-            self.console.print(f"exit code {code}; the whole output is in {log}", style="red")
-            raise SystemExit(EXIT_USER_ERROR if code == EXIT_USER_ERROR else 1)
-        self.console.print(f"  {time.monotonic() - started:.0f} s", highlight=False)
+    name: str
+    done: Path
+    words: tuple[object, ...]
+    launcher: str | None = None
+    launch: LaunchConfig | None = None
 
 
 def launch_command(
@@ -94,7 +56,7 @@ def launch_command(
     """(environment, command) of `launchers/LAUNCHER.py WORDS…`.
 
     Args:
-        port: where DeepSpeed's ranks on CPUs meet; default: where DeepSpeed has them meet.
+        port: where DeepSpeed's ranks on CPUs meet; default: DeepSpeed's own choice.
     """
     program, *options = shlex.split(launch.command)
     start = [tool(program), *options]
@@ -114,7 +76,7 @@ def as_typed(environment: Mapping[str, str], words: list[str]) -> str:
 
 
 def in_clone(path: str) -> str:
-    """A file of the clone, as one would type it here."""
+    """A file of the clone, as one would type it in the current folder."""
     whole = ROOT / path
     return str(whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else whole)
 
@@ -125,30 +87,8 @@ def refuse_without_launchers() -> None:
         raise UserError(f"{ROOT}: no launchers/ there; run this in a clone (pip install --editable)")
 
 
-@contextmanager
-def _stopped_with_us(process: subprocess.Popen[bytes], program: str) -> Iterator[None]:
-    """While it runs, a SIGTERM to us is passed on, and Ctrl-C (which it gets itself) is its own matter: it saves."""
-
-    def pass_on(*_: object) -> None:
-        # DeepSpeed's own program dies of it and leaves its child running, which is the one that ends the ranks.
-        started = psutil.Process(process.pid)
-        below = started.children() if "deepspeed" in Path(program).name else []
-        for one in below or [started]:
-            one.terminate()
-
-    before = {
-        signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on),
-        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def tool(name: str) -> str:
-    """The program of this environment, whether or not it is activated; a path is taken as it is."""
+    """Path of a program of this environment, activated or not; paths and programs of other places stay as they are."""
     if "/" in name:
         return name
     beside = Path(sys.executable).with_name(name)

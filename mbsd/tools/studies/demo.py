@@ -1,4 +1,4 @@
-"""`mbsd demo`: the whole story on a synthetic catalogue, each step the command a user would type."""
+"""`mbsd demo`: the whole story on a synthetic catalogue, by the commands that a user would type."""
 
 from __future__ import annotations
 
@@ -9,75 +9,77 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from mbsd.config.run_files import DONE
 from mbsd.errors import UserError
-from mbsd.tools.studies.commands import ROOT, Commands, LaunchConfig, in_clone, refuse_without_launchers, tool
-from mbsd.tools.studies.shop import ShopConfig, draw_shop
+from mbsd.io.files import replace_text
+from mbsd.tools.studies.commands import Command, LaunchConfig, in_clone, tool
+from mbsd.tools.studies.runner import start_runner
+from mbsd.tools.studies.settings_files import same_settings
+from mbsd.tools.studies.shop import ShopConfig, shop_below, shop_commands
+from mbsd.tools.studies.trial import drawn_words
 
 NUM_ITEMS = 4800
-# What is compared: a run's name -> the pre-trained run it starts from.
+# The models that are compared: name in the table -> the pre-trained run that it starts from.
 MODELS = {"scratch": None, "pre-trained, no SDMI": "stage2_no_sdmi", "pre-trained with SDMI": "stage2"}
+# Row 6 of Table 6: the full view's loss alone.
+NO_SDMI = ("--sdmi.unimodal_losses", "false", "--sdmi.distillation", "false")
+ONE_PROCESS = LaunchConfig("python", cpu_ranks=1)
 
 
 def run_demo(out: Path, *, seed: int, ranks: int) -> None:
     """Draw a shop, build and mine it, pre-train in two stages with and without SDMI, fine-tune, evaluate, tabulate.
 
-    Everything lands below `out`; each command's output goes to `out/logs`.
+    Everything lands below `out`, each command's output in `out/logs`. A demo that was interrupted is resumed.
 
     Raises:
-        UserError: `out` is in use, or this installation has no `launchers/` beside the package.
+        UserError: `out` holds something else or a demo with another seed, or this installation has no `launchers/`.
     """
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and any(out.iterdir()) and not (out / "settings/demo.yaml").exists():
         raise UserError(f"{out}: already there and not empty; remove it or choose another --out")
-    refuse_without_launchers()
-    console, started = Console(soft_wrap=True), time.monotonic()
-    commands = Commands(console, out / "logs", LaunchConfig(cpu_ranks=ranks))
+    started = time.monotonic()
+    runner = start_runner(out, LaunchConfig(cpu_ranks=ranks))
+    same_settings(out, "demo", {"seed": seed}, "--out")
+    runner.run(demo_commands(out, seed, ranks))
+    tabulate(runner.console, out)
+    runner.console.print(f"{time.monotonic() - started:.0f} s. Curves: {tool('tensorboard')} --logdir {out}")
 
-    def launch(name: str, launcher: str, config: str | None, ds_config: str | None, **settings: object) -> None:
-        words = ["--config", in_clone(f"launchers/configs/{config}.yaml")] if config else []
-        words += ["--deepspeed_config", in_clone(f"ds_configs/{ds_config}.json")] if ds_config else []
-        for key, value in settings.items():
-            words += [f"--{key.replace('__', '.')}", str(value)]
-        commands.launcher(name, launcher, *words)
 
-    shop = draw_shop(commands, out, ShopConfig(NUM_ITEMS, seed))
-    catalog, pairs, tags = shop.catalog, shop.pairs, shop.attributes
+def demo_commands(out: Path, seed: int, ranks: int) -> list[Command]:
+    """All commands, in order.
 
-    launch(
-        "stage1",
-        "pretrain",
-        "small_stage1",
-        "cpu_stage1",
-        run__dir=out / "stage1",
-        run__seed=seed,
-        data__catalog=catalog,
-    )
-    for name, distillation in (("stage2", {}), ("stage2_no_sdmi", NO_SDMI)):
-        launch(name, "pretrain", "small_stage2", "cpu_stage2", run__dir=out / name, run__seed=seed,
-               data__catalog=catalog, data__table=pairs, run__init_from=out / "stage1", **distillation)  # fmt: skip
+    Stage 1 starts through `deepspeed`, as the README's commands do. The other runs have their ranks started by
+    `torchrun`, which is up in a third of the time, and evaluations are one process.
+    """
+    torchrun = LaunchConfig(f"torchrun --standalone --nproc-per-node {ranks}", cpu_ranks=ranks)
+    shop = shop_below(out)
+
+    def run(name: str, launcher: str, config: str, ds_config: str, *words: object) -> Command:
+        words = (
+            "--config", in_clone(f"launchers/configs/{config}.yaml"),
+            "--deepspeed_config", in_clone(f"ds_configs/{ds_config}.json"),
+            "--run.dir", out / name, "--run.seed", seed, "--data.catalog", shop.catalog, *words,
+        )  # fmt: skip
+        return Command(name, out / name / DONE, words, launcher, None if name == "stage1" else torchrun)
+
+    commands = shop_commands(out, ShopConfig(NUM_ITEMS, seed))
+    commands.append(run("stage1", "pretrain", "small_stage1", "cpu_stage1"))
+    for name, words in (("stage2", ()), ("stage2_no_sdmi", NO_SDMI)):
+        start = ("--data.table", shop.pairs, "--run.init_from", out / "stage1")
+        commands.append(run(name, "pretrain", "small_stage2", "cpu_stage2", *start, *words))
     for index, source in enumerate(MODELS.values()):
-        start = {"run__init_from": out / source} if source else {"run__init_from": "null", **_small_model()}
-        launch(f"finetune{index}", "finetune", "small_attributes", "cpu_finetune", run__dir=out / f"finetune{index}",
-               run__seed=seed, data__catalog=catalog, data__table=tags, data__tokenizer=out / "stage1/tokenizer",
-               **start)  # fmt: skip
-        launch(f"evaluate{index}", "evaluate", None, None, model=out / f"finetune{index}", out=_scores(out, index),
-               data__catalog=catalog, data__table=tags, data__image_size=64, data__num_workers=0)  # fmt: skip
-    _tabulate(console, out)
-    console.print(f"{time.monotonic() - started:.0f} s. Curves: {tool('tensorboard')} --logdir {out}")
+        name = f"finetune{index}"
+        weights = ("--run.init_from", out / source) if source else drawn_words(out / "stage1")
+        tags = ("--data.table", shop.attributes)
+        commands.append(run(name, "finetune", "small_attributes", "cpu_finetune", *tags, *weights))
+        scores = _scores(out, index)
+        model = ("--model", out / name, "--out", scores, "--data.catalog", shop.catalog, *tags,
+                 "--data.image_size", 64, "--data.num_workers", 1)  # fmt: skip
+        commands.append(Command(f"evaluate{index}", scores, model, "evaluate", ONE_PROCESS))
+    return commands
 
 
-# Row 6 of Table 6: only the full view's loss.
-NO_SDMI = {"sdmi__unimodal_losses": "false", "sdmi__distillation": "false"}
-
-
-def _small_model() -> dict[str, object]:
-    """The sizes of launchers/configs/small_stage1.yaml, for the model that starts from scratch."""
-    import yaml
-
-    model = yaml.safe_load((ROOT / "launchers/configs/small_stage1.yaml").read_text())["model"]
-    return {f"model__{name}": json.dumps(value) for name, value in model.items()}
-
-
-def _tabulate(console: Console, out: Path) -> None:
+def tabulate(console: Console, out: Path) -> None:
+    """Print the table of scores and write it to `out/summary.json`."""
     table = Table(
         title="Attribute prediction, test split: ROC-AUC", caption="* on attributes that no title names", min_width=70
     )
@@ -90,7 +92,7 @@ def _tabulate(console: Console, out: Path) -> None:
         auc.append(views["image"]["where"]["image"]["roc_auc"])
         rows.append({"model": name, "full": auc[0], "text": auc[1], "image": auc[2], "image_on_image_only": auc[3]})
         table.add_row(name, *(f"{value:.3f}" for value in auc))
-    (out / "summary.json").write_text(json.dumps(rows, indent=1) + "\n")
+    replace_text(out / "summary.json", json.dumps(rows, indent=1) + "\n")
     console.print(table)
 
 

@@ -3,71 +3,77 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-import typer
 import yaml
 from rich.table import Table
 
 from mbsd.checkpoint.best import BestValidation, best_validation
-from mbsd.cli.usage import run_app
-from mbsd.config.parse import parse, to_yaml
+from mbsd.config.deepspeed import DeepSpeedConfig
+from mbsd.config.parse import to_yaml
 from mbsd.config.run import FinetuneConfig
-from mbsd.errors import UserError, exits_cleanly
-from mbsd.tools.slurm.submit import expand
-from mbsd.tools.studies.commands import Commands, LaunchConfig, as_typed, launch_command
+from mbsd.errors import UserError
+from mbsd.io.files import replace_text
+from mbsd.tools.studies.commands import LaunchConfig, as_typed, launch_command
+from mbsd.tools.studies.launches import Launch, run_launches, training
 from mbsd.tools.studies.pictures import draw_heat_map
+from mbsd.tools.studies.runner import Runner, start_runner
 from mbsd.tools.studies.settings import check_grid
-from mbsd.tools.studies.steps import Step, run_step, run_steps
-from mbsd.tools.studies.study import start_commands, tell, write_csv
-
-app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False)
+from mbsd.tools.studies.study import report, write_csv
 
 K = TypeVar("K")
 Point = tuple[int, float]  # batch size, learning rate
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    epilog="Everything else is read as by launchers/finetune.py: --config, --deepspeed_config, --section.key VALUE. "
-    "The grid lies in run.dir.",
-)
-def grid(
-    context: typer.Context,
-    learning_rates: Annotated[str | None, typer.Option(help="Such as 1e-5,2e-5; default: DeepSpeed's JSON's.")] = None,
-    batch_sizes: Annotated[str | None, typer.Option(help="Such as 64,128; default: DeepSpeed's JSON's.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="Such as 0-2: values are means over them.")] = None,
-    launch: Annotated[str, typer.Option(help="What starts launchers/finetune.py.")] = LaunchConfig.command,
-    cpu_ranks: Annotated[int | None, typer.Option(help="So many ranks on this machine's CPUs.")] = None,
-) -> None:
-    """Fine-tune once for each batch size and learning rate, and name the best by the validation's best.metric."""
-    config, ds_config = parse(FinetuneConfig, context.args)
-    started = LaunchConfig(launch, cpu_ranks)
-    started.check()
-    rates = _numbers("--learning-rates", learning_rates)
-    sizes = tuple(map(int, _numbers("--batch-sizes", batch_sizes, whole=True) or ())) or None
-    check_grid(sizes, rates)
-    out, tree = Path(config.run.dir), yaml.safe_load(to_yaml(config))
+@dataclass(frozen=True)
+class GridConfig:
+    """A fine-tuning and the grid that is searched; everything lies in the fine-tuning's `run.dir`."""
+
+    finetune: FinetuneConfig
+    deepspeed: DeepSpeedConfig
+    batch_sizes: tuple[int, ...] | None = None
+    """None: DeepSpeed's JSON's."""
+    learning_rates: tuple[float, ...] | None = None
+    """None: DeepSpeed's JSON's."""
+    seeds: tuple[int, ...] | None = None
+    """A point's value is the mean over them; None: the fine-tuning's own."""
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+
+    def check(self) -> None:
+        """Raise UserError for a grid or a launch that makes no sense."""
+        self.launch.check()
+        check_grid(self.batch_sizes, self.learning_rates)
+
+
+def run_grid(config: GridConfig) -> None:
+    """Fine-tune once for each point and seed; `grid.md`, `grid.csv`, `grid.png` and the best's `evaluate.yaml` follow.
+
+    Raises:
+        UserError: the grid makes no sense, or `run.dir` holds one that was begun with other settings.
+    """
+    config.check()
+    out, tree = Path(config.finetune.run.dir), yaml.safe_load(to_yaml(config.finetune))
     points: dict[str, tuple[Point, int]] = {}
-    steps: list[Step] = []
-    for size in sizes or (None,):
-        for rate in rates or (None,):
-            resolved = ds_config.changed(size, rate)
+    launches: list[Launch] = []
+    for size in config.batch_sizes or (None,):
+        for rate in config.learning_rates or (None,):
+            resolved = config.deepspeed.changed(size, rate)
             point = resolved.batch_and_rate()
-            for seed in expand(seeds) if seeds is not None else (config.run.seed,):
+            for seed in config.seeds if config.seeds is not None else (config.finetune.run.seed,):
                 name = f"batch-{point[0]}-lr-{point[1]:g}-seed-{seed}"
                 of_seed = {**tree, "run": {**tree["run"], "seed": seed}}
-                steps.append(run_step(name, "finetune", out / name, of_seed, resolved.tree))
+                launches.append(training(name, "finetune", out / name, of_seed, resolved.tree))
                 points[name] = point, seed
-    commands = start_commands(out, started)
-    run_steps(commands, out, steps, "run.dir")
-    _report(commands, out, points, tree["data"])
+    runner = start_runner(out, config.launch)
+    run_launches(runner, out, launches, "run.dir")
+    _report(runner, out, points, tree["data"])
 
 
-def _report(commands: Commands, out: Path, points: dict[str, tuple[Point, int]], data: Any) -> None:
-    """Tables and picture of the finished runs, and how to evaluate the best one."""
+def _report(runner: Runner, out: Path, points: dict[str, tuple[Point, int]], data: Any) -> None:
+    """Write the tables and the picture of the finished runs, and print how to evaluate the best one."""
     found = {name: best_validation(out / name) for name in points}
     metric, higher_is_better = next((best.metric, best.higher_is_better) for best in found.values())
     of_point: dict[Point, list[float | None]] = {}
@@ -83,31 +89,18 @@ def _report(commands: Commands, out: Path, points: dict[str, tuple[Point, int]],
     title = f"validation {metric}" + (f", mean of {num_seeds} seeds" if num_seeds > 1 else "")
     write_csv(out / "grid.csv", [_line(name, *points[name], found[name]) for name in points])
     text = f"{title}; best: batch size {best[0]}, learning rate {best[1]:g}."
-    tell(commands, out / "grid.md", "Grid", [(text, _table(values, best))])
+    report(runner.console, out / "grid.md", "Grid", [(text, _table(values, best))])
     draw_heat_map(out / "grid.png", values, best, title, higher_is_better)
     evaluation = out / "evaluate.yaml"
     asked = {"model": str(model), "out": str(model / "test.json"), "data": data}
-    evaluation.write_text(yaml.safe_dump(asked), encoding="utf-8")
-    typed = as_typed(*launch_command(commands.launch, "evaluate", "--config", evaluation))
-    commands.console.print(f"{out}/grid.png, grid.md, grid.csv", highlight=False)
-    commands.console.print(f"the best run is {model}; its test rows: {typed}", markup=False, highlight=False)
-
-
-def _numbers(option: str, text: str | None, *, whole: bool = False) -> tuple[float, ...] | None:
-    """`1e-4,2e-4` or `[1e-4, 2e-4]`."""
-    if text is None:
-        return None
-    try:
-        found = tuple(float(part) for part in text.strip("[] ").split(","))
-    except ValueError as error:
-        raise UserError(f"{option} {text}: expected numbers such as {'64,128' if whole else '1e-5,2e-5'}") from error
-    if whole and not all(value.is_integer() for value in found):
-        raise UserError(f"{option} {text}: expected whole numbers")
-    return found
+    replace_text(evaluation, yaml.safe_dump(asked))
+    typed = as_typed(*launch_command(runner.launch, "evaluate", "--config", evaluation))
+    runner.console.print(f"{out}/grid.png, grid.md, grid.csv", highlight=False)
+    runner.console.print(f"the best run is {model}; its test rows: {typed}", markup=False, highlight=False)
 
 
 def _mean(values: list[float | None]) -> float | None:
-    """None where one of them was no number."""
+    """None where one of them is None: that run never had a number."""
     numbers = [value for value in values if value is not None]
     return mean(numbers) if len(numbers) == len(values) else None
 
@@ -135,9 +128,3 @@ def _table(values: dict[Point, float | None], best: Point) -> Table:
             shown.append("no number" if value is None else f"{value:.4f}" + (" (best)" if (size, rate) == best else ""))
         table.add_row(f"{size:g}", *shown)
     return table
-
-
-@exits_cleanly
-def main() -> None:
-    """Run the command line."""
-    run_app(app, "python launchers/grid.py --help")

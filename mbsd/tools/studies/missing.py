@@ -12,7 +12,7 @@ from rich.table import Table
 from mbsd.tools.studies.chains import Cell, chain_of
 from mbsd.tools.studies.pictures import draw_missing
 from mbsd.tools.studies.settings import MissingStudyConfig
-from mbsd.tools.studies.study import percent, read_scores, roc_auc, run_study, tell, write_csv
+from mbsd.tools.studies.study import percent, read_scores, report, roc_auc, run_study, write_csv
 
 REMOVED = ("title", "image")
 LEFT = {"title": "image", "image": "text"}  # the view without it
@@ -21,12 +21,11 @@ WHERE = {"all": "all attributes", "image": "attributes that only the picture sho
 
 @dataclass(frozen=True)
 class Point:
-    """One ROC-AUC.
+    """One ROC-AUC of a cell.
 
     Attributes:
-        cell: whose.
-        removed, rate: what the test rows lost, and what share of them.
-        where: all attributes, or those whose value is in the picture alone (image).
+        removed, rate: title or image, and the share of the test rows that lost it.
+        where: "all" attributes, or "image": those whose value only the picture shows.
     """
 
     cell: Cell
@@ -37,10 +36,10 @@ class Point:
 
 
 def run_missing(config: MissingStudyConfig) -> None:
-    """Run the study; then `missing.md`, `missing.csv` and `missing.png` lie in `config.out`."""
+    """Run the study and write `missing.md`, `missing.csv` and `missing.png` to `config.out`."""
     rates = list(config.rates)
     views = {"full", LEFT["title"], LEFT["image"]}
-    commands, cells = run_study(
+    runner, cells = run_study(
         config,
         {
             "test-title": {"views": sorted(views), "missing.rates": rates, "missing.modality": "title"},
@@ -66,9 +65,9 @@ def run_missing(config: MissingStudyConfig) -> None:
         for where in wheres
         for removed in REMOVED
     ]  # fmt: skip
-    tell(commands, out / "missing.md", "Missing titles and pictures", tables)
+    report(runner.console, out / "missing.md", "Missing titles and pictures", tables)
     draw_missing(out / "missing.png", _curves(points, names, wheres), WHERE)
-    commands.console.print(f"{out}/missing.png, missing.md, missing.csv", highlight=False)
+    runner.console.print(f"{out}/missing.png, missing.md, missing.csv", highlight=False)
 
 
 def _points(cell: Cell, rates: tuple[float, ...]) -> Iterator[Point]:
@@ -84,7 +83,7 @@ def _points(cell: Cell, rates: tuple[float, ...]) -> Iterator[Point]:
 
 
 def _of(points: list[Point], removed: str, where: str, rate: float, row: int) -> list[float]:
-    """In the order of the cells: the same seeds and settings for every row."""
+    """ROC-AUCs in the order of the cells, which is the same seeds and settings for every row."""
     return [
         p.roc_auc
         for p in points

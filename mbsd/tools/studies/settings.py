@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from mbsd.config.parse import expand
 from mbsd.errors import UserError
-from mbsd.tools.slurm.submit import expand
 from mbsd.tools.studies.commands import LaunchConfig
 from mbsd.tools.studies.shop import ShopConfig
 
@@ -15,14 +15,14 @@ ROWS = range(1, 9)
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One kind of run of a study: the files that a user would name, and what is changed in them."""
+    """One kind of run of a study: the files that a user would name, and the settings that differ from them."""
 
     config: str
     """YAML of the launcher."""
     deepspeed_config: str
     """DeepSpeed's JSON."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Dotted settings over the YAML's, say {run.max_steps: 60}."""
+    """Dotted settings that override the YAML's, say {run.max_steps: 60}."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class StudyConfig:
     """Rows of Table 6, each over seeds and a grid of fine-tunings."""
 
     out: str
-    """Folder of everything the study makes. An unfinished study in it is gone on with."""
+    """Folder of everything the study makes. An unfinished study in it is resumed."""
     stage1: StageConfig
     stage2: StageConfig
     finetune: StageConfig
@@ -54,7 +54,7 @@ class StudyConfig:
     launch: LaunchConfig = field(default_factory=LaunchConfig)
 
     def check(self) -> None:
-        """Raise UserError where the settings cannot be meant."""
+        """Raise UserError for a row, seed, rate or launch that makes no sense."""
         self.launch.check()
         expand(str(self.seeds), "seeds")
         if wrong := set(self.chosen_rows) - set(ROWS):
@@ -63,12 +63,12 @@ class StudyConfig:
 
     @property
     def chosen_rows(self) -> tuple[int, ...]:
-        """In rising order, as the seeds."""
+        """Of Table 6, in rising order."""
         return expand(str(self.rows), "rows")
 
     @property
     def chosen_seeds(self) -> tuple[int, ...]:
-        """Which runs there are of each chain."""
+        """One chain of runs for each, in rising order."""
         return expand(str(self.seeds), "seeds")
 
 

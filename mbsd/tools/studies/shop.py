@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mbsd.tools.studies.commands import Commands
+from mbsd.tools.studies.commands import Command
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class ShopConfig:
 
 @dataclass(frozen=True)
 class Shop:
-    """Where it lies."""
+    """Paths of a shop's catalogue and tables."""
 
     catalog: Path
     pairs: Path
@@ -27,23 +27,20 @@ class Shop:
 
 
 def shop_below(out: Path) -> Shop:
-    """The places of a shop below `out`."""
+    """The paths of a shop below `out`."""
     return Shop(out / "catalog", out / "pairs.parquet", out / "attributes.parquet")
 
 
-def draw_shop(commands: Commands, out: Path, config: ShopConfig) -> Shop:
-    """Draw a shop below `out`, build its catalogue, mine and derive its tables; what is there already stays."""
+def shop_commands(out: Path, config: ShopConfig) -> list[Command]:
+    """Draw a shop below `out`, build its catalogue, mine and derive its tables (`shop_below`)."""
     raw, shop, seed = out / "shop", shop_below(out), config.seed
-    if not raw.exists():
-        commands.mbsd("synth", "catalog", "synth", raw, "--items", config.items, "--seed", seed, "--language", "en",
-                      "--image-side", 64)  # fmt: skip
-    if not shop.catalog.exists():
-        commands.mbsd("build", "catalog", "build", raw / "items.jsonl", "--images", raw / "images", "--out",
-                      shop.catalog, "--attribute-where", raw / "attribute_where.json")  # fmt: skip
-    if not shop.pairs.exists():
-        commands.mbsd("mine", "pairs", "mine", "--log", raw / "log.parquet", "--catalog", shop.catalog, "--out",
-                      shop.pairs, "--seed", seed)  # fmt: skip
-    if not shop.attributes.exists():
-        commands.mbsd("tags", "tables", "derive", "attributes", "--catalog", shop.catalog, "--out", shop.attributes,
-                      "--seed", seed)  # fmt: skip
-    return shop
+    return [
+        Command("synth", raw, ("catalog", "synth", raw, "--items", config.items, "--seed", seed, "--language", "en",
+                               "--image-side", 64)),
+        Command("build", shop.catalog, ("catalog", "build", raw / "items.jsonl", "--images", raw / "images", "--out",
+                                        shop.catalog, "--attribute-where", raw / "attribute_where.json")),
+        Command("mine", shop.pairs, ("pairs", "mine", "--log", raw / "log.parquet", "--catalog", shop.catalog, "--out",
+                                     shop.pairs, "--seed", seed)),
+        Command("tags", shop.attributes, ("tables", "derive", "attributes", "--catalog", shop.catalog, "--out",
+                                          shop.attributes, "--seed", seed)),
+    ]  # fmt: skip

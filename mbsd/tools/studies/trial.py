@@ -1,7 +1,7 @@
-"""`mbsd trial`: what a small model makes of a shop's own items, beside floors; each step a command a user would type.
+"""`mbsd trial`: what a small model learns from a shop's own items, beside floors; by commands that a user would type.
 
 Titles often name the category and the colour that the tasks ask for. So everything is done twice, with titles as they
-are and with titles that no longer say so, and each view is scored by itself.
+are and with titles from which these words are removed, and each view is scored by itself.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from mbsd.tools.studies.commands import ROOT, Commands, LaunchConfig, in_clone
-from mbsd.tools.studies.steps import same_settings
-from mbsd.tools.studies.study import start_commands, tell
+from mbsd.config.run_files import DONE
+from mbsd.io.files import replace_text
+from mbsd.tools.studies.commands import ROOT, Command, LaunchConfig, in_clone
+from mbsd.tools.studies.runner import start_runner
+from mbsd.tools.studies.settings_files import same_settings
+from mbsd.tools.studies.study import report
 
 TITLES = {"plain": "as they are", "masked": "masked"}
 FLOORS = {"tfidf": "TF-IDF", "colours": "colour histogram", "hog": "HOG", "all": "TF-IDF, colours, HOG"}
@@ -30,7 +33,7 @@ TASKS = {"attributes": ("attributes", "small_attributes"), "classification": ("c
 
 @dataclass(frozen=True)
 class Trial:
-    """What `mbsd trial` is given; `source` and `images` as of `mbsd catalog build`.
+    """Settings of `mbsd trial`; `source` and `images` are those of `mbsd catalog build`.
 
     Attributes:
         mask_attributes: attributes whose values are taken out of the masked titles, beside the categories.
@@ -49,16 +52,6 @@ class Trial:
     seed: int
 
 
-@dataclass(frozen=True)
-class Step:
-    """A command, and what is there when it has been done; of `launchers/LAUNCHER.py`, or of `mbsd`."""
-
-    name: str
-    made: Path
-    words: list[object]
-    launcher: str | None = None
-
-
 def run_trial(trial: Trial, out: Path, launch: LaunchConfig) -> None:
     """Build, pre-train, fine-tune, score and tabulate below `out`; what is there already is not done again.
 
@@ -66,82 +59,90 @@ def run_trial(trial: Trial, out: Path, launch: LaunchConfig) -> None:
         UserError: `out` holds a trial with other settings.
     """
     same_settings(out, "trial", json.loads(json.dumps(asdict(trial))), "--out")
-    commands = replace(start_commands(out, launch), console=Console(soft_wrap=True, width=WIDTH))
-    for step in steps(trial, out):
-        if step.made.exists():
-            commands.console.print(f"[dim]{step.made}: already there", highlight=False)
-        elif step.launcher is not None:
-            commands.launcher(step.name, step.launcher, *step.words)
-        else:
-            commands.mbsd(step.name, *step.words)
-    tabulate(commands, trial, out)
+    runner = start_runner(out, launch, WIDTH)
+    runner.run(list(trial_commands(trial, out.resolve())))
+    tabulate(runner.console, trial, out)
 
 
-def steps(trial: Trial, out: Path) -> Iterator[Step]:
-    """Everything that is done, in order."""
-    out = out.resolve()
+def trial_commands(trial: Trial, out: Path) -> Iterator[Command]:
+    """All commands, in order."""
     masked, stage1 = out / "items_masked.jsonl", out / "stage1"
     named = [word for name in trial.mask_attributes for word in ("--attribute", name)]
-    yield Step("mask", masked, ["catalog", "mask", trial.source, *named, "--out", masked])
+    yield Command("mask", masked, ("catalog", "mask", trial.source, *named, "--out", masked))
     for titles, items in zip(TITLES, (trial.source, masked), strict=True):
-        catalog = out / titles / "catalog"
-        made = catalog / "catalog.json"
-        yield Step(f"{titles}_build", made, ["catalog", "build", items, "--images", trial.images, "--out", catalog])
-        for kind, more in (("attributes", []), ("categories", ["--min-items", trial.min_items])):
-            table, floors = out / titles / f"{kind}.parquet", out / titles / f"{kind}_floors.json"
-            derive: list[object] = ["tables", "derive", kind, "--catalog", catalog, "--out", table, *more]
-            yield Step(f"{titles}_{kind}", table, [*derive, "--seed", trial.seed])
-            yield Step(
-                f"{titles}_{kind}_floors", floors, ["floors", "--catalog", catalog, "--table", table, "--out", floors]
-            )
-    words = ["--config", _config("small_stage1")]
-    words += ["--deepspeed_config", in_clone("ds_configs/cpu_stage1.json"), "--run.dir", str(stage1)]
-    words += ["--run.seed", str(trial.seed), "--run.max_steps", str(trial.pretrain_steps)]
-    words += ["--run.validate_every", str(max(1, trial.pretrain_steps // 5))]
-    yield Step("stage1", stage1 / "DONE", [*words, "--data.catalog", out / "plain" / "catalog"], "pretrain")
+        yield from _tables(trial, out / titles, items)
+    yield Command(
+        "stage1", stage1 / DONE,
+        (*_run_words(trial, "small_stage1", "cpu_stage1", trial.pretrain_steps), "--run.dir", stage1,
+         "--data.catalog", out / "plain/catalog"),
+        "pretrain",
+    )  # fmt: skip
     for titles in TITLES:
-        yield from _scored(trial, out, titles, "clustering", "categories", stage1, ["--task", "clustering"])
+        clustering = _evaluation(out / titles, "clustering", "categories", stage1)
+        yield replace(clustering, words=(*clustering.words, "--task", "clustering"))
         for task, (kind, config) in TASKS.items():
             for start in _starts(trial):
                 run = out / titles / f"{task}_{start}"
-                words = ["--config", _config(config)]
-                words += ["--deepspeed_config", in_clone("ds_configs/cpu_finetune.json"), "--run.dir", str(run)]
-                words += ["--run.seed", str(trial.seed), "--run.max_steps", str(trial.finetune_steps)]
-                words += ["--run.validate_every", str(max(1, trial.finetune_steps // 5))]
-                words += ["--data.catalog", str(out / titles / "catalog")]
-                words += ["--data.table", str(out / titles / f"{kind}.parquet")]
-                words += ["--run.init_from", str(stage1)] if start == "pretrained" else _drawn(stage1)
-                yield Step(f"{titles}_{task}_{start}", run / "DONE", [*words], "finetune")
-                yield from _scored(trial, out, titles, f"{task}_{start}", kind, run, [])
+                weights = ("--run.init_from", stage1) if start == "pretrained" else drawn_words(stage1)
+                yield Command(
+                    f"{titles}_{task}_{start}", run / DONE,
+                    (*_run_words(trial, config, "cpu_finetune", trial.finetune_steps), "--run.dir", run,
+                     *_data_words(out / titles, kind), *weights),
+                    "finetune",
+                )  # fmt: skip
+                yield _evaluation(out / titles, f"{task}_{start}", kind, run)
 
 
-def _scored(
-    trial: Trial, out: Path, titles: str, name: str, kind: str, model: Path, more: list[object]
-) -> Iterator[Step]:
-    """The evaluation of a model on the test split of a table, each view by itself."""
-    scores = out / titles / f"{name}.json"
-    words: list[object] = ["--model", model, "--out", scores, *more]
-    words += ["--data.catalog", out / titles / "catalog", "--data.table", out / titles / f"{kind}.parquet"]
-    words += ["--data.image_size", 64, "--data.num_workers", 1, "--bootstrap", 200, "--micro_batch", 128]
-    yield Step(f"{titles}_{name}_scores", scores, words, "evaluate")
+def _tables(trial: Trial, folder: Path, items: object) -> Iterator[Command]:
+    """Catalogue, task tables and floors for one way of writing the titles, which names `folder`."""
+    titles, catalog = folder.name, folder / "catalog"
+    yield Command(
+        f"{titles}_build", catalog / "catalog.json",
+        ("catalog", "build", items, "--images", trial.images, "--out", catalog),
+    )  # fmt: skip
+    for kind, more in (("attributes", ()), ("categories", ("--min-items", trial.min_items))):
+        table, floors = folder / f"{kind}.parquet", folder / f"{kind}_floors.json"
+        yield Command(
+            f"{titles}_{kind}", table,
+            ("tables", "derive", kind, "--catalog", catalog, "--out", table, *more, "--seed", trial.seed),
+        )  # fmt: skip
+        yield Command(
+            f"{titles}_{kind}_floors", floors, ("floors", "--catalog", catalog, "--table", table, "--out", floors)
+        )
+
+
+def _evaluation(folder: Path, name: str, kind: str, model: Path) -> Command:
+    """Scores `folder/NAME.json` of a model on the test split of a table, each view by itself."""
+    scores = folder / f"{name}.json"
+    words = ("--model", model, "--out", scores, *_data_words(folder, kind), "--data.image_size", 64,
+             "--data.num_workers", 1, "--bootstrap", 200, "--micro_batch", 128)  # fmt: skip
+    return Command(f"{folder.name}_{name}_scores", scores, words, "evaluate")
+
+
+def _run_words(trial: Trial, config: str, ds_config: str, steps: int) -> tuple[object, ...]:
+    return (
+        "--config", in_clone(f"launchers/configs/{config}.yaml"),
+        "--deepspeed_config", in_clone(f"ds_configs/{ds_config}.json"), "--run.seed", trial.seed,
+        "--run.max_steps", steps, "--run.validate_every", max(1, steps // 5),
+    )  # fmt: skip
+
+
+def _data_words(folder: Path, kind: str) -> tuple[object, ...]:
+    return "--data.catalog", folder / "catalog", "--data.table", folder / f"{kind}.parquet"
+
+
+def drawn_words(stage1: Path) -> tuple[object, ...]:
+    """Options of a fine-tuning without pre-training: weights are drawn in stage 1's sizes, with its tokenizer."""
+    model = yaml.safe_load((ROOT / "launchers/configs/small_stage1.yaml").read_text())["model"]
+    sizes = [word for name, value in model.items() for word in (f"--model.{name}", json.dumps(value))]
+    return "--run.init_from", "null", "--data.tokenizer", stage1 / "tokenizer", *sizes
 
 
 def _starts(trial: Trial) -> tuple[str, ...]:
     return ("pretrained", "scratch") if trial.from_scratch else ("pretrained",)
 
 
-def _config(name: str) -> str:
-    return in_clone(f"launchers/configs/{name}.yaml")
-
-
-def _drawn(stage1: Path) -> list[str]:
-    """Settings of a model that starts from nothing: stage 1's sizes and its words."""
-    model = yaml.safe_load((ROOT / "launchers/configs/small_stage1.yaml").read_text())["model"]
-    sizes = [word for name, value in model.items() for word in (f"--model.{name}", json.dumps(value))]
-    return ["--run.init_from", "null", "--data.tokenizer", str(stage1 / "tokenizer"), *sizes]
-
-
-def tabulate(commands: Commands, trial: Trial, out: Path) -> None:
+def tabulate(console: Console, trial: Trial, out: Path) -> None:
     """Gather the scores into a table on the screen, `summary.json` and `summary.md`."""
     rows = [*_floor_rows(out), *(row for start in _starts(trial) for row in _model_rows(out, start))]
     shown = Table()
@@ -150,12 +151,12 @@ def tabulate(commands: Commands, trial: Trial, out: Path) -> None:
     for row in rows:
         values = ("" if row[name] is None else f"{row[name]:.3f}" for name in COLUMNS)
         shown.add_row(row["model"], row["reads"], row["titles"], *values)
-    (out / "summary.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    tell(commands, out / "summary.md", "Trial", [("Scores of the test split.", shown)])
+    replace_text(out / "summary.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    report(console, out / "summary.md", "Trial", [("Scores of the test split.", shown)])
 
 
 def _floor_rows(out: Path) -> Iterator[dict[str, Any]]:
-    for titles, told in TITLES.items():
+    for titles, shown in TITLES.items():
         tags, classes = (_read(out / titles / f"{kind}_floors.json")["floors"] for kind in ("attributes", "categories"))
         for name, floor in FLOORS.items():
             picture_alone = name in ("colours", "hog")
@@ -163,12 +164,12 @@ def _floor_rows(out: Path) -> Iterator[dict[str, Any]]:
                 continue  # the same pictures
             reads = VIEWS["image"] if picture_alone else VIEWS["text" if name == "tfidf" else "full"]
             clustering = classes[name]["clustering"]
-            yield _row(floor, reads, "" if picture_alone else told, tags[name], classes[name], clustering)
+            yield _row(floor, reads, "" if picture_alone else shown, tags[name], classes[name], clustering)
 
 
 def _model_rows(out: Path, start: str) -> Iterator[dict[str, Any]]:
     name = {"pretrained": "MBSD, pre-trained", "scratch": "MBSD, from scratch"}[start]
-    for titles, told in TITLES.items():
+    for titles, shown in TITLES.items():
         scores = {task: _read(out / titles / f"{task}_{start}.json")["views"] for task in TASKS}
         clusters = _read(out / titles / "clustering.json")["views"] if start == "pretrained" else {}
         for view, reads in VIEWS.items():
@@ -176,7 +177,7 @@ def _model_rows(out: Path, start: str) -> Iterator[dict[str, Any]]:
                 continue
             tags, classes = (scores[task][view]["all"] for task in TASKS)
             grouped = clusters.get(view, {}).get("all", {})
-            yield _row(name, reads, "" if view == "image" else told, tags, classes, grouped)
+            yield _row(name, reads, "" if view == "image" else shown, tags, classes, grouped)
 
 
 def _row(
