@@ -37,7 +37,7 @@ def catalog_synth(
 
 
 @catalog_app.command("build")
-def catalog_build(
+def catalog_build(  # noqa: PLR0913 (options of a command line)
     source: Annotated[Path, typer.Argument(help="Items: TSV (2 to 5 columns, no header), JSONL or Parquet.")],
     out: Out,
     images: Annotated[
@@ -135,7 +135,7 @@ def tables_derive(
 
 
 @pairs_app.command("mine")
-def pairs_mine(
+def pairs_mine(  # noqa: PLR0913 (options of a command line)
     log: Annotated[str, typer.Option(help="Parquet, CSV or JSONL: a file, folder, glob, or URL of Parquet.")],
     catalog: CatalogDir,
     out: Out,

@@ -20,7 +20,7 @@ app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, add_com
     epilog="Everything else is read as by launchers/pretrain.py and finetune.py: --config, --deepspeed_config, "
     "--section.key VALUE.",
 )
-def submit_command(
+def submit_command(  # noqa: PLR0913 (options of a command line)
     context: typer.Context,
     launcher: Annotated[Literal["pretrain", "finetune"], typer.Argument(help="Which launcher.")],
     nodes: Annotated[int | None, typer.Option(help="Nodes.")] = None,

@@ -32,7 +32,7 @@ def export(
 
 
 @tools_app.command("plan", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def plan(
+def plan(  # noqa: PLR0913 (options of a command line)
     context: typer.Context,
     config: Annotated[Path, typer.Option(help="YAML of a training run; --section.key VALUE overrides it.")],
     gpu: Annotated[str, typer.Option(help="v100-32g, a100-40g, a100-80g, h100-80g or h200-141g.")],
@@ -86,7 +86,7 @@ def report(
 
 
 @tools_app.command("trial")
-def trial(
+def trial(  # noqa: PLR0913 (options of a command line)
     source: Annotated[
         Path, typer.Argument(help="A shop's items, as of `mbsd catalog build`; with categories and attributes.")
     ],

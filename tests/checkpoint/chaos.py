@@ -95,7 +95,7 @@ def chaos(arguments: list[object], run: Path, log: Path, kills: int, seed: int, 
     return starts
 
 
-def _inside(
+def _inside(  # noqa: PLR0913 (what a restart is drawn from)
     arguments: list[object], run: Path, log: Path, phase: str, victim: int, occurrence: int, survivors: list[int]
 ) -> bool:
     before = _owner(run)
