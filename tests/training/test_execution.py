@@ -49,7 +49,7 @@ def loss_and_gradients(step: MatchingObjective, batch: Batch) -> tuple[Tensor, d
     """With dropout drawn from a fixed seed; and the bytes kept for the backward."""
     torch.manual_seed(5)
     with SavedBytes(step) as saved:
-        loss = step.launch()(batch, None)["loss"]
+        loss = step.train()(batch, None)["loss"]
     loss.backward()
     gradients = {name: p.grad for name, p in step.named_parameters() if p.grad is not None}
     step.zero_grad()

@@ -21,6 +21,7 @@ from mbsd.io.files import replacing
 from mbsd.model.backbone import MbsdPreTrainedModel
 from mbsd.model.config import BackboneConfig
 from mbsd.model.heads import MbsdForAlignment, MbsdForClassification, MbsdForMaskedModelling, MbsdForMatching
+from mbsd.model.mbsd import MbsdConfig
 from mbsd.model.patchify import IMAGE_MEAN, IMAGE_STD
 
 ARCHITECTURES: dict[str, type[MbsdPreTrainedModel]] = {
@@ -111,7 +112,7 @@ def _model(checkpoint: Path) -> tuple[MbsdPreTrainedModel, str]:
     """The model in float32, and where its weights were read: the optimizer's masters if those in model/ are rounded."""
     folder = checkpoint / "model"
     found = json.loads((folder / "config.json").read_text())
-    if found.get("model_type") != BackboneConfig.model_type:
+    if found.get("model_type") != MbsdConfig.model_type:
         raise UserError(
             f"{checkpoint}: holds a baseline ({found.get('model_type')}), and only MBSD is exported; evaluate and "
             "embed read a baseline's run folder itself"
