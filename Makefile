@@ -8,7 +8,7 @@ CHAOS ?= runs/chaos
 KILLS ?= 200
 WORKERS ?= 2
 
-.PHONY: help demo test chaos check format
+.PHONY: help demo test chaos check format docs
 
 help:
 	@echo "make demo    the whole story on a synthetic catalogue, 2 CPU ranks, into OUT=$(OUT) with SEED=$(SEED)"
@@ -16,6 +16,7 @@ help:
 	@echo "make chaos   a run killed KILLS=$(KILLS) times and restarted, in CHAOS=$(CHAOS): as if it had been left alone"
 	@echo "make check   ruff, mypy --strict, import-linter"
 	@echo "make format  ruff's formatter and fixes"
+	@echo "make docs    docs/configuration.md from the settings"
 
 .venv/installed: pyproject.toml constraints.txt
 	@echo "== installing mbsd and what it needs into .venv (about 10 GB, minutes)"
@@ -47,3 +48,6 @@ check: .venv/installed
 format: .venv/installed
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+docs: .venv/installed
+	@$(BIN)/python -m mbsd.tools.reference > docs/configuration.md

@@ -1,4 +1,4 @@
-"""The README's commands: launchers that give the same losses, and jobs as they are submitted."""
+"""The commands of the docs: launchers that give the same losses, and jobs as they are submitted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from tests.slurm.cluster import Cluster
 pytestmark = [pytest.mark.slurm, pytest.mark.distributed, pytest.mark.xdist_group("slurm")]
 
 STEPS = 5
-README = (ROOT / "README.md").read_text().replace("\\\n", " ").splitlines()
+PAGES = [(ROOT / "docs" / name).read_text() for name in ("training.md", "slurm.md")]
+DOCS = "\n".join(PAGES).replace("\\\n", " ").splitlines()
 # `python` and the launchers of this environment, on CPUs; Open MPI asks whether root means it.
 ENVIRONMENT = {
     **CPU, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMPI_ALLOW_RUN_AS_ROOT": "1",
@@ -29,14 +30,14 @@ ENVIRONMENT = {
 }  # fmt: skip
 
 
-def readme(beginning: str) -> list[list[str]]:
-    """The words of the README's commands that begin so."""
-    return [shlex.split(line) for line in README if line.startswith(beginning)]
+def shown(beginning: str) -> list[list[str]]:
+    """The words of the docs' commands that begin so."""
+    return [shlex.split(line) for line in DOCS if line.startswith(beginning)]
 
 
 def on_two_ranks(program: str) -> list[str]:
-    """The README's command of a launcher, up to its arguments, with 2 ranks in place of 8 or 2 x 8."""
-    (words,) = readme(f"{program} ")
+    """The docs' command of a launcher, up to its arguments, with 2 ranks in place of 8 or 2 x 8."""
+    (words,) = shown(f"{program} ")
     ranks = "1" if "--nodes" in words else "2"
     return [ranks if word == "8" else word for word in words[: words.index("launchers/pretrain.py") + 1]]
 
@@ -47,7 +48,7 @@ def arguments(run: Path, shop: Shop) -> list[object]:
 
 
 def run_program(program: str, *words: object, cluster: Cluster | None = None) -> tuple[int, str]:
-    """(exit code, all it said) of the README's command with these arguments."""
+    """(exit code, all it printed) of the docs' command with these arguments."""
     command = [*on_two_ranks(program), *map(str, words)]
     env = {**os.environ, **ENVIRONMENT}
     if cluster is not None:
@@ -110,12 +111,12 @@ def test_the_first_host_is_slurms(cluster: Cluster, nodes: str) -> None:
     assert first_host(nodes) == cluster.run("scontrol", "show", "hostnames", nodes).split()[0]
 
 
-def test_the_jobs_of_the_readme(cluster: Cluster, tmp_path: Path) -> None:
+def test_the_jobs_of_the_shown(cluster: Cluster, tmp_path: Path) -> None:
     """Slurm takes all, held: two stages of 2 x 8 ranks and four seeds of fine-tuning, each after the one before."""
     for name in ("launchers", "ds_configs"):
         (tmp_path / name).symlink_to(ROOT / name)
     script, program = shlex.quote(str(tmp_path)), shlex.quote(sys.executable)
-    stages = readme("python launchers/submit.py")
+    stages = shown("python launchers/submit.py")
     jobs = []
     for words in stages:
         line = shlex.join([*words[1:], "--sbatch=--hold"])
