@@ -1,7 +1,8 @@
 """mbsd: pre-training of multimodal product models with self-distillation (MBSD, WSDM'23).
 
 `import mbsd` makes the models known to transformers' Auto classes. It imports neither torch nor transformers for that:
-`mbsd.model.families`, which has the table, is imported when transformers is, be it before or after.
+`mbsd.model.families`, which has the table, is imported when transformers or any module of `mbsd.model` is, be it before
+or after.
 """
 
 import sys
@@ -17,8 +18,3 @@ __version__ = "0.1.0"
 def _with_transformers(transformers: ModuleType) -> None:
     if "mbsd.model" not in sys.modules:
         import_module("mbsd.model.families")
-
-
-@when_imported("mbsd.model.mbsd")
-def _with_model(model: ModuleType) -> None:  # transformers was imported by the model's own modules
-    import_module("mbsd.model.families")
