@@ -15,8 +15,14 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give the block a hidden path beside `path` for a file or folder, which then takes the place of `path` at once.
 
     The file and the folder it lies in are synced before this returns. If the block raises, `path` stays as it was and
-    what was written is removed. A folder takes the place of an empty folder or of nothing.
+    what was written is removed. A folder takes the place of an empty folder or of nothing. A device or pipe, such as
+    /dev/stdout, is written to as it is; where `path` is a link, what it leads to is replaced.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        yield path
+        return
+    if path.is_symlink():
+        path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
