@@ -30,7 +30,7 @@ demo: .venv/installed
 
 test: .venv/installed
 	@echo "== pytest in WORKERS=$(WORKERS) processes"
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS)
 
 chaos: .venv/installed
 	@echo "== a run is killed $(KILLS) times and must end bitwise like one that was left alone ($(CHAOS))"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing.forkserver
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,28 +23,32 @@ class Shop:
 
 
 # What takes minutes begins first, so that the two processes of `make test` end together; Slurm mostly waits, the demo
-# beside it does not. The first that fits counts.
+# beside it does not.
 LONGEST_FIRST = [
-    "tests/slurm/test_story", "tests/smoke", "tests/slurm/test_launch", "tests/tasks", "tests/training",
-    "tests/catalog/test_mining_spark", "tests/checkpoint", "tests/bench", "tests/studies", "tests/baselines",
-    "tests/optim",
+    "tests/slurm", "tests/smoke", "tests/tasks", "tests/training", "tests/catalog/test_mining_spark",
+    "tests/checkpoint", "tests/bench", "tests/studies", "tests/baselines", "tests/optim",
 ]  # fmt: skip
-SHARED_BY_FOLDER = ["tests/tasks"]  # what is trained there is trained for the folder
+SHARED_BY_FOLDER = ["tests/tasks", "tests/slurm"]  # one set of trained models, one Slurm
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """For pytest-xdist: tests that share fixtures stay in one process, in files; and the order of the files."""
-    places = {item: item.path.relative_to(config.rootpath).as_posix() for item in items}
-    for item, place in places.items():
-        if item.get_closest_marker("xdist_group") is None:
-            shared = [folder for folder in SHARED_BY_FOLDER if place.startswith(folder)]
-            item.add_marker(pytest.mark.xdist_group((shared or [place])[0]))
-    if config.getoption("dist", "no") != "no":
-        ranking = {n: name for n, name in enumerate(LONGEST_FIRST)}
-        items.sort(
-            key=lambda item: min((n for n, name in ranking.items() if places[item].startswith(name)), default=99)
-        )
+    """In pytest-xdist's processes, the order in which files are handed out."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: [item.nodeid.startswith(name) for name in [*LONGEST_FIRST, ""]].index(True))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests that share fixtures stay in one process: those of a file, or of a folder."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            shared = [folder for folder in SHARED_BY_FOLDER if nodeid.startswith(folder)]
+            return (shared or [nodeid.partition("::")[0]])[0]
+
+    config.option.loadscopereorder = False  # or files with many tests would come first
+    return ByFile(config, log)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -3,7 +3,8 @@
 They are forked from a process that has imported everything: a start takes a second where a new interpreter takes ten.
 `Ranks` runs a launcher of `launchers/` in each, with the environment that a launching program would set, and is there
 to be signalled and killed; `launch` expects a good end, `refused` a user's mistake; `call` calls a function on each
-rank and returns the results. `deepspeed` is DeepSpeed's own launching program, for tests whose question it is.
+rank and returns the results. `command` is `mbsd` in one such process. `deepspeed` is DeepSpeed's own launching program,
+for tests whose question it is.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CPU = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 IMPORTS = [
     "deepspeed", "mbsd.training.pretrain", "mbsd.training.finetune", "mbsd.scoring.evaluate", "mbsd.scoring.embed",
-    "mbsd.config.parse",
+    "mbsd.config.parse", "mbsd.cli.main",
     "torch.utils.tensorboard", "tests.ranks",
     # What deepspeed.initialize, jsonargparse, TensorBoard and PIL import when they are first used.
     "deepspeed.comm.mori", "deepspeed.module_inject.auto_ep_layer", "deepspeed.ops.op_builder.all_ops",
@@ -170,6 +171,17 @@ def call(function: Callable[..., Any], world_size: int, *arguments: Any, timeout
         return [pickle.loads(path.read_bytes()) for path in results]
 
 
+def command(*words: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """`mbsd` with these words, in a process of its own that is forked as ranks are."""
+    with tempfile.TemporaryDirectory() as folder:
+        stdout = Path(folder) / "stdout"
+        given = list(map(str, words))
+        started = Ranks.of([[(_run_command, (given, stdout))]], Path(folder))
+        (code,) = started.wait(timeout)
+        assert code is not None
+        return subprocess.CompletedProcess(given, code, stdout.read_text(), started.logs[0].read_text())
+
+
 def deepspeed_command(ranks: int, launcher: str, *arguments: object) -> list[str]:
     """The command that a user types."""
     program = str(Path(sys.executable).with_name("deepspeed"))
@@ -227,6 +239,16 @@ def _run_rank(rank: int, place: dict[str, str], log: Path, tasks: list[Task]) ->
 def _run_launcher(rank: int, launcher: str, words: list[str]) -> None:
     sys.argv = [f"launchers/{launcher}.py", *words]
     runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def _run_command(rank: int, words: list[str], stdout: Path) -> None:
+    from mbsd.cli.main import main
+
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        del os.environ[name]
+    os.dup2(os.open(stdout, os.O_WRONLY | os.O_CREAT), 1)
+    sys.argv = ["mbsd", *words]
+    main()
 
 
 def _call(rank: int, world_size: int, result: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

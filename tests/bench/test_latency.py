@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,6 +18,7 @@ from mbsd.tools.bench.latency_chart import draw_latency
 from mbsd.tools.bench.latency_models import Contestant, Served, Step, tokens_of
 from tests.baselines.samples import samples_of
 from tests.model.reference import random_model, tiny_config
+from tests.ranks import command
 
 
 def sleeps(seconds: float, log: list[str], name: str, image: bool = True) -> Contestant:
@@ -93,24 +91,8 @@ def test_what_is_served_says_what_the_packed_model_says() -> None:
 
 def test_the_command(tmp_path: Path) -> None:
     out = tmp_path / "latency.json"
-    words = [
-        "--batch",
-        "1",
-        "--steps",
-        "2",
-        "--threads",
-        "1",
-        "--models",
-        "bert-encoder",
-        "--models",
-        "bert",
-        "--json",
-        out,
-    ]
-    done = subprocess.run(
-        [sys.executable, "-m", "mbsd.cli", "bench", "latency", *map(str, words)],
-        capture_output=True, text=True, timeout=300, env={**os.environ, "DS_ACCELERATOR": "cpu"},
-    )  # fmt: skip
+    few = ["--batch", 1, "--steps", 2, "--threads", 1, "--models", "bert-encoder", "--models", "bert"]
+    done = command("bench", "latency", *few, "--json", out)
     assert done.returncode == 0, done.stderr[-4000:]
     numbers = json.loads(out.read_text())
     cells = {(cell["model"], cell["part"]): cell for cell in numbers["cells"]}

@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from mbsd.data.decode_dali import dali_installed
 from tests.conftest import Shop
+from tests.ranks import command
 
 WAYS = ["torchvision", *(["dali"] if dali_installed() else [])]
-
-
-def bench(shop: Shop, *words: object) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "mbsd.cli.main",
-        "bench",
-        "loader",
-        "--catalog",
-        str(shop.catalog),
-        *map(str, words),
-    ]
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=one_thread)
 
 
 def test_every_way_is_measured(shop: Shop, tmp_path: Path) -> None:
     out = tmp_path / "loader.json"
     small = ["--image-size", 64, "--batch", 8, "--batches", 4, "--turns", 1, "--workers", 1, "--json", out]
-    done = bench(shop, *small)
+    done = command("bench", "loader", "--catalog", shop.catalog, *small)
     assert done.returncode == 0, done.stderr[-4000:]
     numbers = json.loads(out.read_text())
     assert list(numbers["decoders"]) == WAYS and min(numbers["decoders"].values()) > 0
@@ -47,7 +30,7 @@ def test_every_way_is_measured(shop: Shop, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_measured_is_said(shop: Shop) -> None:
-    done = bench(shop, "--batch", 5000)
+    done = command("bench", "loader", "--catalog", shop.catalog, "--batch", 5000)
     assert done.returncode == 2 and "expected at least a micro-batch of 5000" in done.stderr
-    done = bench(shop, "--image-size", 50)
+    done = command("bench", "loader", "--catalog", shop.catalog, "--image-size", 50)
     assert done.returncode == 2 and "multiple of 32" in done.stderr

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,7 +31,7 @@ from mbsd.tools.export.export import export
 from mbsd.tools.export.onnx_graph import write_graph
 from tests.conftest import Shop
 from tests.model.reference import MIXED, deviation, hand_batch, random_samples, randomise, shown, text_of, tiny_config
-from tests.ranks import ROOT, launch
+from tests.ranks import ROOT, command, launch
 from tests.settings import TINY, run_words, stage_2_words
 
 VIEWS = ("full", "text", "image")
@@ -75,8 +74,7 @@ print(json.dumps({
 def test_a_half_precision_run_leaves_in_float32(half: Path, tmp_path: Path) -> None:
     """`mbsd export --onnx` and then the Auto classes, each in a process of its own."""
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "mbsd.cli", "export", str(half), "--out", str(out), "--onnx"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = command("export", half, "--out", out, "--onnx")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "MbsdForMatching" in done.stdout and "step-00000004" in done.stdout
     assert "float32, the optimizer's master weights of a bfloat16 run" in done.stdout
@@ -187,14 +185,5 @@ def test_mistakes_are_one_line_and_leave_nothing(full: Path, tmp_path: Path, mon
             export(full, tmp_path / "out", onnx=True)
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
-    command = [
-        sys.executable,
-        "-m",
-        "mbsd.cli.main",
-        "export",
-        str(tmp_path / "nothing"),
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ})
+    done = command("export", tmp_path / "nothing", "--out", tmp_path / "out")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1

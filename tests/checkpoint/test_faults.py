@@ -12,7 +12,7 @@ import pytest
 
 from tests.checkpoint.runs import arguments, checksums, flip_a_bit, step
 from tests.conftest import Shop
-from tests.ranks import Ranks, launch, refused
+from tests.ranks import Ranks, command, launch, refused
 
 pytestmark = pytest.mark.distributed
 
@@ -90,21 +90,15 @@ def test_another_runs_state_is_gone_on_from_where_it_is_asked_for(run: Path, fin
 
 
 def test_list_and_verify(run: Path) -> None:
-    import sys
-
-    def command(name: str) -> subprocess.CompletedProcess[str]:
-        words = [sys.executable, "-m", "mbsd.cli", "checkpoint", name, run]
-        return subprocess.run(words, capture_output=True, text=True)
-
-    table = command("list").stdout
+    table = command("checkpoint", "list", run).stdout
     assert table.count("yes") == 2 and "4" in table and "2" in table
-    assert command("verify").returncode == 0
+    assert command("checkpoint", "verify", run).returncode == 0
     flip_a_bit(step(run, 2) / "model" / "model.safetensors")
-    done = command("verify")
+    done = command("checkpoint", "verify", run)
     assert done.returncode == 2 and "step-00000002/model/model.safetensors" in done.stderr, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     truncate(step(run, 4) / "state-0001.json")
-    assert "state-0001.json" in command("list").stdout
+    assert "state-0001.json" in command("checkpoint", "list", run).stdout
 
 
 def wait_for(start: Ranks, path: Path) -> None:

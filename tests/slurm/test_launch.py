@@ -18,7 +18,7 @@ from tests.ranks import CPU, ROOT, deepspeed
 from tests.settings import losses, stage_1_words
 from tests.slurm.cluster import Cluster
 
-pytestmark = [pytest.mark.slurm, pytest.mark.distributed, pytest.mark.xdist_group("slurm")]
+pytestmark = [pytest.mark.slurm, pytest.mark.distributed]
 
 STEPS = 5
 PAGES = [(ROOT / "docs" / name).read_text() for name in ("training.md", "slurm.md")]

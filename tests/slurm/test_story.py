@@ -20,7 +20,7 @@ from tests.ranks import CPU, ROOT, Ranks
 from tests.settings import TINY, losses, write_ds_config
 from tests.slurm.cluster import Cluster
 
-pytestmark = [pytest.mark.slurm, pytest.mark.distributed, pytest.mark.xdist_group("slurm")]
+pytestmark = [pytest.mark.slurm, pytest.mark.distributed]
 
 STEPS = 40
 SIZES = [word for word in TINY if word.startswith(("--data", "--model.dropout")) and "workers" not in word]

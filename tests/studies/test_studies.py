@@ -20,7 +20,7 @@ import yaml
 from PIL import Image
 
 from tests.conftest import Shop
-from tests.ranks import CPU, ROOT
+from tests.ranks import CPU, ROOT, command
 from tests.settings import write_ds_config
 from tests.studies.warm import Server
 
@@ -250,8 +250,7 @@ def test_a_listing_marks_the_best_checkpoint(ablation: tuple[Path, str]) -> None
     from mbsd.checkpoint.best import result
 
     run = cell(ablation[0], 2, RATES[0])
-    words = [sys.executable, "-m", "mbsd.cli", "checkpoint", "list", str(run)]
-    screen = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    screen = command("checkpoint", "list", run).stdout
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     of_step = {line["step"]: line["validation/roc_auc_full"] for line in logged if "validation/loss" in line}
     best = min(step for step, value in of_step.items() if value == max(of_step.values()))

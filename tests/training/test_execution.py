@@ -29,7 +29,6 @@ from mbsd.training.engine import build_engine
 from tests.conftest import Shop
 from tests.model.reference import MIXED, gradients_of, hand_batch, random_samples, randomise, tiny_config
 from tests.ranks import launch
-from tests.settings import write_ds_config
 from tests.training.test_runs import stage_1
 
 
@@ -107,9 +106,9 @@ def test_filled_batches_of_an_epoch_have_few_sizes() -> None:
 @pytest.mark.distributed
 def test_a_trace_of_some_steps(shop: Shop, tmp_path: Path) -> None:
     """The run folder's trace holds exactly the steps that were asked for, with the products of each."""
-    run, ds = tmp_path / "run", write_ds_config(tmp_path)
+    run = tmp_path / "run"
     words = ["--run.max_steps=9", "--run.profile=2", "--run.validate_every=0", "--model.activation_checkpointing=true"]
-    launch(1, [*stage_1(run, shop, ds), *words, "--data.token_bucket=64"], tmp_path / "log")
+    launch(1, stage_1(run, shop, *words, "--data.token_bucket=64"), tmp_path / "log")
     (trace,) = (run / "profile").iterdir()
     assert trace.name.startswith("rank-0000.") and ".pt.trace.json" in trace.name
     raw = trace.read_bytes()

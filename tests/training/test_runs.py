@@ -1,15 +1,12 @@
-"""Whole runs through DeepSpeed's launcher: world sizes agree, losses are the golden ones, a killed run goes on."""
+"""Whole runs, one of them through DeepSpeed's launcher: world sizes agree, losses are the golden ones."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-import signal
-import subprocess
-import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,22 +14,21 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import Shop
-from tests.ranks import CPU, ROOT, deepspeed, deepspeed_command, launch
-from tests.settings import TINY, losses, write_ds_config
+from tests.ranks import deepspeed, launch
+from tests.settings import losses, stage_1_words, stage_2_words
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STEPS = 20
-EVERY_STEP = [f"--run.max_steps={STEPS}", "--run.log_every=1", "--run.validate_samples=30", "--run.seed=3"]
+EVERY_STEP = ["--run.log_every=1", "--run.validate_samples=30", "--run.seed=3"]
 
 
-def stage_1(run: Path, shop: Shop, ds: Path) -> list[object]:
-    return ["--deepspeed_config", ds, "--run.dir", run, "--data.catalog", shop.catalog, *EVERY_STEP, *TINY]
+def stage_1(run: Path, shop: Shop, *more: object, **ds: Any) -> list[object]:
+    return stage_1_words(run, shop.catalog, STEPS, *EVERY_STEP, *more, **ds)
 
 
-def stage_2(run: Path, shop: Shop, ds: Path, start: Path) -> list[object]:
-    common = ["--deepspeed_config", ds, "--run.dir", run, "--data.catalog", shop.catalog, *EVERY_STEP]
+def stage_2(run: Path, shop: Shop, start: Path, **ds: Any) -> list[object]:
     small = ["--data.image_size=32", "--data.num_workers=1", "--model.dropout=0.0"]
-    return ["--stage=matching", "--data.table", shop.pairs, "--run.init_from", start, *common, *small]
+    return stage_2_words(run, shop.catalog, shop.pairs, STEPS, *EVERY_STEP, "--run.init_from", start, *small, **ds)
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +39,11 @@ def runs(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
     # Through DeepSpeed's launcher where there are two; else, and faster, as ranks that are forked.
     starts = {1: partial(launch, log=folder / "log"), 2: lambda ranks, words: deepspeed(ranks, "pretrain", *words)}
     for ranks, start in starts.items():
-        ds = write_ds_config(folder / f"ds{ranks}", gradient_accumulation_steps=2 // ranks)
+        ds = {"gradient_accumulation_steps": 2 // ranks}
         done[f"stage1_{ranks}"] = folder / f"stage1_{ranks}"
-        start(ranks, stage_1(done[f"stage1_{ranks}"], shop, ds))
+        start(ranks, stage_1(done[f"stage1_{ranks}"], shop, **ds))
         done[f"stage2_{ranks}"] = folder / f"stage2_{ranks}"
-        launch(ranks, stage_2(done[f"stage2_{ranks}"], shop, ds, done["stage1_1"]), folder / "log")
+        launch(ranks, stage_2(done[f"stage2_{ranks}"], shop, done["stage1_1"], **ds), folder / "log")
     return done
 
 
@@ -106,9 +102,10 @@ def test_a_run_folder_holds_what_it_says(runs: dict[str, Path]) -> None:
 @pytest.mark.distributed
 def test_what_gets_no_gradient_is_named_once_and_stays(shop: Shop, tmp_path: Path) -> None:
     """Without masked patches nothing reaches their decoder; ZeRO gives it gradients of 0, and LAMB would decay it."""
-    run, ds = tmp_path / "run", write_ds_config(tmp_path)
-    arguments = [*stage_1(run, shop, ds), "--masking.mpm_probability=0", "--run.max_steps=4", "--run.save_every=1"]
-    named = launch(2, [*arguments, "--run.keep_last=9"], tmp_path / "log").lines("no gradient in step 1")
+    run = tmp_path / "run"
+    every_step = ["--run.max_steps=4", "--run.save_every=1", "--run.keep_last=9"]
+    arguments = stage_1(run, shop, "--masking.mpm_probability=0", *every_step)
+    named = launch(2, arguments, tmp_path / "log").lines("no gradient in step 1")
     assert len(named) == 1 and "model.patch_decoder.weight" in named[0] and "encoder" not in named[0]
     first, last = (load_file(run / f"checkpoints/step-0000000{step}/model/model.safetensors") for step in (1, 4))
     assert torch.equal(first["patch_decoder.weight"], last["patch_decoder.weight"])
@@ -119,46 +116,16 @@ def test_what_gets_no_gradient_is_named_once_and_stays(shop: Shop, tmp_path: Pat
 def test_a_finished_run_is_not_run_again(runs: dict[str, Path], shop: Shop) -> None:
     run = runs["stage1_1"]
     before = (run / "metrics.jsonl").read_bytes()
-    launch(1, stage_1(run, shop, write_ds_config(run.parent / "again")), run.parent / "log")
+    launch(1, stage_1(run, shop), run.parent / "log")
     assert (run / "metrics.jsonl").read_bytes() == before
-
-
-@pytest.mark.distributed
-def test_a_killed_run_goes_on_where_it_was(shop: Shop, runs: dict[str, Path], tmp_path: Path) -> None:
-    """kill -9 of everything after a save, then the same command: bitwise the losses of the undisturbed run."""
-    run, ds = tmp_path / "run", write_ds_config(tmp_path, gradient_accumulation_steps=1)
-    arguments = [*stage_1(run, shop, ds), "--run.save_every=6"]
-    process = subprocess.Popen(
-        deepspeed_command(2, "pretrain", *arguments), cwd=ROOT, env={**os.environ, **CPU}, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 300
-    while not (run / "checkpoints" / "step-00000006").exists():
-        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it saved"
-        time.sleep(0.02)
-    # DeepSpeed's launcher puts each rank into its own session; all are children of what was started here.
-    for pid in _tree(process.pid):
-        os.kill(pid, signal.SIGKILL)
-    process.wait()
-    assert not (run / "DONE").exists()
-    shutil.rmtree(run / "tensorboard")
-
-    launch(2, arguments, tmp_path / "log")
-    assert (run / "DONE").exists()
-    assert losses(run) == losses(runs["stage1_2"])
-
-
-def _tree(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *(descendant for child in children for descendant in _tree(int(child)))]
 
 
 @pytest.mark.distributed
 def test_bf16_with_dali_learns_what_float32_with_torchvision_learns(
     shop: Shop, runs: dict[str, Path], tmp_path: Path
 ) -> None:
-    ds = write_ds_config(tmp_path, gradient_accumulation_steps=1, bf16={"enabled": True})
-    launch(2, [*stage_1(tmp_path / "run", shop, ds), "--data.decoder=dali"], tmp_path / "log")
+    ds = {"gradient_accumulation_steps": 1, "bf16": {"enabled": True}}
+    launch(2, stage_1(tmp_path / "run", shop, "--data.decoder=dali", **ds), tmp_path / "log")
     expected = losses(runs["stage1_2"])
     for step, values in losses(tmp_path / "run").items():
         assert values == pytest.approx(expected[step], rel=0.03), step
@@ -181,8 +148,7 @@ def test_titles_and_images_may_be_missing(tmp_path: Path) -> None:
         items.append(Item(f"i{number}", title="" if number % 16 == 0 else f"red dress {number}", image=name))
     build_catalog(items, tmp_path / "images", tmp_path / "catalog", BuildOptions(workers=1, progress=False))
     shop = Shop(tmp_path / "catalog", tmp_path, tmp_path)
-    ds = write_ds_config(tmp_path, train_batch_size=4)
-    launch(2, stage_1(tmp_path / "run", shop, ds), tmp_path / "log")
+    launch(2, stage_1(tmp_path / "run", shop, train_batch_size=4), tmp_path / "log")
     logged = losses(tmp_path / "run")
     assert sorted(logged) == list(range(1, STEPS + 1))
     assert any(values["loss_mpm"] == 0 for values in logged.values()), "no global batch was without an image"
