@@ -12,7 +12,7 @@ from mbsd.errors import UserError
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network (SPEC 1 and 2). The defaults are the paper's; a backbone or init_from brings its own sizes."""
+    """The network. The defaults are the paper's; a backbone or init_from brings its own sizes."""
 
     architecture: Literal["mbsd", "bert", "vit", "vilt", "fashionbert", "kaleido"] = "mbsd"
     """mbsd, or a baseline to compare it with, which is trained and scored by the same commands (`mbsd.model.families`).

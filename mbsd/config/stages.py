@@ -38,7 +38,7 @@ class SdmiConfig:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """A downstream task that is trained (SPEC 7). Clustering is not: `launchers/evaluate.py` does it with any model."""
+    """A downstream task that is trained. Clustering is not: `launchers/evaluate.py` does it with any model."""
 
     name: Literal["attributes", "alignment", "classification", "sensitive"] = "attributes"
     """attributes: does the tag hold for the item; alignment: are two items one product; classification: into the

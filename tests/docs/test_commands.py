@@ -24,6 +24,7 @@ RUN_BY = {
     "make check": ".ci/run",
     "make chaos": "tests/checkpoint/test_chaos.py::test_a_run_survives_twenty_kills",
     "mbsd catalog build": "tests/catalog/test_hostile.py::test_a_folder_of_hostile_files",
+    "mbsd catalog synth": "tests/smoke/test_demo.py::test_the_demo",
     "mbsd catalog inspect": "tests/docs/test_commands.py::test_a_catalogue_is_inspected",
     "mbsd tables build": "tests/catalog/test_tables.py::test_build_from_tsv",
     "mbsd tables derive": "tests/studies/test_trial.py::test_a_trial",
