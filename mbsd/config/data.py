@@ -19,8 +19,9 @@ class DataConfig:
     tokenizer: str | None = None
     """Folder or hub name. Default: that of run.init_from, else a WordPiece vocabulary built from the catalogue."""
     image_size: int = at_least(1, default=224)
+    """Side in pixels of the square that the model sees."""
     max_text_tokens: int = 144
-    """With specials; the title is cut first."""
+    """Most tokens of a text, special tokens included; the title is cut first."""
     max_query_tokens: int = 64
     """With [CLS] and [SEP]; a longer query or tag is cut here."""
     decoder: Literal["auto", "torchvision", "dali"] = "auto"
@@ -32,16 +33,17 @@ class DataConfig:
     crop_scale: tuple[float, float] = (0.8, 1.0)
     """Share of the image's area a training crop keeps; (1, 1): no cropping."""
     flip_probability: float = share(default=0.5)
+    """Probability that a training picture is mirrored left to right."""
     colour_jitter: float = share(default=0.0)
     """Training pictures' brightness, contrast and saturation change by up to this share. A colour is often what an
     attribute says, so none by default."""
     shuffle_block: int = at_least(1, default=64)
-    """Neighbouring samples that an epoch keeps near each other, so that disks read on."""
+    """Neighbouring samples that an epoch keeps near each other, so that disks read sequentially."""
     shuffle_window: int = at_least(1, default=512)
     """Blocks that are mixed with each other. A catalogue of no more than a window is shuffled as a whole."""
     token_bucket: int = at_least(1, default=1)
-    """Training batches are filled up to a multiple of so many tokens, and to an image for every sample, so that
-    model.compile sees few shapes; losses stay the same. 1: nothing is filled up."""
+    """Training batches are padded to a multiple of this many tokens, and to an image for every sample, so that
+    model.compile sees few shapes; losses stay the same. 1: no padding."""
     max_corrupt: float = share(default=0.001)
     """Pictures whose bytes on disk are damaged are left out and named; the run stops where they are a larger share of
     those read. 0: at the first one."""

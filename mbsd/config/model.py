@@ -12,13 +12,13 @@ from mbsd.errors import UserError
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network (SPEC 1 and 2). The defaults are the paper's; a backbone or init_from brings its own sizes."""
+    """The network. The defaults are the paper's; a backbone or init_from brings its own sizes."""
 
     architecture: Literal["mbsd", "bert", "vit", "vilt", "fashionbert", "kaleido"] = "mbsd"
-    """mbsd, or a baseline to compare it with, which is fine-tuned and scored by the same commands (`mbsd.baselines`).
+    """mbsd, or a baseline to compare it with, which is trained and scored by the same commands (`mbsd.model.families`).
     bert reads the view text alone, vit the view image."""
     backbone: str | None = None
-    """A BERT checkpoint (local folder or hub name, say bert-base-chinese) to start from; of vit and vilt a ViT."""
+    """A BERT checkpoint (local folder or hub name, such as bert-base-chinese) to start from; of vit and vilt a ViT."""
     image_weights: str | None = None
     """Of fashionbert and kaleido: a local file with torchvision's ResNet-50 weights (.pth or .safetensors)."""
     crop_size: int = at_least(1, default=224)
@@ -26,13 +26,19 @@ class ModelConfig:
     vocab_size: int = 21128
     """The largest vocabulary built from a catalogue; the model takes the tokenizer's real size."""
     hidden_size: int = 768
+    """Width of a token's vector."""
     num_hidden_layers: int = 12
+    """Encoder layers."""
     num_attention_heads: int = 12
+    """Attention heads of a layer; divides hidden_size."""
     intermediate_size: int = 3072
+    """Width of a layer's feed-forward part."""
     dropout: float = 0.1
+    """Of hidden states and of attention weights."""
     patchify: Literal["conv", "linear"] = "conv"
     """conv: four non-overlapping convolutions (Fig. 3); linear: one (Table 6, row 5)."""
     patchify_strides: tuple[int, ...] = (4, 2, 2, 2)
+    """Of the convolutions; their product is a patch's side in pixels and divides data.image_size."""
     patchify_channels: tuple[int, ...] = (64, 192, 384)
     """Channels between the convolutions; the last gives hidden_size."""
     image_cls: bool = False

@@ -22,12 +22,13 @@ class RunConfig:
     dir: str
     """Run folder: resolved configs, metrics, TensorBoard files and checkpoints. An unfinished run in it is resumed."""
     seed: int = 0
+    """Of the samples' order, crops, flips, masks, dropout and new weights."""
     epochs: float | None = None
     """Passes over the training samples; this or max_steps."""
     max_steps: int | None = at_least(1, default=None)
     """Optimizer steps; this or epochs."""
     log_every: int = at_least(1, default=10)
-    """Steps between two lines of metrics.jsonl."""
+    """Optimizer steps between two lines of metrics.jsonl."""
     validate_every: int = at_least(0, default=500)
     """Steps between two validations; one more follows the last step. 0: none."""
     validate_samples: int = at_least(1, default=2048)
@@ -35,11 +36,11 @@ class RunConfig:
     save_every: int = at_least(1, default=1000)
     """Steps between two checkpoints; the last step is always saved."""
     max_skipped_steps: int = at_least(1, default=100)
-    """The run stops after so many steps in a row that fp16 skipped because gradients overflowed."""
+    """The run stops when fp16 has skipped this many steps in a row because gradients overflowed."""
     keep_last: int = at_least(1, default=2)
-    """Checkpoints that are kept."""
+    """How many of the newest checkpoints are kept."""
     keep_every: int = at_least(0, default=0)
-    """Checkpoints of every so many steps are kept for ever. 0: none."""
+    """Checkpoints whose step is a multiple of this are never deleted. 0: none."""
     node_local_checkpoints: str | None = None
     """Folder on each node's own disk for the checkpoint files of its ranks, where dir/checkpoints is too slow.
     To resume, the ranks have to start on the same nodes."""
@@ -57,14 +58,14 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class BestConfig:
-    """Which checkpoint of a fine-tuning run is its result, and when there is nothing more to wait for."""
+    """Which checkpoint of a fine-tuning run is its result, and when training stops early."""
 
     metric: str | None = None
-    """A validation metric as metrics.jsonl names it behind `validation/`, say roc_auc_full or loss. Default: the
+    """A validation metric by its name after `validation/` in metrics.jsonl, such as roc_auc_full or loss. Default: the
     task's own, of its first view. The checkpoint of its best value is kept, and is what evaluate, embed, export and
     init_from read of the run."""
     patience: int = at_least(0, default=0)
-    """Training stops after so many validations in a row without a better value. 0: never."""
+    """Training stops after this many validations in a row without a better value. 0: never."""
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ class MissingConfig:
     """Titles or pictures that are taken away at random (Fig. 7), on top of those the catalogue lacks."""
 
     rates: tuple[float, ...] = ()
-    """Shares of the samples that lose something, each scored by itself in the view full; say [0.3, 0.5, 0.7]. What is
-    lost at one rate is lost at every higher rate too, on any number of ranks."""
+    """Shares of the samples that lose something, each scored by itself in the view full, such as [0.3, 0.5, 0.7].
+    What is lost at one rate is lost at every higher rate too, on any number of ranks."""
     modality: Literal["title", "image", "either"] = "either"
-    """What they lose; either: one of the two, as often the one as the other."""
+    """What they lose; either: a title or a picture, equally often."""
     seed: int = 0
+    """Of the draw."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class ClusteringConfig:
     """Similar-product clustering: how the vectors are grouped."""
 
     method: Literal["kmeans", "hdbscan"] = "kmeans"
+    """How the vectors are grouped."""
     clusters: int | None = at_least(2, default=None)
     """Of k-means; default: as many as categories occur."""
     min_cluster_size: int = at_least(2, default=5)
@@ -50,17 +52,20 @@ class EvaluateConfig:
     task: Literal["attributes", "alignment", "classification", "sensitive", "clustering"] | None = None
     """Default: the task the model was fine-tuned for. clustering takes any model."""
     split: Literal["train", "validation", "test"] = "test"
+    """Rows of the table that are scored."""
     views: tuple[View, ...] = ("full", "text", "image")
+    """What the model sees of each row; every view is scored by itself."""
     missing: MissingConfig = field(default_factory=MissingConfig)
     clustering: ClusteringConfig = field(default_factory=ClusteringConfig)
     recalls: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95, 0.99)
     """Of sensitive: the precision at each of these recalls is reported, with the threshold that gives it."""
     max_samples: int | None = at_least(1, default=None)
-    """At most this many rows, spread over the split by a fixed draw; default: all of them."""
+    """At most this many rows, drawn at random with a fixed seed; default: all of them."""
     bootstrap: int = at_least(0, default=1000)
     """Resamples of the rows behind each 95 % interval; fewer, but no fewer than 100, above ten thousand rows. 0: no
     intervals."""
     bootstrap_seed: int = 0
+    """Of the resamples."""
     micro_batch: int = at_least(1, default=64)
     """Samples a rank scores at once."""
 
@@ -91,12 +96,14 @@ class EmbedConfig:
     out: str
     """Folder for vectors/part-000000.parquet … and manifest.json. An unfinished one is resumed."""
     view: View = "full"
+    """What the model sees of each item."""
     split: Literal["train", "validation", "test"] | None = None
     """Default: all items."""
     vector: Literal["auto", "h", "mean"] = "auto"
     """h: the representation that stage 2 and the tasks train; mean: of the last layer's tokens; auto: mean for a model
     of stage 1, which trains no h, else h."""
     dtype: Literal["float32", "float16"] = "float32"
+    """Of the vectors in the files."""
     items_per_file: int = at_least(1, default=65536)
     """A multiple of micro_batch. A kill costs each rank at most the file it was at."""
     micro_batch: int = at_least(1, default=64)

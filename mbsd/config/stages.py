@@ -15,7 +15,9 @@ class MaskingConfig:
     """Stage 1 (Eq. 1, 2)."""
 
     mlm_probability: float = share(default=0.15)
+    """Probability that a word piece is masked."""
     mpm_probability: float = share(default=0.5)
+    """Share of the patches that are masked."""
     mpm_corruption: Literal["replace", "bert"] = "replace"
     """replace: every masked patch becomes the mask vector; bert: 80% mask, 10% another patch, 10% kept."""
 
@@ -25,6 +27,7 @@ class SdmiConfig:
     """Stage 2 (Eq. 3-11) and its switches for Table 6."""
 
     variant: Literal["paper", "released"] = "paper"
+    """The losses as the paper writes them, or as the authors' released code computes them."""
     unimodal_losses: bool = True
     """L_QT and L_QV; off together with distillation: row 6."""
     distillation: bool = True
@@ -35,7 +38,7 @@ class SdmiConfig:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """A downstream task that is trained (SPEC 7). Clustering is not: `launchers/evaluate.py` does it with any model."""
+    """A downstream task that is trained. Clustering is not: `launchers/evaluate.py` does it with any model."""
 
     name: Literal["attributes", "alignment", "classification", "sensitive"] = "attributes"
     """attributes: does the tag hold for the item; alignment: are two items one product; classification: into the
@@ -43,13 +46,13 @@ class TaskConfig:
     views: tuple[Literal["full", "text", "image"], ...] = ("full",)
     """Views a sample is trained on, all in one forward; the losses are averaged."""
     class_weights: Literal["balanced"] | tuple[float, ...] | None = None
-    """What a row of each class counts in the loss: balanced: all classes the same together; or one number a class, in
-    the order of the labels (sensitive: others, positive). Scaled so that the training rows' mean is 1."""
+    """Weight of a row in the loss, by its class. balanced: every class weighs the same in total; or one number a class,
+    in the order of the labels (sensitive: others, positive). Scaled so that the training rows' mean is 1."""
     positive: str | None = None
     """Of sensitive, which needs it: the category that is to be found; all others are its opposite."""
     pair_head: Literal["compare", "concat"] | None = None
     """Of alignment: a linear layer on [h_s; h_t; |h_s - h_t|; h_s * h_t] (the default), or on [h_s; h_t] alone as the
-    paper has it: a sum of what each item says by itself, which cannot tell whether two items are alike."""
+    paper has it: a sum of two terms of one item each, which cannot compare two items."""
 
     def check(self) -> None:
         """Raise UserError where a setting belongs to another task, or the task lacks one."""

@@ -9,60 +9,160 @@ import ast
 import dataclasses
 import inspect
 import textwrap
+import typing
 from collections.abc import Iterator
-from typing import Any
+from types import NoneType
+from typing import Any, Literal
 
-from mbsd.config.data import DataConfig
-from mbsd.config.model import ModelConfig
 from mbsd.config.ranges import LEAST, SHARE
-from mbsd.config.run import BestConfig, PretrainConfig, RunConfig
-from mbsd.config.scoring import ClusteringConfig, EmbedConfig, EvaluateConfig, MissingConfig
-from mbsd.config.stages import MaskingConfig, SdmiConfig, TaskConfig
-from mbsd.tools.studies.commands import LaunchConfig
-from mbsd.tools.studies.settings import AblationConfig, MissingStudyConfig, StageConfig
-from mbsd.tools.studies.shop import ShopConfig
+from mbsd.config.run import FinetuneConfig, PretrainConfig
+from mbsd.config.scoring import EmbedConfig, EvaluateConfig
+from mbsd.tools.studies.settings import AblationConfig, MissingStudyConfig
+
+LAUNCHERS: dict[str, type] = {
+    "pretrain": PretrainConfig, "finetune": FinetuneConfig, "evaluate": EvaluateConfig, "embed": EmbedConfig,
+    "ablation": AblationConfig, "missing": MissingStudyConfig,
+}  # fmt: skip
 
 INTRODUCTION = """\
 # Configuration
 
-<!-- Written by `make docs` from the dataclasses in mbsd/config and mbsd/tools/studies. Do not edit. -->
+<!-- Written by `make docs` from the dataclasses of the settings. Do not edit. -->
 
-Data, model, objectives and run folder are the YAML that `--config` names; any setting can be overridden on the command
-line: `--run.dir runs/x --data.num_workers 8`. Batch size, precision, ZeRO stage, optimizer and schedule are DeepSpeed's
-JSON (`--deepspeed_config`), in DeepSpeed's own words, with `"auto"` where the run knows better: `total_num_steps`,
-`warmup_num_steps` (a tenth of all steps), `warmup_max_lr` (the optimizer's `lr`), the micro-batch and the accumulation
-steps. An unknown key, or the same fact in both files, is an error that names the place.
+Each fact has one home:
 
+- **YAML** (`--config`): data, model, objective and run folder. The tables below list its settings. Each can be
+  overridden on the command line: `--run.dir runs/x --data.num_workers 8`.
+- **DeepSpeed's JSON** (`--deepspeed_config`): batch size, precision, ZeRO stage, optimizer and schedule, under
+  DeepSpeed's own names. `"auto"` stands for what follows from the run: `total_num_steps`, `warmup_num_steps` (a tenth
+  of all steps), `warmup_max_lr` (the optimizer's `lr`), the micro-batch and the accumulation steps.
+
+An unknown key, or the same fact in both files, is an error that names the place. `grid.py` and `submit.py` read the
+settings of the launcher that they start; their own options are in their `--help`.
+
+## Which launcher reads what
+
+| launcher | own settings | sections |
+|---|---|---|
 """
 
-# Prefix of the settings, their class, who reads them.
-SECTIONS: tuple[tuple[str, Any, str], ...] = (
-    ("", PretrainConfig, "launchers/pretrain.py, beside `run`, `data`, `model`, `masking` and `sdmi`"),
-    ("run", RunConfig, "every training run"),
-    ("data", DataConfig, "every launcher that reads a catalogue"),
-    ("model", ModelConfig, "every training run"),
-    ("masking", MaskingConfig, "launchers/pretrain.py, stage masked"),
-    ("sdmi", SdmiConfig, "launchers/pretrain.py, stage matching"),
-    ("task", TaskConfig, "launchers/finetune.py"),
-    ("best", BestConfig, "launchers/finetune.py"),
-    ("", EvaluateConfig, "launchers/evaluate.py, beside `data`"),
-    ("missing", MissingConfig, "launchers/evaluate.py"),
-    ("clustering", ClusteringConfig, "launchers/evaluate.py, task clustering"),
-    ("", EmbedConfig, "launchers/embed.py, beside `data`"),
-    ("", AblationConfig, "launchers/ablation.py"),
-    ("", MissingStudyConfig, "launchers/missing.py, beside all of launchers/ablation.py"),
-    ("stage1, stage2, finetune", StageConfig, "launchers/ablation.py and missing.py"),
-    ("shop", ShopConfig, "launchers/ablation.py and missing.py"),
-    ("launch", LaunchConfig, "launchers/ablation.py and missing.py"),
-)
+
+@dataclasses.dataclass
+class Section:
+    """Settings below one or more prefixes, such as `data`."""
+
+    settings: type
+    prefixes: list[str]
+    readers: list[str]
 
 
 def reference() -> str:
-    """The page as Markdown."""
-    return INTRODUCTION + "\n".join(_section(*section) for section in SECTIONS)
+    """The page as Markdown: what each launcher reads, then a table of every section, then each launcher's own."""
+    sections = _sections()
+    pages = [INTRODUCTION + "\n".join(_overview(name, settings) for name, settings in LAUNCHERS.items()) + "\n"]
+    for section in sections:
+        readers = ", ".join(f"{name}.py" for name in section.readers)
+        title = ", ".join(f"`{prefix}`" for prefix in section.prefixes)
+        about = f"{_summary(section.settings)} Read by {readers}."
+        prefix = f"{section.prefixes[0]}." if len(section.prefixes) == 1 else ""
+        pages.append(_page(title, about, section.settings, prefix))
+    for name, settings in LAUNCHERS.items():
+        if any(True for _ in _rows(settings, "")):
+            pages.append(_page(f"launchers/{name}.py", "Its own settings, outside all sections.", settings, ""))
+    return "\n".join(pages)
 
 
-def attribute_docs(settings: type) -> dict[str, str]:
+def setting_names() -> set[str]:
+    """Every setting by its dotted name, and each section by its prefix."""
+    names = {field.name for settings in LAUNCHERS.values() for field in dataclasses.fields(settings)}
+    for section in _sections():
+        names |= {f"{prefix}.{f.name}" for prefix in section.prefixes for f in dataclasses.fields(section.settings)}
+    return names
+
+
+def undocumented() -> list[str]:
+    """Settings without a text below their field."""
+    found = []
+    for settings in [*LAUNCHERS.values(), *(section.settings for section in _sections())]:
+        docs = _attribute_docs(settings)
+        names = (field.name for field in dataclasses.fields(settings) if _section_of(settings, field.name) is None)
+        found += [f"{settings.__name__}.{name}" for name in names if name not in docs]
+    return found
+
+
+def _sections() -> list[Section]:
+    found: dict[type, Section] = {}
+    for launcher, settings in LAUNCHERS.items():
+        for field in dataclasses.fields(settings):
+            below = _section_of(settings, field.name)
+            if below is not None:
+                section = found.setdefault(below, Section(below, [], []))
+                for names, name in ((section.prefixes, field.name), (section.readers, launcher)):
+                    if name not in names:
+                        names.append(name)
+    return list(found.values())
+
+
+def _section_of(settings: type, name: str) -> type | None:
+    """The dataclass that a field holds, or may hold; None: it holds a value."""
+    hint = typing.get_type_hints(settings)[name]
+    kinds = [kind for kind in (hint, *typing.get_args(hint)) if isinstance(kind, type)]
+    return next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
+
+
+def _overview(launcher: str, settings: type) -> str:
+    names = [field.name for field in dataclasses.fields(settings)]
+    sections = [f"`{name}`" for name in names if _section_of(settings, name) is not None]
+    own = [f"`{name}`" for name in names if _section_of(settings, name) is None]
+    return f"| `launchers/{launcher}.py` | {', '.join(own)} | {', '.join(sections)} |"
+
+
+def _page(title: str, about: str, settings: type, prefix: str) -> str:
+    head = ["| setting | type | default | range | meaning |", "|---|---|---|---|---|"]
+    return "\n".join([f"## {title}", "", about, "", *head, *_rows(settings, prefix)]) + "\n"
+
+
+def _rows(settings: Any, prefix: str) -> Iterator[str]:
+    docs, hints = _attribute_docs(settings), typing.get_type_hints(settings)
+    for field in dataclasses.fields(settings):
+        if _section_of(settings, field.name) is None:
+            cells = (_type(hints[field.name]), _default(field), _range(field), docs.get(field.name, ""))
+            yield f"| `{prefix}{field.name}` | " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _type(hint: Any) -> str:
+    """As YAML has it: the choices of a Literal, lists for tuples; None goes without saying where it is the default."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return ", ".join(f"`{choice}`" for choice in arguments)
+    if origin is tuple:
+        inner = _type(arguments[0])
+        return f"list of {inner}" if arguments[-1] is Ellipsis else f"list of {len(arguments)} {inner}"
+    if origin is dict:
+        return "mapping"
+    if arguments:
+        return " or ".join(_type(kind) for kind in arguments if kind is not NoneType)
+    return str(hint.__name__)
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default is not dataclasses.MISSING:
+        value = list(field.default) if isinstance(field.default, tuple) else field.default
+        return "none" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+    return "`{}`" if field.default_factory is not dataclasses.MISSING else "required"
+
+
+def _range(field: dataclasses.Field[Any]) -> str:
+    if field.metadata.get(SHARE):
+        return "0 to 1"
+    return f"{field.metadata[LEAST]} or more" if LEAST in field.metadata else ""
+
+
+def _summary(settings: type) -> str:
+    return " ".join((settings.__doc__ or "").split("\n\n")[0].split())
+
+
+def _attribute_docs(settings: type) -> dict[str, str]:
     """The string below each field of a dataclass and of its base classes, as one line."""
     docs: dict[str, str] = {}
     for base in reversed(settings.__mro__[:-1]):
@@ -73,47 +173,6 @@ def attribute_docs(settings: type) -> dict[str, str]:
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, str):
                 docs[field.target.id] = " ".join(text.split())
     return docs
-
-
-def _section(prefix: str, settings: Any, readers: str) -> str:
-    title = f"`{prefix}`" if prefix else readers.split(",")[0]
-    lines = [f"## {title}", "", f"{(settings.__doc__ or '').strip().splitlines()[0]} Read by {readers}.", ""]
-    lines += ["| setting | type | default | |", "|---|---|---|---|", *_rows(prefix, settings)]
-    return "\n".join(lines) + "\n"
-
-
-def _rows(prefix: str, settings: Any) -> Iterator[str]:
-    docs = attribute_docs(settings)
-    inherited = {f.name for f in dataclasses.fields(AblationConfig)} if settings is MissingStudyConfig else set()
-    for field in dataclasses.fields(settings):
-        if _is_section(field) or (field.name in inherited and field.name != "rows"):
-            continue
-        name = f"{prefix}.{field.name}" if prefix and "," not in prefix else field.name
-        meaning = " ".join(filter(None, [docs.get(field.name, ""), _range(field)]))
-        yield f"| `{name}` | `{_escaped(str(field.type))}` | {_default(field)} | {_escaped(meaning)} |"
-
-
-def _is_section(field: dataclasses.Field[Any]) -> bool:
-    """Whether a field is a section of its own, with its own table."""
-    sections = {settings.__name__ for _, settings, _ in SECTIONS}
-    return bool(sections & set(str(field.type).replace("|", " ").split()))
-
-
-def _default(field: dataclasses.Field[Any]) -> str:
-    if field.default is not dataclasses.MISSING:
-        value = list(field.default) if isinstance(field.default, tuple) else field.default
-        return f"`{value}`" if value is not None else "none"
-    return "`{}`" if field.default_factory is not dataclasses.MISSING else "required"
-
-
-def _range(field: dataclasses.Field[Any]) -> str:
-    if field.metadata.get(SHARE):
-        return "From 0 to 1."
-    return f"{field.metadata[LEAST]} or more." if LEAST in field.metadata else ""
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from PIL import Image
 from mbsd.catalog.reader import Catalog
 from mbsd.errors import UserError
 from mbsd.inference import Encoder
+from mbsd.tools.export.export import export
+from tests.docs.pages import blocks
 from tests.ranks import ROOT, Ranks, launch
 from tests.settings import stage_1_words
 from tests.tasks.conftest import Trained
@@ -181,13 +182,17 @@ def test_what_cannot_be_encoded(trained: Trained, tmp_path: Path) -> None:
         encoder.encode()
 
 
-def test_the_readmes_three_lines(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    readme = (ROOT / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(from mbsd.inference.*?)```", readme, re.DOTALL)
+def test_the_pages_python(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """README and docs/deploy.md: their blocks run as they stand."""
+    readme, deploy = (blocks(ROOT / name, "python") for name in ("README.md", "docs/deploy.md"))
+    assert len(readme) == 1 and deploy[0] == readme[0]
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "attributes").symlink_to(trained.model("attributes"))
     (tmp_path / "dress.jpg").write_bytes(Catalog(trained.market.catalog).image(0) or b"")
+    export(tmp_path / "runs" / "attributes", tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    exec(code, names)
+    for block in deploy:
+        exec(block, names)
     assert names["vectors"].shape == (1, 32) and names["scores"].shape == (1, 1)
+    assert names["model"].config.hidden_size == 32 and names["pictures"] and names["tokenizer"]

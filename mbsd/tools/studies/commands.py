@@ -19,10 +19,10 @@ class LaunchConfig:
     """What starts the launchers."""
 
     command: str = "deepspeed"
-    """Comes before `launchers/X.py`: deepspeed takes all GPUs of this machine; or, say, `deepspeed --hostfile hosts`,
+    """Comes before `launchers/X.py`: deepspeed takes all GPUs of this machine; or `deepspeed --hostfile hosts`,
     `torchrun --standalone --nproc-per-node 8`, `srun --ntasks-per-node 8 python`, or `python` for one rank."""
     cpu_ranks: int | None = None
-    """On CPUs: DeepSpeed with so many ranks here, or, beside another command, so many that share the cores."""
+    """Ranks on CPUs: how many DeepSpeed starts here, or, with another command, how many share this machine's cores."""
 
     def check(self) -> None:
         """Raise UserError for a command that is empty or a number of ranks below 1."""

@@ -22,7 +22,7 @@ class StageConfig:
     deepspeed_config: str
     """DeepSpeed's JSON."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Dotted settings that override the YAML's, say {run.max_steps: 60}."""
+    """Dotted settings that override the YAML's, such as {run.max_steps: 60}."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class StudyConfig:
     seeds: str | int = 0
     """Such as 0-2: each is run.seed of a whole chain, pre-training too."""
     batch_sizes: tuple[int, ...] | None = None
-    """train_batch_size of fine-tuning; default: what its JSON says."""
+    """train_batch_size of fine-tuning; default: that of its JSON."""
     learning_rates: tuple[float, ...] | None = None
-    """Of fine-tuning; default: what its JSON says."""
+    """Of fine-tuning; default: that of its JSON."""
     constant_weight: float = 1.0
     """Of row 8, in place of w_i (sdmi.weight)."""
     evaluate: dict[str, Any] = field(default_factory=dict)
-    """Dotted settings of `launchers/evaluate.py`, say {bootstrap: 0}."""
+    """Dotted settings of `launchers/evaluate.py`, such as {bootstrap: 0}."""
     shop: ShopConfig | None = None
     """A synthetic shop is drawn below `out`, in place of the catalogue and tables that the YAML files name."""
     launch: LaunchConfig = field(default_factory=LaunchConfig)

@@ -13,6 +13,7 @@ class ShopConfig:
     """`mbsd catalog synth`, in English with pictures of 64 pixels as the small configs have them."""
 
     items: int = 4800
+    """Products of the shop."""
     seed: int = 0
     """Another seed draws another shop."""
 
