@@ -42,11 +42,16 @@ class Inputs:
 
 
 def open_catalog(data: DataConfig, table: Kind | None) -> tuple[Catalog, Table | None]:
-    """The catalogue, and the table where the settings name one, which must be of this kind and catalogue.
+    """The catalogue, and a table of this kind over it; None: what is trained or scored reads no table.
 
     Raises:
-        UserError: one of them is not there or cannot be read, or the table is of another kind or catalogue.
+        UserError: one of them is not there or cannot be read, the table is of another kind or catalogue, or a table is
+            named where none is read, or the other way round.
     """
+    if table is None and data.table is not None:
+        raise UserError(f"data.table={data.table}: no table is read here, only the catalogue: remove it")
+    if table is not None and data.table is None:
+        raise UserError(f"data.table is not set: name a table of {table} (`mbsd tables`, `mbsd pairs mine`)")
     catalog = Catalog(data.catalog)
     return catalog, Table(data.table, catalog, kind=table) if data.table is not None else None
 

@@ -54,6 +54,14 @@ def test_a_stage_of_a_few_lines_is_trained_by_the_launcher(shop: Shop, tmp_path:
 
 
 @pytest.mark.distributed
+def test_a_table_that_the_stage_does_not_read(shop: Shop, tmp_path: Path) -> None:
+    words = stage_1_words(tmp_path / "run", shop.catalog, 2, "--stage=words", "--data.table", shop.pairs)
+    start = Ranks(1, words, tmp_path / "log", before=(register, ()))
+    assert start.wait() == [2]
+    assert "no table is read here" in start.errors()[0] and str(shop.pairs) in start.errors()[0]
+
+
+@pytest.mark.distributed
 def test_a_stage_that_is_not_there(shop: Shop, tmp_path: Path) -> None:
     start = Ranks(2, stage_1_words(tmp_path / "run", shop.catalog, 2, "--stage=words"), tmp_path / "log")
     assert start.wait() == [2, 2]
