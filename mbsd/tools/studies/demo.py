@@ -21,6 +21,9 @@ from mbsd.tools.studies.trial import drawn_words
 NUM_ITEMS = 4800
 # The models that are compared: name in the table -> the pre-trained run that it starts from.
 MODELS = {"scratch": None, "pre-trained, no SDMI": "stage2_no_sdmi", "pre-trained with SDMI": "stage2"}
+# Steps of the demo, fewer than the settings of the small model have: enough to tell the three models apart.
+STAGE2_STEPS = 170
+FINETUNE_STEPS = 90
 # Row 6 of Table 6: the full view's loss alone.
 NO_SDMI = ("--sdmi.unimodal_losses", "false", "--sdmi.distillation", "false")
 
@@ -65,16 +68,16 @@ def demo_commands(out: Path, seed: int, ranks: int) -> list[Command]:
     commands = shop_commands(out, ShopConfig(NUM_ITEMS, seed))
     commands.append(run("stage1", "pretrain", "small_stage1", "cpu_stage1"))
     for name, words in (("stage2", ()), ("stage2_no_sdmi", NO_SDMI)):
-        start = ("--data.table", shop.pairs, "--run.init_from", out / "stage1")
+        start = ("--data.table", shop.pairs, "--run.init_from", out / "stage1", "--run.max_steps", STAGE2_STEPS)
         commands.append(run(name, "pretrain", "small_stage2", "cpu_stage2", *start, *words))
     for index, source in enumerate(MODELS.values()):
         name = f"finetune{index}"
         weights = ("--run.init_from", out / source) if source else drawn_words(out / "stage1")
-        tags = ("--data.table", shop.attributes)
-        commands.append(run(name, "finetune", "small_attributes", "cpu_finetune", *tags, *weights))
+        tags, steps = ("--data.table", shop.attributes), ("--run.max_steps", FINETUNE_STEPS)
+        commands.append(run(name, "finetune", "small_attributes", "cpu_finetune", *tags, *weights, *steps))
         scores = _scores(out, index)
         model = ("--model", out / name, "--out", scores, "--data.catalog", shop.catalog, *tags,
-                 "--data.image_size", 64, "--data.num_workers", 0, "--bootstrap", 200)  # fmt: skip
+                 "--data.image_size", 64, "--data.num_workers", 0, "--bootstrap", 0)  # fmt: skip
         commands.append(Command(f"evaluate{index}", scores, model, "evaluate", alone))
     return commands
 
