@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from safetensors import SafetensorError
-from transformers import BertForPreTraining, ViTModel
+from transformers import BertForPreTraining, PreTrainedModel, ViTModel
 
 from mbsd.errors import UserError
 from mbsd.model.backbone import MbsdPreTrainedModel
@@ -15,6 +15,7 @@ from mbsd.model.config import BackboneConfig
 from mbsd.model.heads import MbsdForMaskedModelling
 
 M = TypeVar("M", bound=MbsdPreTrainedModel)
+P = TypeVar("P", bound=PreTrainedModel)
 
 
 def read_bert(config: BackboneConfig, backbone: str) -> tuple[BackboneConfig, BertForPreTraining]:
@@ -23,22 +24,7 @@ def read_bert(config: BackboneConfig, backbone: str) -> tuple[BackboneConfig, Be
     Raises:
         UserError: nothing of the kind at `backbone`, or a model of another kind.
     """
-    advice = "give a folder with config.json and model.safetensors, or a hub name that this machine can reach"
-    try:
-        loaded: Any = BertForPreTraining.from_pretrained(backbone, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"model.backbone={backbone}: no BERT checkpoint could be loaded ({str(error).splitlines()[0]}); {advice}"
-        ) from error
-    bert: BertForPreTraining
-    bert, info = loaded
-    # What a checkpoint lacks transformers fills with random numbers and a warning. Only the heads may be lacking.
-    missing = sorted(name for name in info["missing_keys"] if name.startswith(("bert.embeddings.", "bert.encoder.")))
-    if missing:
-        raise UserError(
-            f"model.backbone={backbone}: not a BERT checkpoint, {len(missing)} of its weights are missing "
-            f"({missing[0]}, ...); {advice}"
-        )
+    bert = _load(BertForPreTraining, "BERT", backbone, may_lack=("bert.pooler.", "cls."))
     sizes: dict[str, Any] = {
         name: getattr(bert.config, name)
         for name in (
@@ -74,17 +60,7 @@ def from_vit(model_class: type[M], wanted: BackboneConfig, backbone: str) -> M:
     Raises:
         UserError: no ViT there, or one of other pictures or patches.
     """
-    advice = "give a ViT's folder with config.json and model.safetensors, or a hub name that this machine can reach"
-    try:
-        loaded: Any = ViTModel.from_pretrained(backbone, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"model.backbone={backbone}: no ViT checkpoint could be loaded ({str(error).splitlines()[0]}); {advice}"
-        ) from error
-    vit, info = loaded
-    missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
-    if missing:
-        raise UserError(f"model.backbone={backbone}: not a ViT checkpoint ({missing[0]} is missing); {advice}")
+    vit = _load(ViTModel, "ViT", backbone, may_lack=("pooler.",))
     for ours, theirs, name in (
         (wanted.image_size, vit.config.image_size, "data.image_size"),
         (wanted.patch_side, vit.config.patch_size, "the product of model.patchify_strides"),
@@ -109,3 +85,28 @@ def from_vit(model_class: type[M], wanted: BackboneConfig, backbone: str) -> M:
 def load_image_weights(model: Any, path: str) -> None:
     """Give a model with crops (`model.image_weights`) the ResNet-50 of a local file; raises UserError."""
     load_resnet(model.mbsd.crops, path)
+
+
+def _load(model_class: type[P], kind: str, backbone: str, *, may_lack: tuple[str, ...]) -> P:
+    """A transformers model with all weights of the checkpoint; only names that begin as in `may_lack` may be missing.
+
+    Raises:
+        UserError: no such checkpoint, or another of its weights is missing.
+    """
+    advice = f"give a {kind}'s folder with config.json and model.safetensors, or a hub name that this machine can reach"
+    try:
+        loaded: Any = model_class.from_pretrained(backbone, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"model.backbone={backbone}: no {kind} checkpoint could be loaded ({str(error).splitlines()[0]}); {advice}"
+        ) from error
+    model: P
+    model, info = loaded
+    # What a checkpoint lacks transformers fills with random numbers and a warning.
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith(may_lack))
+    if missing:
+        raise UserError(
+            f"model.backbone={backbone}: not a {kind} checkpoint, {len(missing)} of its weights are missing "
+            f"({missing[0]}, ...); {advice}"
+        )
+    return model

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, BertConfig, BertForPreTraining, ViTConfig, ViTModel
 
 from mbsd.errors import UserError
-from mbsd.model.foreign import copy_backbone, read_bert
+from mbsd.model.foreign import copy_backbone, from_vit, read_bert
 from mbsd.model.heads import MbsdForClassification, MbsdForMaskedModelling, MbsdForMatching
 from mbsd.model.mbsd import MbsdConfig, MbsdModel
 from mbsd.model.patchify import Patchify
@@ -234,6 +234,16 @@ def test_a_folder_without_a_bert_is_the_users_error(write: Callable[[Path], None
     with pytest.raises(UserError) as caught:
         read_bert(tiny_config(), folder)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_vit_that_lacks_a_block_is_the_users_error(tmp_path: Path) -> None:
+    """transformers would fill the block with random numbers."""
+    write_a_vision_model(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "num_hidden_layers": 2}))
+    with pytest.raises(UserError, match="not a ViT checkpoint, 16 of its weights are missing") as caught:
+        from_vit(MbsdForMaskedModelling, tiny_config(), str(tmp_path))
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("size", "strides", "channels"), [(65, (4, 2, 2, 2), (6, 8, 12)), (72, (16,), ())])
