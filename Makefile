@@ -8,12 +8,21 @@ CHAOS ?= runs/chaos
 KILLS ?= 200
 WORKERS ?= 2
 
-.PHONY: help demo test chaos check format docs
+# `make gpu` runs where nothing can be downloaded: with .venv where it is there, else with PYTHON's own packages and the
+# wheels of the folder WHEELS.
+GPU_OUT ?= runs/gpu
+MINUTES ?= 10
+WHEELS ?=
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+SITE := runs/site
+
+.PHONY: help demo test chaos check format docs gpu
 
 help:
 	@echo "make demo    the whole story on a synthetic catalogue, 2 CPU ranks, into OUT=$(OUT) with SEED=$(SEED)"
 	@echo "make test    the test suite, in WORKERS=$(WORKERS) processes"
 	@echo "make chaos   a run killed KILLS=$(KILLS) times and restarted, in CHAOS=$(CHAOS): as if it had been left alone"
+	@echo "make gpu     what only a GPU can tell, in MINUTES=$(MINUTES), into GPU_OUT=$(GPU_OUT); WHEELS=folder: no network"
 	@echo "make check   ruff, mypy --strict, import-linter"
 	@echo "make format  ruff's formatter and fixes"
 	@echo "make docs    docs/configuration.md from the settings"
@@ -51,3 +60,8 @@ format: .venv/installed
 
 docs: .venv/installed
 	@$(BIN)/python -m mbsd.tools.reference > docs/configuration.md
+
+gpu:
+	@echo "== mbsd bench gpu: tests, runs and benches on this machine's GPU into $(GPU_OUT)"
+	@if [ -n "$(WHEELS)" ]; then $(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --upgrade --target $(SITE) $(WHEELS)/*.whl; fi
+	@PYTHONPATH=$(CURDIR):$(CURDIR)/$(SITE):$$PYTHONPATH $(GPU_PYTHON) -m mbsd.cli.main bench gpu --out $(GPU_OUT) --minutes $(MINUTES)

@@ -131,6 +131,19 @@ def bench_latency(  # noqa: PLR0913 (typer makes an option of each parameter)
         draw_latency(numbers, picture)
 
 
+@bench_app.command("gpu")
+def bench_gpu(
+    out: Annotated[Path, typer.Option(help="Folder for gpu.json, gpu.md, logs and runs.")] = Path("runs/gpu"),
+    minutes: Annotated[float, typer.Option(min=0, help="What is not measured by then is said to be so.")] = 10.0,
+    part: Annotated[list[str] | None, typer.Option(help="May be repeated; a wrong one lists them.")] = None,
+    model: Annotated[str, typer.Option(help="base; or tiny, to try the commands.")] = "base",
+) -> None:
+    """Everything that only a GPU can tell: its tests, runs of both stages, resuming, all benches, the plan's error."""
+    from mbsd.tools.gpu_check.check import Check, check_gpu
+
+    check_gpu(Check(out, minutes, tuple(part or ()), model))
+
+
 def _write_json(path: Path | None, numbers: dict[str, Any]) -> None:
     if path is not None:
         replace_text(path, json.dumps(numbers, indent=1) + "\n")

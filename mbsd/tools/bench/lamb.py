@@ -26,6 +26,8 @@ from mbsd.model.mbsd import MbsdConfig
 from mbsd.optim.groups import build_optimizer, parameter_groups
 from mbsd.parallel.world import World
 from mbsd.tools.bench.ranks import SumOfWeights, on_ranks
+from mbsd.tools.plan.memory import FLOAT
+from mbsd.tools.plan.speed import OPTIMIZER_WORDS
 from mbsd.training.engine import build_engine
 
 LAMB, ADAMW, TEXTBOOK = "Lamb, ZeRO-2", "torch's fused AdamW, ZeRO-2", "LAMB as a loop over tensors"
@@ -65,7 +67,8 @@ def measure_lamb(ranks: tuple[int, ...], turns: int, layers: int = 12) -> dict[s
 
     Returns:
         `ranks`: number of ranks -> contestant -> `seconds` of a step (median), `state_bytes_per_parameter` of a rank,
-        and the ratios `x_adamw` and `x_textbook`, where they can be formed.
+        and the ratios `x_adamw` and `x_textbook`, where they can be formed; of this project's LAMB the `bytes_per_s`
+        that a rank reads and writes, as `mbsd plan` counts them.
 
     Raises:
         UserError: more ranks than this machine's GPUs, where it has any.
@@ -121,6 +124,8 @@ def _summary(
         "seconds": statistics.median(seconds[name]),
         "state_bytes_per_parameter": contestant.state_bytes() / num_parameters,
     }
+    if name == LAMB:
+        found["bytes_per_s"] = OPTIMIZER_WORDS * FLOAT * num_parameters / dist.get_world_size() / found["seconds"]
     adamw = ADAMW + WHOLE if name.endswith(WHOLE) else ADAMW
     for key, other in (("x_adamw", adamw), ("x_textbook", TEXTBOOK)):
         if other in seconds and name != other and (other != TEXTBOOK or not name.endswith(WHOLE)):

@@ -1,0 +1,172 @@
+"""Training runs of a check: both stages in fp16 and bf16 through `launchers/pretrain.py`, and resumed ones."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mbsd.checkpoint.store import name_of
+from mbsd.config.run_files import DONE
+from mbsd.io.files import replace_text
+from mbsd.tools.gpu_check.figures import RUNS, Figure
+from mbsd.tools.gpu_check.place import NotMeasuredError, Place
+from mbsd.tools.studies.commands import ROOT
+
+STEPS, LOG_EVERY = 60, 10
+RESUME_AT = STEPS // 2
+LIMIT = 90.0  # seconds of a run
+MICRO_BATCH = {"masked": 128, "matching": 64}  # as the V100 JSONs have them
+DS_CONFIGS = {
+    ("fp16", "masked"): "v100x16_stage1",
+    ("fp16", "matching"): "v100x16_stage2",
+    ("bf16", "masked"): "h100x8_stage1",
+    ("bf16", "matching"): "h100x8_stage2",
+}
+RATES = ("samples_per_s", "mfu", "data_wait", "memory_gib")
+MODELS: dict[str, dict[str, Any]] = {
+    "base": {"vocab_size": 4000},
+    "tiny": {
+        "vocab_size": 500, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 128, "patchify_channels": [4, 8, 16],
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shop:
+    """What the runs train on, and how large the model is.
+
+    Attributes:
+        items: of the synthetic catalogue.
+        image_size: pixels of a picture's side.
+        model: of MODELS.
+    """
+
+    items: int = 3000
+    image_size: int = 224
+    model: str = "base"
+
+    @property
+    def micro_batches(self) -> Mapping[str, int]:
+        """Samples of a micro-batch, by stage; the tiny model is there to try the commands."""
+        return MICRO_BATCH if self.model == "base" else {"masked": 8, "matching": 4}
+
+
+def draw_shop(place: Place, shop: Shop) -> None:
+    """A synthetic catalogue in `out/catalog` and the pairs mined from its log in `out/pairs.parquet`.
+
+    Raises:
+        NotMeasuredError: a command failed.
+    """
+    raw, catalog = place.out / "shop", place.out / "catalog"
+    main = ("-m", "mbsd.cli.main")
+    synth = ("catalog", "synth", raw, "--items", shop.items, "--image-side", shop.image_size, "--language", "en")
+    place.python("synth", *main, *synth, limit=LIMIT)
+    build = ("catalog", "build", raw / "items.jsonl", "--images", raw / "images", "--out", catalog)
+    place.python("build", *main, *build, limit=LIMIT)
+    mine = ("pairs", "mine", "--log", raw / "log.parquet", "--catalog", catalog, "--out", place.out / "pairs.parquet")
+    place.python("mine", *main, *mine, limit=LIMIT)
+
+
+def write_settings(place: Place, shop: Shop, precision: str, stage: str) -> tuple[Path, Path]:
+    """The YAML and DeepSpeed's JSON of a run: that of `ds_configs/`, its whole batch one micro-batch of one GPU."""
+    folder = place.out / "settings"
+    tree: dict[str, Any] = {
+        "stage": stage,
+        "run": {
+            "dir": str(place.out / "runs" / f"{precision}_{stage}"), "max_steps": STEPS, "log_every": LOG_EVERY,
+            "validate_every": 0, "validate_samples": 256, "save_every": RESUME_AT,
+        },
+        "data": {"catalog": str(place.out / "catalog"), "image_size": shop.image_size, "num_workers": 8},
+        "model": MODELS[shop.model],
+    }  # fmt: skip
+    if stage == "matching":
+        tree["data"]["table"] = str(place.out / "pairs.parquet")
+    settings, deepspeed = (folder / f"{precision}_{stage}.{ending}" for ending in ("yaml", "json"))
+    replace_text(settings, yaml.safe_dump(tree, sort_keys=False))
+    source = json.loads((ROOT / "ds_configs" / f"{DS_CONFIGS[precision, stage]}.json").read_text(encoding="utf-8"))
+    batch = shop.micro_batches[stage]
+    cut = {"train_batch_size": batch, "train_micro_batch_size_per_gpu": batch}
+    replace_text(deepspeed, json.dumps(source | cut, indent=2) + "\n")
+    return settings, deepspeed
+
+
+def measure_runs(place: Place, shop: Shop) -> dict[str, Figure]:
+    """Sixty steps of each stage in each precision; speed is the median of all logs but the first."""
+    figures: dict[str, Figure] = {}
+    for precision, stage in RUNS:
+        name = f"{precision}_{stage}"
+        try:
+            lines = _train(place, shop, precision, stage, name)
+        except NotMeasuredError as error:
+            kinds = (*RATES, "loss_first", "loss_last", "skipped_steps")
+            figures |= {f"{name}_{kind}": Figure(None, reason=str(error)) for kind in kinds}
+            continue
+        how = f"{STEPS} steps of launchers/pretrain.py, micro-batch {shop.micro_batches[stage]}"
+        for kind in RATES:
+            values = [line[kind] for line in lines[1:] if kind in line]
+            reason = "" if values else "not in the run's metrics.jsonl"
+            figures[f"{name}_{kind}"] = Figure(statistics.median(values) if values else None, how, reason)
+        figures[f"{name}_loss_first"] = Figure(lines[0]["loss"], how)
+        figures[f"{name}_loss_last"] = Figure(lines[-1]["loss"], how)
+        figures[f"{name}_skipped_steps"] = Figure(lines[-1].get("skipped_steps", 0.0), how)
+    return figures
+
+
+def measure_resume(place: Place, shop: Shop) -> dict[str, Figure]:
+    """Losses of a run that is resumed in its middle, and of one that is repeated, against those of one left alone.
+
+    The largest relative deviation of a logged loss; 0: bit for bit, as far as losses are printed.
+    """
+    deterministic = ("--run.deterministic", "true")
+    how = f"bf16 masked, steps {RESUME_AT + LOG_EVERY} to {STEPS}"
+    figures: dict[str, Figure] = {}
+
+    def deviation(name: str, lines: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
+        by_step = {line["step"]: line["loss"] for line in others}
+        pairs = [(line["loss"], by_step[line["step"]]) for line in lines if line["step"] > RESUME_AT]
+        worst = max((abs(a - b) / abs(b) if b else math.inf) if a != b else 0.0 for a, b in pairs)
+        figures[name] = Figure(worst, how)
+
+    def attempt(name: str, run: str, *words: object) -> list[dict[str, Any]] | None:
+        try:
+            return _train(place, shop, "bf16", "masked", run, *words)
+        except NotMeasuredError as error:
+            figures[name] = Figure(None, how, str(error))
+            return None
+
+    for figure, first, words in (
+        ("resume_deviation", "bf16_masked", ()),
+        ("resume_deviation_deterministic", "bf16_masked_deterministic", deterministic),
+    ):
+        whole = attempt(figure, first, *words)
+        if whole is None:
+            continue
+        start = place.out / "runs" / first / "checkpoints" / name_of(RESUME_AT)
+        if not start.exists():
+            figures[figure] = Figure(None, how, f"{first} keeps no checkpoint of step {RESUME_AT}")
+            continue
+        resumed = attempt(figure, f"{first}_resumed", "--run.resume", start, *words)
+        if resumed is not None:
+            deviation(figure, resumed, whole)
+        if words and (again := attempt("repeat_deviation_deterministic", f"{first}_again", *words)) is not None:
+            deviation("repeat_deviation_deterministic", again, whole)
+    return figures
+
+
+def _train(place: Place, shop: Shop, precision: str, stage: str, name: str, *words: object) -> list[dict[str, Any]]:
+    """The training lines of a run's metrics.jsonl; of the run that is there, where it has ended well."""
+    settings, deepspeed = write_settings(place, shop, precision, stage)
+    folder = place.out / "runs" / name
+    if not (folder / DONE).exists():
+        launcher = ("launchers/pretrain.py", "--config", settings, "--deepspeed_config", deepspeed)
+        place.python(name, *launcher, "--run.dir", folder, *words, limit=LIMIT)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if "samples_per_s" in line]
