@@ -45,6 +45,9 @@ def plan(  # noqa: PLR0913 (options of a command line)
     title_tokens: Annotated[int, typer.Option(help="Mean of a title.")] = 30,
     query_tokens: Annotated[int, typer.Option(help="Mean of a query.")] = 8,
     network_gbit: Annotated[float, typer.Option(help="Of a node, in one direction.")] = 100.0,
+    measured: Annotated[
+        Path | None, typer.Option(help="The gpu.json of `make gpu` on such a GPU; without: shares are assumed.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers there.")] = None,
 ) -> None:
     """Memory, FLOPs, step time, communication and days of a run on named GPUs, and which knob to turn."""
@@ -52,7 +55,7 @@ def plan(  # noqa: PLR0913 (options of a command line)
 
     request = PlanRequest(
         config, deepspeed_config, tuple(context.args), gpu=gpu, gpus=gpus, nodes=nodes, samples=samples,
-        title_tokens=title_tokens, query_tokens=query_tokens, network_gbit=network_gbit,
+        title_tokens=title_tokens, query_tokens=query_tokens, network_gbit=network_gbit, measured=measured,
     )  # fmt: skip
     plan_run(request, json_file)
 

@@ -58,7 +58,7 @@ class Kernels:
     calls: list[str] = field(default_factory=list)
     sequences: int = 0
 
-    def flash_forward(
+    def flash_forward(  # noqa: PLR0913 (torch's schema names the parameters)
         self, query: Any, key: Any, value: Any, cu_q: Any, cu_k: Any, max_q: int, max_k: int, p: float, causal: bool,
         debug: bool, *, scale: float | None = None, **others: Any,
     ) -> tuple[Tensor, ...]:  # fmt: skip
@@ -69,7 +69,7 @@ class Kernels:
         state = torch.tensor([seed, 0], dtype=torch.uint64)
         return out, lse_HT, state, torch.zeros((), dtype=torch.uint64), query.new_empty(0)
 
-    def flash_backward(
+    def flash_backward(  # noqa: PLR0913 (as above)
         self, grad: Any, query: Any, key: Any, value: Any, out: Any, lse_HT: Any, cu_q: Any, cu_k: Any, max_q: int,
         max_k: int, p: float, causal: bool, state: Any, unused: Any, *, scale: float | None = None, **others: Any,
     ) -> Triple:  # fmt: skip
@@ -80,7 +80,7 @@ class Kernels:
         seed = int(state.to(torch.int64)[0])
         return backward(grad, (query, key, value), out, lse_HT, Run(cu_q.tolist(), p, scale, seed))
 
-    def efficient_forward(
+    def efficient_forward(  # noqa: PLR0913 (as above)
         self, query: Any, key: Any, value: Any, bias: Any, cu_q: Any, cu_k: Any, max_q: int, max_k: int, p: float,
         mask: int, with_sums: bool = False, *, scale: float | None = None, **others: Any,
     ) -> tuple[Any, ...]:  # fmt: skip
@@ -95,7 +95,7 @@ class Kernels:
                 lse_SHL[s, :, : end - begin] = lse_HT[:, begin:end]
         return out[None], lse_SHL, torch.tensor(seed), torch.tensor(0), max_q, max_k
 
-    def efficient_backward(
+    def efficient_backward(  # noqa: PLR0913 (as above)
         self, grad: Any, query: Any, key: Any, value: Any, bias: Any, out: Any, cu_q: Any, cu_k: Any, max_q: int,
         max_k: int, lse_SHL: Any, p: float, seed: Any, offset: Any, mask: int, of_bias: bool, *,
         scale: float | None = None, **others: Any,

@@ -14,6 +14,7 @@ from mbsd.config.run import BaseConfig, FinetuneConfig, PretrainConfig
 from mbsd.errors import UserError
 from mbsd.io.files import replace_text
 from mbsd.tools.plan.gpus import find_gpu, make_cluster
+from mbsd.tools.plan.measured import Shares, read_measured
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class PlanRequest:
         samples: of the training split; None: counted in the catalogue, if that exists here.
         title_tokens, query_tokens: mean lengths.
         network_gbit: bandwidth of one node, Gbit/s in one direction.
+        measured: the gpu.json of `make gpu` on such a GPU; None: shares of the data sheet are assumed.
     """
 
     config: Path
@@ -42,13 +44,15 @@ class PlanRequest:
     title_tokens: int
     query_tokens: int
     network_gbit: float
+    measured: Path | None = None
 
 
 def plan_run(request: PlanRequest, json_file: Path | None = None) -> None:
     """Print the plan of a training run, and write its numbers to `json_file` if given.
 
     Raises:
-        UserError: a setting that a run would refuse too, an unknown GPU, or a precision that it does not support.
+        UserError: a setting that a run would refuse too, an unknown GPU, a precision that it does not support, or
+            measurements of another GPU.
     """
     config = request.config
     try:
@@ -68,6 +72,8 @@ def plan_run(request: PlanRequest, json_file: Path | None = None) -> None:
     if request.network_gbit <= 0:
         raise UserError(f"--network-gbit {request.network_gbit:g}: expected more than 0")
 
+    shares = read_measured(request.measured, gpu) if request.measured is not None else Shares()
+
     from mbsd.tools.plan.plan import make_plan  # torch is loaded only once the settings are known to be right
     from mbsd.tools.plan.report import as_json, print_plan
     from mbsd.tools.plan.shapes import Lengths
@@ -78,6 +84,7 @@ def plan_run(request: PlanRequest, json_file: Path | None = None) -> None:
         make_cluster(gpu, request.gpus, request.nodes, request.network_gbit * 1e9 / 8),
         Lengths(request.title_tokens, request.query_tokens),
         request.samples,
+        shares,
     )
     print_plan(plan, f"{config} on {request.gpus} x {gpu.name}")
     if json_file is not None:

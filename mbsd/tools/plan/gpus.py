@@ -36,7 +36,8 @@ class Gpu:
         memory: bytes.
         bandwidth: of the memory, bytes/s.
         nvlink: to the other GPUs of the node, bytes/s in one direction.
-        bf16: whether the tensor cores support bf16.
+        capability: CUDA's compute capability.
+        device_names: what CUDA calls the board.
     """
 
     name: str
@@ -45,16 +46,34 @@ class Gpu:
     memory: int
     bandwidth: float
     nvlink: float
-    bf16: bool = True
+    capability: tuple[int, int]
+    device_names: tuple[str, ...]
+
+    @property
+    def bf16(self) -> bool:
+        """Whether the tensor cores support bf16."""
+        return self.capability >= (8, 0)
 
 
 GPUS = {
-    "v100-32g": Gpu("V100-SXM2-32GB", PEAK_FLOPS["V100"], 15.7e12, 32510 * MIB, 900e9, 150e9, bf16=False),
-    "a100-40g": Gpu("A100-SXM4-40GB", PEAK_FLOPS["A100"], 19.5e12, 40960 * MIB, 1555e9, 300e9),
-    "a100-80g": Gpu("A100-SXM4-80GB", PEAK_FLOPS["A100"], 19.5e12, 81920 * MIB, 2039e9, 300e9),
-    "h100-80g": Gpu("H100-SXM5-80GB", PEAK_FLOPS["H100"], 67e12, 81559 * MIB, 3350e9, 450e9),
-    "h200-141g": Gpu("H200-SXM5-141GB", PEAK_FLOPS["H200"], 67e12, 143771 * MIB, 4800e9, 450e9),
-}
+    "v100-32g": Gpu(
+        "V100-SXM2-32GB", PEAK_FLOPS["V100"], 15.7e12, 32510 * MIB, 900e9, 150e9, (7, 0), ("Tesla V100-SXM2-32GB",)
+    ),
+    "a100-40g": Gpu(
+        "A100-SXM4-40GB", PEAK_FLOPS["A100"], 19.5e12, 40960 * MIB, 1555e9, 300e9, (8, 0),
+        ("NVIDIA A100-SXM4-40GB", "A100-SXM4-40GB"),
+    ),
+    "a100-80g": Gpu(
+        "A100-SXM4-80GB", PEAK_FLOPS["A100"], 19.5e12, 81920 * MIB, 2039e9, 300e9, (8, 0),
+        ("NVIDIA A100-SXM4-80GB", "A100-SXM4-80GB"),
+    ),
+    "h100-80g": Gpu(
+        "H100-SXM5-80GB", PEAK_FLOPS["H100"], 67e12, 81559 * MIB, 3350e9, 450e9, (9, 0), ("NVIDIA H100 80GB HBM3",)
+    ),
+    "h200-141g": Gpu(
+        "H200-SXM5-141GB", PEAK_FLOPS["H200"], 67e12, 143771 * MIB, 4800e9, 450e9, (9, 0), ("NVIDIA H200",)
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ from mbsd.config.run import BaseConfig, PretrainConfig
 from mbsd.errors import UserError
 from mbsd.metrics.throughput import model_flops, padded_lengths
 from mbsd.tools.plan.gpus import Cluster, Gpu
+from mbsd.tools.plan.measured import Shares
 from mbsd.tools.plan.memory import Memory, engine_memory, whole_memory
 from mbsd.tools.plan.shapes import Lengths, Shapes, num_samples, num_steps, stage_of
 from mbsd.tools.plan.speed import Speed, StepWork, speed
 from mbsd.tools.plan.trace import Trace
 
 GIB = 1 << 30
-TYPICAL = Lengths(30, 8)
+TYPICAL, ASSUMED = Lengths(30, 8), Shares()
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -54,6 +55,7 @@ class Plan:
         model: where the model's sizes were read.
         samples: of the training split; None: unknown.
         steps: optimizer steps of the run; None: unknown.
+        shares: of the data sheet's peaks, with which times are computed.
         mfu: share of the GPU's peak that the packed model's matrix products use.
         largest_micro_batch: that fits and divides the batch of a GPU; 0: not even a sample fits.
         advice: what to change, the most effective first.
@@ -74,6 +76,7 @@ class Plan:
     memory: Memory
     flops: Flops
     speed: Speed
+    shares: Shares
     mfu: float
     largest_micro_batch: int
     advice: list[str]
@@ -128,6 +131,7 @@ def make_plan(
     cluster: Cluster,
     lengths: Lengths = TYPICAL,
     samples: int | None = None,
+    shares: Shares = ASSUMED,
 ) -> Plan:
     """Plan a training run on a cluster.
 
@@ -137,6 +141,7 @@ def make_plan(
         cluster: on which it runs.
         lengths: mean lengths of titles and queries.
         samples: of the training split; None: counted in the catalogue, if that exists here.
+        shares: of the data sheet's peaks that the GPU reaches.
 
     Raises:
         UserError: the batch sizes cannot be divided by the GPUs, or the GPU does not support the precision.
@@ -173,6 +178,7 @@ def make_plan(
     seconds = speed(
         traces[micro_batch].kernels, cluster,
         StepWork(kind != "fp32", trained, sizes.accumulation, zero.get("stage", 0), bool(zero.get("overlap_comm"))),
+        shares,
     )  # fmt: skip
     samples = samples if samples is not None else num_samples(config)
     flops = _flops(shapes, micro_batch)
@@ -180,7 +186,7 @@ def make_plan(
         gpu=gpu, gpus=gpus, nodes=cluster.nodes, network=cluster.network, precision=kind,
         stage=zero.get("stage", 0), sizes=sizes, parameters=sum(p.numel() for p in shapes.objective.parameters()),
         trained=trained, model=shapes.source, samples=samples, steps=num_steps(config, samples, sizes.global_batch),
-        memory=memory, flops=flops, speed=seconds,
+        memory=memory, flops=flops, speed=seconds, shares=shares,
         mfu=flops.packed * sizes.global_batch / gpus / seconds.step / gpu.half_flops,
         largest_micro_batch=largest, advice=[],
     )  # fmt: skip

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 
 from mbsd.tools.plan.plan import GIB, Plan
-from mbsd.tools.plan.speed import BANDWIDTH_SHARE, LINK_SHARE, MATMUL_SHARE
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -22,17 +21,14 @@ def as_json(plan: Plan) -> dict[str, Any]:
 
 
 def print_plan(plan: Plan, title: str, console: Console | None = None) -> None:
-    """Print four tables (run, memory, work, time), the advice, and the assumptions."""
+    """Print four tables (run, memory, work, time), the advice, and what was measured and what is assumed."""
     console = console or Console(soft_wrap=True)
     for table in (_run(plan, title), _memory(plan), _work(plan), _time(plan)):
         console.print(table)
     for line in plan.advice:
         console.print(f"knob: {line}", highlight=False)
-    console.print(
-        f"assumed, not measured: {MATMUL_SHARE:.0%} of the peak of matrix products, {BANDWIDTH_SHARE:.0%} of memory "
-        f"bandwidth, {LINK_SHARE:.0%} of links, a loader that keeps up, every item with an image", style="dim",
-        highlight=False,
-    )  # fmt: skip
+    for line in plan.shares.described():
+        console.print(line, style="dim", highlight=False)
 
 
 def _table(title: str, *headings: str) -> Table:

@@ -1,8 +1,8 @@
 """Step time and communication: a roofline over the kernels of a traced micro-batch.
 
 A kernel takes as long as its matrix products or its memory traffic, whichever is longer, at a fixed share of the data
-sheet's peak; a micro-step takes at least as long as the host needs to launch its kernels. The shares are assumptions,
-typical of eager PyTorch; they have not been compared with a measured GPU yet.
+sheet's peak; a micro-step takes at least as long as the host needs to launch its kernels. The shares are assumed, or
+were measured on a GPU (`mbsd.tools.plan.measured`).
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mbsd.tools.plan.gpus import Cluster, Gpu
+from mbsd.tools.plan.measured import Shares
 from mbsd.tools.plan.memory import FLOAT
 from mbsd.tools.plan.trace import Kernel
 
-MATMUL_SHARE, BANDWIDTH_SHARE, LINK_SHARE = 0.65, 0.8, 0.8
-LAUNCH = 8e-6  # seconds that the host needs to launch one kernel of eager PyTorch
 OPTIMIZER_WORDS = 10  # float32 words that LAMB reads and writes for each parameter, see mbsd.optim.fused
 
 
@@ -65,15 +64,15 @@ class StepWork:
     overlap: bool
 
 
-def compute_seconds(kernels: Sequence[Kernel], gpu: Gpu, *, half: bool) -> float:
+def compute_seconds(kernels: Sequence[Kernel], gpu: Gpu, shares: Shares, *, half: bool) -> float:
     """Seconds of one micro-batch's forward and backward; `half`: on the tensor cores, in fp16 or bf16."""
-    flops = (gpu.half_flops if half else gpu.single_flops) * MATMUL_SHARE
-    bandwidth = gpu.bandwidth * BANDWIDTH_SHARE
+    flops = (gpu.half_flops if half else gpu.single_flops) * shares.matmul
+    bandwidth = gpu.bandwidth * shares.bandwidth
     device = sum(max(kernel.flops / flops, kernel.bytes / bandwidth) for kernel in kernels)
-    return max(device, LAUNCH * len(kernels))
+    return max(device, shares.launch * len(kernels))
 
 
-def speed(kernels: Sequence[Kernel], cluster: Cluster, work: StepWork) -> Speed:
+def speed(kernels: Sequence[Kernel], cluster: Cluster, work: StepWork, shares: Shares) -> Speed:
     """Seconds of one optimizer step on all GPUs of the cluster.
 
     Gradients are all-reduced (DeepSpeed's multi-rank buckets): each GPU sends 2 (n - 1) / n of their bytes, under
@@ -89,15 +88,15 @@ def speed(kernels: Sequence[Kernel], cluster: Cluster, work: StepWork) -> Speed:
     ring = (world_size - 1) / world_size * work.trained * width
     reduce_bytes = 2 * ring * (work.accumulation if work.zero_stage == 2 else 1)
     gather_bytes = ring if work.zero_stage else 0.0
-    link = (min(cluster.network, gpu.nvlink) if cluster.nodes > 1 else gpu.nvlink) * LINK_SHARE
-    compute = work.accumulation * compute_seconds(kernels, gpu, half=work.half)
+    link = (min(cluster.network, gpu.nvlink) if cluster.nodes > 1 else gpu.nvlink) * shares.link
+    compute = work.accumulation * compute_seconds(kernels, gpu, shares, half=work.half)
     slice_size = work.trained / world_size if work.zero_stage else work.trained
     reduce = reduce_bytes / link
     # The backward is two thirds of the compute; the gradients of the first layers are ready only near its end.
     hidden = min(reduce, compute * 2 / 3) if work.overlap else 0.0
     return Speed(
         compute=compute,
-        optimizer=OPTIMIZER_WORDS * FLOAT * slice_size / (gpu.bandwidth * BANDWIDTH_SHARE),
+        optimizer=OPTIMIZER_WORDS * FLOAT * slice_size / (gpu.bandwidth * shares.lamb_bandwidth),
         reduce=reduce,
         gather=gather_bytes / link,
         exposed=reduce - hidden,
