@@ -32,10 +32,10 @@ def quiet_libraries() -> None:
     transformers.logging.disable_progress_bar()
 
 
-def markdown_of(table: Table) -> str:
-    """A rich table as lines of Markdown; its box is then Markdown's."""
+def markdown_of(table: Table, width: int = WIDTH) -> str:
+    """A rich table as lines of Markdown of at most `width` characters; its box is then Markdown's."""
     table.box = rich.box.MARKDOWN
-    page = Console(width=WIDTH, color_system=None)
+    page = Console(width=width, color_system=None)
     with page.capture() as captured:
         page.print(table)
     return "".join(f"{line.strip()}\n" for line in captured.get().splitlines() if line.strip())

@@ -50,7 +50,7 @@ def measure_device() -> dict[str, Any]:
         **dict.fromkeys(("matmul_share", "bandwidth_share", "launch_seconds")),
     }
     if found["computes"]:
-        kind = kind_of(properties.name, properties.total_memory)
+        kind = kind_of(properties.name)
         if kind is not None:
             found["matmul_share"] = _layer_flops(device, half) / GPUS[kind].half_flops
             found["bandwidth_share"] = _bandwidth(device) / GPUS[kind].bandwidth
@@ -58,11 +58,9 @@ def measure_device() -> dict[str, Any]:
     return found
 
 
-def kind_of(name: str, memory: int) -> str | None:
-    """The GPU of `mbsd plan` with this name and the nearest memory; None: no data sheet of it is known."""
-    words = name.replace("-", " ").split()
-    known = [key for key, gpu in GPUS.items() if gpu.name.split("-")[0] in words]
-    return min(known, key=lambda key: abs(GPUS[key].memory - memory), default=None)
+def kind_of(name: str) -> str | None:
+    """The GPU of `mbsd plan` that the driver gives this name; None: no data sheet of it is known."""
+    return next((key for key, gpu in GPUS.items() if name in gpu.device_names), None)
 
 
 def _computes(device: torch.device) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -14,12 +15,20 @@ from typing import Any
 
 from mbsd.tools.studies.commands import ROOT
 
-LAST_LINES = 3
+MESSAGE = re.compile(r"^(?:\[rank\d+\]: )?((?:\w+\.)*\w*Error: .*|error: .*)$", re.MULTILINE)
+LONGEST = 300  # characters of a reason
 LEAST = 5.0  # seconds below which nothing is started
 
 
 class NotMeasuredError(Exception):
     """A part could not be measured; the message is the reason that the report gives."""
+
+
+def _reason(log: str) -> str:
+    """The first error that a log names, else its last line."""
+    found = MESSAGE.search(log)
+    lines = [line for line in log.splitlines() if line.strip()]
+    return (found[1] if found else lines[-1].strip() if lines else "no message")[:LONGEST]
 
 
 @dataclass
@@ -80,6 +89,5 @@ class Place:
         if code is None:
             raise NotMeasuredError(f"killed after {seconds:.0f} s, its limit")
         if code:
-            lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            raise NotMeasuredError(f"exit code {code}: {' | '.join(lines[-LAST_LINES:]) or 'no message'}")
+            raise NotMeasuredError(f"exit code {code}: {_reason(log.read_text(errors='replace'))} (logs/{log.name})")
         return answer.read_text(errors="replace")

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from mbsd.io.console import markdown_of
 
+WIDTH = 900  # characters of a line: the longest reason and the longest command beside it
 NOT_MEASURED = "not measured"
 
 
@@ -22,6 +23,7 @@ def as_markdown(tree: dict[str, Any]) -> str:
         f"{tree['cuda']}; model of the runs and benches: {tree['model']}. "
         f"{sum(tree['seconds'].values()):.0f} s in all.",
         "",
+        "",
     ]
     claims = _table("claim", "page", "figure", "how", "remark")
     for figure in tree["figures"].values():
@@ -31,7 +33,7 @@ def as_markdown(tree: dict[str, Any]) -> str:
         commands.add_row(
             name, f"{found['seconds']}", "killed" if found["exit_code"] is None else f"{found['exit_code']}"
         )
-    return "\n".join(lines) + markdown_of(claims) + "\n" + markdown_of(commands)
+    return "\n".join(lines) + markdown_of(claims, WIDTH) + "\n" + markdown_of(commands)
 
 
 def _table(*headings: str) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,11 +48,13 @@ class Shop:
         items: of the synthetic catalogue.
         image_size: pixels of a picture's side.
         model: of MODELS.
+        decoder: as data.decoder.
     """
 
     items: int = 3000
     image_size: int = 224
     model: str = "base"
+    decoder: str = "auto"
 
     @property
     def micro_batches(self) -> Mapping[str, int]:
@@ -84,7 +87,8 @@ def write_settings(place: Place, shop: Shop, precision: str, stage: str) -> tupl
             "dir": str(place.out / "runs" / f"{precision}_{stage}"), "max_steps": STEPS, "log_every": LOG_EVERY,
             "validate_every": 0, "validate_samples": 256, "save_every": RESUME_AT,
         },
-        "data": {"catalog": str(place.out / "catalog"), "image_size": shop.image_size, "num_workers": 8},
+        "data": {"catalog": str(place.out / "catalog"), "image_size": shop.image_size, "decoder": shop.decoder,
+                 "num_workers": min(8, os.cpu_count() or 1)},
         "model": MODELS[shop.model],
     }  # fmt: skip
     if stage == "matching":
