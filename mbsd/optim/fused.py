@@ -41,8 +41,10 @@ class Operands:
 
 def step_counts(steps_P: list[int], bias_correction: bool, device: torch.device) -> list[Tensor]:
     """Return `Operands.steps_P`, filled on the device, so that nothing is copied from the host."""
-    # At step ∞ both bias corrections are 1.
-    counts = {n: torch.full((), n if bias_correction else math.inf, device=device) for n in set(steps_P)}
+    # The CUDA kernel reads four bytes as a float32 whatever the tensor holds. At step ∞ both bias corrections are 1.
+    counts = {
+        n: torch.full((), n if bias_correction else math.inf, dtype=torch.float32, device=device) for n in set(steps_P)
+    }
     return [counts[n] for n in steps_P]
 
 

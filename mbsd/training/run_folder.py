@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+import mbsd
 from mbsd.config.deepspeed import precision, zero_stage
 from mbsd.config.parse import dotted, to_yaml
 from mbsd.config.run import BaseConfig
@@ -65,5 +66,6 @@ def _plain(settings: Iterable[tuple[str, Any]]) -> dict[str, bool | int | float 
 
 def packages() -> dict[str, str]:
     """The versions that a run depends on."""
-    names = ("mbsd", "torch", "deepspeed", "transformers", "torchvision", "numpy")
-    return {name: importlib.metadata.version(name) for name in names}
+    names = ("torch", "deepspeed", "transformers", "torchvision", "numpy")
+    # This package may run from a checkout that is not installed.
+    return {"mbsd": mbsd.__version__} | {name: importlib.metadata.version(name) for name in names}

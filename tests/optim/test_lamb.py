@@ -68,6 +68,14 @@ def test_equals_the_textbook(device: str, adapt_excluded: bool) -> None:
     assert max(ratios.values()) > 3 * min(ratios.values())  # one ratio for all of them would have been seen
 
 
+@pytest.mark.parametrize("bias_correction", [True, False])
+def test_step_counts_are_what_the_gpu_kernel_reads(bias_correction: bool) -> None:
+    """CUDA's fused AdamW takes the bytes of a step count for a float32, and makes NaN of an int64."""
+    first, third, again = fused.step_counts([1, 3, 1], bias_correction, torch.device("cpu"))
+    assert {count.dtype for count in (first, third)} == {torch.float32} and again is first
+    assert [float(first), float(third)] == ([1.0, 3.0] if bias_correction else [math.inf] * 2)
+
+
 def one_step(weight: torch.Tensor, gradient: torch.Tensor, **settings: Any) -> torch.Tensor:
     p = nn.Parameter(weight.clone())
     p.grad = gradient.clone()

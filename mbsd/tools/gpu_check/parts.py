@@ -29,7 +29,7 @@ GPU_JSON = "gpu.json"
 def measure_tests(place: Place) -> dict[str, Figure]:
     """All tests marked gpu; a test that fails is a figure, not a failure of the check."""
     report = place.out / "gpu_tests.xml"
-    words = ("-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *gpu_test_files())
+    words = ("-m", "pytest", "-m", "gpu", "-q", "-n", 4, f"--junitxml={report}", *gpu_test_files())
     try:
         place.python("gpu_tests", *words, limit=240)
     except NotMeasuredError:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import statistics
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from mbsd.config.run_files import DONE
 from mbsd.io.files import replace_text
 from mbsd.tools.gpu_check.figures import RUNS, Figure
 from mbsd.tools.gpu_check.place import NotMeasuredError, Place
+from mbsd.tools.gpu_check.traces import KINDS, traced
 from mbsd.tools.studies.commands import ROOT
 
 STEPS, LOG_EVERY = 60, 10
 RESUME_AT = STEPS // 2
+TRACED = 3  # steps, all before the first log, which is left out of the medians
 LIMIT = 90.0  # seconds of a run
 MICRO_BATCH = {"masked": 128, "matching": 64}  # as the V100 JSONs have them
 DS_CONFIGS = {
@@ -30,6 +32,7 @@ DS_CONFIGS = {
     ("bf16", "masked"): "h100x8_stage1",
     ("bf16", "matching"): "h100x8_stage2",
 }
+Losses = dict[int, float]  # logged step -> loss
 RATES = ("samples_per_s", "mfu", "data_wait", "memory_gib")
 MODELS: dict[str, dict[str, Any]] = {
     "base": {"vocab_size": 4000},
@@ -85,7 +88,7 @@ def write_settings(place: Place, shop: Shop, precision: str, stage: str) -> tupl
         "stage": stage,
         "run": {
             "dir": str(place.out / "runs" / f"{precision}_{stage}"), "max_steps": STEPS, "log_every": LOG_EVERY,
-            "validate_every": 0, "validate_samples": 256, "save_every": RESUME_AT,
+            "validate_every": 0, "validate_samples": 256, "save_every": RESUME_AT, "profile": TRACED,
         },
         "data": {"catalog": str(place.out / "catalog"), "image_size": shop.image_size, "decoder": shop.decoder,
                  "num_workers": min(8, os.cpu_count() or 1)},
@@ -110,7 +113,7 @@ def measure_runs(place: Place, shop: Shop) -> dict[str, Figure]:
         try:
             lines = _train(place, shop, precision, stage, name)
         except NotMeasuredError as error:
-            kinds = (*RATES, "loss_first", "loss_last", "skipped_steps")
+            kinds = (*RATES, "loss_first", "loss_last", "skipped_steps", *KINDS)
             figures |= {f"{name}_{kind}": Figure(None, reason=str(error)) for kind in kinds}
             continue
         how = f"{STEPS} steps of launchers/pretrain.py, micro-batch {shop.micro_batches[stage]}"
@@ -121,48 +124,50 @@ def measure_runs(place: Place, shop: Shop) -> dict[str, Figure]:
         figures[f"{name}_loss_first"] = Figure(lines[0]["loss"], how)
         figures[f"{name}_loss_last"] = Figure(lines[-1]["loss"], how)
         figures[f"{name}_skipped_steps"] = Figure(lines[-1].get("skipped_steps", 0.0), how)
+        of_trace = traced(place.out / "runs" / name)
+        figures |= {f"{name}_{kind}": figure for kind, figure in of_trace.items()}
     return figures
 
 
 def measure_resume(place: Place, shop: Shop) -> dict[str, Figure]:
     """Losses of a run that is resumed in its middle, and of one that is repeated, against those of one left alone.
 
-    The largest relative deviation of a logged loss; 0: bit for bit, as far as losses are printed.
+    The largest relative deviation of a logged loss behind the middle; 0: bit for bit, as far as losses are logged.
+    Runs that do not need each other share the GPU: nothing is timed here.
     """
+    alone, exact = "bf16_masked", "bf16_masked_deterministic"
     deterministic = ("--run.deterministic", "true")
+    with ThreadPoolExecutor(3) as pool:
+
+        def start(name: str, *words: object) -> Future[Losses]:
+            return pool.submit(_losses, place, shop, name, *words)
+
+        def resumed(of: str, *words: object) -> Future[Losses]:
+            checkpoint = place.out / "runs" / of / "checkpoints" / name_of(RESUME_AT)
+            return start(f"{of}_resumed", "--run.resume", checkpoint, *words)
+
+        first, whole, again = start(alone), start(exact, *deterministic), start(f"{exact}_again", *deterministic)
+        wait([first, whole])
+        pairs = {
+            "resume_deviation": (resumed(alone), first),
+            "resume_deviation_deterministic": (resumed(exact, *deterministic), whole),
+            "repeat_deviation_deterministic": (again, whole),
+        }
+        return {name: _deviation(*pair) for name, pair in pairs.items()}
+
+
+def _deviation(one: Future[Losses], other: Future[Losses]) -> Figure:
     how = f"bf16 masked, steps {RESUME_AT + LOG_EVERY} to {STEPS}"
-    figures: dict[str, Figure] = {}
+    try:
+        found, expected = one.result(), other.result()
+    except NotMeasuredError as error:
+        return Figure(None, how, str(error))
+    steps = [step for step in expected if step > RESUME_AT]
+    return Figure(max(abs(found[step] - expected[step]) / abs(expected[step]) for step in steps), how)
 
-    def deviation(name: str, lines: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
-        by_step = {line["step"]: line["loss"] for line in others}
-        pairs = [(line["loss"], by_step[line["step"]]) for line in lines if line["step"] > RESUME_AT]
-        worst = max((abs(a - b) / abs(b) if b else math.inf) if a != b else 0.0 for a, b in pairs)
-        figures[name] = Figure(worst, how)
 
-    def attempt(name: str, run: str, *words: object) -> list[dict[str, Any]] | None:
-        try:
-            return _train(place, shop, "bf16", "masked", run, *words)
-        except NotMeasuredError as error:
-            figures[name] = Figure(None, how, str(error))
-            return None
-
-    for figure, first, words in (
-        ("resume_deviation", "bf16_masked", ()),
-        ("resume_deviation_deterministic", "bf16_masked_deterministic", deterministic),
-    ):
-        whole = attempt(figure, first, *words)
-        if whole is None:
-            continue
-        start = place.out / "runs" / first / "checkpoints" / name_of(RESUME_AT)
-        if not start.exists():
-            figures[figure] = Figure(None, how, f"{first} keeps no checkpoint of step {RESUME_AT}")
-            continue
-        resumed = attempt(figure, f"{first}_resumed", "--run.resume", start, *words)
-        if resumed is not None:
-            deviation(figure, resumed, whole)
-        if words and (again := attempt("repeat_deviation_deterministic", f"{first}_again", *words)) is not None:
-            deviation("repeat_deviation_deterministic", again, whole)
-    return figures
+def _losses(place: Place, shop: Shop, name: str, *words: object) -> Losses:
+    return {line["step"]: line["loss"] for line in _train(place, shop, "bf16", "masked", name, *words)}
 
 
 def _train(place: Place, shop: Shop, precision: str, stage: str, name: str, *words: object) -> list[dict[str, Any]]:
