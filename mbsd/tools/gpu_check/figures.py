@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 Value = float | int | bool | str
@@ -39,6 +40,13 @@ class Figure:
     value: Value | None
     how: str = ""
     reason: str = ""
+
+
+def measured(value: Value | None, how: str, reason: str = "") -> Figure:
+    """A figure; `reason` says why the value is None. A value that is no number, or infinite, is none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return Figure(None, how, f"it came out as {value}")
+    return Figure(value, how, reason if value is None else "")
 
 
 PLAN, GPU, INTERNALS, CATALOGUE = "docs/plan.md", "docs/gpu.md", "docs/internals.md", "docs/catalogue.md"

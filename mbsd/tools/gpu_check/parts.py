@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from mbsd.tools.gpu_check.figures import Figure, Value
+from mbsd.tools.gpu_check.figures import Figure, Value, measured
 from mbsd.tools.gpu_check.place import NotMeasuredError, Place
-from mbsd.tools.gpu_check.runs import Shop, write_settings
+from mbsd.tools.gpu_check.runs import Shop, mean_lengths, write_settings
 from mbsd.tools.plan.gpus import GPUS
 from mbsd.tools.studies.commands import ROOT
 
@@ -35,7 +34,7 @@ def measure_tests(place: Place) -> dict[str, Figure]:
     except NotMeasuredError:
         if not report.exists():  # pytest itself broke off; a failed test leaves its report
             raise
-    counts, failed = _count_tests(report)
+    counts, failed = count_tests(report)
     how = "pytest -m gpu" + (f"; failed: {', '.join(failed)}" if failed else "")
     return {f"gpu_tests_{name}": Figure(counts[name], how) for name in ("passed", "failed", "skipped")}
 
@@ -141,27 +140,35 @@ def measure_plan(place: Place, shop: Shop, kind: str | None, figures: dict[str, 
     """
     if kind is None:
         raise NotMeasuredError("no data sheet of this GPU is known")
+    title, query = mean_lengths(place, shop)
     found: dict[str, Figure] = {}
     for stage in ("masked", "matching"):
         settings, deepspeed = write_settings(place, shop, "bf16", stage)
         answer = place.out / f"plan_{stage}.json"
-        words = ("--config", settings, "--deepspeed_config", deepspeed, "--gpu", kind, "--gpus", 1, "--measured",
-                 place.out / GPU_JSON, "--json", answer, "--data.decoder", "torchvision")  # fmt: skip
+        words = ("--config", settings, "--deepspeed_config", deepspeed, "--gpu", kind, "--gpus", 1,
+                 "--title-tokens", title, "--query-tokens", query, "--measured", place.out / GPU_JSON,
+                 "--json", answer, "--data.decoder", "torchvision")  # fmt: skip
         try:
             place.python(f"plan_{stage}", "-m", "mbsd.cli.main", "plan", *words, limit=60)
         except NotMeasuredError as error:
             found |= {f"plan_{what}_{stage}": Figure(None, reason=str(error)) for what in ("memory", "time")}
             continue
         plan = json.loads(answer.read_text(encoding="utf-8"))
+        rate, waited, memory = (
+            figures[f"bf16_{stage}_{kind}"].value for kind in ("samples_per_s", "data_wait", "memory_gib")
+        )
         allocated = (plan["memory"]["total"] - plan["memory"]["reserve"]) / (1 << 30)
-        for what, predicted, measured in (
-            ("time", plan["samples_per_s"], figures[f"bf16_{stage}_samples_per_s"].value),
-            ("memory", allocated, figures[f"bf16_{stage}_memory_gib"].value),
-        ):
-            ratio = None if not isinstance(measured, float) else predicted / measured
-            ratio = 1 / ratio if ratio and what == "time" else ratio  # samples a second -> seconds
+        ratios = {
+            "time": rate / (1 - waited) / plan["samples_per_s"] if _number(rate) and _number(waited) else None,
+            "memory": allocated / memory if _number(memory) else None,
+        }
+        for what, ratio in ratios.items():
             found[f"plan_{what}_{stage}"] = _figure(ratio, ("plan", *words), "the bf16 run was not measured")
     return found
+
+
+def _number(value: Value | None) -> TypeGuard[float]:
+    return isinstance(value, float)
 
 
 def gpu_test_files() -> list[str]:
@@ -178,13 +185,13 @@ def _bench(place: Place, words: tuple[object, ...], *, limit: float) -> Any:
 
 
 def _figure(value: Value | None, words: tuple[object, ...], reason: str = "") -> Figure:
-    how = "mbsd bench " + " ".join(word.name if isinstance(word, Path) else str(word) for word in words)
-    if isinstance(value, float) and not math.isfinite(value):
-        return Figure(None, how, f"it came out as {value}")
-    return Figure(value, how, reason if value is None else "")
+    how = ("mbsd " if words[0] == "plan" else "mbsd bench ") + " ".join(
+        word.name if isinstance(word, Path) else str(word) for word in words
+    )
+    return measured(value, how, reason)
 
 
-def _count_tests(report: Path) -> tuple[dict[str, int], list[str]]:
+def count_tests(report: Path) -> tuple[dict[str, int], list[str]]:
     """Number of tests by result, and the names of those that failed, from pytest's JUnit file."""
     suite = next(ElementTree.parse(report).iter("testsuite"))
     total, failed, errors, skipped = (int(suite.attrib[key]) for key in ("tests", "failures", "errors", "skipped"))

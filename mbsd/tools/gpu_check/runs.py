@@ -16,7 +16,7 @@ import yaml
 from mbsd.checkpoint.store import name_of
 from mbsd.config.run_files import DONE
 from mbsd.io.files import replace_text
-from mbsd.tools.gpu_check.figures import RUNS, Figure
+from mbsd.tools.gpu_check.figures import RUNS, Figure, measured
 from mbsd.tools.gpu_check.place import NotMeasuredError, Place
 from mbsd.tools.gpu_check.traces import KINDS, traced
 from mbsd.tools.studies.commands import ROOT
@@ -120,9 +120,9 @@ def measure_runs(place: Place, shop: Shop) -> dict[str, Figure]:
         for kind in RATES:
             values = [line[kind] for line in lines[1:] if kind in line]
             reason = "" if values else "not in the run's metrics.jsonl"
-            figures[f"{name}_{kind}"] = Figure(statistics.median(values) if values else None, how, reason)
-        figures[f"{name}_loss_first"] = Figure(lines[0]["loss"], how)
-        figures[f"{name}_loss_last"] = Figure(lines[-1]["loss"], how)
+            figures[f"{name}_{kind}"] = measured(statistics.median(values) if values else None, how, reason)
+        figures[f"{name}_loss_first"] = measured(lines[0]["loss"], how)
+        figures[f"{name}_loss_last"] = measured(lines[-1]["loss"], how)
         figures[f"{name}_skipped_steps"] = Figure(lines[-1].get("skipped_steps", 0.0), how)
         of_trace = traced(place.out / "runs" / name)
         figures |= {f"{name}_{kind}": figure for kind, figure in of_trace.items()}
@@ -156,6 +156,28 @@ def measure_resume(place: Place, shop: Shop) -> dict[str, Figure]:
         return {name: _deviation(*pair) for name, pair in pairs.items()}
 
 
+def mean_lengths(place: Place, shop: Shop) -> tuple[int, int]:
+    """Mean tokens of titles and of queries, without specials, from the tokens of a sample of the bf16 runs.
+
+    Raises:
+        NotMeasuredError: one of them has not ended.
+    """
+    masked, matching = (_tokens(place, stage) for stage in ("masked", "matching"))
+    patches = (shop.image_size // 32) ** 2
+    title = masked - patches - 2  # [CLS] title [SEP] patches
+    # The views of matching: [CLS] query [SEP] title [SEP] patches, the same without patches, and without title.
+    query = (matching - 2 * patches - 2 * title - 8) / 3
+    return round(title), max(1, round(query))
+
+
+def _tokens(place: Place, stage: str) -> float:
+    folder = place.out / "runs" / f"bf16_{stage}"
+    if not (folder / DONE).exists():
+        raise NotMeasuredError(f"the bf16 {stage} run has not ended")
+    lines = _training_lines(folder)
+    return statistics.fmean(line["tokens_per_s"] / line["samples_per_s"] for line in lines)
+
+
 def _deviation(one: Future[Losses], other: Future[Losses]) -> Figure:
     how = f"bf16 masked, steps {RESUME_AT + LOG_EVERY} to {STEPS}"
     try:
@@ -163,7 +185,7 @@ def _deviation(one: Future[Losses], other: Future[Losses]) -> Figure:
     except NotMeasuredError as error:
         return Figure(None, how, str(error))
     steps = [step for step in expected if step > RESUME_AT]
-    return Figure(max(abs(found[step] - expected[step]) / abs(expected[step]) for step in steps), how)
+    return measured(max(abs(found[step] - expected[step]) / abs(expected[step]) for step in steps), how)
 
 
 def _losses(place: Place, shop: Shop, name: str, *words: object) -> Losses:
@@ -177,5 +199,9 @@ def _train(place: Place, shop: Shop, precision: str, stage: str, name: str, *wor
     if not (folder / DONE).exists():
         launcher = ("launchers/pretrain.py", "--config", settings, "--deepspeed_config", deepspeed)
         place.python(name, *launcher, "--run.dir", folder, *words, limit=LIMIT)
+    return _training_lines(folder)
+
+
+def _training_lines(folder: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [line for line in lines if "samples_per_s" in line]

@@ -1,4 +1,4 @@
-"""What a traced run asked of its GPU: host waits, pageable copies, kernels, from the trace that `run.profile` writes."""
+"""What a traced run asked of its GPU: host waits, pageable copies, kernels (the trace is `run.profile`'s)."""
 
 from __future__ import annotations
 
