@@ -111,11 +111,11 @@ def test_waits_copies_and_kernels_are_read_from_a_trace(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
-def test_a_device_that_computes_nothing_is_found_out(tmp_path: Path) -> None:
+def test_make_gpu_finds_out_a_device_that_computes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    words = ["-m", "tests.fake_cuda.run", "--capability", "90", "--", "python", "-m", "mbsd.cli.main", "bench", "gpu"]
-    words += ["--out", str(out), "--part", "device"]
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=ROOT)
+    words = [sys.executable, "-m", "tests.fake_cuda.run", "--capability", "90", "--"]
+    words += ["make", "gpu", f"GPU_OUT={out}", "PARTS=device", f"GPU_PYTHON={sys.executable}"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     tree = json.loads((out / "gpu.json").read_text())
     assert tree["gpu"]["capability"] == [9, 0] and list(tree["figures"]) == list(CLAIMS)

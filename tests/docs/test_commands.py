@@ -21,6 +21,7 @@ GRID = "tests/studies/test_studies.py::test_a_killed_grid_goes_on_and_names_the_
 RUN_BY = {
     "make demo": "tests/smoke/test_demo.py::test_the_demo",
     "make test": ".ci/run",
+    "make gpu": "tests/bench/test_gpu_check.py::test_make_gpu_finds_out_a_device_that_computes_nothing",
     "make check": ".ci/run",
     "make chaos": "tests/checkpoint/test_chaos.py::test_a_run_survives_twenty_kills",
     "mbsd catalog build": "tests/catalog/test_hostile.py::test_a_folder_of_hostile_files",
@@ -40,6 +41,7 @@ RUN_BY = {
     "mbsd bench checkpoint": "tests/bench/test_ranks.py::test_checkpoint",
     "mbsd bench loader": "tests/bench/test_loader.py::test_every_way_is_measured",
     "mbsd bench mining": "tests/bench/test_mining.py::test_the_command",
+    "mbsd bench gpu": "tests/bench/test_gpu_check.py::test_make_gpu_finds_out_a_device_that_computes_nothing",
     "mbsd bench latency": "tests/bench/test_latency.py::test_the_command",
     "mbsd bench step": "tests/bench/test_step.py::test_a_table_of_everything",
     "deepspeed launchers/pretrain.py": "tests/training/test_runs.py::test_two_ranks_learn_what_one_rank_learns",
