@@ -28,51 +28,25 @@ class AttentionPlan:
         lengths: tokens of each of the S sequences, on the host.
         offsets_S: int32 [S + 1], the sequences' first rows, of the type that the kernels read. With it they are one
             jagged tensor; torch takes the flash-attention kernel where the GPU has it (from sm_80, in fp16 and bf16),
-            else the memory-efficient one (V100, fp32).
-        pad_SL: int64; the packed row each cell of the padded [S, L] layout reads (cells past the end repeat a row).
-        unpad_T: int64; the cell of the flattened padded layout each packed row is read back from.
-        mask_S11L: bool; which cells are real tokens. Where all four are None, sequences are attended one by one.
+            else the memory-efficient one (V100, fp32). None: sequences are attended one by one.
     """
 
     lengths: tuple[int, ...]
     offsets_S: Tensor | None = None
-    pad_SL: Tensor | None = None
-    unpad_T: Tensor | None = None
-    mask_S11L: Tensor | None = None
 
     @classmethod
     def of(cls, views: Views) -> AttentionPlan:
         """The plan for the device the index plan lies on; asks the device for nothing.
 
-        On a CPU the sequences are attended one after the other, on a GPU all in one kernel; no cell is wasted. Other
-        devices (`mbsd plan` traces on meta) get rows that are padded in the attention alone.
+        On a CPU the sequences are attended one after the other, on a GPU all in one kernel; no cell is wasted. The meta
+        device gets the plan of a GPU.
         """
-        kind = views.source_T.device.type
-        if kind == "cpu":
-            return cls(views.lengths)
-        return cls.jagged(views) if kind == "cuda" else cls.padded(views)
+        return cls(views.lengths) if views.source_T.device.type == "cpu" else cls.jagged(views)
 
     @classmethod
     def jagged(cls, views: Views) -> AttentionPlan:
         """The plan that lays no cell out beside the tokens."""
         return cls(views.lengths, offsets_S=views.cu_seqlens)
-
-    @classmethod
-    def padded(cls, views: Views) -> AttentionPlan:
-        """The plan that pads inside the attention alone."""
-        device = views.source_T.device
-        longest, total = max(views.lengths), views.source_T.shape[0]
-        starts_S = views.cu_seqlens[:-1].long()
-        lengths_S = views.cu_seqlens[1:].long() - starts_S
-        column_L = torch.arange(longest, device=device)
-        mask_SL = column_L < lengths_S[:, None]
-        pad_SL = torch.where(mask_SL, starts_S[:, None] + column_L, starts_S[:, None])
-        row_T = torch.arange(total, device=device)
-        sequence_T = torch.repeat_interleave(
-            torch.arange(len(views.lengths), device=device), lengths_S, output_size=total
-        )
-        unpad_T = sequence_T * longest + row_T - starts_S[sequence_T]
-        return cls(views.lengths, None, pad_SL, unpad_T, mask_SL[:, None, None, :])
 
 
 def packed_attention(  # noqa: PLR0913 (transformers' AttentionInterface names the parameters)
@@ -105,13 +79,9 @@ def packed_attention(  # noqa: PLR0913 (transformers' AttentionInterface names t
         return out_BHLd.transpose(1, 2), None
     if plan.offsets_S is not None:
         return _jagged(query, key, value, plan, dropout, scaling), None
-    if plan.pad_SL is None or plan.unpad_T is None:
-        triples = zip(*(torch.split(tensor, list(plan.lengths), dim=2) for tensor in (query, key, value)), strict=True)
-        pieces = [_attend(q, k, v, dropout, scaling) for q, k, v in triples]
-        return torch.cat(pieces, dim=2).transpose(1, 2), None
-    q, k, v = (tensor[0].transpose(0, 1)[plan.pad_SL].transpose(1, 2) for tensor in (query, key, value))
-    out_SHLd = F.scaled_dot_product_attention(q, k, v, attn_mask=plan.mask_S11L, dropout_p=dropout, scale=scaling)
-    return out_SHLd.transpose(1, 2).flatten(0, 1)[plan.unpad_T][None], None
+    triples = zip(*(torch.split(tensor, list(plan.lengths), dim=2) for tensor in (query, key, value)), strict=True)
+    pieces = [_attend(q, k, v, dropout, scaling) for q, k, v in triples]
+    return torch.cat(pieces, dim=2).transpose(1, 2), None
 
 
 def _jagged(

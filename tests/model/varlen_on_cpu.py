@@ -39,7 +39,7 @@ class Draws(TorchFunctionMode):
 
     @staticmethod
     def kept(number: int, shape: Any, p: float) -> Tensor:
-        """0 or 1 / (1 - p) for each weight [heads, L, L] of the sequence with this number."""
+        """0 or 1 / (1 - p) for each weight [heads, L, L] of the sequence with this number; float32."""
         generator = torch.Generator().manual_seed(1000 + number)
         return (torch.rand(shape, generator=generator) >= p).float() / (1 - p)
 
@@ -89,7 +89,7 @@ class Kernels:
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         out, lse_HT, seed = self._forward((query[0], key[0], value[0]), (cu_q, cu_k), (max_q, max_k), p, scale)
         spans = list(pairwise(cu_q.tolist()))
-        lse_SHL = query.new_zeros(len(spans), query.shape[2], -(-max_q // 32) * 32 if with_sums else 0)
+        lse_SHL = torch.zeros(len(spans), query.shape[2], -(-max_q // 32) * 32 if with_sums else 0)
         if with_sums:
             for s, (begin, end) in enumerate(spans):
                 lse_SHL[s, :, : end - begin] = lse_HT[:, begin:end]
@@ -149,30 +149,30 @@ def check(triple: Triple, cu: tuple[Tensor, Tensor], longest: tuple[int, int]) -
 
 
 def forward(triple: Triple, run: Run) -> tuple[Tensor, Tensor]:
-    """softmax(q k' scale) v, and the logarithm of each softmax's sum."""
-    out, lse_HT = torch.empty(triple[0].shape), torch.empty(triple[0].shape[1], len(triple[0]))
+    """softmax(q k' scale) v in the inputs' precision, and the logarithm of each softmax's sum; all else in float32."""
+    out, lse_HT = torch.empty_like(triple[0]), torch.empty(triple[0].shape[1], len(triple[0]))
     for number, rows in run.sequences():
-        q, k, v = (x[rows].transpose(0, 1) for x in triple)
+        q, k, v = (x[rows].transpose(0, 1).float() for x in triple)
         scores = q @ k.transpose(1, 2) * run.scale
         lse_HT[:, rows] = scores.logsumexp(-1)
         weights = (scores - lse_HT[:, rows, None]).exp()
-        out[rows] = (weights * run.kept(number, weights) @ v).transpose(0, 1)
+        out[rows] = (weights * run.kept(number, weights) @ v).transpose(0, 1).to(out.dtype)
     return out, lse_HT
 
 
 def backward(grad: Tensor, triple: Triple, out: Tensor, lse_HT: Tensor, run: Run) -> Triple:
     """From the forward's output and sums alone, as the kernels do (FlashAttention, section 3.1 and appendix B)."""
-    grads = tuple(torch.full(x.shape, torch.nan) for x in triple)
+    d_query, d_key, d_value = (torch.full_like(x, torch.nan) for x in triple)
     for number, rows in run.sequences():
-        q, k, v, o, do = (x[rows].transpose(0, 1) for x in (*triple, out, grad))
+        q, k, v, o, do = (x[rows].transpose(0, 1).float() for x in (*triple, out, grad))
         weights = (q @ k.transpose(1, 2) * run.scale - lse_HT[:, rows, None]).exp()
         kept = run.kept(number, weights)
         through = do @ v.transpose(1, 2) * kept
         scores = weights * (through - (do * o).sum(-1, keepdim=True)) * run.scale
-        parts = (scores @ k, scores.transpose(1, 2) @ q, (weights * kept).transpose(1, 2) @ do)
-        for whole, part in zip(grads, parts, strict=True):
-            whole[rows] = part.transpose(0, 1)
-    return grads
+        d_query[rows] = (scores @ k).transpose(0, 1).to(grad.dtype)
+        d_key[rows] = (scores.transpose(1, 2) @ q).transpose(0, 1).to(grad.dtype)
+        d_value[rows] = ((weights * kept).transpose(1, 2) @ do).transpose(0, 1).to(grad.dtype)
+    return d_query, d_key, d_value
 
 
 @contextmanager

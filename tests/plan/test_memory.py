@@ -9,15 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from mbsd.config.data import DataConfig
 from mbsd.config.model import ModelConfig
 from mbsd.config.run import BaseConfig, PretrainConfig, RunConfig
+from mbsd.model.attention import AttentionPlan
+from mbsd.tools.plan.gpus import find_gpu
 from mbsd.tools.plan.memory import engine_memory
 from mbsd.tools.plan.shapes import Lengths, Shapes, stage_of
 from mbsd.tools.plan.trace import SavedBytes
+from tests.model.varlen_on_cpu import varlen_on_cpu
 from tests.ranks import call
 
+V100 = find_gpu("v100-32g")
 MICRO_BATCH, BUCKET = 4, 200_000
 # Ranks -> (ZeRO stage, precision, micro-steps, stage of pre-training, activation checkpointing).
 ENGINES = {
@@ -50,10 +55,8 @@ def live() -> int:
 def measure(rank: int, world_size: int) -> list[dict[str, Any]]:
     """What each engine of `ENGINES` predicts and holds on this rank."""
     from mbsd.config.deepspeed import DeepSpeedConfig
-    from mbsd.model.attention import AttentionPlan
     from mbsd.training.engine import build_engine
 
-    AttentionPlan.of = AttentionPlan.padded  # type: ignore[method-assign] # the layout of a GPU
     results = []
     for zero, precision, accumulation, stage, checkpointing in ENGINES[world_size]:
         ds: dict[str, Any] = {
@@ -65,11 +68,20 @@ def measure(rank: int, world_size: int) -> list[dict[str, Any]]:
         if precision == "bf16":
             ds["bf16"] = {"enabled": True}
         resolved = DeepSpeedConfig(ds).resolved(world_size, 10)
-        shapes = Shapes(small(stage, checkpointing), dtype, Lengths(30, 8))
+        shapes = Shapes(small(stage, checkpointing), dtype, Lengths(30, 8), V100.capability)
         predicted = dataclasses.asdict(engine_memory(shapes.objective, resolved, world_size))
         predicted["activations"] = shapes.trace(MICRO_BATCH).saved
-        results.append({"predicted": predicted, "measured": _run(shapes, build_engine, resolved, accumulation)})
+        with varlen_on_cpu("efficient"), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(F, "dropout", fused_dropout)
+            patch.setattr(AttentionPlan, "of", AttentionPlan.jagged)
+            measured = _run(shapes, build_engine, resolved, accumulation)
+        results.append({"predicted": predicted, "measured": measured})
     return results
+
+
+def fused_dropout(x: torch.Tensor, p: float, training: bool, inplace: bool) -> torch.Tensor:
+    """It keeps a byte for each element, as a GPU's kernel does; a CPU's keeps a number."""
+    return torch.native_dropout(x, p, training)[0] if p and training else x
 
 
 def _run(shapes: Shapes, build_engine: Any, resolved: dict[str, Any], accumulation: int) -> dict[str, int]:
@@ -77,7 +89,6 @@ def _run(shapes: Shapes, build_engine: Any, resolved: dict[str, Any], accumulati
     from mbsd.training.engine import lamb_of
 
     config = shapes.model_config
-    config.attention_probs_dropout_prob = 0.0  # with it, a CPU writes out what a GPU's kernel never does
     gc.collect()
     gc.freeze()
     objective = stage_of(shapes.config).outline(shapes.config, config)

@@ -76,10 +76,11 @@ def test_the_papers_setting(stage: str, tmp_path: Path) -> None:
     assert 0.1 < plan["mfu"] < 0.65
 
 
-def test_flops_are_those_of_the_kernels() -> None:
+@pytest.mark.parametrize("gpu", ["v100-32g", "h100-80g"])
+def test_flops_are_those_of_the_kernels(gpu: str) -> None:
     """The formula of a run's MFU against the operations of the traced step: all but heads and embeddings."""
     config, _ = parse(PretrainConfig, ["--config", "launchers/configs/stage2.yaml"], ds_default=DeepSpeedConfig({}))
-    shapes = Shapes(config, torch.float16, Lengths(30, 8))
+    shapes = Shapes(config, torch.float16, Lengths(30, 8), find_gpu(gpu).capability)
     assert shapes.trace(4).flops == pytest.approx(training_flops(shapes.model_config, shapes.batch(4)), rel=0.05)
 
 

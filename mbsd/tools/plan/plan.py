@@ -152,7 +152,7 @@ def make_plan(
     kind = precision(ds_config.tree)
     if kind == "bf16" and not gpu.bf16:
         raise UserError(f"bf16.enabled: a {gpu.name} has no bf16; use fp16 in DeepSpeed's JSON for it")
-    shapes = Shapes(config, DTYPES[kind], lengths)
+    shapes = Shapes(config, DTYPES[kind], lengths, gpu.capability)
     traces: dict[int, Trace] = {}
 
     def memory_of(micro_batch: int) -> Memory:
@@ -193,7 +193,7 @@ def make_plan(
     plan.advice.extend(_advice(plan))
     if not plan.fits and not config.model.activation_checkpointing:
         lean = dataclasses.replace(config, model=dataclasses.replace(config.model, activation_checkpointing=True))
-        saved = Shapes(lean, DTYPES[kind], lengths).trace(micro_batch).saved
+        saved = Shapes(lean, DTYPES[kind], lengths, gpu.capability).trace(micro_batch).saved
         plan.advice.append(
             f"model.activation_checkpointing=true keeps {saved / GIB:.2f} GiB of activations instead of "
             f"{memory.activations / GIB:.2f}, for about a third more compute"
