@@ -111,7 +111,7 @@ def _launch_seconds(device: torch.device, dtype: torch.dtype) -> float:
     waits for the host, over its kernels as a plan counts them.
     """
     settings = PretrainConfig(RunConfig("", max_steps=1), DataConfig("", image_size=64), NARROW)
-    shapes = Shapes(settings, dtype, Lengths(30, 8))
+    shapes = Shapes(settings, dtype, Lengths(30, 8), torch.cuda.get_device_capability(device))
     objective: Any = find_stage(settings.stage).outline(settings, shapes.model_config)
     objective.to(device, dtype).train()
     batch = shapes.batch(4)
