@@ -26,7 +26,7 @@ PAGEABLE = Counter({f"cudaMemcpyAsync < {UTILS}:mask_nan_or_inf_with_val_inplace
 Steps = dict[str, dict[str, Part]]
 PRECISIONS = pytest.mark.parametrize("precision", ["fp16", "bf16"])
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
-# The attention kernels by part of their names: memory-efficient attention made for the V100, flash attention from sm_80.
+# Part of the attention kernels' names: memory-efficient attention made for the V100, flash attention from sm_80.
 FORWARD = {"fp16": "fmha_cutlassF_f16_aligned_64x64_rf_sm70", "bf16": "13pytorch_flash16flash_fwd_kernel"}
 BACKWARD = {"fp16": "fmha_cutlassB_f16_aligned_64x64_k32_dropout_sm70",
             "bf16": "13pytorch_flash44flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel"}  # fmt: skip
