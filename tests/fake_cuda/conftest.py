@@ -12,7 +12,7 @@ from tests.conftest import Shop
 from tests.fake_cuda.build import build, why_not
 from tests.fake_cuda.forked import Process, Result, write_plan
 from tests.fake_cuda.launchers import LOCAL_RANK, VALIDATIONS, Launches, all_visible, on_places, one_per_task
-from tests.fake_cuda.recorder import Part
+from tests.fake_cuda.recorder import Part, read
 from tests.fake_cuda.run import environment
 from tests.ranks import ROOT
 
@@ -45,17 +45,30 @@ def steps(fake_cuda: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 @pytest.fixture(scope="session")
+def asked(fake_cuda: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Part]:
+    """Name of a part → what `asks.py` asked of a V100 of two, started as a user starts a command on the device."""
+    folder = tmp_path_factory.mktemp("asked")
+    words = ["--capability", "70", "--devices", "2", "--log", str(folder / "log"), "--library", str(fake_cuda)]
+    command = [sys.executable, "-m", "tests.fake_cuda.run", *words, "--", "python", "-m", "tests.fake_cuda.asks"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    (parts,) = read(folder / "log").values()
+    return {part.name: part for part in parts}
+
+
+@pytest.fixture(scope="session")
 def launched(fake_cuda: Path, shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Result]]:
     """Name of a run → what each of its ranks did: stages, fine-tuning and evaluation through their launchers.
 
-    fp16 …: one rank on a V100 that sees all of eight; bf16 …: two ranks, each with an H100 that is the only one it sees.
+    fp16 …: one rank on a V100 that sees all of eight; bf16 …: two ranks, each of which sees an H100 of its own alone;
+    refused: bf16 on a V100.
     """
     folder = tmp_path_factory.mktemp("launched")
     starts: dict[str, list[Process]] = {}
     for precision, places in (("fp16", [all_visible(LOCAL_RANK)]), ("bf16", one_per_task(2))):
         (folder / precision).mkdir()
         of = Launches(folder / precision, shop, precision, len(places))
-        validations = VALIDATIONS if precision == "fp16" else 2
+        validations = VALIDATIONS if precision == "fp16" else 5
         series = {
             "masked": of.stage_1(6), "matching": of.stage_2(validations), "finetune": of.finetune(6),
             "evaluate": of.evaluate(),
@@ -63,6 +76,9 @@ def launched(fake_cuda: Path, shop: Shop, tmp_path_factory: pytest.TempPathFacto
         places = [{**place, "FAKE_CUDA_CAPABILITY": CAPABILITY[precision]} for place in places]
         for name, words in series.items():
             starts[f"{precision} {name}"] = on_places(words, folder / f"{precision}_{name}", places)
+    (folder / "refused").mkdir()
+    words = Launches(folder / "refused", shop, "bf16", 1).stage_1(6)
+    starts["refused"] = on_places(words, folder / "record_refused", [all_visible(LOCAL_RANK)])
     run_plan(fake_cuda, folder, list(starts.values()))
     return {name: [Result.of(process) for process in start] for name, start in starts.items()}
 
