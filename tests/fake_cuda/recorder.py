@@ -86,7 +86,7 @@ class Part:
 def read(log: Path) -> dict[int, list[Part]]:
     """Process → what it recorded, cut at its marks; of `log`.<process>."""
     found = {}
-    for path in sorted(log.parent.glob(f"{log.name}.*")):
+    for path in sorted(log.parent.glob(f"{log.name}.[0-9]*")):
         found[int(path.suffix[1:])] = parts(events(path.read_text(errors="replace").splitlines()))
     return found
 

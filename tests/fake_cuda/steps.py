@@ -1,4 +1,4 @@
-"""Run on the fake device: training steps of both stages and of fine-tuning, with marks in the record between their parts.
+"""Run on the fake device: training steps of both stages and of fine-tuning, with marks between their parts.
 
     python -m tests.fake_cuda.run --capability 70 --log LOG -- python -m tests.fake_cuda.steps fp16
 

@@ -4,15 +4,23 @@ import ctypes
 import faulthandler
 import signal
 
-import answers
-import wrapt
-
 STACK = signal.SIGRTMIN + 7  # nobody else's
 
 _device = ctypes.CDLL(None)
-if hasattr(_device, "fake_cuda_file"):
+
+
+def record_stacks() -> None:
+    """Have this process write Python's stack to its record; a forked process has to ask anew."""
     if _device.fake_cuda_file() >= 0:
         faulthandler.register(STACK, file=_device.fake_cuda_file(), all_threads=False)
         _device.fake_cuda_stacks_by(int(STACK))
-    for _module, _answer in answers.ANSWERS.items():
+
+
+if hasattr(_device, "fake_cuda_file"):
+    import wrapt
+
+    from tests.fake_cuda.answers import ANSWERS
+
+    record_stacks()
+    for _module, _answer in ANSWERS.items():
         wrapt.register_post_import_hook(_answer, _module)

@@ -1,0 +1,87 @@
+"""Whole launchers as on V100s (fp16) and H100s (bf16), under both layouts of visible devices."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.fake_cuda.expected import (
+    BACKWARD,
+    FLOAT32,
+    FORWARD,
+    PAGEABLE,
+    SOFTMAX,
+    waits_in_backward,
+    waits_in_step,
+)
+from tests.fake_cuda.forked import Result
+from tests.fake_cuda.launchers import LOCAL_RANK, VALIDATIONS
+
+Launched = dict[str, list[Result]]
+TRAINED = ("masked", "matching", "finetune")
+EVERY = pytest.mark.parametrize("name", [f"{p} {kind}" for p in ("fp16", "bf16") for kind in (*TRAINED, "evaluate")])
+EVERY_TRAINED = pytest.mark.parametrize("name", [f"{p} {kind}" for p in ("fp16", "bf16") for kind in TRAINED])
+
+
+@EVERY
+def test_ends_well(launched: Launched, name: str) -> None:
+    for result in launched[name]:
+        assert result.code == 0, result.printed[-3000:]
+        assert [str(event) for event in result.of_kind("refused", "peer", "unsupported")] == []
+
+
+@EVERY
+def test_contexts_on_its_own_device_alone(launched: Launched, name: str) -> None:
+    """With one visible GPU that is number 0, whatever SLURM_LOCALID says."""
+    own = LOCAL_RANK if name.startswith("fp16") else 0
+    for result in launched[name]:
+        assert [event.device for event in result.of_kind("context")] == [own], "\n".join(
+            str(event) for event in result.of_kind("context")
+        )
+
+
+@EVERY_TRAINED
+def test_nccl_is_given_memory_of_the_device(launched: Launched, name: str) -> None:
+    for result in launched[name]:
+        collectives = result.of_kind("nccl")
+        assert {event.values["ranks"] for event in collectives if event.name == "init"} == {str(len(launched[name]))}
+        assert {event.name for event in collectives} >= {"all_reduce", "all_gather"}
+        assert {event.values["host"] for event in collectives if event.name != "init"} == {"0"}
+
+
+@EVERY_TRAINED
+def test_a_step_of_the_loop_waits_where_deepspeed_does(launched: Launched, name: str) -> None:
+    """Of all threads: what prepares the next batch waits for nothing, and copies from pinned memory."""
+    expected = waits_in_backward(*name.split()) + waits_in_step(name.split()[0])
+    for result in launched[name]:
+        later = result.named("train_step")[3:]
+        assert later
+        for part in later:
+            assert part.asked("wait") == expected, part.name
+            assert part.asked("pageable") == PAGEABLE, part.name
+
+
+@EVERY
+def test_attention_kernels(launched: Launched, name: str) -> None:
+    """A trained model is evaluated in float32, for which torch has memory-efficient attention alone."""
+    precision, _, kind = name.partition(" ")
+    expected = {FLOAT32[precision]} if kind == "evaluate" else {FORWARD[precision], BACKWARD[precision]}
+    for result in launched[name]:
+        kernels = {kernel for part in result.parts for kernel in part.kernels()}
+        assert {part for part in expected if any(part in kernel for kernel in kernels)} == expected
+        assert [kernel for kernel in kernels if SOFTMAX.search(kernel)] == []
+
+
+def test_bf16_on_a_v100_is_refused_at_the_start(launched: Launched) -> None:
+    """Its attention would be written out in products, and ask the device for every length in every layer."""
+    (result,) = launched["refused"]
+    (error,) = [line for line in result.printed.splitlines() if line.startswith("error")]
+    assert result.code == 2 and "bf16" in error and "V100" in error
+    assert result.named("train_step") == [] and sum(sum(part.kernels().values()) for part in result.parts) < 10
+
+
+def test_memory_is_flat_over_validations(launched: Launched) -> None:
+    """torch's allocator takes no more from the device after the first few of thirty validations."""
+    (result,) = launched["fp16 matching"]
+    held = [part.memory()[LOCAL_RANK] for part in result.named("validate")]
+    assert len(held) == VALIDATIONS and held[0] > 0
+    assert set(held[4:]) == {held[3]}, held
