@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mbsd.config.deepspeed import BatchSizes, DeepSpeedConfig
+from mbsd.config.deepspeed import BatchSizes, DeepSpeedConfig, precision
 from mbsd.config.run import BaseConfig
 from mbsd.config.run_files import DONE
 from mbsd.io.console import quiet_libraries, say
-from mbsd.parallel.world import World, on_rank_zero, process_group
+from mbsd.parallel.devices import rank_facts, refuse_precision
+from mbsd.parallel.world import World, on_rank_zero, process_group, same_on_every_rank
 from mbsd.training.preempt import Stop, StopRequests, stop_requests
 from mbsd.training.watchdog import Watchdog
 
@@ -114,7 +115,11 @@ class Run:
 
 @contextmanager
 def open_run(config: BaseConfig, ds_config: DeepSpeedConfig) -> Iterator[Run]:
-    """Join the process group, watch over this rank and take signals, for the time of a run."""
+    """Join the process group, watch over this rank and take signals, for the time of a run.
+
+    Raises:
+        UserError: a rank's device does not compute in the precision of DeepSpeed's JSON.
+    """
     quiet_libraries()
     folder = Path(config.run.dir)
     patience = max(MIN_PATIENCE, 2 * config.run.timeout)  # a hanging rank's own watchdog reports more: it ends first
@@ -123,4 +128,6 @@ def open_run(config: BaseConfig, ds_config: DeepSpeedConfig) -> Iterator[Run]:
         Watchdog(folder, world.rank, config.run.timeout) as watchdog,
         stop_requests(patience) as requests,
     ):
+        with same_on_every_rank():
+            refuse_precision(precision(ds_config.tree), world.precisions, rank_facts(world.device).device)
         yield Run(config, ds_config, world, watchdog, requests, on_rank_zero((folder / DONE).exists))
