@@ -6,6 +6,7 @@ per token and needs no change for packed input.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ from transformers import AttentionInterface
 from mbsd.batch import Views
 
 PACKED = "mbsd_packed"
+# Whoever makes a jagged tensor is warned by torch 2.10 of a question that torch asks itself.
+logging.getLogger("torch.fx._symbolic_trace").addFilter(lambda record: "is_fx_tracing" not in record.getMessage())
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,7 @@ def test_a_plan_needs_no_deepspeed() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
+    assert "is_fx_tracing" not in done.stderr  # torch warns of it where jagged tensors are made, as on a GPU
     assert done.stdout.count("fullest moment") == 2 and done.stdout.splitlines()[-1] == "[]"
 
 
