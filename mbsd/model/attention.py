@@ -6,21 +6,21 @@ per token and needs no change for packed input.
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nested import nested_tensor_from_jagged
 from transformers import AttentionInterface
 
 from mbsd.batch import Views
 
 PACKED = "mbsd_packed"
-# Whoever makes a jagged tensor is warned by torch 2.10 of a question that torch asks itself.
-logging.getLogger("torch.fx._symbolic_trace").addFilter(lambda record: "is_fx_tracing" not in record.getMessage())
+_META_GPU: ContextVar[tuple[int, int]] = ContextVar("compute capability that the meta device has", default=(9, 0))
 
 
 @dataclass(frozen=True)
@@ -29,27 +29,52 @@ class AttentionPlan:
 
     Attributes:
         lengths: tokens of each of the S sequences, on the host.
-        offsets_S: int32 [S + 1], the sequences' first rows, of the type that the kernels read. With it they are one
-            jagged tensor; torch takes the flash-attention kernel where the GPU has it (from sm_80, in fp16 and bf16),
-            else the memory-efficient one (V100, fp32). None: sequences are attended one by one.
+        offsets_S: int32 [S + 1], the sequences' first rows, of the type that the kernels read. With it all sequences
+            are attended in one kernel; None: one by one.
+        capability: CUDA's compute capability of the GPU, which decides the kernel (`runs_flash`).
     """
 
     lengths: tuple[int, ...]
     offsets_S: Tensor | None = None
+    capability: tuple[int, int] = (0, 0)
 
     @classmethod
     def of(cls, views: Views) -> AttentionPlan:
         """The plan for the device the index plan lies on; asks the device for nothing.
 
         On a CPU the sequences are attended one after the other, on a GPU all in one kernel; no cell is wasted. The meta
-        device gets the plan of a GPU.
+        device stands for a GPU (`meta_device_as`).
         """
-        return cls(views.lengths) if views.source_T.device.type == "cpu" else cls.jagged(views)
+        device = views.source_T.device
+        if device.type == "cpu":
+            return cls(views.lengths)
+        return cls.at_once(
+            views, torch.cuda.get_device_capability(device) if device.type == "cuda" else _META_GPU.get()
+        )
 
     @classmethod
-    def jagged(cls, views: Views) -> AttentionPlan:
-        """The plan that lays no cell out beside the tokens."""
-        return cls(views.lengths, offsets_S=views.cu_seqlens)
+    def at_once(cls, views: Views, capability: tuple[int, int]) -> AttentionPlan:
+        """The plan that attends all sequences in one kernel, and lays no cell out beside the tokens."""
+        return cls(views.lengths, views.cu_seqlens, capability)
+
+
+@contextmanager
+def meta_device_as(capability: tuple[int, int]) -> Iterator[None]:
+    """Inside the block, attention on the meta device is that of a GPU of this compute capability."""
+    token = _META_GPU.set(capability)
+    try:
+        yield
+    finally:
+        _META_GPU.reset(token)
+
+
+def runs_flash(capability: tuple[int, int], dtype: torch.dtype, head_size: int) -> bool:
+    """Whether the GPU has the flash kernel for it: in half precision, from sm_80, with heads of 8, 16, … 256.
+
+    Everywhere else the memory-efficient kernel attends (ATen's sdp_utils.cpp).
+    """
+    half = dtype in (torch.float16, torch.bfloat16)
+    return half and capability >= (8, 0) and head_size % 8 == 0 and head_size <= 256
 
 
 def packed_attention(  # noqa: PLR0913 (transformers' AttentionInterface names the parameters)
@@ -81,27 +106,33 @@ def packed_attention(  # noqa: PLR0913 (transformers' AttentionInterface names t
         )
         return out_BHLd.transpose(1, 2), None
     if plan.offsets_S is not None:
-        return _jagged(query, key, value, plan, dropout, scaling), None
+        return _at_once(query, key, value, plan, dropout, scaling), None
     triples = zip(*(torch.split(tensor, list(plan.lengths), dim=2) for tensor in (query, key, value)), strict=True)
     pieces = [_attend(q, k, v, dropout, scaling) for q, k, v in triples]
     return torch.cat(pieces, dim=2).transpose(1, 2), None
 
 
-def _jagged(
+def _at_once(
     query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, dropout: float, scaling: float | None
 ) -> Tensor:
-    """All sequences in one call. Their shortest and longest come from the host, or torch would ask the device."""
-    assert plan.offsets_S is not None
-    shortest, longest = min(plan.lengths), max(plan.lengths)
-    q, k, v = (
-        nested_tensor_from_jagged(
-            tensor[0].transpose(0, 1), plan.offsets_S, min_seqlen=shortest, max_seqlen=longest
-        ).transpose(1, 2)
-        for tensor in (query, key, value)
-    )
-    out: Tensor = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
-    rows: Tensor = out.transpose(1, 2).values()
-    return rows[None]
+    """All sequences in one kernel, which draws dropout's mask itself; [1, T, H, head size].
+
+    These are the operators that `scaled_dot_product_attention` of jagged tensors ends in. Its own way there is Python
+    that takes the host milliseconds a layer: more than the GPU needs for the layer.
+    """
+    starts_S, longest = plan.offsets_S, max(plan.lengths)
+    rows = [tensor.transpose(1, 2) for tensor in (query, key, value)]
+    if runs_flash(plan.capability, query.dtype, query.shape[-1]):
+        q, k, v = (tensor[0] for tensor in rows)
+        out_THd: Tensor = torch.ops.aten._flash_attention_forward(
+            q, k, v, starts_S, starts_S, longest, longest, dropout, False, False, scale=scaling
+        )[0]
+        return out_THd[None]
+    with_sums = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in rows)  # the backward reads them
+    out: Tensor = torch.ops.aten._efficient_attention_forward(
+        *rows, None, starts_S, starts_S, longest, longest, dropout, 0, with_sums, scale=scaling
+    )[0]
+    return out
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, dropout: float, scaling: float | None) -> Tensor:

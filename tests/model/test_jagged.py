@@ -71,16 +71,13 @@ def loss_and_gradients(objective: Objective, batch: Batch) -> tuple[Tensor, Weig
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("kernel", ["flash", "efficient"])
 @pytest.mark.parametrize("stage", ["masked", "matching"])
-def test_one_call_for_all_sequences_trains_as_one_for_each(
-    stage: str, kernel: str, dropout: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_call_for_all_sequences_trains_as_one_for_each(stage: str, kernel: str, dropout: float) -> None:
     objective, batch = training(stage, dropout)
     assert AttentionPlan.of(batch.views).offsets_S is None
     with Draws() as draws:
         expected, expected_gradients = loss_and_gradients(objective, batch)
     assert draws.count == (LAYERS * len(batch.views.lengths) if dropout else 0)
 
-    monkeypatch.setattr(AttentionPlan, "of", AttentionPlan.jagged)
     with varlen_on_cpu(kernel) as kernels:
         found, gradients = loss_and_gradients(objective, batch)
     assert kernels.calls == ["forward"] * LAYERS + [f"{kernel} backward"] * LAYERS

@@ -1,8 +1,8 @@
 """torch's attention kernels for jagged tensors on a CPU, which has none: written out one sequence after the other.
 
 A GPU runs attention over sequences of many lengths in one kernel, flash or memory-efficient. Inside `varlen_on_cpu`
-the CPU has both, forward and backward, behind the very operators that `scaled_dot_product_attention` of a jagged tensor
-and its autograd call. So everything about the jagged path runs with numbers here, except the GPU's own arithmetic.
+the CPU has both, forward and backward, behind the very operators that the model
+and its autograd call. So everything about that path runs with numbers here, except the GPU's own arithmetic.
 What the kernels take for granted they check.
 """
 
@@ -16,12 +16,14 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nested._internal.sdpa as jagged_sdpa
 import torch.nn.functional as F
 from torch import Tensor
 from torch.library import _scoped_library
-from torch.nn.attention import SDPBackend
 from torch.overrides import TorchFunctionMode
+
+from mbsd.batch import Views
+from mbsd.model import attention
+from mbsd.model.attention import AttentionPlan
 
 Triple = tuple[Tensor, Tensor, Tensor]
 
@@ -177,12 +179,16 @@ def backward(grad: Tensor, triple: Triple, out: Tensor, lse_HT: Tensor, run: Run
 
 @contextmanager
 def varlen_on_cpu(kernel: str) -> Iterator[Kernels]:
-    """The CPU has both kernels, and jagged attention takes `kernel`, "flash" or "efficient"; nothing of it is left."""
+    """The CPU has both kernels and attends as a GPU does that takes `kernel`, "flash" or "efficient"; nothing stays."""
     kernels = Kernels()
-    choice = {"flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION}[kernel]
+
+    def of(views: Views) -> AttentionPlan:
+        return AttentionPlan.at_once(views, (9, 0))
+
     with _scoped_library("aten", "IMPL") as library, pytest.MonkeyPatch.context() as patch:
         for name in ("flash", "efficient"):
             library.impl(f"_{name}_attention_forward", getattr(kernels, f"{name}_forward"), "CPU")
             library.impl(f"_{name}_attention_backward", getattr(kernels, f"{name}_backward"), "CPU")
-        patch.setattr(jagged_sdpa, "_select_sdp_backend", lambda *_, **__: choice)
+        patch.setattr(attention, "runs_flash", lambda *_: kernel == "flash")
+        patch.setattr(AttentionPlan, "of", of)
         yield kernels

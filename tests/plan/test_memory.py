@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from mbsd.config.data import DataConfig
 from mbsd.config.model import ModelConfig
 from mbsd.config.run import BaseConfig, PretrainConfig, RunConfig
-from mbsd.model.attention import AttentionPlan
 from mbsd.tools.plan.gpus import find_gpu
 from mbsd.tools.plan.memory import engine_memory
 from mbsd.tools.plan.shapes import Lengths, Shapes, stage_of
@@ -73,7 +72,6 @@ def measure(rank: int, world_size: int) -> list[dict[str, Any]]:
         predicted["activations"] = shapes.trace(MICRO_BATCH).saved
         with varlen_on_cpu("efficient"), pytest.MonkeyPatch.context() as patch:
             patch.setattr(F, "dropout", fused_dropout)
-            patch.setattr(AttentionPlan, "of", AttentionPlan.jagged)
             measured = _run(shapes, build_engine, resolved, accumulation)
         results.append({"predicted": predicted, "measured": measured})
     return results

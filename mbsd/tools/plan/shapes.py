@@ -20,6 +20,7 @@ from mbsd.data.samples import CatalogSamples, TableSamples
 from mbsd.data.spec import Masked
 from mbsd.data.views import TextTokens, pack
 from mbsd.errors import UserError
+from mbsd.model.attention import meta_device_as
 from mbsd.model.config import BackboneConfig
 from mbsd.model.execution import checkpoint_layers
 from mbsd.model.fresh import fresh_config
@@ -27,7 +28,7 @@ from mbsd.model.mbsd import MbsdConfig
 from mbsd.stages.registry import find_stage
 from mbsd.stages.stage import Objective, Stage
 from mbsd.tasks.stage import task_stage
-from mbsd.tools.plan.trace import Attention, Trace, trace_step
+from mbsd.tools.plan.trace import Trace, trace_step
 
 SPREAD = 0.25  # titles and queries are this much shorter to this much longer than their mean
 
@@ -67,7 +68,7 @@ class Shapes:
     def __init__(self, config: BaseConfig, dtype: torch.dtype, lengths: Lengths, capability: tuple[int, int]) -> None:
         self.config, self.lengths = config, lengths
         self.model_config, self.source = _model_config(config)
-        self.flash = runs_flash(capability, dtype, self.model_config)
+        self.capability = capability
         stage = stage_of(config)
         self.needs = stage.needs(config)
         with torch.device("meta"):
@@ -108,8 +109,8 @@ class Shapes:
         """Of one forward and backward of a micro-batch, laid out as a GPU lays it out."""
         batch = self.batch(micro_batch).to("meta")
         self.objective.train()
-        attention = Attention(batch.views.lengths, self.flash)
-        return trace_step(self.objective, lambda: _loss(self.objective, batch), attention)
+        with meta_device_as(self.capability):
+            return trace_step(self.objective, lambda: _loss(self.objective, batch), batch.views.lengths)
 
     def _text(self, n: int, of: int) -> TextTokens:
         """The n-th of evenly spread lengths, cut as the loader cuts them."""
@@ -132,15 +133,6 @@ class Shapes:
         chosen = round(masking.mpm_probability * patches)
         index_K, index_Q, source = (torch.zeros(n, dtype=torch.int64) for n in (words, chosen, patches))
         return Masks(index_K, index_K.clone(), source, index_Q, index_Q.clone())
-
-
-def runs_flash(capability: tuple[int, int], dtype: torch.dtype, config: BackboneConfig) -> bool:
-    """Whether torch attends with its flash kernel: in half precision, from sm_80, with heads of 8, 16, … 256.
-
-    Everywhere else it takes the memory-efficient kernel (`torch.nested._internal.sdpa`, ATen's sdp_utils.cpp).
-    """
-    width = config.hidden_size // config.num_attention_heads
-    return capability >= (8, 0) and dtype in (torch.float16, torch.bfloat16) and width % 8 == 0 and width <= 256
 
 
 def num_samples(config: BaseConfig) -> int | None:
