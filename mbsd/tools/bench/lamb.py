@@ -8,6 +8,7 @@ median over turns of ratios within a turn.
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -231,6 +232,8 @@ def _has_fused_lamb(world: World) -> bool:
     """Whether this machine has DeepSpeed's CUDA kernel or can compile it; if not, DeepSpeed prints the reason."""
     from deepspeed.ops.op_builder import FusedLambBuilder
 
+    if world.device.type == "cuda":  # for this GPU; DeepSpeed 0.19 cannot read an architecture with a letter, as 9.0a
+        os.environ["TORCH_CUDA_ARCH_LIST"] = "{}.{}".format(*torch.cuda.get_device_capability(world.device))
     return world.device.type == "cuda" and bool(FusedLambBuilder().is_compatible(verbose=True))
 
 

@@ -17,7 +17,7 @@ from mbsd.tools.gpu_check import parts
 from mbsd.tools.gpu_check.figures import CLAIMS, Figure
 from mbsd.tools.gpu_check.place import NotMeasuredError, Place
 from mbsd.tools.gpu_check.report import as_markdown
-from mbsd.tools.gpu_check.runs import MODELS, Shop, draw_shop, measure_resume, measure_runs
+from mbsd.tools.gpu_check.runs import MODELS, Shop, draw_shop, measure_resume, measure_runs, measure_traces
 from mbsd.tools.studies.commands import refuse_without_launchers
 
 GPU_MD = "gpu.md"
@@ -45,15 +45,16 @@ class Check:
 # Part -> its figures (their names begin so), in the order in which they are measured.
 PARTS: dict[str, tuple[str, ...]] = {
     "device": ("computes", "architecture", *OWN),
-    "tests": ("gpu_tests_",),
     "runs": ("fp16_", "bf16_"),
+    "traces": ("trace_",),
     "resume": ("resume_", "repeat_"),
+    "tests": ("gpu_tests_",),
     "step": ("step_",),
     "lamb": ("lamb_", "fused_lamb_"),
-    "loader": ("dali_", "torchvision_", "loader_"),
-    "latency": ("latency_",),
-    "plan": ("plan_",),
     "sanitizer": ("sanitizer_",),
+    "loader": ("dali_", "torchvision_", "loader_"),
+    "plan": ("plan_",),
+    "latency": ("latency_",),
 }
 
 
@@ -176,15 +177,16 @@ def _works(
 
     kind = kind_of(device["gpu"]["name"])
     return {
-        "tests": lambda: parts.measure_tests(place),
         "runs": with_shop(measure_runs),
+        "traces": with_shop(measure_traces),
         "resume": with_shop(measure_resume),
+        "tests": lambda: parts.measure_tests(place),
         "step": lambda: parts.measure_step_bench(place, shop),
         "lamb": lambda: parts.measure_lamb_bench(place, shop, kind),
-        "loader": with_shop(parts.measure_loader_bench),
-        "latency": lambda: parts.measure_latency_bench(place),
-        "plan": lambda: parts.measure_plan(place, shop, kind, report.figures),
         "sanitizer": lambda: parts.measure_sanitizer(place),
+        "loader": with_shop(parts.measure_loader_bench),
+        "plan": lambda: parts.measure_plan(place, shop, kind, report.figures),
+        "latency": lambda: parts.measure_latency_bench(place),
     }
 
 

@@ -20,10 +20,12 @@ from mbsd.tools.gpu_check.figures import RUNS, Figure, measured
 from mbsd.tools.gpu_check.place import NotMeasuredError, Place
 from mbsd.tools.gpu_check.traces import KINDS, traced
 from mbsd.tools.studies.commands import ROOT
+from mbsd.training.profile import WAIT, WARM_UP
 
 STEPS, LOG_EVERY = 60, 10
 RESUME_AT = STEPS // 2
-TRACED = 3  # steps, all before the first log, which is left out of the medians
+TRACED = 3
+TRACED_RUN = ("--run.max_steps", WAIT + WARM_UP + TRACED + 1, "--run.profile", TRACED)
 LIMIT = 90.0  # seconds of a run
 MICRO_BATCH = {"masked": 128, "matching": 64}  # as the V100 JSONs have them
 DS_CONFIGS = {
@@ -88,7 +90,7 @@ def write_settings(place: Place, shop: Shop, precision: str, stage: str) -> tupl
         "stage": stage,
         "run": {
             "dir": str(place.out / "runs" / f"{precision}_{stage}"), "max_steps": STEPS, "log_every": LOG_EVERY,
-            "validate_every": 0, "validate_samples": 256, "save_every": RESUME_AT, "profile": TRACED,
+            "validate_every": 0, "validate_samples": 256, "save_every": RESUME_AT,
         },
         "data": {"catalog": str(place.out / "catalog"), "image_size": shop.image_size, "decoder": shop.decoder,
                  "num_workers": min(8, os.cpu_count() or 1)},
@@ -113,7 +115,7 @@ def measure_runs(place: Place, shop: Shop) -> dict[str, Figure]:
         try:
             lines = _train(place, shop, precision, stage, name)
         except NotMeasuredError as error:
-            kinds = (*RATES, "loss_first", "loss_last", "skipped_steps", *KINDS)
+            kinds = (*RATES, "loss_first", "loss_last", "skipped_steps")
             figures |= {f"{name}_{kind}": Figure(None, reason=str(error)) for kind in kinds}
             continue
         how = f"{STEPS} steps of launchers/pretrain.py, micro-batch {shop.micro_batches[stage]}"
@@ -124,9 +126,23 @@ def measure_runs(place: Place, shop: Shop) -> dict[str, Figure]:
         figures[f"{name}_loss_first"] = measured(lines[0]["loss"], how)
         figures[f"{name}_loss_last"] = measured(lines[-1]["loss"], how)
         figures[f"{name}_skipped_steps"] = Figure(lines[-1].get("skipped_steps", 0.0), how)
-        of_trace = traced(place.out / "runs" / name)
-        figures |= {f"{name}_{kind}": figure for kind, figure in of_trace.items()}
     return figures
+
+
+def measure_traces(place: Place, shop: Shop) -> dict[str, Figure]:
+    """Waits, copies and kernels of a few steps of each stage in each precision; runs share the GPU, nothing is timed."""
+
+    def trace(precision: str, stage: str) -> dict[str, Figure]:
+        name = f"{precision}_{stage}"
+        try:
+            _train(place, shop, precision, stage, f"{name}_traced", *TRACED_RUN)
+        except NotMeasuredError as error:
+            return {f"trace_{name}_{kind}": Figure(None, reason=str(error)) for kind in KINDS}
+        return {f"trace_{name}_{kind}": found for kind, found in traced(place.out / "runs" / f"{name}_traced").items()}
+
+    with ThreadPoolExecutor(len(RUNS)) as pool:
+        found = list(pool.map(trace, *zip(*RUNS, strict=True)))
+    return {name: figure for figures in found for name, figure in figures.items()}
 
 
 def measure_resume(place: Place, shop: Shop) -> dict[str, Figure]:
