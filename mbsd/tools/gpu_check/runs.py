@@ -130,7 +130,7 @@ def measure_runs(place: Place, shop: Shop) -> dict[str, Figure]:
 
 
 def measure_traces(place: Place, shop: Shop) -> dict[str, Figure]:
-    """Waits, copies and kernels of a few steps of each stage in each precision; runs share the GPU, nothing is timed."""
+    """Waits, copies and kernels of a few steps of each stage in each precision; the runs share the GPU."""
 
     def trace(precision: str, stage: str) -> dict[str, Figure]:
         name = f"{precision}_{stage}"
