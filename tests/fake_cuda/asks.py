@@ -49,7 +49,7 @@ def main() -> None:
         F.scaled_dot_product_attention(q, q, q)
     mark("math attention")
     try:
-        torch.empty(33 << 30, dtype=torch.uint8, device="cuda")
+        torch.empty(81 << 30, dtype=torch.uint8, device="cuda")
     except torch.OutOfMemoryError:
         mark("out of memory")
     kept = torch.empty(5 << 20, dtype=torch.float32, device="cuda")

@@ -38,7 +38,7 @@ def test_math_attention_is_seen_by_its_softmax(asked: Asked) -> None:
 
 
 def test_memory_is_what_the_allocator_reserves(asked: Asked) -> None:
-    """And more than a V100 has is refused."""
+    """And more than an H100 has is refused."""
     (name,) = [name for name in asked if name.startswith("reserved")]
     assert asked[name].memory()[0] == int(name.split()[1]) >= 20 << 20
     assert "out of memory" in asked

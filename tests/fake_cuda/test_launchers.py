@@ -71,17 +71,25 @@ def test_attention_kernels(launched: Launched, name: str) -> None:
         assert [kernel for kernel in kernels if SOFTMAX.search(kernel)] == []
 
 
-def test_bf16_on_a_v100_is_refused_at_the_start(launched: Launched) -> None:
-    """Its attention would be written out in products, and ask the device for every length in every layer."""
-    (result,) = launched["refused"]
-    (error,) = [line for line in result.printed.splitlines() if line.startswith("error")]
-    assert result.code == 2 and "bf16" in error and "V100" in error
-    assert result.named("train_step") == [] and sum(sum(part.kernels().values()) for part in result.parts) < 10
+@pytest.mark.parametrize(
+    ("name", "precision", "says"),
+    [
+        # Its attention would be written out in products, and ask the device for every length in every layer.
+        ("no bf16", "fp16", ["Tesla V100", "bf16.enabled", "use fp16"]),
+        ("shared", "bf16", ["ranks 0 and 1 both have", "--gpus-per-task=1"]),
+    ],
+)
+def test_refused_before_anything_is_computed(launched: Launched, name: str, precision: str, says: list[str]) -> None:
+    errors = [line for result in launched[name] for line in result.printed.splitlines() if line.startswith("error")]
+    assert [result.code for result in launched[name]] == [2] * len(launched[name]) and len(errors) == 1, errors
+    assert all(word in errors[0] for word in says)
+    assert [part for result in launched[name] for part in result.named("train_step")] == []
 
 
-def test_memory_is_flat_over_validations(launched: Launched) -> None:
+@pytest.mark.parametrize("name", ["fp16 matching"])
+def test_memory_is_flat_over_validations(launched: Launched, name: str) -> None:
     """torch's allocator takes no more from the device after the first few of thirty validations."""
-    (result,) = launched["fp16 matching"]
+    (result,) = launched[name]
     held = [part.memory()[LOCAL_RANK] for part in result.named("validate")]
     assert len(held) == VALIDATIONS and held[0] > 0
     assert set(held[4:]) == {held[3]}, held
