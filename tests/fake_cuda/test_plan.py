@@ -24,7 +24,7 @@ def measured(fake_cuda: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         precision: Process([module, precision], str(folder / precision), {"FAKE_CUDA_CAPABILITY": sm})
         for precision, sm in CAPABILITY.items()
     }
-    run_plan(fake_cuda, folder, [[process] for process in processes.values()])
+    run_plan(fake_cuda, folder, [list(processes.values())])  # at once
     results = {precision: Result.of(process) for precision, process in processes.items()}
     for result in results.values():
         assert result.code == 0, result.printed[-4000:]
