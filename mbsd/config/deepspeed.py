@@ -186,6 +186,15 @@ def precision(tree: dict[str, Any]) -> str:
     return "bf16" if bf16_section(tree).get("enabled") else "fp32"
 
 
+def arithmetic(tree: dict[str, Any]) -> tuple[str, ...]:
+    """The `precision` of a DeepSpeed JSON, and the one in which torch's autocast computes where it is enabled."""
+    autocast = tree.get("torch_autocast") or {}
+    if not autocast.get("enabled"):
+        return (precision(tree),)
+    name = str(autocast.get("dtype", "fp16")).removeprefix("torch.")
+    return precision(tree), "bf16" if name in ("bf16", "bfloat16") else "fp16"
+
+
 def bf16_section(tree: dict[str, Any]) -> dict[str, Any]:
     """The section `bf16`, or `bfloat16`, as DeepSpeed once called it and still reads it; {} where there is none."""
     section: dict[str, Any] | None = tree.get("bf16", tree.get("bfloat16"))

@@ -6,6 +6,7 @@ import io
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -116,19 +117,21 @@ def same_gpu(rank: int) -> None:
     [("bf16", ("fp32", "fp16"), "use fp16 there"), ("fp16", ("fp32", "bf16"), "use bf16 there")],
 )
 def test_a_precision_that_the_device_lacks_is_refused(precision: str, supported: tuple[str, ...], advice: str) -> None:
-    with pytest.raises(UserError, match=f"Tesla computes in fp32 and .* has {precision}.enabled: {advice}"):
+    with pytest.raises(UserError, match=f"Tesla computes in fp32 and .* enables {precision}: {advice}"):
         refuse_precision(precision, supported, "Tesla")
     for kind in supported:
         refuse_precision(kind, supported, "Tesla")
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("section", ["bf16", "bfloat16"])
-def test_a_run_in_bf16_on_a_gpu_without_it_ends_in_one_line(tmp_path: Path, section: str) -> None:
+@pytest.mark.parametrize(
+    "section", [{"bf16": {"enabled": True}}, {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}], ids=str
+)
+def test_a_run_in_bf16_on_a_gpu_without_it_ends_in_one_line(tmp_path: Path, section: dict[str, Any]) -> None:
     """Before any data is read: the catalogue that is named does not exist."""
-    words = stage_1_words(tmp_path / "run", tmp_path / "nowhere", 1, **{section: {"enabled": True}})
+    words = stage_1_words(tmp_path / "run", tmp_path / "nowhere", 1, **section)
     line = refused(2, words, tmp_path / "log", before=(as_on_a_v100, ()))
-    assert "computes in fp32 and fp16 alone, and DeepSpeed's JSON has bf16.enabled: use fp16 there" in line
+    assert "computes in fp32 and fp16 alone, and DeepSpeed's JSON enables bf16: use fp16 there" in line
     assert not (tmp_path / "run").exists()
 
 
