@@ -26,7 +26,7 @@ class Shop:
 # beside it does not.
 LONGEST_FIRST = [
     "tests/slurm", "tests/smoke", "tests/tasks", "tests/training", "tests/catalog/test_mining_spark",
-    "tests/checkpoint", "tests/bench", "tests/studies", "tests/baselines", "tests/optim",
+    "tests/fake_cuda", "tests/checkpoint", "tests/bench", "tests/studies", "tests/baselines", "tests/optim",
 ]  # fmt: skip
 SHARED_BY_FOLDER = ["tests/tasks", "tests/slurm"]  # one set of trained models, one Slurm
 

@@ -29,9 +29,9 @@ class AttentionPlan:
 
     Attributes:
         lengths: tokens of each of the S sequences, on the host.
-        offsets_S: int64 [S + 1], the sequences' first rows. With it they are one jagged tensor; torch takes the
-            flash-attention kernel where the GPU has it (from sm_80), else the memory-efficient one (V100). None:
-            sequences are attended one by one.
+        offsets_S: int32 [S + 1], the sequences' first rows, of the type that the kernels read. With it they are one
+            jagged tensor; torch takes the flash-attention kernel where the GPU has it (from sm_80, in fp16 and bf16),
+            else the memory-efficient one (V100, fp32). None: sequences are attended one by one.
     """
 
     lengths: tuple[int, ...]
@@ -49,7 +49,7 @@ class AttentionPlan:
     @classmethod
     def jagged(cls, views: Views) -> AttentionPlan:
         """The plan that lays no cell out beside the tokens."""
-        return cls(views.lengths, offsets_S=views.cu_seqlens.long())
+        return cls(views.lengths, offsets_S=views.cu_seqlens)
 
 
 def packed_attention(  # noqa: PLR0913 (transformers' AttentionInterface names the parameters)

@@ -93,10 +93,10 @@ def refuse_precision(precision: str, supported: Sequence[str], name: str) -> Non
         name: of the device.
     """
     if precision not in supported:
-        instead = "fp16" if precision == "bf16" and "fp16" in supported else "neither fp16 nor bf16"
+        other = next((name for name in supported if name != "fp32"), "fp32")
         raise UserError(
-            f"{platform.node()}: {precision}.enabled in DeepSpeed's JSON, and {name} computes in "
-            f"{' and '.join(supported)} alone: enable {instead} there"
+            f"{platform.node()}: {name} computes in {' and '.join(supported)} alone, and DeepSpeed's JSON has "
+            f"{precision}.enabled: use {other} there"
         )
 
 

@@ -25,14 +25,14 @@ def all_visible(local_rank: int) -> dict[str, str]:
             "MASTER_PORT": str(free_port())}  # fmt: skip
 
 
-def one_per_task(ranks: int) -> list[dict[str, str]]:
-    """The tasks of a step of Slurm, `srun --gpus-per-task=1`: each sees one device, another one."""
+def one_per_task(ranks: int, *, shared: bool = False) -> list[dict[str, str]]:
+    """The tasks of a step of Slurm, `srun --gpus-per-task=1`: each sees one device, another one; or all the same."""
     port = str(free_port())
     return [
         {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": str(ranks), "SLURM_STEP_NUM_NODES": "1",
          "SLURM_STEP_TASKS_PER_NODE": str(ranks), "SLURM_STEP_NODELIST": "localhost", "SLURM_NODEID": "0",
          "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "MASTER_PORT": port,
-         "CUDA_VISIBLE_DEVICES": str(rank)}
+         "CUDA_VISIBLE_DEVICES": "0" if shared else str(rank)}
         for rank in range(ranks)
     ]  # fmt: skip
 

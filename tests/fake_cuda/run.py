@@ -51,12 +51,16 @@ def main(words: list[str]) -> int:
     parser.add_argument("--capability", type=int, default=70, help="70: V100, 90: H100")
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--log", type=Path, help="write what was asked of the device to LOG.<process>")
+    parser.add_argument("--library", type=Path, help="the device, where it has been built already")
+    parser.add_argument("--zeros", action="store_true", help="what no kernel has computed is 0: torch caches no memory")
     parser.add_argument("command", nargs="+", help="after --")
     options = parser.parse_args(words)
     log = options.log.absolute() if options.log else None
     exchange = Path(tempfile.mkdtemp(prefix="fake-nccl-"))
     try:
-        env = environment(build_once(), options.capability, options.devices, log, exchange)
+        env = environment(options.library or build_once(), options.capability, options.devices, log, exchange)
+        if options.zeros:
+            env["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
         command = [sys.executable if options.command[0] == "python" else options.command[0], *options.command[1:]]
         return subprocess.run(command, env=env).returncode
     finally:

@@ -28,7 +28,7 @@ class Attend(nn.Module):
         self.dropout = dropout
 
     def forward(self) -> Tensor:
-        offsets = torch.empty(len(LENGTHS) + 1, device="meta", dtype=torch.int64)
+        offsets = torch.empty(len(LENGTHS) + 1, device="meta", dtype=torch.int32)
         q, k, v = (
             nested_tensor_from_jagged(rows, offsets, min_seqlen=min(LENGTHS), max_seqlen=max(LENGTHS)).transpose(1, 2)
             for rows in (self.rows * 2).unbind()

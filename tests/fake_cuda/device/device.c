@@ -13,19 +13,27 @@ static int number_from(const char *variable, int otherwise) {
     return text && *text ? atoi(text) : otherwise;
 }
 
-/* CUDA_VISIBLE_DEVICES hides devices, and numbers from 0 those that are left. */
-int device_count(void) {
-    int all = number_from("FAKE_CUDA_DEVICES", 1);
+/* CUDA_VISIBLE_DEVICES hides devices, and numbers from 0 those that are left. Returns their count, and in `physical`
+ * the numbers that they have in the machine. */
+static int visible_devices(int *physical) {
+    int all = number_from("FAKE_CUDA_DEVICES", 1), count = 0;
     const char *visible = getenv("CUDA_VISIBLE_DEVICES");
     if (all > MAX_DEVICES) all = MAX_DEVICES;
-    if (!visible) return all;
-    int count = 0;
+    if (!visible) {
+        for (; count < all; count++) physical[count] = count;
+        return all;
+    }
     for (const char *at = visible; *at && count < all; at = strchr(at, ',') ? strchr(at, ',') + 1 : "") {
         int device = *at >= '0' && *at <= '9' ? atoi(at) : -1;
         if (device < 0 || device >= all) break; /* as the real driver: what follows a wrong one is hidden too */
-        count++;
+        physical[count++] = device;
     }
     return count;
+}
+
+int device_count(void) {
+    int physical[MAX_DEVICES];
+    return visible_devices(physical);
 }
 
 int capability(void) { return number_from("FAKE_CUDA_CAPABILITY", 70); }
@@ -62,8 +70,11 @@ cudaError_t cudaSetDevice(int device) {
 }
 
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *of, int device) {
-    if (device < 0 || device >= device_count()) return cudaErrorInvalidDevice;
+    int physical[MAX_DEVICES];
+    if (device < 0 || device >= visible_devices(physical)) return cudaErrorInvalidDevice;
     memset(of, 0, sizeof *of);
+    memcpy(of->uuid.bytes, "fake CUDA device", sizeof of->uuid.bytes);
+    of->uuid.bytes[15] = (char)physical[device];
     strcpy(of->name, capability() < 80 ? "Tesla V100-SXM2-32GB" : "NVIDIA H100 80GB HBM3");
     of->major = capability() / 10;
     of->minor = capability() % 10;

@@ -97,6 +97,24 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *sizes, const void *hos
     return cudaLaunchKernel(host, sizes->gridDim, sizes->blockDim, arguments, sizes->dynamicSmemBytes, sizes->stream);
 }
 
+cudaError_t cudaLaunchCooperativeKernel(
+    const void *host, dim3 grid, dim3 block, void **arguments, size_t bytes, cudaStream_t stream) {
+    return cudaLaunchKernel(host, grid, block, arguments, bytes, stream);
+}
+
+/* The form of a launch that nvcc writes from CUDA 13 on: the kernel is looked up once. */
+cudaError_t __cudaGetKernel(cudaKernel_t *kernel, const void *host) {
+    *kernel = (cudaKernel_t)find(host);
+    return *kernel ? cudaSuccess : cudaErrorInvalidDeviceFunction;
+}
+
+cudaError_t __cudaLaunchKernel(
+    cudaKernel_t kernel, dim3 grid, dim3 block, void **arguments, size_t bytes, cudaStream_t stream) {
+    if (!kernel) return cudaErrorInvalidDeviceFunction;
+    count_launch((struct kernel *)kernel);
+    return cudaSuccess;
+}
+
 cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *of, const void *host) {
     memset(of, 0, sizeof *of);
     of->binaryVersion = of->ptxVersion = capability();
@@ -111,6 +129,10 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(
     int *blocks, const void *host, int block_size, size_t bytes, unsigned flags) {
     *blocks = 2;
     return cudaSuccess;
+}
+
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, const void *host, int block_size, size_t bytes) {
+    return cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(blocks, host, block_size, bytes, 0);
 }
 
 cudaError_t cudaGetSymbolAddress(void **address, const void *symbol) { return cudaMalloc(address, 1 << 16); }
