@@ -91,7 +91,7 @@ def validate_labelled(
         names = ["samples", *values]
         ones = torch.ones((), device=objective.device)
         totals = totals + batch.labels_B.shape[0] * torch.stack([ones, *values.values()]).double()
-    scores = gather_scores(mine, {name: float(total) for name, total in zip(names, totals.reshape(-1), strict=True)})
+    scores = gather_scores(mine, dict(zip(names, totals.reshape(-1).tolist(), strict=True)))
     metrics = {name: total / scores.totals["samples"] for name, total in scores.totals.items() if name != "samples"}
     for view, logits_n in zip(scores.views, scores.logits, strict=True):
         metrics |= {f"{name}_{view}": value for name, value in metrics_of(logits_n, scores.labels).items()}

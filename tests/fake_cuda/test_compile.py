@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fake_cuda.compiled import STEPS
-from tests.fake_cuda.conftest import CAPABILITY, run_plan
+from tests.fake_cuda.conftest import CAPABILITY, KNOWN, run_plan
 from tests.fake_cuda.forked import Process, Result
 from tests.fake_cuda.recorder import Part
 
@@ -51,7 +51,7 @@ def compiled(fake_cuda: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return found
 
 
-@pytest.mark.parametrize("precision", CAPABILITY)
+@pytest.mark.parametrize("precision", KNOWN)
 def test_kernels_assemble(compiled: dict[str, Compiled], precision: str) -> None:
     """Those that ran, and the others of which torch chose them: each for this GPU, and machine code for it."""
     assembled = set()
@@ -64,7 +64,7 @@ def test_kernels_assemble(compiled: dict[str, Compiled], precision: str) -> None
     assert ran <= assembled and all(any(name in kernel for kernel in ran) for name in FUSED), sorted(ran)
 
 
-@pytest.mark.parametrize("precision", CAPABILITY)
+@pytest.mark.parametrize("precision", KNOWN)
 def test_a_second_step_waits_for_nothing(compiled: dict[str, Compiled], precision: str) -> None:
     """And compiles nothing, though its sequences have other lengths; the first step does both."""
     run = compiled[precision]

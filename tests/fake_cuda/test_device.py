@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from tests.fake_cuda.build import stubs
+from tests.fake_cuda import build
 from tests.fake_cuda.expected import SOFTMAX
 from tests.fake_cuda.recorder import Event, Frame, Part, events, parts
 
@@ -54,8 +56,20 @@ def test_what_it_lacks_says_so(asked: Asked) -> None:
     assert [event.name for event in asked["profiler"].of("unsupported")] == ["cudaProfilerStart"]
 
 
+def test_why_it_cannot_be_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(build, "torch_cuda", lambda: None)
+    assert build.why_not() == "torch is a build for CPUs"
+    monkeypatch.setattr(build, "torch_cuda", lambda: "99.1")
+    found = build.why_not()
+    assert found is not None and "cuda_runtime_api.h" in found and found.endswith("of CUDA 99.1")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert build.why_not() == "a fake CUDA device needs a C compiler: cc is not there"
+    with pytest.raises(RuntimeError, match="cc is not there"):
+        build.build(tmp_path / "device")
+
+
 def test_stubs_compute_nothing_or_say_what_they_are() -> None:
-    code = stubs({"cublasSgemm_v2", "ncclSend", "cudaGraphLaunch"}).splitlines()
+    code = build.stubs({"cublasSgemm_v2", "ncclSend", "cudaGraphLaunch"}).splitlines()
     assert code[1:] == [
         "int cublasSgemm_v2() { return 0; }",
         'int cudaGraphLaunch() { return unsupported("cudaGraphLaunch", 801); }',

@@ -86,6 +86,14 @@ def test_refused_before_anything_is_computed(launched: Launched, name: str, prec
     assert [part for result in launched[name] for part in result.named("train_step")] == []
 
 
+@pytest.mark.parametrize("name", ["fp16 matching", "bf16 finetune"])
+def test_a_validation_asks_for_all_its_sums_at_once(launched: Launched, name: str) -> None:
+    for result in launched[name]:
+        for part in result.named("validate"):
+            waits = part.asked("wait")
+            assert waits["cudaStreamSynchronize < mbsd/stages/labelled.py:validate_labelled"] == 1, waits
+
+
 @pytest.mark.parametrize("name", ["fp16 matching"])
 def test_memory_is_flat_over_validations(launched: Launched, name: str) -> None:
     """torch's allocator takes no more from the device after the first few of thirty validations."""

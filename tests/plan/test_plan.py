@@ -17,7 +17,7 @@ from mbsd.config.deepspeed import DeepSpeedConfig
 from mbsd.config.parse import parse
 from mbsd.config.run import FinetuneConfig, PretrainConfig
 from mbsd.errors import UserError
-from mbsd.metrics.throughput import PEAK_FLOPS, training_flops
+from mbsd.metrics.throughput import PEAK_FLOPS, peak_of, training_flops
 from mbsd.tools.plan.gpus import GPUS, find_gpu, make_cluster
 from mbsd.tools.plan.plan import Plan, make_plan
 from mbsd.tools.plan.shapes import Lengths, Shapes
@@ -191,4 +191,5 @@ def test_mistakes_are_named() -> None:
 def test_the_table_of_gpus_agrees_with_a_runs_mfu() -> None:
     for key, gpu in GPUS.items():
         assert gpu.half_flops == PEAK_FLOPS[key.split("-")[0].upper()]
+        assert {peak_of(name) for name in gpu.device_names} == {gpu.half_flops}
         assert find_gpu(key) == gpu and gpu.memory / GIB == pytest.approx(float(key.split("-")[1][:-1]), rel=0.01)

@@ -13,8 +13,8 @@ static int number_from(const char *variable, int otherwise) {
     return text && *text ? atoi(text) : otherwise;
 }
 
-/* CUDA_VISIBLE_DEVICES hides devices, and numbers from 0 those that are left. Returns their count, and in `physical` the
- * numbers that they have in the machine. */
+/* CUDA_VISIBLE_DEVICES hides devices, and numbers from 0 those that are left. Returns their count, and in `physical`
+ * the numbers that they have in the machine. */
 static int visible_devices(int *physical) {
     int all = number_from("FAKE_CUDA_DEVICES", 1), count = 0;
     const char *visible = getenv("CUDA_VISIBLE_DEVICES");

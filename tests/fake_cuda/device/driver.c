@@ -1,4 +1,4 @@
-/* The driver's interface: what torch asks it beside the runtime, and what Triton loads and launches its kernels with. */
+/* The driver: what torch asks it beside the runtime, and what Triton loads and launches its kernels with. */
 #include "fake.h"
 #include <cuda.h>
 #include <stdlib.h>

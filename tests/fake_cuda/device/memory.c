@@ -22,7 +22,8 @@ size_t bytes_on(int device) { return held[device]; }
 static cudaError_t give(void **address, size_t bytes, enum place place) {
     int device = current_device(), n = 0;
     if (place == ON_DEVICE && held[device] + bytes > device_bytes()) return cudaErrorMemoryAllocation;
-    void *start = mmap(NULL, bytes ? bytes : 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void *start = mmap(NULL, bytes ? bytes : 1, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (start == MAP_FAILED) return cudaErrorMemoryAllocation;
     pthread_mutex_lock(&lock);
     while (n < used_blocks && blocks[n].start) n++;
@@ -109,8 +110,8 @@ cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *of, const voi
     return cudaSuccess;
 }
 
-/* A copy between a device and memory that is not pinned: the driver goes through a buffer of its own, and the host waits
- * for it where it reads. */
+/* A copy between a device and memory that is not pinned: the driver goes through a buffer of its own, and the host
+ * waits for it where it reads. */
 static void tell_pageable(const char *function, const void *to, const void *from, size_t bytes) {
     enum place target = place_of(to, NULL), source = place_of(from, NULL);
     if (target == ON_DEVICE && source == PAGEABLE)
@@ -159,9 +160,4 @@ cudaError_t cudaMemset(void *to, int value, size_t bytes) {
 
 cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t stream) {
     return cudaMemset(to, value, bytes);
-}
-
-/* Pinning what is there already changes nothing that the device would see but for this: it is pinned from now on. */
-cudaError_t cudaHostRegister(void *address, size_t bytes, unsigned flags) {
-    return unsupported("cudaHostRegister", cudaErrorNotSupported);
 }
