@@ -17,6 +17,7 @@ from mbsd.optim.lamb import Lamb
 from mbsd.optim.zero import bind
 from mbsd.parallel.world import same_on_every_rank
 from mbsd.training.divergence import leave_overflows_to_us, loss_scale
+from mbsd.training.overflow import check_overflow_at_once
 
 # Warnings of DeepSpeed at every start that do not apply: our LAMB is tested under ZeRO (see mbsd.optim), and the
 # schedule's rate is read before its first step on purpose.
@@ -39,14 +40,18 @@ def build_engine(step: nn.Module, resolved: dict[str, Any]) -> Any:
             for group in parameter_groups(named, weight_decay)
         ]
         engine, *_ = deepspeed.initialize(model=step, model_parameters=groups, config=config)
-        leave_overflows_to_us(engine)
-        return engine
+        return _ours(engine)
     with same_on_every_rank():
         optimizer: Lamb = build_optimizer(named, config.pop("optimizer")["params"])
     config["zero_allow_untested_optimizer"] = True
     engine, *_ = deepspeed.initialize(model=step, optimizer=optimizer, config=config)
     bind(optimizer, engine.optimizer)
+    return _ours(engine)
+
+
+def _ours(engine: Any) -> Any:
     leave_overflows_to_us(engine)
+    check_overflow_at_once(engine)
     return engine
 
 

@@ -12,10 +12,15 @@ from typing import Any
 
 import pytest
 
+from mbsd.config.deepspeed import BatchSizes
+from mbsd.config.deepspeed import precision as precision_of
+from mbsd.config.parse import parse
+from mbsd.config.run import PretrainConfig
 from mbsd.tools.gpu_check.check import PARTS
-from mbsd.tools.gpu_check.figures import CLAIMS, Figure, measured
+from mbsd.tools.gpu_check.figures import CLAIMS, RUNS, Figure, measured
 from mbsd.tools.gpu_check.parts import count_tests, gpu_test_files
 from mbsd.tools.gpu_check.place import NotMeasuredError, Place
+from mbsd.tools.gpu_check.runs import Shop, write_settings
 from mbsd.tools.gpu_check.traces import traced
 from mbsd.tools.plan.measured import FIGURES
 from tests.fake_cuda.build import why_not
@@ -39,7 +44,7 @@ def test_without_a_gpu_it_ends_in_one_line(tmp_path: Path) -> None:
 
 def test_an_unknown_part_and_a_folder_in_use_are_refused(tmp_path: Path) -> None:
     done = command("bench", "gpu", "--out", tmp_path, "--part", "kitchen")
-    assert done.returncode == 2 and "--part kitchen: expected device or tests or runs" in done.stderr
+    assert done.returncode == 2 and "--part kitchen: expected device or runs or traces" in done.stderr
     (tmp_path / "mine").touch()
     done = command("bench", "gpu", "--out", tmp_path)
     assert done.returncode == 2 and "already there and not empty" in done.stderr
@@ -56,6 +61,18 @@ def test_a_command_that_fails_or_hangs_gives_its_reason(tmp_path: Path) -> None:
     place.deadline = 0.0
     with pytest.raises(NotMeasuredError, match="no time was left"):
         place.python("late", "-c", "", limit=60)
+
+
+def test_runs_that_are_started_at_once_share_no_settings(tmp_path: Path) -> None:
+    place, shop = Place(tmp_path, deadline=float("inf")), Shop(model="tiny")
+    for precision, stage in RUNS:
+        for run in (f"{precision}_{stage}", f"{precision}_{stage}_again"):
+            settings, deepspeed = write_settings(place, shop, precision, stage, run)
+            config, ds_config = parse(PretrainConfig, ["--config", str(settings), "--deepspeed_config", str(deepspeed)])
+            assert (Path(config.run.dir).name, config.stage) == (run, stage)
+            assert ds_config.sizes(1) == BatchSizes(shop.micro_batches[stage], shop.micro_batches[stage], 1)
+            assert precision_of(ds_config.tree) == precision
+    assert len(list((tmp_path / "settings").iterdir())) == 4 * len(RUNS)
 
 
 def test_what_is_no_number_is_not_measured() -> None:

@@ -48,6 +48,13 @@ def test_attention_is_one_kernel_a_layer(steps: Steps, kind: str, precision: str
         assert [kernel for kernel in kernels if SOFTMAX.search(kernel)] == []
 
 
+@EVERY_KIND
+def test_the_search_for_overflow_launches_no_kernels_for_each_tensor(steps: Steps, kind: str) -> None:
+    """A step in fp16 has it, one in bf16 has not."""
+    fp16, bf16 = (sum(steps[precision][f"{kind} step"].kernels().values()) for precision in ("fp16", "bf16"))
+    assert bf16 < fp16 < bf16 + 20
+
+
 @PRECISIONS
 def test_only_its_own_device(steps: Steps, precision: str) -> None:
     events = [event for part in steps[precision].values() for event in part.events]

@@ -9,6 +9,7 @@ import torch
 
 from mbsd.config.run import RunConfig
 from mbsd.errors import UserError
+from mbsd.training.overflow import any_overflow
 from tests.optim.textbook import Awkward, given_gradients
 from tests.ranks import call
 from tests.settings import DS_CONFIG
@@ -73,3 +74,16 @@ def test_a_run_that_only_skips_is_stopped_on_every_rank(zero_stage: int, optimiz
         # four were already skipped when the last rounds began
         assert f"step {100 + LIMIT - 4 - 1}: {LIMIT} steps in a row" in seen["message"]
         assert "run.max_skipped_steps" in seen["message"] and "optimizer.params.lr" in seen["message"]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("at", [(0, 0), (1, 3), (2, 0)])
+def test_one_value_that_is_no_number_is_found_wherever_it_is(value: float, at: tuple[int, int]) -> None:
+    gradients = [torch.zeros(1), torch.full((4,), 65504.0), torch.tensor([6e-8, -65504.0])]
+    gradients = [gradient.half() for gradient in gradients]
+    before = [gradient.clone() for gradient in gradients]
+    assert any_overflow(gradients).tolist() == [False]
+    assert all(map(torch.equal, gradients, before)), "they are looked at, and left as they are"
+    gradients[at[0]][at[1]] = value
+    assert any_overflow(gradients).tolist() == [True]
+    assert any_overflow([]).tolist() == [False]

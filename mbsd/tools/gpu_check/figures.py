@@ -63,9 +63,7 @@ def _run_claims(precision: str, stage: str) -> dict[str, Claim]:
         f"{precision}_{stage}_loss_first": Claim(f"loss of a {run} run at its first log", MEASUREMENTS),
         f"{precision}_{stage}_loss_last": Claim(f"loss of a {run} run at its last step", MEASUREMENTS),
         f"trace_{precision}_{stage}_host_waits": Claim(f"waits of the training thread in a step of a {run} run", GPU),
-        f"trace_{precision}_{stage}_pageable_copies": Claim(
-            f"pageable copies in a step of a {run} run", GPU
-        ),
+        f"trace_{precision}_{stage}_pageable_copies": Claim(f"pageable copies in a step of a {run} run", GPU),
         f"trace_{precision}_{stage}_launches": Claim(f"kernels of a step of a {run} run", GPU),
         f"trace_{precision}_{stage}_attention": Claim(f"attention kernels of a {run} run", GPU),
         f"{precision}_{stage}_skipped_steps": Claim(f"steps that a {run} run skipped for overflow", MEASUREMENTS),

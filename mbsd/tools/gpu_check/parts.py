@@ -143,7 +143,7 @@ def measure_plan(place: Place, shop: Shop, kind: str | None, figures: dict[str, 
     title, query = mean_lengths(place, shop)
     found: dict[str, Figure] = {}
     for stage in ("masked", "matching"):
-        settings, deepspeed = write_settings(place, shop, "bf16", stage)
+        settings, deepspeed = write_settings(place, shop, "bf16", stage, f"bf16_{stage}")
         answer = place.out / f"plan_{stage}.json"
         words = ("--config", settings, "--deepspeed_config", deepspeed, "--gpu", kind, "--gpus", 1,
                  "--title-tokens", title, "--query-tokens", query, "--measured", place.out / GPU_JSON,

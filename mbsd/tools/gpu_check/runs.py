@@ -83,13 +83,16 @@ def draw_shop(place: Place, shop: Shop) -> None:
     place.python("mine", *main, *mine, limit=LIMIT)
 
 
-def write_settings(place: Place, shop: Shop, precision: str, stage: str) -> tuple[Path, Path]:
-    """The YAML and DeepSpeed's JSON of a run: that of `ds_configs/`, its whole batch one micro-batch of one GPU."""
+def write_settings(place: Place, shop: Shop, precision: str, stage: str, run: str) -> tuple[Path, Path]:
+    """The YAML and DeepSpeed's JSON of a run: that of `ds_configs/`, its whole batch one micro-batch of one GPU.
+
+    Each run has files of its own, since some are started at once.
+    """
     folder = place.out / "settings"
     tree: dict[str, Any] = {
         "stage": stage,
         "run": {
-            "dir": str(place.out / "runs" / f"{precision}_{stage}"), "max_steps": STEPS, "log_every": LOG_EVERY,
+            "dir": str(place.out / "runs" / run), "max_steps": STEPS, "log_every": LOG_EVERY,
             "validate_every": 0, "validate_samples": 256, "save_every": RESUME_AT,
         },
         "data": {"catalog": str(place.out / "catalog"), "image_size": shop.image_size, "decoder": shop.decoder,
@@ -98,7 +101,7 @@ def write_settings(place: Place, shop: Shop, precision: str, stage: str) -> tupl
     }  # fmt: skip
     if stage == "matching":
         tree["data"]["table"] = str(place.out / "pairs.parquet")
-    settings, deepspeed = (folder / f"{precision}_{stage}.{ending}" for ending in ("yaml", "json"))
+    settings, deepspeed = (folder / f"{run}.{ending}" for ending in ("yaml", "json"))
     replace_text(settings, yaml.safe_dump(tree, sort_keys=False))
     source = json.loads((ROOT / "ds_configs" / f"{DS_CONFIGS[precision, stage]}.json").read_text(encoding="utf-8"))
     batch = shop.micro_batches[stage]
@@ -210,11 +213,11 @@ def _losses(place: Place, shop: Shop, name: str, *words: object) -> Losses:
 
 def _train(place: Place, shop: Shop, precision: str, stage: str, name: str, *words: object) -> list[dict[str, Any]]:
     """The training lines of a run's metrics.jsonl; of the run that is there, where it has ended well."""
-    settings, deepspeed = write_settings(place, shop, precision, stage)
+    settings, deepspeed = write_settings(place, shop, precision, stage, name)
     folder = place.out / "runs" / name
     if not (folder / DONE).exists():
         launcher = ("launchers/pretrain.py", "--config", settings, "--deepspeed_config", deepspeed)
-        place.python(name, *launcher, "--run.dir", folder, *words, limit=LIMIT)
+        place.python(name, *launcher, *words, limit=LIMIT)
     return _training_lines(folder)
 
 
