@@ -69,7 +69,6 @@ CANNOT_RUN = {
     "launchers/configs/evaluate.yaml": "reads a model that was trained on GPUs",
     "launchers/configs/embed.yaml": "reads a model that was trained on GPUs",
     "--engine spark": "reads a shop's own log",
-    "pytest -m gpu": "needs a CUDA device",
 }
 COMMANDS = list(commands())
 
