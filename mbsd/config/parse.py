@@ -21,6 +21,7 @@ import yaml
 from mbsd.config.deepspeed import DeepSpeedConfig, read_deepspeed
 from mbsd.config.run import BaseConfig
 from mbsd.errors import UserError
+from mbsd.io.settings_text import read_text, read_yaml, refuse_keys_twice
 
 C = TypeVar("C", bound=BaseConfig)
 
@@ -66,8 +67,11 @@ def parse(
             raise UserError("--deepspeed_config is missing: name DeepSpeed's JSON, say ds_configs/cpu_stage1.json")
         config: C = _instantiate(config_class, namespace)
         config.check()
-        given = read_deepspeed(Path(path)) if path is not None else ds_default
-        assert given is not None
+        if path is None:
+            assert ds_default is not None
+            return config, ds_default
+        given = read_deepspeed(Path(path))
+        given.check()
         _refuse_shared_facts(config, given)
     return config, given
 
@@ -98,9 +102,10 @@ def _parse(config_class: type, argv: Sequence[str] | None, with_deepspeed: bool)
     # DeepSpeed's launcher adds it to every rank's command line; the environment has the same.
     parser.add_argument("--local_rank", type=int | None, help="ignored: taken from the environment")
     parser.add_class_arguments(config_class)
-    _refuse_deepspeed_keys(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    _refuse_deepspeed_keys(words)
     try:
-        namespace = parser.parse_args(argv)
+        namespace = parser.parse_args(_with_texts(words))
     except jsonargparse.ArgumentError as error:
         raise UserError(" ".join(str(error).split())) from error
     values = vars(parser.instantiate(namespace))
@@ -109,22 +114,50 @@ def _parse(config_class: type, argv: Sequence[str] | None, with_deepspeed: bool)
     return dict(values)
 
 
+def _with_texts(words: Sequence[str]) -> list[str]:
+    """The words with the text of each `--config` file in its place: jsonargparse would read it in the locale's encoding.
+
+    What the files hold was checked before.
+    """
+    read = list(words)
+    for index, word in enumerate(words):
+        name, equals, path = word.partition("=")
+        if name == "--config" and equals:
+            read[index] = f"{name}={_text_of(path)}"
+        elif name == "--config" and index + 1 < len(words):
+            read[index + 1] = _text_of(words[index + 1])
+    return read
+
+
+def _text_of(path: str) -> str:
+    return read_text(Path(path)) if read_yaml(Path(path)) else "{}"
+
+
+_load_yaml = jsonargparse.get_loader("yaml")
+
+
+def _load_once(text: str) -> Any:
+    """jsonargparse's YAML loader keeps the last of two equal keys, also in `--data='{"catalog": …}'`."""
+    tree = _load_yaml(text)
+    if isinstance(tree, dict | list):
+        refuse_keys_twice(text, "the command line")  # files were checked before, by their names
+    return tree
+
+
+jsonargparse.set_loader("yaml", _load_once, exceptions=(yaml.YAMLError,))
+
+
 def _instantiate(config_class: Any, values: dict[str, Any]) -> Any:
     return config_class(**{f.name: values[f.name] for f in dataclasses.fields(config_class)})
 
 
-def _refuse_deepspeed_keys(argv: Sequence[str] | None) -> None:
+def _refuse_deepspeed_keys(words: Sequence[str]) -> None:
     """A DeepSpeed setting in the YAML or among the overrides: name both places."""
-    words = list(sys.argv[1:] if argv is None else argv)
     options = dict(_options(words))
     ds_path = options.get("deepspeed_config", "DeepSpeed's JSON")
     found = [(name, "the command line") for name, _ in _options(words)]
     for path in (value for name, value in _options(words) if name == "config"):
-        try:
-            tree = yaml.safe_load(Path(path).read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise UserError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from error
-        found += [(name, path) for name, _ in dotted(tree if isinstance(tree, dict) else {})]
+        found += [(name, path) for name, _ in dotted(read_yaml(Path(path)))]
     for name, where in found:
         parts = name.split(".")
         for n, part in enumerate(parts, 1):
@@ -152,9 +185,6 @@ def _refuse_shared_facts(config: BaseConfig, ds_config: DeepSpeedConfig) -> None
         raise UserError(
             f'{path}: scheduler.params.total_num_steps={steps} says again what {home} says: write "auto" there'
         )
-    for key in ("tensorboard", "csv_monitor", "wandb", "comet"):
-        if key in tree:
-            raise UserError(f"{path}: {key} says again where run.dir={config.run.dir} writes its metrics: remove it")
 
 
 def to_yaml(config: Any) -> str:

@@ -17,6 +17,7 @@ from mbsd.config.deepspeed import precision, zero_stage
 from mbsd.config.parse import dotted, to_yaml
 from mbsd.config.run import BaseConfig
 from mbsd.config.run_files import PREEMPTED
+from mbsd.config.schedules import peak_learning_rate
 from mbsd.io.files import replace_text
 from mbsd.parallel.world import World, gather_objects
 
@@ -40,7 +41,7 @@ def write_run_folder(config: BaseConfig, resolved: dict[str, Any], folder: Path,
     replace_text(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
 
 
-def run_settings(config: BaseConfig, resolved: dict[str, Any]) -> dict[str, bool | int | float | str]:
+def run_settings(config: BaseConfig, resolved: dict[str, Any], total_steps: int) -> dict[str, bool | int | float | str]:
     """The settings by which runs differ, by dotted name: the YAML's, and DeepSpeed's that change what is learned."""
     settings = _plain(dotted(dataclasses.asdict(config)))
     optimizer = resolved["optimizer"]
@@ -50,6 +51,8 @@ def run_settings(config: BaseConfig, resolved: dict[str, Any]) -> dict[str, bool
         "zero_stage": zero_stage(resolved),
         "gradient_clipping": resolved.get("gradient_clipping", 0.0),
         "optimizer": optimizer["type"],
+        "schedule": resolved.get("scheduler", {}).get("type", "none"),
+        "peak_lr": peak_learning_rate(resolved, total_steps),
     }
     return settings | chosen | _plain(dotted(optimizer["params"], "optimizer."))
 

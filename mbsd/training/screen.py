@@ -8,6 +8,7 @@ from typing import Any
 
 from mbsd.config.deepspeed import precision, zero_stage
 from mbsd.config.run_files import DONE, PREEMPTED
+from mbsd.config.schedules import peak_learning_rate
 from mbsd.io.console import say_block
 from mbsd.io.files import replace_text
 from mbsd.training.checkpoints import Checkpoints
@@ -32,7 +33,7 @@ def print_start(run: Run, checkpoints: Checkpoints, origin: str, *, num_held_out
     sizes, resolved = run.sizes, schedule.deepspeed
     epochs = (schedule.total_steps * sizes.global_batch) / schedule.num_samples
     optimizer = resolved["optimizer"]
-    rate = optimizer["params"].get("lr")
+    rate = peak_learning_rate(resolved, schedule.total_steps)
     facts = {
         "start": origin,
         "steps": f"{checkpoints.state.step + 1}-{schedule.total_steps} of {sizes.global_batch} samples "
@@ -41,8 +42,7 @@ def print_start(run: Run, checkpoints: Checkpoints, origin: str, *, num_held_out
         f"{num_held_out:,} held out",
         "model": f"{type(model).__name__}, {parameters / 1e6:.1f} M parameters: {shape.num_hidden_layers} layers of "
         f"{shape.hidden_size}, {shape.vocab_size:,} words, {shape.num_patches} patches",
-        "training": f"{optimizer['type']}{f', lr {rate:g}' if rate else ''}, ZeRO-{zero_stage(resolved)}, "
-        f"{precision(resolved)}",
+        "training": f"{optimizer['type']}, lr {rate:g}, ZeRO-{zero_stage(resolved)}, {precision(resolved)}",
         "checkpoints": f"every {config.run.save_every} steps in {checkpoints.storage}",
         "watch": f"tensorboard --logdir {run.folder}, page #custom_scalars",
     }
