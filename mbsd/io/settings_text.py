@@ -17,6 +17,7 @@ from mbsd.errors import UserError
 
 _JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]]')
 _COLON = re.compile(r"\s*:")
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MERGE = "<<"  # YAML's key for "and all of that mapping": may stand again in each mapping
 
 
@@ -79,14 +80,14 @@ def load_yaml(text: str, where: str) -> Any:
     """
     try:
         refuse_keys_twice(text, where)
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_LOADER)
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{where}: not a readable YAML file: {' '.join(str(error).split())}") from error
 
 
 def refuse_keys_twice(text: str, where: str) -> None:
     """Raise UserError where a YAML mapping has a key twice, or a setting is spelled both `a: {b: …}` and `a.b: …`."""
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    root = yaml.compose(text, Loader=_LOADER)
     _refuse_twice(_yaml_keys(root, (), ""), where)
 
 
