@@ -88,12 +88,19 @@ class DeepSpeedConfig:
         Raises:
             UserError: as of `check` and `sizes`.
         """
-        self.check()
-        resolved = copy.deepcopy(self.tree)
-        sizes = self.sizes(world_size)
+        resolved, sizes = self.settled(total_steps), self.sizes(world_size)
         resolved |= dict(zip(BATCH_KEYS, (sizes.global_batch, sizes.micro_batch, sizes.accumulation), strict=True))
         resolved.setdefault("steps_per_print", 1 << 30)  # the run's own log holds more
+        return resolved
 
+    def settled(self, total_steps: int) -> dict[str, Any]:
+        """What does not depend on the number of ranks of `resolved`: optimizer and schedule.
+
+        Raises:
+            UserError: as of `check`.
+        """
+        self.check()
+        resolved = copy.deepcopy(self.tree)
         kind = spelled(resolved["optimizer"]["type"], OPTIMIZERS)
         assert kind is not None, "checked"
         params = {"lr": DEFAULT_LR[kind]} | resolved["optimizer"].get("params", {})

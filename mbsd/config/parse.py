@@ -115,7 +115,7 @@ def _parse(config_class: type, argv: Sequence[str] | None, with_deepspeed: bool)
 
 
 def _with_texts(words: Sequence[str]) -> list[str]:
-    """The words with the text of each `--config` file in its place: jsonargparse would read it in the locale's encoding.
+    """The words, with the text of each `--config` file in its place: jsonargparse reads in the locale's encoding.
 
     What the files hold was checked before.
     """

@@ -47,6 +47,10 @@ class RunConfig:
     resume: str = "auto"
     """Where dir holds no checkpoint: start from the full state of another run (its folder, or one checkpoint of it)
     instead of init_from. auto: none; dir's own checkpoints always come first."""
+    extend: bool = False
+    """Train a finished run for longer: with it, a folder that is finished goes on where max_steps or epochs asks for
+    more. A schedule is laid out anew over all steps, so that the learning rate can jump; the start prints from what to
+    what."""
     profile: int = at_least(0, default=0)
     """Steps to trace with torch's profiler, after the first few, into dir/profile: for TensorBoard or Perfetto."""
     timeout: float = at_least(0, default=1800.0)

@@ -106,7 +106,7 @@ def _one_cycle(params: Params, at: int) -> float:
 
 
 def _range_test(params: Params, at: int) -> float:
-    interval = (at + 1) / params.get("lr_range_test_step_size", 2000)
+    interval = (at + 1) / int(params.get("lr_range_test_step_size", 2000))
     if params.get("lr_range_test_staircase", False):
         interval = math.floor(interval)
     rise = 1.0 + float(params.get("lr_range_test_step_rate", 1.0)) * interval

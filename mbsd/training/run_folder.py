@@ -16,7 +16,7 @@ import torch
 from mbsd.config.deepspeed import precision, zero_stage
 from mbsd.config.parse import dotted, to_yaml
 from mbsd.config.run import BaseConfig
-from mbsd.config.run_files import PREEMPTED
+from mbsd.config.run_files import DONE, PREEMPTED
 from mbsd.config.schedules import peak_learning_rate
 from mbsd.io.files import replace_text
 from mbsd.parallel.world import World, gather_objects
@@ -29,7 +29,8 @@ def write_run_folder(config: BaseConfig, resolved: dict[str, Any], folder: Path,
     if not world.is_first:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / PREEMPTED).unlink(missing_ok=True)
+    for mark in (DONE, PREEMPTED):  # before the settings: with the new ones a finished run would look as asked for
+        (folder / mark).unlink(missing_ok=True)
     environment = {
         "command": sys.argv,
         "python": platform.python_version(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from mbsd.config.deepspeed import precision, zero_stage
@@ -17,12 +18,13 @@ from mbsd.training.run import Run
 from mbsd.training.state import TrainState
 
 
-def print_start(run: Run, checkpoints: Checkpoints, origin: str, *, num_held_out: int) -> None:
+def print_start(run: Run, checkpoints: Checkpoints, origin: str, changed: Sequence[str], *, num_held_out: int) -> None:
     """Print one block about this start of the run, on rank 0.
 
     Args:
         checkpoints: restored.
         origin: where the weights come from, in words.
+        changed: settings that the folder's last start had otherwise.
         num_held_out: samples of the validation split.
     """
     if not run.world.is_first:
@@ -46,6 +48,8 @@ def print_start(run: Run, checkpoints: Checkpoints, origin: str, *, num_held_out
         "checkpoints": f"every {config.run.save_every} steps in {checkpoints.storage}",
         "watch": f"tensorboard --logdir {run.folder}, page #custom_scalars",
     }
+    if changed:
+        facts["changed"] = "; ".join(changed)
     say_block(str(run.folder), facts)
 
 

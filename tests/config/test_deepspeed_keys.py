@@ -55,7 +55,8 @@ class _Keys:
 
 
 def test_every_key_at_the_top_that_deepspeed_looks_for() -> None:
-    from deepspeed.runtime.config import _REMOVED_TOP_LEVEL_CONFIG_KEYS, DeepSpeedConfig as Theirs
+    from deepspeed.runtime.config import _REMOVED_TOP_LEVEL_CONFIG_KEYS
+    from deepspeed.runtime.config import DeepSpeedConfig as Theirs
 
     asked = Asked({"train_batch_size": 16})
     Theirs(asked)

@@ -186,7 +186,8 @@ def make_plan(
     plan = Plan(
         gpu=gpu, gpus=gpus, nodes=cluster.nodes, network=cluster.network, precision=kind,
         stage=zero.get("stage", 0), optimizer=resolved["optimizer"]["type"],
-        peak_lr=peak_learning_rate(resolved, steps or UNKNOWN_STEPS), sizes=sizes, parameters=sum(p.numel() for p in shapes.objective.parameters()),
+        peak_lr=peak_learning_rate(resolved, steps or UNKNOWN_STEPS), sizes=sizes,
+        parameters=sum(p.numel() for p in shapes.objective.parameters()),
         trained=trained, model=shapes.source, samples=samples, steps=steps,
         memory=memory, flops=flops, speed=seconds,
         mfu=flops.packed * sizes.global_batch / gpus / seconds.step / gpu.half_flops,
