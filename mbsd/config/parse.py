@@ -10,7 +10,7 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -19,8 +19,10 @@ import jsonargparse
 import yaml
 
 from mbsd.config.deepspeed import DeepSpeedConfig, read_deepspeed
+from mbsd.config.paths import section_names, with_home
 from mbsd.config.run import BaseConfig
 from mbsd.errors import UserError
+from mbsd.io.home import expand_words
 from mbsd.io.settings_text import read_text, read_yaml, refuse_keys_twice
 
 C = TypeVar("C", bound=BaseConfig)
@@ -102,10 +104,10 @@ def _parse(config_class: type, argv: Sequence[str] | None, with_deepspeed: bool)
     # DeepSpeed's launcher adds it to every rank's command line; the environment has the same.
     parser.add_argument("--local_rank", type=int | None, help="ignored: taken from the environment")
     parser.add_class_arguments(config_class)
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = expand_words(sys.argv[1:] if argv is None else argv)
     _refuse_deepspeed_keys(words)
     try:
-        namespace = parser.parse_args(_with_texts(words))
+        namespace = parser.parse_args(_with_texts(words, {"config", *section_names(config_class)}))
     except jsonargparse.ArgumentError as error:
         raise UserError(" ".join(str(error).split())) from error
     values = vars(parser.instantiate(namespace))
@@ -114,23 +116,23 @@ def _parse(config_class: type, argv: Sequence[str] | None, with_deepspeed: bool)
     return dict(values)
 
 
-def _with_texts(words: Sequence[str]) -> list[str]:
-    """The words, with the text of each `--config` file in its place: jsonargparse reads in the locale's encoding.
+def _with_texts(words: Sequence[str], sections: Collection[str]) -> list[str]:
+    """The words, with the settings of each file in its place: jsonargparse reads in the locale's encoding.
 
-    What the files hold was checked before.
+    Files are those of `--config`, and where one is named in place of a whole section, as `--data data.yaml`.
     """
     read = list(words)
     for index, word in enumerate(words):
-        name, equals, path = word.partition("=")
-        if name == "--config" and equals:
-            read[index] = f"{name}={_text_of(path)}"
-        elif name == "--config" and index + 1 < len(words):
-            read[index + 1] = _text_of(words[index + 1])
+        name, equals, value = word.partition("=")
+        at = index if equals else index + 1
+        if at < len(words) and name.removeprefix("--") in sections:
+            path = Path(value if equals else words[at])
+            if name == "--config" or path.is_file():
+                read_yaml(path)  # refuses what is wrong, by the file's name
+                # In ASCII: jsonargparse asks the system whether this is a path, and a locale may lack what is in it.
+                text = yaml.safe_dump(_load_yaml(read_text(path)) or {}, default_style='"')
+                read[at] = f"{name}={text}" if equals else text
     return read
-
-
-def _text_of(path: str) -> str:
-    return read_text(Path(path)) if read_yaml(Path(path)) else "{}"
 
 
 _load_yaml = jsonargparse.get_loader("yaml")
@@ -148,7 +150,7 @@ jsonargparse.set_loader("yaml", _load_once, exceptions=(yaml.YAMLError,))
 
 
 def _instantiate(config_class: Any, values: dict[str, Any]) -> Any:
-    return config_class(**{f.name: values[f.name] for f in dataclasses.fields(config_class)})
+    return with_home(config_class(**{f.name: values[f.name] for f in dataclasses.fields(config_class)}))
 
 
 def _refuse_deepspeed_keys(words: Sequence[str]) -> None:

@@ -118,17 +118,20 @@ def _yaml_keys(node: yaml.Node | None, place: tuple[int, ...], prefix: str) -> I
 
 def _json_keys(text: str) -> Iterator[tuple[object, str, int]]:
     """Every key of a text that is JSON, by the object that it stands in."""
-    objects, prefixes, opened, name = [0], [""], 0, ""
+    opened, name = 0, ""
+    within: list[
+        tuple[int, str]
+    ] = []  # of each object or list that is open: its number, what its keys' names begin with
     for token in _JSON_TOKEN.finditer(text):
         found = token[0]
         if found in "{[":
             opened += 1
-            objects.append(opened)
-            prefixes.append(f"{name}." if name and found == "{" else prefixes[-1])
+            within.append((opened, f"{name}." if name else ""))
         elif found in "}]":
-            objects.pop()
-            prefixes.pop()
+            within.pop()
+            name = within[-1][1].removesuffix(".") if within else ""  # the next in a list has its list's name
         elif _COLON.match(text, token.end()):
             key = json.loads(found)
-            name = f"{prefixes[-1]}{key}"
-            yield (objects[-1], key), name, text.count("\n", 0, token.start()) + 1
+            number, prefix = within[-1]
+            name = f"{prefix}{key}"
+            yield (number, key), name, text.count("\n", 0, token.start()) + 1

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from mbsd.checkpoint import store
 from mbsd.config.deepspeed import AUTO, DeepSpeedConfig
 from mbsd.config.parse import dotted
+from mbsd.config.paths import path_names
 from mbsd.config.run import BaseConfig, RunConfig
 from mbsd.config.run_files import DONE
 from mbsd.errors import UserError
@@ -32,8 +33,7 @@ DEEPSPEED_WITHOUT_EFFECT = {
     "zero_allow_untested_optimizer", "disable_allgather", "bf16.check_grad_overflow",
 }  # fmt: skip
 LENGTH = ("run.max_steps", "run.epochs")
-PATHS = ("data.catalog", "data.table", "data.tokenizer", "run.init_from", "run.resume", "model.backbone",
-         "model.image_weights")  # fmt: skip
+PATHS = set(path_names(BaseConfig))
 NOT_SET = "not set"
 SHOWN = 4  # changes that a message names
 
