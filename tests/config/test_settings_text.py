@@ -58,7 +58,7 @@ def test_a_key_twice_on_the_command_line_and_in_the_file_of_a_section(tmp_path: 
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ('{"train_batch_size": 64,\n "train_batch_size": 32}', "line 2: train_batch_size is there twice, first in line 1"),
+        ('{"optimizer": 64,\n "optimizer": 32}', "line 2: optimizer is there twice, first in line 1"),
         ('{"a": {"lr": 1,\n"b": {"lr": 2},\n\n"l\\u0072": 3}}', "line 4: a.lr is there twice, first in line 1"),
         ('[{"a": "b: {", "c": [1, {"d": 1, "d": 2}]}]', "expected a JSON object, found list"),
         ('{"x": "a: {", "c": [{"d": 1}, {"d": 1, "e": 1,\n"d": 2}]}', "line 2: c.d is there twice, first in line 1"),
