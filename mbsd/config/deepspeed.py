@@ -85,12 +85,19 @@ class DeepSpeedConfig:
     def resolved(self, world_size: int, total_steps: int) -> dict[str, Any]:
         """What deepspeed.initialize is given: every "auto", and what a schedule lacks, replaced by what the run knows.
 
+        Where the JSON says nothing of them, DeepSpeed's throughput timer and its search for overflow in bf16 are
+        switched off: each makes the host wait for the GPU in every step. The run measures its own throughput, and bf16
+        has float32's range: a gradient that is no number there is a broken run, which ends as such.
+
         Raises:
             UserError: as of `check` and `sizes`.
         """
         resolved, sizes = self.settled(total_steps), self.sizes(world_size)
         resolved |= dict(zip(BATCH_KEYS, (sizes.global_batch, sizes.micro_batch, sizes.accumulation), strict=True))
         resolved.setdefault("steps_per_print", 1 << 30)  # the run's own log holds more
+        resolved["timers"] = {"throughput": {"enabled": False}, **resolved.get("timers", {})}
+        if precision(resolved) == "bf16":
+            resolved["bf16"].setdefault("check_grad_overflow", False)
         return resolved
 
     def settled(self, total_steps: int) -> dict[str, Any]:
@@ -101,6 +108,8 @@ class DeepSpeedConfig:
         """
         self.check()
         resolved = copy.deepcopy(self.tree)
+        if "bfloat16" in resolved:
+            resolved["bf16"] = resolved.pop("bfloat16")
         kind = spelled(resolved["optimizer"]["type"], OPTIMIZERS)
         assert kind is not None, "checked"
         params = {"lr": DEFAULT_LR[kind]} | resolved["optimizer"].get("params", {})
@@ -209,7 +218,15 @@ class DeepSpeedConfig:
 
 def precision(tree: dict[str, Any]) -> str:
     """fp16, bf16 or fp32, as a DeepSpeed JSON states it."""
-    return next((name for name in ("fp16", "bf16") if (tree.get(name) or {}).get("enabled")), "fp32")
+    if (tree.get("fp16") or {}).get("enabled"):
+        return "fp16"
+    return "bf16" if bf16_section(tree).get("enabled") else "fp32"
+
+
+def bf16_section(tree: dict[str, Any]) -> dict[str, Any]:
+    """The section `bf16`, or `bfloat16`, as DeepSpeed once called it and still reads it; {} where there is none."""
+    section: dict[str, Any] | None = tree.get("bf16", tree.get("bfloat16"))
+    return section if section is not None else {}
 
 
 def zero_stage(tree: dict[str, Any]) -> int:

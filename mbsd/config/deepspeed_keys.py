@@ -222,6 +222,7 @@ TOP: Known = {
     "scheduler": {},  # by its type: SCHEDULERS
     "fp16": FP16,
     "bf16": BF16,
+    "bfloat16": BF16,  # as DeepSpeed once called it
     "zero_optimization": ZERO,
     "zero_allow_untested_optimizer": ON,
     "communication_data_type": DTYPE,
@@ -238,7 +239,6 @@ TOP: Known = {
         "enabled": SWITCH, "prof_all": SWITCH, "prof_ops": TEXTS, "verbose": SWITCH, "debug": SWITCH,
     },
     "log_level": one_of("debug", "info", "warning", "error", "critical"),
-    "bfloat16": 'it is the old spelling: write "bf16"',
     "torch_autocast": 'it would train float32 weights in another way: write "bf16" or "fp16"',
     "data_types": 'gradients and weights follow from "bf16" or "fp16"',
     "gradient_allreduce_op": "losses are means over all ranks, and so are gradients",
@@ -280,9 +280,11 @@ def check_keys(tree: Mapping[str, Any], path: str) -> None:
         section = tree.get(name)
         if section is not None:
             _check_typed(section, kinds, path, name)
-    enabled = [name for name in ("fp16", "bf16") if tree.get(name, {}).get("enabled")]
+    enabled = [name for name in ("fp16", "bf16", "bfloat16") if tree.get(name, {}).get("enabled")]
     if len(enabled) > 1:
-        raise UserError(f"{path}: fp16.enabled and bf16.enabled are both true; remove one of them")
+        raise UserError(f"{path}: {' and '.join(f'{name}.enabled' for name in enabled)} are true; remove one of them")
+    if "bf16" in tree and "bfloat16" in tree:
+        raise UserError(f"{path}: bf16 and bfloat16 are one section, by its new and its old name; remove bfloat16")
 
 
 def _check_typed(section: Any, kinds: Mapping[str, Known], path: str, name: str) -> None:

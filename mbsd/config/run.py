@@ -54,6 +54,10 @@ class RunConfig:
     what."""
     profile: int = at_least(0, default=0)
     """Steps to trace with torch's profiler, after the first few, into dir/profile: for TensorBoard or Perfetto."""
+    deterministic: bool = False
+    """On a GPU: take the slower kernels that give the same bits each time, so that a resumed run is bitwise the one
+    that was never stopped, on the same kind and number of GPUs; what has no such kernel is refused by name. On a CPU
+    they are taken anyway."""
     timeout: float = at_least(0, default=1800.0)
     """Seconds without any progress (a step, a validation batch, a save) after which a rank writes its stacks and ends.
     0: a run that hangs waits for ever."""

@@ -78,6 +78,7 @@ class DaliDecoder:
             cut = fn.decoders.image_slice(
                 jpegs, start=None, rel_start=windows[0:2], rel_end=windows[2:4], axes=[1, 0],
                 device="mixed" if on_gpu else "cpu", output_type=types.RGB,
+                jpeg_fancy_upsampling=True,  # of `mixed`: chroma as libjpeg-turbo makes it, the decoder of `cpu`
             )  # fmt: skip
             resized = fn.resize(
                 cut, resize_x=self.size, resize_y=self.size, interp_type=types.INTERP_LINEAR, antialias=True

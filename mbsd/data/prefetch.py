@@ -6,6 +6,7 @@ all of it runs on a stream of its own, and a step's stream waits for the batch, 
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ def prefetched(
     """
     ready: queue.Queue[tuple[Batch | None, torch.cuda.Event | None, BaseException | None]] = queue.Queue(depth)
     over = threading.Event()
-    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    stream = side_stream(device) if device.type == "cuda" else None
 
     def put(item: tuple[Batch | None, torch.cuda.Event | None, BaseException | None]) -> None:
         while not over.is_set():
@@ -42,6 +43,8 @@ def prefetched(
 
     def work() -> None:
         try:
+            if stream is not None:  # a new thread's device is the first one, on which this rank has no business
+                torch.cuda.set_device(device)
             with torch.cuda.stream(stream):  # does nothing where there is none
                 for each in prepared:
                     batch = finish(each).to(device, non_blocking=True)
@@ -69,3 +72,13 @@ def prefetched(
     finally:
         over.set()
         thread.join()
+
+
+@functools.cache
+def side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which batches come to a GPU: one for all loaders of a process.
+
+    Freed memory stays with the stream that it was allocated on: with a stream for each loader, each validation would
+    leave its batches' memory behind.
+    """
+    return torch.cuda.Stream(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 
@@ -11,8 +12,20 @@ import torch
 from mbsd.batch import Batch, Views
 from mbsd.model.config import BackboneConfig
 
-# Dense half-precision matmul peaks of the data sheets, in FLOP/s.
+# Dense half-precision matmul peaks of NVIDIA's data sheets for the SXM forms, in FLOP/s.
 PEAK_FLOPS = {"V100": 125e12, "A100": 312e12, "H100": 989e12, "H200": 989e12}
+# The same for every form, by its whole name without the vendor's: a slice that MIG made of one is none of them.
+PEAK_OF_NAME = {
+    r"V100-SXM[23]-(16|32)GB": PEAK_FLOPS["V100"],
+    r"V100-PCIE-(16|32)GB": 112e12,
+    r"V100S-PCIE-32GB": 130e12,
+    r"A100-SXM4-(40|80)GB|A100-PCIE-40GB|A100 80GB PCIe": PEAK_FLOPS["A100"],
+    r"H100 80GB HBM3": PEAK_FLOPS["H100"],
+    r"H100 PCIe": 756e12,
+    r"H100 NVL": 835e12,
+    r"H200": PEAK_FLOPS["H200"],
+    r"H200 NVL": 835e12,
+}
 
 
 def training_flops(config: BackboneConfig, batch: Batch) -> float:
@@ -47,9 +60,14 @@ def head_flops(config: BackboneConfig, batch: Batch) -> float:
 
 
 def data_sheet_peak(device: torch.device) -> float | None:
-    """Of `PEAK_FLOPS`, where the device is one of them."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
+    """The `peak_of` a device."""
+    return peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+
+
+def peak_of(name: str) -> float | None:
+    """Of `PEAK_OF_NAME`, for a device as torch names it, say "Tesla V100-SXM2-32GB"; None where it is not there."""
+    form = name.removeprefix("NVIDIA ").removeprefix("Tesla ")
+    return next((peak for pattern, peak in PEAK_OF_NAME.items() if re.fullmatch(pattern, form)), None)
 
 
 def padded_lengths(views: Views) -> list[int]:
@@ -66,7 +84,7 @@ class Throughput:
     Args:
         config: of the model, for MFU.
         world_size: ranks that do the same work beside this one.
-        device: MFU is logged where the device's peak is in `PEAK_FLOPS`.
+        device: MFU is logged where the device's peak is in `PEAK_OF_NAME`.
     """
 
     def __init__(self, config: BackboneConfig, world_size: int, device: torch.device) -> None:

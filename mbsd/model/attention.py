@@ -26,8 +26,9 @@ class AttentionPlan:
 
     Attributes:
         lengths: tokens of each of the S sequences, on the host.
-        offsets_S: int64 [S + 1], the sequences' first rows. With it they are one jagged tensor; torch takes the
-            flash-attention kernel where the GPU has it (from sm_80), else the memory-efficient one (V100).
+        offsets_S: int32 [S + 1], the sequences' first rows, of the type that the kernels read. With it they are one
+            jagged tensor; torch takes the flash-attention kernel where the GPU has it (from sm_80, in fp16 and bf16),
+            else the memory-efficient one (V100, fp32).
         pad_SL: int64; the packed row each cell of the padded [S, L] layout reads (cells past the end repeat a row).
         unpad_T: int64; the cell of the flattened padded layout each packed row is read back from.
         mask_S11L: bool; which cells are real tokens. Where all four are None, sequences are attended one by one.
@@ -54,7 +55,7 @@ class AttentionPlan:
     @classmethod
     def jagged(cls, views: Views) -> AttentionPlan:
         """The plan that lays no cell out beside the tokens."""
-        return cls(views.lengths, offsets_S=views.cu_seqlens.long())
+        return cls(views.lengths, offsets_S=views.cu_seqlens)
 
     @classmethod
     def padded(cls, views: Views) -> AttentionPlan:

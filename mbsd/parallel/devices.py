@@ -7,7 +7,7 @@ import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from rich.console import Console
@@ -25,10 +25,15 @@ class RankFacts:
     device: str
     arch: str
     """Compute capability as kernels are named, say sm_70; the processor's architecture on a CPU."""
+    uuid: str = field(default="", compare=False)
+    """Of the GPU, or of the slice of it that MIG gave; "" on a CPU, and where the driver tells none."""
 
 
 def choose_device(launch: LaunchEnvironment, environ: Mapping[str, str] = os.environ) -> torch.device:
     """The GPU of this rank, or the CPU where torch sees no GPU or DS_ACCELERATOR=cpu asks for it.
+
+    Where the process sees one GPU alone, it is that one: Slurm (--gpus-per-task=1, --gpu-bind=single:1) or a
+    CUDA_VISIBLE_DEVICES of its own gave it to this rank. Else it is the one of the rank's number on its host.
 
     Raises:
         UserError: Slurm gave GPUs and torch sees none; there are fewer GPUs than ranks; or this torch was built without
@@ -45,8 +50,7 @@ def choose_device(launch: LaunchEnvironment, environ: Mapping[str, str] = os.env
                 "on CPUs"
             )
         return torch.device("cpu")
-    # Slurm may bind one GPU to each task, which then is the only one that the task sees.
-    index = 0 if count == 1 and launch.started_by == "srun" else launch.local_rank
+    index = launch.local_rank if count > 1 else 0  # whether two ranks see the same one: `refuse_shared_gpus`
     if index >= count:
         raise UserError(
             f"{platform.node()}: rank {launch.rank} is number {index} on this host and torch sees {count} GPUs: "
@@ -57,6 +61,43 @@ def choose_device(launch: LaunchEnvironment, environ: Mapping[str, str] = os.env
         torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()
     )
     return device
+
+
+def refuse_shared_gpus(ranks: Sequence[RankFacts]) -> None:
+    """Raise UserError where two ranks of a host would train on one GPU, which NCCL cannot.
+
+    Args:
+        ranks: of the whole job, in rank order.
+    """
+    taken: dict[tuple[str, str], int] = {}
+    for rank, facts in enumerate(ranks):
+        other = taken.setdefault((facts.host, facts.uuid), rank) if facts.uuid else rank
+        if other != rank:
+            raise UserError(
+                f"{facts.host}: ranks {other} and {rank} both have {facts.device} ({facts.uuid}): start one rank for "
+                "each GPU, and let each see all GPUs of its host or one of its own (CUDA_VISIBLE_DEVICES, srun "
+                "--gpus-per-task=1)",
+                shared=True,
+            )
+
+
+def refuse_precision(precision: str, supported: Sequence[str], name: str) -> None:
+    """Raise UserError where a run is to compute in what its device has no arithmetic for.
+
+    torch would emulate bf16 on a GPU without it, and attend with its slowest kernel, which asks the device for the
+    length of every sequence in every layer.
+
+    Args:
+        precision: fp16, bf16 or fp32.
+        supported: what the device computes in.
+        name: of the device.
+    """
+    if precision not in supported:
+        other = next((name for name in supported if name != "fp32"), "fp32")
+        raise UserError(
+            f"{platform.node()}: {name} computes in {' and '.join(supported)} alone, and DeepSpeed's JSON has "
+            f"{precision}.enabled: use {other} there"
+        )
 
 
 def refuse_missing_kernels(name: str, capability: tuple[int, int], built_for: Sequence[str]) -> None:
@@ -86,9 +127,12 @@ def rank_facts(device: torch.device) -> RankFacts:
     """The facts of this rank."""
     if device.type == "cpu":
         return RankFacts(platform.node(), "cpu", platform.machine())
-    major, minor = torch.cuda.get_device_capability(device)
-    name = torch.cuda.get_device_name(device)
-    return RankFacts(platform.node(), f"{name} cuda:{device.index}", f"sm_{major}{minor}")
+    found = torch.cuda.get_device_properties(device)
+    uuid = str(found.uuid)
+    return RankFacts(
+        platform.node(), f"{found.name} cuda:{device.index}", f"sm_{found.major}{found.minor}",
+        uuid if uuid.strip("0-") else "",
+    )  # fmt: skip
 
 
 def print_ranks(ranks: Sequence[RankFacts], started_by: str, backend: str, console: Console | None = None) -> None:

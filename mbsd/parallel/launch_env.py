@@ -24,6 +24,7 @@ from mbsd.errors import UserError
 
 TASK_COUNTS = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_JOB_NUM_NODES")  # of this step, else of the job
 BY_HAND = "RANK and WORLD_SIZE"
+OPEN_MPI_LOCAL_RANK = "OMPI_COMM_WORLD_LOCAL_RANK"
 PORTS = range(16384, 32768)  # below those that Linux gives to outgoing connections
 
 
@@ -35,6 +36,7 @@ class LaunchEnvironment:
     rank: int
     world_size: int
     local_rank: int
+    """Number among the ranks of this host."""
     local_size: int
     """Ranks on this host, as far as the launcher sets it."""
     master_addr: str
@@ -42,12 +44,20 @@ class LaunchEnvironment:
     master_port: int
     """0 where only rank 0 knows."""
 
-    def environment(self) -> dict[str, str]:
-        """What torch and DeepSpeed read."""
+    def environment(self, gpu: int | None = None) -> dict[str, str]:
+        """What torch and DeepSpeed read.
+
+        Args:
+            gpu: the index of this rank's GPU among those that this process sees. LOCAL_RANK is set to it, since
+                DeepSpeed takes LOCAL_RANK for a device: where each rank sees one GPU alone, that is 0 on all of them.
+                Open MPI's own variable is set with it, since DeepSpeed refuses two that differ.
+        """
         values = {
-            "RANK": self.rank, "WORLD_SIZE": self.world_size, "LOCAL_RANK": self.local_rank,
+            "RANK": self.rank, "WORLD_SIZE": self.world_size, "LOCAL_RANK": self.local_rank if gpu is None else gpu,
             "MASTER_ADDR": self.master_addr, "MASTER_PORT": self.master_port,
         }  # fmt: skip
+        if gpu is not None:
+            values[OPEN_MPI_LOCAL_RANK] = gpu
         return {name: str(value) for name, value in values.items()}
 
 
@@ -72,7 +82,7 @@ def find_launch_environment(environ: Mapping[str, str]) -> LaunchEnvironment:
         return LaunchEnvironment(by, rank, world, local, local_size, addr, port)
     if "OMPI_COMM_WORLD_RANK" in environ:
         world, local_size = _number(environ, "OMPI_COMM_WORLD_SIZE"), _number(environ, "OMPI_COMM_WORLD_LOCAL_SIZE")
-        rank, local = _number(environ, "OMPI_COMM_WORLD_RANK"), _number(environ, "OMPI_COMM_WORLD_LOCAL_RANK")
+        rank, local = _number(environ, "OMPI_COMM_WORLD_RANK"), _number(environ, OPEN_MPI_LOCAL_RANK)
         return LaunchEnvironment("mpirun", rank, world, local, local_size, addr, port)
     if "SLURM_STEP_NUM_TASKS" in environ and "SLURM_PROCID" in environ:
         world, nodes = _number(environ, "SLURM_STEP_NUM_TASKS"), _number(environ, "SLURM_STEP_NUM_NODES", 1)

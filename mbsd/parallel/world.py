@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import platform
@@ -15,9 +16,11 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.constants import default_pg_timeout
+from torch.distributed.rendezvous import rendezvous
 
 from mbsd.errors import UserError
-from mbsd.parallel.devices import choose_device, print_ranks, rank_facts
+from mbsd.parallel.devices import RankFacts, choose_device, print_ranks, rank_facts, refuse_shared_gpus
 from mbsd.parallel.launch_env import (
     LaunchEnvironment,
     find_launch_environment,
@@ -31,12 +34,27 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class World:
-    """This process among all ranks of the job."""
+    """This process among all ranks of the job.
+
+    Attributes:
+        local_rank: number among the ranks of its host, as the launcher counts; the GPU is `device`'s.
+    """
 
     rank: int
     size: int
     local_rank: int
     device: torch.device
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """What this rank's device computes in, without emulation: some of fp32, fp16, bf16."""
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):
+                bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+            return ("fp32", "fp16", "bf16") if bf16 else ("fp32", "fp16")
+        from deepspeed.accelerator import get_accelerator
+
+        return ("fp32", "fp16", "bf16") if get_accelerator().is_fp16_supported() else ("fp32", "bf16")
 
     @property
     def is_first(self) -> bool:
@@ -74,8 +92,10 @@ def _start(timeout: float | None) -> World:
         refuse_wrong_world(launch, os.environ)
     if launch.started_by == "srun" and launch.rank == 0:
         refuse_taken_port(launch.master_port)
-    os.environ.update(launch.environment())
-    if not cuda:
+    os.environ.update(launch.environment(device.index if cuda else None))
+    if cuda:
+        torch.cuda.set_device(device)  # before anything that would open a context on the first GPU
+    else:
         # Said before deepspeed is imported: it looks for an accelerator at import.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -83,24 +103,38 @@ def _start(timeout: float | None) -> World:
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    if cuda:
-        torch.cuda.set_device(device)
-    else:
+    if not cuda:
         # A CPU communication kernel for inference that DeepSpeed would compile for two minutes at every first start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // launch.local_size))
     backend = "nccl" if cuda else "gloo"
-    waits = {}
-    if timeout is not None and "DEEPSPEED_TIMEOUT" not in os.environ:
-        waits["timeout"] = timedelta(seconds=timeout)
-    # DeepSpeed's own search for MPI would overwrite what was found here.
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, **waits)
+    wait = timedelta(seconds=timeout) if timeout is not None and "DEEPSPEED_TIMEOUT" not in os.environ else None
+    waits = {"timeout": wait} if wait is not None else {}
+    with _facts_of_all(launch, rank_facts(device), wait) as ranks:
+        refuse_shared_gpus(ranks)
+        # DeepSpeed's own search for MPI would overwrite what was found here.
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, **waits)
     world = World(launch.rank, launch.world_size, launch.local_rank, device)
-    ranks = gather_objects(rank_facts(device))
     if world.is_first:
         print_ranks(ranks, launch.started_by, backend)
     return world
+
+
+@contextmanager
+def _facts_of_all(launch: LaunchEnvironment, mine: RankFacts, timeout: timedelta | None) -> Iterator[list[RankFacts]]:
+    """Every rank's facts, in rank order, from the store at which the ranks meet: NCCL connects them only after that.
+
+    Rank 0 keeps the store for the time of the block; the process group that is made there keeps it from then on.
+    """
+    store, *_ = next(rendezvous("env://", timeout=timeout or default_pg_timeout))
+    ranks = range(launch.world_size)
+    store.set(f"mbsd/facts/{launch.rank}", json.dumps(dataclasses.astuple(mine)))
+    facts = [RankFacts(*json.loads(store.get(f"mbsd/facts/{rank}"))) for rank in ranks]
+    store.set(f"mbsd/read/{launch.rank}", "")
+    if launch.rank == 0:  # a rank 0 that leaves with an error takes the store away
+        store.wait([f"mbsd/read/{rank}" for rank in ranks])
+    yield facts
 
 
 def _ask_rank_zero(launch: LaunchEnvironment) -> LaunchEnvironment:

@@ -15,6 +15,7 @@ from mbsd.data.spec import Needs
 from mbsd.io.console import say
 from mbsd.model.config import BackboneConfig
 from mbsd.stages.showcase import HeldOut
+from mbsd.training.determinism import repeatable_decoder
 from mbsd.training.run import Run
 
 
@@ -39,9 +40,10 @@ class Feed:
         """The streams over the training and the held-out samples; nothing is read before the first step.
 
         Raises:
-            UserError: a view that the model does not read.
+            UserError: a view that the model does not read, or a decoder that run.deterministic excludes.
         """
-        data, settings = run.config.data, run.config.run
+        settings = run.config.run
+        data = repeatable_decoder(run.config.data, settings, run.world.device)
         train, held_out = samples
         builders = Builders(inputs.catalog, inputs.tokenizer, data, model, run.sizes.micro_batch)
         builder = builders.build(needs.views, needs.targets, run.world, train=True, seed=settings.seed)

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mbsd.config.deepspeed import BatchSizes, DeepSpeedConfig
+from mbsd.config.deepspeed import BatchSizes, DeepSpeedConfig, precision
 from mbsd.config.run import BaseConfig
 from mbsd.config.run_files import DONE
 from mbsd.io.console import quiet_libraries, say
-from mbsd.parallel.world import World, on_rank_zero, process_group
+from mbsd.parallel.devices import rank_facts, refuse_precision
+from mbsd.parallel.world import World, on_rank_zero, process_group, same_on_every_rank
+from mbsd.training.determinism import prepare_workspace, repeatable
 from mbsd.training.preempt import Stop, StopRequests, stop_requests
 from mbsd.training.watchdog import Watchdog
 
@@ -114,8 +116,14 @@ class Run:
 
 @contextmanager
 def open_run(config: BaseConfig, ds_config: DeepSpeedConfig) -> Iterator[Run]:
-    """Join the process group, watch over this rank and take signals, for the time of a run."""
+    """Join the process group, watch over this rank and take signals, for the time of a run.
+
+    Raises:
+        UserError: a rank's device does not compute in the precision of DeepSpeed's JSON; or run.deterministic is set,
+            and what the run does has no deterministic kernel.
+    """
     quiet_libraries()
+    prepare_workspace(config.run)
     folder = Path(config.run.dir)
     patience = max(MIN_PATIENCE, 2 * config.run.timeout)  # a hanging rank's own watchdog reports more: it ends first
     with (
@@ -123,4 +131,8 @@ def open_run(config: BaseConfig, ds_config: DeepSpeedConfig) -> Iterator[Run]:
         Watchdog(folder, world.rank, config.run.timeout) as watchdog,
         stop_requests(patience) as requests,
     ):
-        yield Run(config, ds_config, world, watchdog, requests, on_rank_zero((folder / DONE).exists))
+        with same_on_every_rank():
+            refuse_precision(precision(ds_config.tree), world.precisions, rank_facts(world.device).device)
+        finished = on_rank_zero((folder / DONE).exists)
+        with repeatable(config.run, world.device):
+            yield Run(config, ds_config, world, watchdog, requests, finished)

@@ -129,8 +129,10 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"fp16": None}, ["fp16", "found null", "expected an object"]),
     ({"fp16": {"enabled": True, "loss_scal": 0}}, ["fp16.loss_scal", "meant loss_scale?"]),
     ({"fp16": {"enabled": True, "loss_scale_window": 0}}, ["fp16.loss_scale_window", "1 or more"]),
-    ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, ["fp16.enabled", "bf16.enabled", "both"]),
-    ({"bfloat16": {"enabled": True}}, ["bfloat16", 'write "bf16"']),
+    ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, ["fp16.enabled", "bf16.enabled", "remove one"]),
+    ({"bfloat16": {"enabled": True}, "bf16": {}}, ["bf16 and bfloat16", "remove bfloat16"]),
+    ({"bfloat16": {"enabled": True}, "fp16": {"enabled": True}}, ["fp16.enabled and bfloat16.enabled"]),
+    ({"bfloat16": {"enabled": "auto"}}, ["bfloat16.enabled", '"auto"']),
     ({"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}, ["torch_autocast", '"bf16"']),
     ({"data_types": {"param_dtype": "bf16"}}, ["data_types"]),
     ({"gradient_clipping": "auto"}, ["gradient_clipping", '"auto"', "a number"]),
@@ -212,7 +214,9 @@ def test_what_is_right_is_taken(tmp_path: Path) -> None:
         "communication_data_type": "fp32", "prescale_gradients": False, "wall_clock_breakdown": False,
         "gradient_accumulation_steps": "auto", "train_micro_batch_size_per_gpu": "auto",
     }  # fmt: skip
+    old = {"bfloat16" if key == "bf16" else key: value for key, value in given.items()}
     resolved = DeepSpeedConfig(given).resolved(2, 100)
+    assert DeepSpeedConfig(old).resolved(2, 100) == resolved, "as DeepSpeed once called it"
     assert precision(resolved) == "bf16" and "auto" not in json.dumps(resolved)
     from deepspeed.runtime.config import DeepSpeedConfig as Theirs
 
