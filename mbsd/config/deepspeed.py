@@ -150,7 +150,7 @@ class DeepSpeedConfig:
         changed = copy.deepcopy(self.tree)
         if learning_rate is not None:
             changed.setdefault("optimizer", {}).setdefault("params", {})["lr"] = learning_rate
-            peak = changed.get("scheduler", {}).get("params", {}).get("warmup_max_lr", "auto")
+            peak = (changed.get("scheduler") or {}).get("params", {}).get("warmup_max_lr", "auto")
             if peak != "auto":
                 raise UserError(
                     f'{self.path}: scheduler.params.warmup_max_lr={peak} says the learning rate too: write "auto"'

@@ -181,7 +181,7 @@ def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
 def _refuse_shared_facts(config: BaseConfig, ds_config: DeepSpeedConfig) -> None:
     """The same fact in DeepSpeed's JSON and in the YAML is an error that names both places."""
     tree, path = ds_config.tree, ds_config.path
-    steps = tree.get("scheduler", {}).get("params", {}).get("total_num_steps", "auto")
+    steps = (tree.get("scheduler") or {}).get("params", {}).get("total_num_steps", "auto")
     if steps != "auto":
         home = "run.max_steps" if config.run.max_steps is not None else "run.epochs"
         raise UserError(

@@ -40,9 +40,9 @@ Each fact has one home:
 
 An unknown key, one that stands twice, a value of another type or range, or the same fact in both files is an error that
 names the place, before any rank is met. Of DeepSpeed's keys (`mbsd/config/deepspeed_keys.py` has all of them) those are
-refused, with the reason, that would train otherwise than the run says or that this project has a setting for. Both files
-may be UTF-8, UTF-16 or UTF-32, in any locale. In every path `~` is the home folder. `grid.py` and `submit.py` read the
-settings of the launcher that they start; their own options are in their `--help`.
+refused, with the reason, that would train otherwise than the run says or that this project has a setting for. Both
+files may be UTF-8, UTF-16 or UTF-32, in any locale. In every path `~` is the home folder. `grid.py` and `submit.py`
+read the settings of the launcher that they start; their own options are in their `--help`.
 
 ## Which launcher reads what
 
