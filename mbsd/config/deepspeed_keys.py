@@ -50,7 +50,8 @@ def one_of(*values: Any) -> Value:
 
 def is_number(value: object) -> bool:
     """Whether it is a finite number; true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    whole = isinstance(value, int) and not isinstance(value, bool)  # of any size, also beyond a float's
+    return whole or (isinstance(value, float) and math.isfinite(value))
 
 
 def _is_whole(value: object) -> bool:
@@ -67,7 +68,7 @@ Known = Mapping[str, "Value | Known | str"]
 SWITCH = Value("true or false", lambda v: isinstance(v, bool))
 ON = Value("true, or no such key", lambda v: v is True)
 # DeepSpeed's examples write sizes as 5e8, which JSON reads as a number with a point.
-SIZE = Value("a whole number above 0", lambda v: is_number(v) and v > 0 and float(v).is_integer())
+SIZE = Value("a whole number above 0", lambda v: is_number(v) and v > 0 and v == int(v))
 RATE = number(0)
 BETAS = Value("two numbers from 0 to below 1, such as [0.9, 0.98]", _is_pair)
 DTYPE = one_of("fp32", "fp16", "bf16")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from mbsd.config.deepspeed import DeepSpeedConfig, read_deepspeed
 from mbsd.config.paths import section_names, with_home
 from mbsd.config.run import BaseConfig
 from mbsd.errors import UserError
-from mbsd.io.home import expand_words
+from mbsd.io.home import expand_home
 from mbsd.io.settings_text import read_text, read_yaml, refuse_keys_twice
 
 C = TypeVar("C", bound=BaseConfig)
@@ -104,10 +105,11 @@ def _parse(config_class: type, argv: Sequence[str] | None, with_deepspeed: bool)
     # DeepSpeed's launcher adds it to every rank's command line; the environment has the same.
     parser.add_argument("--local_rank", type=int | None, help="ignored: taken from the environment")
     parser.add_class_arguments(config_class)
-    words = expand_words(sys.argv[1:] if argv is None else argv)
+    files = {"config", "deepspeed_config", *section_names(config_class)}
+    words = _with_home(sys.argv[1:] if argv is None else argv, files)
     _refuse_deepspeed_keys(words)
     try:
-        namespace = parser.parse_args(_with_texts(words, {"config", *section_names(config_class)}))
+        namespace = parser.parse_args(_with_texts(words, files - {"deepspeed_config"}))
     except jsonargparse.ArgumentError as error:
         raise UserError(" ".join(str(error).split())) from error
     values = vars(parser.instantiate(namespace))
@@ -116,23 +118,35 @@ def _parse(config_class: type, argv: Sequence[str] | None, with_deepspeed: bool)
     return dict(values)
 
 
-def _with_texts(words: Sequence[str], sections: Collection[str]) -> list[str]:
+def _with_home(words: Sequence[str], names: Collection[str]) -> list[str]:
+    """The words with `~` expanded where a settings file is named; paths among the settings are expanded when read."""
+    read = list(words)
+    for at, option, value in _values(words, names):
+        read[at] = option + expand_home(value)
+    return read
+
+
+def _with_texts(words: Sequence[str], names: Collection[str]) -> list[str]:
     """The words, with the settings of each file in its place: jsonargparse reads in the locale's encoding.
 
     Files are those of `--config`, and where one is named in place of a whole section, as `--data data.yaml`.
     """
     read = list(words)
+    for at, option, value in _values(words, names):
+        path = Path(value)
+        if words[at - 1] == "--config" or option == "--config=" or os.path.isfile(value):
+            read_yaml(path)  # refuses what is wrong, by the file's name
+            # In ASCII: jsonargparse asks the system whether this is a path, and a locale may lack what is in it.
+            read[at] = option + yaml.safe_dump(_load_yaml(read_text(path)) or {}, default_style='"')
+    return read
+
+
+def _values(words: Sequence[str], names: Collection[str]) -> Iterator[tuple[int, str, str]]:
+    """Where the value of each of these options stands: index, `--name=` where it is in the same word, and the value."""
     for index, word in enumerate(words):
         name, equals, value = word.partition("=")
-        at = index if equals else index + 1
-        if at < len(words) and name.removeprefix("--") in sections:
-            path = Path(value if equals else words[at])
-            if name == "--config" or path.is_file():
-                read_yaml(path)  # refuses what is wrong, by the file's name
-                # In ASCII: jsonargparse asks the system whether this is a path, and a locale may lack what is in it.
-                text = yaml.safe_dump(_load_yaml(read_text(path)) or {}, default_style='"')
-                read[at] = f"{name}={text}" if equals else text
-    return read
+        if name.startswith("--") and name[2:] in names and (equals or index + 1 < len(words)):
+            yield (index, f"{name}=", value) if equals else (index + 1, "", words[index + 1])
 
 
 _load_yaml = jsonargparse.get_loader("yaml")

@@ -50,10 +50,8 @@ def read_json(path: Path) -> dict[str, Any]:
     text = read_text(path)
     try:
         tree = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and lists without end
         raise UserError(f"{path}: not JSON ({error})") from error
-    except RecursionError as error:
-        raise UserError(f"{path}: not settings: nested too deeply") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(tree).__name__}")
     _refuse_twice(_json_keys(text), str(path))
@@ -81,7 +79,7 @@ def load_yaml(text: str, where: str) -> Any:
     try:
         refuse_keys_twice(text, where)
         return yaml.load(text, Loader=_LOADER)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also a date that no calendar has
         raise UserError(f"{where}: not a readable YAML file: {' '.join(str(error).split())}") from error
 
 

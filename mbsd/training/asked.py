@@ -81,7 +81,7 @@ def is_asked_again(run: Any) -> bool:
         return False
     listed = "; ".join(map(str, found[:SHOWN])) + (f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
     way_on = "set them back, or choose another run.dir"
-    if all(change.name in LENGTH for change in found):
+    if all(change.name in LENGTH and _is_more(change) for change in found):
         way_on = (
             "set run.extend=true to train it for longer (its schedule is then laid out anew over all steps), or choose "
             "another run.dir"
@@ -183,7 +183,7 @@ def _with_defaults(config: BaseConfig) -> BaseConfig:
 
 
 def _deepspeed_changes(ds_config: DeepSpeedConfig, before: dict[str, Any], run: RunConfig) -> list[Change]:
-    then = before.get("scheduler", {}).get("params", {})
+    then = (before.get("scheduler") or {}).get("params", {})
     total = then.get("total_num_steps") or run.max_steps
     now = ds_config.settled(total or 1)
     given = (ds_config.tree.get("scheduler") or {}).get("params", {})
@@ -191,7 +191,11 @@ def _deepspeed_changes(ds_config: DeepSpeedConfig, before: dict[str, Any], run: 
     if "total_num_steps" not in then and given.get("warmup_num_steps") in AUTO:
         skipped.add("scheduler.params.warmup_num_steps")  # it follows from a number of steps that is not known here
     old, new = (
-        {name: value for name, value in dotted(tree) if name.split(".")[0] not in skipped and name not in skipped}
+        {
+            name: value
+            for name, value in dotted(tree)
+            if value is not None and name.split(".")[0] not in skipped and name not in skipped
+        }
         for tree in (before, json.loads(json.dumps(now)))
     )
     return [
@@ -199,6 +203,11 @@ def _deepspeed_changes(ds_config: DeepSpeedConfig, before: dict[str, Any], run: 
         for name in sorted(old.keys() | new.keys())
         if old.get(name, NOT_SET) != new.get(name, NOT_SET)
     ]
+
+
+def _is_more(change: Change) -> bool:
+    """False: fewer steps or epochs; steps and epochs in place of each other may be more."""
+    return NOT_SET in (change.before, change.now) or change.now > change.before
 
 
 def _same(name: str, old: Any, new: Any) -> bool:

@@ -137,6 +137,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"data_types": {"param_dtype": "bf16"}}, ["data_types"]),
     ({"gradient_clipping": "auto"}, ["gradient_clipping", '"auto"', "a number"]),
     ({"gradient_clipping": "1.0"}, ["gradient_clipping", '"1.0"', "a number"]),
+    ({"zero_optimization": {"stage": 2, "reduce_bucket_size": -(10**400)}}, ["reduce_bucket_size", "above 0"]),
     ({"gradient_clipping": -1}, ["gradient_clipping", "found -1"]),
     ({"gradient_clipping": float("inf")}, ["gradient_clipping", "a number"]),
     ({"train_batch_size": "auto"}, ["train_batch_size", '"auto"']),

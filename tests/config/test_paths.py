@@ -22,6 +22,7 @@ from mbsd.config.scoring import EmbedConfig, EvaluateConfig
 from mbsd.errors import UserError
 from mbsd.io.home import expand_home
 from mbsd.tools.studies.settings import AblationConfig, MissingStudyConfig
+from tests.conftest import Shop
 from tests.settings import write_ds_config
 
 KINDS: list[Any] = [PretrainConfig, FinetuneConfig, EvaluateConfig, EmbedConfig, AblationConfig, MissingStudyConfig]
@@ -164,6 +165,14 @@ def test_what_is_no_home_stays(home: Path) -> None:
     assert expand_home("~root/x") == os.path.expanduser("~root/x") != "~root/x"
     with pytest.raises(UserError, match="no user nobody-here"):
         expand_home("~nobody-here/x")
+
+
+def test_a_path_behind_a_taggers_kind(home: Path, shop: Shop) -> None:
+    from mbsd.catalog.mining.model_tagger import make_tagger
+    from mbsd.catalog.reader import Catalog
+
+    with pytest.raises(UserError, match=f"tagger {home / 'model'}: no readable config.json"):
+        make_tagger("transformers:~/model", Catalog(shop.catalog))
 
 
 def test_the_encoder_and_its_pictures(home: Path, tmp_path: Path) -> None:

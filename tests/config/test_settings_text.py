@@ -123,6 +123,28 @@ def in_c_locale(folder: Path, yaml: str, *words: str) -> subprocess.CompletedPro
     )
 
 
+def test_a_print_that_the_locale_cannot_write_is_one_line() -> None:
+    program = "from mbsd.errors import exits_cleanly\nexits_cleanly(lambda: print('\\u8dd1'))()"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, **C_LOCALE, "PYTHONPATH": str(ROOT)}, capture_output=True,
+        text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "'\\u8dd1'" in done.stderr and "encoding ascii" in done.stderr and "PYTHONUTF8=1" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("run.yaml", "run: {dir: 2020-13-45}"), ("run.yaml", "[" * 3000), ("ds.json", '{"a": ' + "[" * 100_000),
+     ("ds.json", '{"a": ' + "1" * 5000 + "}")],
+)  # fmt: skip
+def test_what_breaks_a_parser_is_one_line(name: str, text: str, tmp_path: Path) -> None:
+    files = {"run.yaml": b"", "ds.json": None} | {name: text.encode()}
+    with pytest.raises(UserError, match=name) as refused:
+        settings(tmp_path, files["run.yaml"] or b"", files["ds.json"], *WORDS)
+    assert len(str(refused.value)) < 600
+
+
 def test_a_locale_without_unicode(tmp_path: Path) -> None:
     """Comments and texts are read; a path that this process could not open is refused in one line."""
     done = in_c_locale(tmp_path, "# 注释\n" + YAML.replace("läufe/跑", "runs").replace("目录", "catalog"))

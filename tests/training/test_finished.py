@@ -112,7 +112,7 @@ def test_a_finished_folder_refuses_another_run_and_stays_as_it_is(finished: Path
     assert launch(2, same, tmp_path / "log").lines("nothing to do"), "another number of ranks is no setting"
     for words, named in (
         (["--run.max_steps=5"], ["run.max_steps was 3, now 5", "run.extend=true"]),
-        (["--run.max_steps=2"], ["run.max_steps was 3, now 2"]),
+        (["--run.max_steps=2"], ["run.max_steps was 3, now 2", "set them back"]),
         (["--data.catalog=nowhere"], ["data.catalog was", "now nowhere", "another run.dir"]),
     ):
         line = refused(2, [*same, *words], tmp_path / "log")
