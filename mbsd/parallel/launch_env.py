@@ -144,7 +144,8 @@ def free_port() -> int:
 
 def refuse_taken_port(port: int, started_by: str = BY_HAND) -> None:
     """Raise UserError where rank 0 cannot listen on its port, mostly because somebody does already."""
-    other = "choose another with --master_port" if started_by == "deepspeed" else "set MASTER_PORT to another"
+    by_deepspeed = started_by == "deepspeed"
+    other = "give deepspeed another --master_port" if by_deepspeed else "set MASTER_PORT to another one for all ranks"
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -153,8 +154,7 @@ def refuse_taken_port(port: int, started_by: str = BY_HAND) -> None:
             number = error.errno if isinstance(error, OSError) else None
             why = os.strerror(number).lower() if number else "ports are numbers up to 65535"
             raise UserError(
-                f"{platform.node()}: rank 0 would listen on port {port}, and {why}; end what holds it, or {other} "
-                "one for all ranks"
+                f"{platform.node()}: rank 0 would listen on port {port}, and {why}; end what holds it, or {other}"
             ) from error
 
 
