@@ -17,6 +17,7 @@ from mbsd.config.run import BaseConfig, RunConfig
 from mbsd.config.run_files import DONE
 from mbsd.errors import UserError
 from mbsd.io.settings_text import read_json, read_yaml
+from mbsd.training.run import Run
 from mbsd.training.state import TrainState
 
 # Settings that change neither what is learned nor what is measured: where and how often a run writes, how it is fed,
@@ -67,7 +68,7 @@ def changes(config: BaseConfig, ds_config: DeepSpeedConfig, folder: Path) -> lis
     return found + _deepspeed_changes(ds_config, read_json(folder / "ds_config.json"), config.run)
 
 
-def is_asked_again(run: Any) -> bool:
+def is_asked_again(run: Run) -> bool:
     """Whether a finished run's folder is asked for what it was finished with; False: `run.extend` lets it go on.
 
     Raises:
@@ -89,7 +90,7 @@ def is_asked_again(run: Any) -> bool:
     raise UserError(f"{folder}: is a finished run of other settings ({listed}): {way_on}")
 
 
-def refuse_nothing_left(run: Any, total_steps: int, checkpoints: Path) -> None:
+def refuse_nothing_left(run: Run, total_steps: int, checkpoints: Path) -> None:
     """Refuse a start whose checkpoint has all the steps that are asked for, before anything is written.
 
     A run that was ended between its last save and `DONE` has the settings that its folder says: it is let through.
@@ -150,7 +151,7 @@ def schedule_laid_anew(engine: Any, resolved: Mapping[str, Any], state: TrainSta
     )
 
 
-def changed_since(run: Any) -> list[str]:
+def changed_since(run: Run) -> list[str]:
     """The settings that differ from those of the folder's last start; none where it says nothing about them."""
     try:
         return [str(change) for change in changes(run.config, run.ds_config, run.folder)]
@@ -158,7 +159,7 @@ def changed_since(run: Any) -> list[str]:
         return []
 
 
-def _ended_so(run: Any) -> bool:
+def _ended_so(run: Run) -> bool:
     try:
         return not any(change.name in LENGTH for change in changes(run.config, run.ds_config, run.folder))
     except UserError:

@@ -16,6 +16,7 @@ from mbsd.config.deepspeed import read_deepspeed
 from mbsd.config.parse import dotted, parse
 from mbsd.config.run import PretrainConfig
 from mbsd.config.schedules import learning_rate
+from mbsd.errors import UserError
 from mbsd.training.asked import DEEPSPEED_WITHOUT_EFFECT, WITHOUT_EFFECT, changes
 from tests.conftest import Shop
 from tests.ranks import launch, refused
@@ -159,6 +160,20 @@ def test_a_finished_run_is_trained_for_longer_where_that_is_asked_for(run: Path,
     assert launch(1, words, tmp_path / "log").lines("nothing to do")
     fewer = stage_1_words(run, shop.catalog, 5, "--run.extend=true")
     assert "is of step 8, and run.max_steps=5: nothing left" in refused(1, fewer, tmp_path / "log")
+
+
+def test_a_run_that_early_stopping_ended_needs_more_patience_to_go_on(tmp_path: Path) -> None:
+    from mbsd.errors import UserError
+from mbsd.training.asked import refuse_exhausted
+    from mbsd.training.early_stopping import EarlyStopping
+    from mbsd.training.state import TrainState
+
+    loader: Any = None
+    ended = EarlyStopping("loss", higher_is_better=False, patience=2, stale=2)
+    with pytest.raises(UserError, match=f"{tmp_path}: early stopping ended this run after step 4 .best.patience"):
+        refuse_exhausted(TrainState(10, loader, ended, step=4), tmp_path)
+    more = dataclasses.replace(ended, patience=3)
+    refuse_exhausted(TrainState(10, loader, more, step=4), tmp_path)
 
 
 def test_a_folder_of_an_older_version_is_read(shop: Shop) -> None:
