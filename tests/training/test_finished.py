@@ -163,8 +163,7 @@ def test_a_finished_run_is_trained_for_longer_where_that_is_asked_for(run: Path,
 
 
 def test_a_run_that_early_stopping_ended_needs_more_patience_to_go_on(tmp_path: Path) -> None:
-    from mbsd.errors import UserError
-from mbsd.training.asked import refuse_exhausted
+    from mbsd.training.asked import refuse_exhausted
     from mbsd.training.early_stopping import EarlyStopping
     from mbsd.training.state import TrainState
 
