@@ -95,8 +95,8 @@ def refuse_precision(precision: str, supported: Sequence[str], name: str) -> Non
     if precision not in supported:
         other = next((name for name in supported if name != "fp32"), "fp32")
         raise UserError(
-            f"{platform.node()}: {name} computes in {' and '.join(supported)} alone, and DeepSpeed's JSON has "
-            f"{precision}.enabled: use {other} there"
+            f"{platform.node()}: {name} computes in {' and '.join(supported)} alone, and DeepSpeed's JSON enables "
+            f"{precision}: use {other} there"
         )
 
 

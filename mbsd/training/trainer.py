@@ -20,7 +20,8 @@ class Trainer:
     """Trains from `state` to its last step; every rank runs it with its own micro-batches of the same order.
 
     Validations, saves and checks are collective. A save is written behind the steps that follow. Losses are read from
-    the device every `run.log_every` steps and before a save only: nothing of ours waits for it in another step.
+    the device every `run.log_every` steps and before a save only; in the other steps nothing of ours waits for it, and
+    `engine.step` does in a few places that docs/gpu.md names.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ from mbsd.errors import UserError
 from mbsd.model.mbsd import MbsdModel
 from mbsd.tools.bench.latency import LatencyBench, measure_latency
 from mbsd.tools.bench.latency_chart import draw_latency
-from mbsd.tools.bench.latency_models import Contestant, Served, Step, tokens_of
+from mbsd.tools.bench.latency_models import NAMES, Contestant, Served, Step, make_contestant, runs_on, tokens_of
 from tests.baselines.samples import samples_of
 from tests.model.reference import random_model, tiny_config
 from tests.ranks import command
@@ -99,3 +99,13 @@ def test_the_command(tmp_path: Path) -> None:
     assert set(cells) == {("bert-encoder", "whole"), ("bert", "whole")}
     assert cells["bert", "whole"]["x_bare_cpu"] < 1  # half the tokens
     assert numbers["models"]["bert"]["parameters"] > 1e8 > numbers["models"]["bert-encoder"]["parameters"]
+
+
+def test_a_gpu_without_bf16_is_not_measured_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    for has_it, left_out in ((True, {"mbsd-onnx"}), (False, {"mbsd-onnx", "mbsd-bf16", "mbsd-compiled-bf16"})):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, answer=has_it: answer)
+        assert {name for name in NAMES if not runs_on(name, gpu)} == left_out
+    with pytest.raises(UserError, match="--models mbsd-bf16: Tesla V100 has no bf16"):
+        make_contestant("mbsd-bf16", gpu, 1, tmp_path)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mbsd.config.deepspeed import DeepSpeedConfig
+from mbsd.config.deepspeed import DeepSpeedConfig, precision
 from mbsd.config.parse import parse, parse_scoring, to_yaml
 from mbsd.config.run import BaseConfig, FinetuneConfig, PretrainConfig
 from mbsd.config.scoring import EmbedConfig, EvaluateConfig
@@ -57,6 +57,9 @@ def test_the_files_that_ship(kind: type[BaseConfig], name: str, ds_name: str, ra
     assert resolved["scheduler"]["params"]["warmup_num_steps"] == 50
     assert resolved["scheduler"]["params"]["warmup_max_lr"] == resolved["optimizer"]["params"]["lr"]
     assert isinstance(config, kind)
+    if not ds_name.startswith("cpu"):  # what makes the host wait for a GPU in each step, and is needed by nobody
+        assert ds_config.tree["timers"]["throughput"] == {"enabled": False}
+        assert ds_config.tree.get("bf16", {"check_grad_overflow": False})["check_grad_overflow"] is False
 
 
 def test_every_shipped_file_is_tested() -> None:
@@ -101,6 +104,30 @@ def test_the_studies_that_ship(name: str, tmp_path: Path, monkeypatch: pytest.Mo
         words = ["--config", str(yaml_file), "--deepspeed_config", str(json_file)]
         read, _ = parse(FinetuneConfig if step.launcher == "finetune" else PretrainConfig, words)
         assert read.run.init_from is None or tmp_path in Path(read.run.init_from).parents
+
+
+@pytest.mark.parametrize("section", ["bf16", "bfloat16"])
+def test_what_waits_for_the_gpu_is_off_unless_it_is_asked_for(section: str) -> None:
+    """DeepSpeed has its throughput timer and its search for overflow in bf16 on; a JSON that states one keeps it."""
+    batch = {"train_batch_size": 8, "optimizer": {"type": "Lamb"}}
+    silent = DeepSpeedConfig({**batch, section: {"enabled": True}})
+    resolved = silent.resolved(1, 10)
+    assert resolved["timers"] == {"throughput": {"enabled": False}}
+    assert resolved["bf16"] == {"enabled": True, "check_grad_overflow": False}
+    assert silent.tree[section] == {"enabled": True} and precision(silent.tree) == "bf16"
+    asked = {"timers": {"throughput": {"synchronized": False}}, section: {"enabled": True, "check_grad_overflow": True}}
+    given = DeepSpeedConfig({**batch, **asked}).resolved(1, 10)
+    assert (given["timers"], given["bf16"]) == (asked["timers"], asked[section])
+    off = DeepSpeedConfig({**batch, "fp16": {"enabled": True}, section: {"enabled": False}}).resolved(1, 10)
+    assert off["fp16"] == {"enabled": True} and off["bf16"] == {"enabled": False}
+
+
+def test_what_a_run_computes_in() -> None:
+    for tree, found in (
+        ({}, "fp32"), ({"bfloat16": {"enabled": True}}, "bf16"), ({"bf16": {"enabled": True}}, "bf16"),
+        ({"fp16": {"enabled": True}}, "fp16"), ({"fp16": {"enabled": False}, "bf16": {}}, "fp32"),
+    ):  # fmt: skip
+        assert precision(tree) == found
 
 
 def test_the_papers_numbers() -> None:

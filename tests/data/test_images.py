@@ -79,6 +79,28 @@ def test_a_decoder_keeps_its_results_takes_no_picture_and_can_be_pickled(name: s
 
 
 @needs_dali
+def test_dali_makes_chroma_on_a_gpu_as_on_the_cpu() -> None:
+    """Without the argument `mixed` repeats each value of subsampled chroma where `cpu` interpolates."""
+    for coloured in (False, True):
+        graph = DaliDecoder(32)._build(coloured=coloured).serialize()  # a protobuf: name, type, field 6 = 1
+        assert graph.count(b"decoders__ImageSlice") == graph.count(b"jpeg_fancy_upsampling\x12\x04bool0\x01") == 1
+
+
+@needs_dali
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_dali_on_a_gpu_decodes_edges_of_colour_as_on_the_cpu() -> None:
+    """Stripes of red and blue, three pixels wide: with repeated chroma the mean pixel would be off by 24."""
+    stripes = np.zeros((96, 96, 3), np.uint8)
+    stripes[:, np.arange(96) // 3 % 2 == 0, 0] = stripes[:, np.arange(96) // 3 % 2 == 1, 2] = 220
+    buffer = io.BytesIO()
+    Image.fromarray(stripes).save(buffer, "JPEG", quality=95, subsampling="4:2:0")
+    jpegs, plain = [buffer.getvalue()] * 4, no_augmentation(4)
+    found, expected = (DaliDecoder(96, device, max_batch=4).decode(jpegs, plain).cpu() for device in ("cuda", "cpu"))
+    assert (found.float() - expected.float()).abs().mean() <= 2
+
+
+@needs_dali
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_dali_on_a_gpu_agrees_with_torchvision(jpegs: list[bytes]) -> None:

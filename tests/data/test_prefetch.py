@@ -82,3 +82,17 @@ def test_a_gpu_gets_the_same_batches(make_builder: MakeBuilder, catalog: Catalog
         # Work on the step's stream between two batches: memory that is given away too early would show.
         (torch.randn(2000, 2000, device=device) @ torch.randn(2000, 2000, device=device)).sum()
         assert tensors_of(found.to("cpu")) == tensors_of(batch)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_loaders_leave_no_memory_behind(make_builder: MakeBuilder, catalog: Catalog) -> None:
+    """As many loaders as a run has validations reserve what the first ones did."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    reserved = []
+    for _ in range(12):
+        for batch in itertools.islice(batches(make_builder, catalog, device, "torchvision"), 4):
+            batch.images.float().mean()
+        torch.cuda.synchronize()
+        reserved.append(torch.cuda.memory_reserved(device))
+    assert reserved[2:] == [reserved[2]] * 10

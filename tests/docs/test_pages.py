@@ -17,7 +17,8 @@ MOST_LINES = 200  # of the README
 FOREIGN = {
     "--signal": "sbatch and scancel", "--no_local_rank": "deepspeed", "--num_accelerators": "deepspeed",
     "--hostfile": "deepspeed", "--standalone": "torchrun", "--nproc-per-node": "torchrun",
-    "--ntasks-per-node": "srun", "--logdir": "tensorboard", "--write-golden": "pytest",
+    "--ntasks-per-node": "srun", "--gpus-per-node": "srun", "--gpus-per-task": "srun",
+    "--logdir": "tensorboard", "--write-golden": "pytest",
     "--config": "launchers", "--deepspeed_config": "launchers",
 }  # fmt: skip
 # First words of a python block -> the test that runs it.

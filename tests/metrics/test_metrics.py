@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mbsd.metrics.binary import binary_metrics
-from mbsd.metrics.throughput import training_flops
+from mbsd.metrics.throughput import PEAK_FLOPS, peak_of, training_flops
 from mbsd.metrics.trust_ratios import summarise
 from mbsd.metrics.writer import MetricsWriter
 from mbsd.model.mbsd import MbsdModel
@@ -100,3 +100,20 @@ def test_flops_grow_with_real_tokens_only() -> None:
     per_layer = 4 * 32 * 32 + 2 * 32 * 48
     squares = (2 + 2 + 15 + 1) ** 2 - (2 + 2 + 3 + 1) ** 2
     assert flops[1] - flops[0] == 6 * 2 * per_layer * 12 + 12 * 2 * 32 * squares
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("Tesla V100-SXM2-32GB", 125e12), ("Tesla V100-SXM3-32GB", 125e12), ("Tesla V100-PCIE-16GB", 112e12),
+        ("Tesla V100S-PCIE-32GB", 130e12), ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA A100 80GB PCIe", 312e12),
+        ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA H200", 989e12), ("NVIDIA H200 NVL", 835e12),
+        ("NVIDIA GH200 480GB", None), ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None), ("NVIDIA H20", None),
+        ("NVIDIA GeForce RTX 4090", None), ("", None),
+    ],
+)  # fmt: skip
+def test_peaks_are_those_of_the_form(name: str, peak: float | None) -> None:
+    """NVIDIA's data sheets: half of what they give with sparsity (H100: 1,979 SXM5, 1,513 PCIe, 1,671 NVL)."""
+    assert peak_of(name) == peak
+    assert peak is None or peak in {112e12, 130e12, 756e12, 835e12} | set(PEAK_FLOPS.values())

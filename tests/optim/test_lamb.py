@@ -38,10 +38,13 @@ CUDA = pytest.param(
 @contextmanager
 def no_waiting(device: str) -> Iterator[None]:
     """Make waiting for a GPU an error."""
-    if device == "cuda":
-        torch.cuda.set_sync_debug_mode("error")
-    yield
-    if device == "cuda":
+    if device != "cuda":
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
         torch.cuda.set_sync_debug_mode("default")
 
 

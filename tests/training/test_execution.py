@@ -12,20 +12,15 @@ from torch import Tensor
 
 from mbsd.batch import VIEW_NAMES, Batch
 from mbsd.config.data import DataConfig
-from mbsd.config.deepspeed import DeepSpeedConfig
 from mbsd.config.model import ModelConfig
 from mbsd.config.run import BaseConfig, PretrainConfig, RunConfig
 from mbsd.config.stages import SdmiConfig
 from mbsd.data.shape_buckets import fill_up
 from mbsd.model.execution import prepare_execution
-from mbsd.model.heads import MbsdForMaskedModelling, MbsdForMatching
-from mbsd.parallel.world import World
-from mbsd.stages.masked import MaskedObjective
+from mbsd.model.heads import MbsdForMatching
 from mbsd.stages.matching import MatchingObjective
-from mbsd.tools.bench.ranks import on_ranks
 from mbsd.tools.bench.step_batches import draw, packed
 from mbsd.tools.plan.trace import SavedBytes
-from mbsd.training.engine import build_engine
 from tests.conftest import Shop
 from tests.model.reference import MIXED, gradients_of, hand_batch, random_samples, randomise, tiny_config
 from tests.ranks import launch
@@ -120,48 +115,3 @@ def test_a_trace_of_some_steps(shop: Shop, tmp_path: Path) -> None:
     for step in steps:
         inside = [e for e in events if step["ts"] <= e.get("ts", 0) < step["ts"] + step["dur"]]
         assert sum(e.get("name") == "aten::addmm" for e in inside) > 20
-
-
-def steps_without_waiting(world: World, stage: str, bucket: int) -> int:
-    """Steps of a bf16 ZeRO-2 engine with anything that asks the device an error; how many there were.
-
-    The copy of a batch to the device is the loader's and comes before.
-    """
-    config = tiny_config(
-        hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1, vocab_size=400, max_position_embeddings=144
-    )  # fmt: skip
-    masked = stage == "masked"
-    step = (
-        MaskedObjective(MbsdForMaskedModelling(config))
-        if masked
-        else MatchingObjective(MbsdForMatching(config), SdmiConfig())
-    )
-    zero = {"stage": 2, "reduce_bucket_size": 1_000_000, "allgather_bucket_size": 1_000_000}
-    ds = {"train_batch_size": 8, "bf16": {"enabled": world.device.type == "cuda"}, "gradient_clipping": 1.0}
-    ds |= {"zero_optimization": zero, "optimizer": {"type": "Lamb", "params": {"lr": 1e-3}}}
-    engine = build_engine(step, DeepSpeedConfig(ds).resolved(1, 10))
-    norms = torch.ones(2, device=world.device) if masked else None
-    batches = []
-    for seed in range(4):
-        batch = packed(draw(config, 8, masked=masked, longest=False, seed=seed), config)
-        if bucket > 1:
-            batch = fill_up(batch, bucket, num_images=8, fill_images=0, patches_per_image=config.num_patches)
-        batches.append(batch.to(world.device))
-    done = 0
-    for number, batch in enumerate(batches):
-        if number == 1 and world.device.type == "cuda":  # libraries and LAMB have set up what they do once
-            torch.cuda.synchronize()
-            torch.cuda.set_sync_debug_mode("error")
-        engine.backward(engine(batch, norms)["loss"])
-        engine.step()
-        done += 1
-    return done
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.distributed
-@pytest.mark.parametrize("bucket", [1, 256])
-@pytest.mark.parametrize("stage", ["masked", "matching"])
-def test_a_step_never_waits_for_the_gpu(stage: str, bucket: int) -> None:
-    assert on_ranks(1, steps_without_waiting, stage, bucket) == 4

@@ -28,13 +28,13 @@ from mbsd.parallel.launch_env import find_launch_environment
 from mbsd.tools.bench.latency_models import (
     BARE,
     NAMES,
-    ONNX,
     PLAIN,
     QUERY,
     TITLE,
     Contestant,
     Step,
     make_contestant,
+    runs_on,
     tokens_of,
 )
 
@@ -89,7 +89,7 @@ def measure_latency(bench: LatencyBench, contestants: Mapping[str, Contestant] |
     try:
         with tempfile.TemporaryDirectory(prefix="mbsd-bench-") as folder, torch.inference_mode():
             if contestants is None:
-                runnable = [name for name in NAMES if name != ONNX or device.type == "cpu"]
+                runnable = [name for name in NAMES if runs_on(name, device)]
                 named = tqdm(bench.models or runnable, desc="models", leave=False)
                 contestants = {name: make_contestant(name, device, bench.threads, Path(folder)) for name in named}
             cells = []

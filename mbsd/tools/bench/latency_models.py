@@ -68,6 +68,14 @@ class Contestant:
     parameters: int
 
 
+def runs_on(name: str, device: torch.device) -> bool:
+    """Whether a model of NAMES is measured there: ONNX on CPUs, bf16 where it is not emulated."""
+    if device.type == "cpu":
+        return True
+    bf16 = torch.bfloat16 in (DTYPES.get(name), COMPILED.get(name))
+    return name != ONNX and (not bf16 or torch.cuda.is_bf16_supported(including_emulation=False))
+
+
 def make_contestant(name: str, device: torch.device, threads: int, folder: Path) -> Contestant:
     """Build a model with random weights.
 
@@ -79,6 +87,8 @@ def make_contestant(name: str, device: torch.device, threads: int, folder: Path)
     Raises:
         UserError: it cannot run on this machine.
     """
+    if name != ONNX and not runs_on(name, device):
+        raise UserError(f"--models {name}: {torch.cuda.get_device_name(device)} has no bf16; leave it out there")
     torch.manual_seed(0)
     if name == BARE:
         return _bare_encoder(device)

@@ -34,6 +34,7 @@ from mbsd.tools.bench.step_report import print_step
 from mbsd.tools.plan.trace import Ledger, SavedBytes
 from mbsd.training.engine import build_engine
 
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # what a GPU is timed in, the first that it has
 PACKED, TO_LIMIT, TO_LONGEST, TOGETHER = "packed", "to 144", "to the longest", "views together"
 MODELS = {
     "base": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
@@ -151,13 +152,14 @@ def _moved(x: Any, device: torch.device) -> Any:
 def measure_here(world: World, bench: StepBench) -> dict[str, Any]:
     """`measure_step` on the one rank of the group that is up."""
     device = world.device
-    half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    torch.backends.cudnn.allow_tf32 = False  # float32 is for comparing; what is timed on such GPUs is bf16
-    peak = _matmul_peak(device, torch.bfloat16 if half else torch.float32)
-    sheet = data_sheet_peak(device) if half else None
+    kinds = HALVES if device.type == "cuda" else ()
+    precision = next((kind for kind in kinds if kind in world.precisions), "fp32")
+    torch.backends.cudnn.allow_tf32 = False  # float32 is for comparing; what is timed on such GPUs is half
+    peak = _matmul_peak(device, HALVES.get(precision, torch.float32))
+    sheet = data_sheet_peak(device) if precision != "fp32" else None
     numbers: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads",
-        "precision": "bf16" if half else "fp32",
+        "precision": precision,
         "matmul_flops": peak,
         "data_sheet_flops": sheet,
         "batch": bench.batch,
@@ -178,7 +180,7 @@ def measure_here(world: World, bench: StepBench) -> dict[str, Any]:
             inputs = {name: contestants.inputs(samples, device) for name, samples in drawn.items()}
             checked = {name: agreement(contestants, given) for name, given in inputs.items()}
             memory = {name: _memory(contestants, given, device) for name, given in inputs.items()}
-            engine = _engine(contestants, bench, half=half)
+            engine = _engine(contestants, bench, precision)
             found["stages"][stage] = {}
             for name, given in inputs.items():
                 batch = packed(drawn[name], contestants.config)
@@ -206,8 +208,10 @@ def measure_here(world: World, bench: StepBench) -> dict[str, Any]:
     return numbers
 
 
-def _engine(contestants: Contestants, bench: StepBench, *, half: bool) -> Any:
-    config = {**DEEPSPEED, "train_batch_size": bench.batch, **({"bf16": {"enabled": True}} if half else {})}
+def _engine(contestants: Contestants, bench: StepBench, precision: str) -> Any:
+    config: dict[str, Any] = {**DEEPSPEED, "train_batch_size": bench.batch}
+    if precision != "fp32":
+        config[precision] = {"enabled": True, **({"initial_scale_power": 8} if precision == "fp16" else {})}
     return build_engine(contestants, DeepSpeedConfig(config).resolved(1, 1000))
 
 
