@@ -57,12 +57,26 @@ def exits_cleanly(command: Callable[P, R]) -> Callable[P, R]:
             if MISTAKE_FILE in os.environ:
                 Path(os.environ[MISTAKE_FILE]).write_text(f"{error}\n", encoding="utf-8")
             sys.exit(EXIT_USER_ERROR)
+        except UnicodeEncodeError as error:
+            if error.encoding.lower().replace("-", "") == "utf8":
+                raise
+            print(f"error: {_not_in(error)}", file=sys.stderr, flush=True)
+            sys.exit(EXIT_USER_ERROR)
         except Exception as error:
             if (who := _who()) is not None:
                 print(f"{who}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             raise
 
     return wrapped
+
+
+def _not_in(error: UnicodeEncodeError) -> str:
+    """A path or text that the process's locale has no bytes for, in one line (ASCII)."""
+    found = ascii(error.object[error.start : error.end])
+    return (
+        f"{found} in {ascii(error.object)[:200]} cannot be written in this process's encoding {error.encoding}; set "
+        "PYTHONUTF8=1, or LC_ALL to a UTF-8 locale such as C.UTF-8"
+    )
 
 
 def this_rank() -> int:

@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
@@ -36,6 +35,8 @@ from mbsd.data.samples import Sample
 from mbsd.data.spec import BatchSpec
 from mbsd.data.text import load_tokenizer
 from mbsd.errors import UserError
+from mbsd.io.home import expand_home
+from mbsd.io.settings_text import read_yaml
 from mbsd.model.config import BackboneConfig
 from mbsd.model.embedder import Embedder, load_embedder
 from mbsd.model.heads import MbsdForClassification, MbsdForMatching
@@ -110,7 +111,7 @@ class Encoder:
         Raises:
             UserError: no model there.
         """
-        folder = weights_folder(str(path))
+        folder = weights_folder(expand_home(str(path)))
         saved = saved_config(folder)
         data = DataConfig(catalog="", image_size=saved.image_size, decoder=decoder)
         data = dataclasses.replace(data, **_text_lengths(folder))
@@ -239,7 +240,7 @@ def _bytes_of(image: Picture) -> bytes:
     if isinstance(image, bytes):
         return image
     if isinstance(image, (str, PathLike)):
-        return Path(image).read_bytes()
+        return Path(expand_home(str(image))).read_bytes()
     buffer = io.BytesIO()
     # Both keep every pixel; only TIFF knows the colours of print and numbers with a point.
     image.save(buffer, "TIFF" if image.mode in ("CMYK", "YCbCr", "LAB", "F") else "PNG")
@@ -257,9 +258,9 @@ def _text_lengths(folder: Path) -> dict[str, Any]:
     """The text lengths of the run that wrote the model, from its checkpoint or export; else the defaults."""
     run, exported = folder.parent / "config.yaml", folder / "preprocessor_config.json"
     if folder.name == "model" and run.is_file():
-        settings = yaml.safe_load(run.read_text())["data"]
+        settings = read_yaml(run)["data"]
     elif exported.is_file():
-        settings = json.loads(exported.read_text())
+        settings = json.loads(exported.read_text(encoding="utf-8"))
     else:
         return {}
     return {name: int(settings[name]) for name in TEXT_LENGTHS if name in settings}

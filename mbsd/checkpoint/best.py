@@ -74,7 +74,7 @@ def _rank(folder: Path) -> tuple[bool, float]:
 def _selection(folder: Path) -> dict[str, Any] | None:
     """The state of the run's EarlyStopping; None: it has none, or one of an older version, or a broken file."""
     try:
-        facts = json.loads((folder / "run.json").read_text())
+        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         selection = facts.get("selection")
     except (OSError, ValueError, AttributeError):
         return None  # verifying its checksums reports that

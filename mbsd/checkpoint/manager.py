@@ -202,7 +202,7 @@ class CheckpointManager:
         with same_on_every_rank():
             self._refuse_other_parameters(found)
             own = found.folder / f"{file_name(self.world.rank)}.json"
-            mine = json.loads(own.read_text()) if same_world and own.is_file() else None
+            mine = json.loads(own.read_text(encoding="utf-8")) if same_world and own.is_file() else None
             described = scalars_of(self.engine, self._layout)
             unmoved = (
                 mine is not None

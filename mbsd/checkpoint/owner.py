@@ -75,7 +75,7 @@ def check(root: Path, token: str) -> None:
 
 def _read(root: Path) -> Owner | None:
     try:
-        return Owner(**json.loads((root / OWNER).read_text()))
+        return Owner(**json.loads((root / OWNER).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:

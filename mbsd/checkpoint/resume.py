@@ -219,7 +219,7 @@ def _corrupt(folder: Path, storage: Storage, world: World, verify: bool) -> str 
 def _facts(folder: Path) -> dict[str, Any] | str:
     """`run.json`, or why it cannot be read."""
     try:
-        facts: dict[str, Any] = json.loads((folder / "run.json").read_text())
+        facts: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except OSError as error:
         return f"run.json: {error.strerror}"
     return facts

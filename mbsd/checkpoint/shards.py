@@ -70,7 +70,8 @@ class Shards:
     def __init__(self, folder: Path, ranks: list[int]) -> None:
         self.folder = folder
         self._described = {
-            rank: json.loads((folder / f"{file_name(rank)}.json").read_text())["flats"] for rank in ranks
+            rank: json.loads((folder / f"{file_name(rank)}.json").read_text(encoding="utf-8"))["flats"]
+            for rank in ranks
         }
         # Parameter -> (rank, flat, first element of the piece, where it starts in the flat, elements)
         self._where: dict[str, list[tuple[int, str, int, int, int]]] = defaultdict(list)

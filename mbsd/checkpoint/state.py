@@ -26,13 +26,18 @@ def engine_state(engine: Any) -> dict[str, Any]:
 
 
 def load_engine_state(engine: Any, state: dict[str, Any]) -> None:
-    """Put `engine_state` back. Without a schedule the learning rate is that of DeepSpeed's JSON now."""
+    """Put `engine_state` back.
+
+    The learning rate is that of DeepSpeed's JSON now: without a schedule its own, with one what the schedule gives for
+    the steps that were done, also where the checkpoint was saved without a schedule or with another.
+    """
     for name, value in state["counters"].items():
         setattr(engine, name, value)
-    if engine.lr_scheduler is not None and state["scheduler"] is not None:
-        engine.lr_scheduler.load_state_dict(state["scheduler"])
-        for group, lr in zip(engine.optimizer.param_groups, state["lr"], strict=True):
-            group["lr"] = lr
+    scheduler, counters = engine.lr_scheduler, state["counters"]
+    applied = counters["global_steps"] - counters["skipped_steps"]
+    if scheduler is not None and applied:
+        # DeepSpeed counts a schedule's steps from 0. This sets the rate of the next step, and OneCycle's betas.
+        scheduler.step(applied - 1)
     scaler = _scaler(engine.optimizer)
     for name, value in state["loss_scale"].items():
         if hasattr(scaler, name):  # a run may resume in another precision

@@ -52,7 +52,7 @@ def probe(root: Path, world: World, *, node_local: bool) -> Storage:
     with same_on_every_rank():
         try:
             root.mkdir(parents=True, exist_ok=True)
-            mine.write_text(token)
+            mine.write_text(token, encoding="utf-8")
         except OSError as error:
             raise UserError(
                 f"{root}: cannot be written ({error.strerror}); checkpoints have to go there: mend it, or choose "

@@ -164,7 +164,7 @@ def read_manifest(folder: Path) -> Manifest:
         BrokenError: it is missing or is no manifest of this folder.
     """
     try:
-        tree: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        tree: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = {str(name): FileFacts(int(size), str(digest)) for name, (size, digest) in tree.pop("files").items()}
         manifest = Manifest(files=files, **{name: int(value) for name, value in tree.items()})
     except FileNotFoundError as error:

@@ -7,6 +7,7 @@ import sys
 import typer
 
 from mbsd.errors import UserError
+from mbsd.io.home import expand_words
 
 # typer carries a copy of click and exports of its errors only BadParameter; what that derives from is every misuse.
 USAGE_ERROR: type[BaseException] = typer.BadParameter.__bases__[0]
@@ -19,7 +20,7 @@ def run_app(app: typer.Typer, see: str) -> None:
         UserError: the command line is wrong; it names the option or command, and what was expected.
     """
     try:
-        app(standalone_mode=False)
+        app(args=expand_words(sys.argv[1:]), standalone_mode=False)
     except USAGE_ERROR as error:
         message = str(getattr(error, "format_message", error.__str__)())
         raise UserError(f"{message.rstrip('.')} (see `{see}`)") from error

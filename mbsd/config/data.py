@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from mbsd.config.paths import PathText
 from mbsd.config.ranges import at_least, share
 
 
@@ -12,11 +13,11 @@ from mbsd.config.ranges import at_least, share
 class DataConfig:
     """What is read and how it becomes tokens and pixels."""
 
-    catalog: str
+    catalog: PathText
     """Folder written by `mbsd catalog build`."""
-    table: str | None = None
+    table: PathText | None = None
     """Task table over the catalogue (Parquet): pairs for stage 2, the labels for fine-tuning."""
-    tokenizer: str | None = None
+    tokenizer: PathText | None = None
     """Folder or hub name. Default: that of run.init_from, else a WordPiece vocabulary built from the catalogue."""
     image_size: int = at_least(1, default=224)
     """Side in pixels of the square that the model sees."""

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mbsd.config.deepspeed_keys import OPTIMIZERS, check_keys, is_number, spelled
 from mbsd.errors import UserError
+from mbsd.io.settings_text import read_json
 
-OPTIMIZERS = ("Lamb", "AdamW", "Adam")
 ONE_BIT = {"onebitlamb": "Lamb", "onebitadam": "AdamW", "zerooneadam": "AdamW"}
 DEFAULT_WARMUP = 0.1  # share of all steps (section 4.3 of the paper)
-DEFAULT_LR = 2e-4
+DEFAULT_LR = {"Lamb": 2e-4, "AdamW": 1e-3, "Adam": 1e-3}  # of the optimizers themselves
 AUTO = (None, "auto")
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
@@ -49,12 +50,12 @@ class DeepSpeedConfig:
         total, micro, accumulation = given
         for key, value in zip(BATCH_KEYS, given, strict=True):
             if value is not None and (not isinstance(value, int) or value < 1):
-                raise UserError(f"DeepSpeed's JSON: {key}={value!r}; expected a whole number above 0")
+                raise UserError(f"{self.path}: {key}={value!r}; expected a whole number above 0")
         if total is None:
-            raise UserError("DeepSpeed's JSON: train_batch_size is missing: say the global batch")
+            raise UserError(f"{self.path}: train_batch_size is missing: say the global batch")
         if total % world_size:
             raise UserError(
-                f"DeepSpeed's JSON: train_batch_size={total} is not divisible by the {world_size} ranks; "
+                f"{self.path}: train_batch_size={total} is not divisible by the {world_size} ranks; "
                 f"use {total - total % world_size or world_size} or {total - total % world_size + world_size}"
             )
         if accumulation is None:
@@ -62,42 +63,81 @@ class DeepSpeedConfig:
         micro = total // (world_size * accumulation) if micro is None else micro
         if micro * accumulation * world_size != total:
             raise UserError(
-                f"DeepSpeed's JSON: train_batch_size={total} is not train_micro_batch_size_per_gpu={micro} x "
+                f"{self.path}: train_batch_size={total} is not train_micro_batch_size_per_gpu={micro} x "
                 f"gradient_accumulation_steps={accumulation} x {world_size} ranks; leave out the accumulation steps "
                 f"and choose a micro-batch that divides {total // world_size}"
             )
         return BatchSizes(total, micro, accumulation)
 
+    def check(self) -> None:
+        """Check what does not depend on the number of ranks or steps.
+
+        Raises:
+            UserError: a key that is not known, a value of another type or range, or what this project does not train
+                with; the message names the file and the key.
+        """
+        self._refuse_optimizer()
+        self._refuse_zero()
+        check_keys(self.tree, self.path)
+        if self.tree.get("train_batch_size") is None:
+            raise UserError(f"{self.path}: train_batch_size is missing: say the global batch")
+
     def resolved(self, world_size: int, total_steps: int) -> dict[str, Any]:
-        """What deepspeed.initialize is given: every "auto" replaced by what the run knows.
+        """What deepspeed.initialize is given: every "auto", and what a schedule lacks, replaced by what the run knows.
 
         Where the JSON says nothing of them, DeepSpeed's throughput timer and its search for overflow in bf16 are
         switched off: each makes the host wait for the GPU in every step. The run measures its own throughput, and bf16
         has float32's range: a gradient that is no number there is a broken run, which ends as such.
 
         Raises:
-            UserError: an optimizer or ZeRO stage that this project does not train with.
+            UserError: as of `check` and `sizes`.
         """
-        resolved = copy.deepcopy(self.tree)
-        sizes = self.sizes(world_size)
+        resolved, sizes = self.settled(total_steps), self.sizes(world_size)
         resolved |= dict(zip(BATCH_KEYS, (sizes.global_batch, sizes.micro_batch, sizes.accumulation), strict=True))
         resolved.setdefault("steps_per_print", 1 << 30)  # the run's own log holds more
-        resolved["timers"] = {"throughput": {"enabled": False}, **(resolved.get("timers") or {})}
+        resolved["timers"] = {"throughput": {"enabled": False}, **resolved.get("timers", {})}
         if precision(resolved) == "bf16":
-            bf16_section(resolved).setdefault("check_grad_overflow", False)
-
-        resolved["optimizer"] = self._optimizer()
-        self._refuse_zero()
-        scheduler = resolved.get("scheduler")
-        if scheduler is not None:
-            params = scheduler.setdefault("params", {})
-            if params.get("total_num_steps") == "auto":
-                params["total_num_steps"] = total_steps
-            if params.get("warmup_num_steps") == "auto":
-                params["warmup_num_steps"] = max(1, round(DEFAULT_WARMUP * total_steps))
-            if params.get("warmup_max_lr") == "auto":
-                params["warmup_max_lr"] = resolved["optimizer"]["params"].get("lr", DEFAULT_LR)
+            resolved["bf16"].setdefault("check_grad_overflow", False)
         return resolved
+
+    def settled(self, total_steps: int) -> dict[str, Any]:
+        """What does not depend on the number of ranks of `resolved`: optimizer and schedule.
+
+        Raises:
+            UserError: as of `check`.
+        """
+        self.check()
+        resolved = copy.deepcopy(self.tree)
+        if "bfloat16" in resolved:
+            resolved["bf16"] = resolved.pop("bfloat16")
+        kind = spelled(resolved["optimizer"]["type"], OPTIMIZERS)
+        assert kind is not None, "checked"
+        params = {"lr": DEFAULT_LR[kind]} | resolved["optimizer"].get("params", {})
+        resolved["optimizer"] |= {"type": kind, "params": params}
+        scheduler = resolved.get("scheduler")
+        if scheduler is None:
+            resolved.pop("scheduler", None)
+        else:
+            params = scheduler.setdefault("params", {})
+            for key, value in self._schedule_knows(scheduler["type"], total_steps, resolved).items():
+                if params.get(key, "auto") == "auto":
+                    params[key] = value
+        return resolved
+
+    @staticmethod
+    def _schedule_knows(kind: str, total_steps: int, resolved: dict[str, Any]) -> dict[str, Any]:
+        """A schedule's parameters that follow from the run.
+
+        DeepSpeed's own defaults (a warm-up of 1,000 steps, to 0.001 whatever the optimizer's rate) do not fit a run.
+        """
+        known: dict[str, Any] = {}
+        if kind.startswith("Warmup"):
+            known["warmup_num_steps"] = max(1, round(DEFAULT_WARMUP * total_steps))
+        if kind in ("WarmupDecayLR", "WarmupCosineLR"):
+            known["total_num_steps"] = total_steps
+        if kind in ("WarmupLR", "WarmupDecayLR"):
+            known["warmup_max_lr"] = resolved["optimizer"]["params"]["lr"]
+        return known
 
     def changed(self, batch_size: int | None, learning_rate: float | None) -> DeepSpeedConfig:
         """A copy with another global batch and learning rate; None leaves what is there.
@@ -110,7 +150,7 @@ class DeepSpeedConfig:
         changed = copy.deepcopy(self.tree)
         if learning_rate is not None:
             changed.setdefault("optimizer", {}).setdefault("params", {})["lr"] = learning_rate
-            peak = changed.get("scheduler", {}).get("params", {}).get("warmup_max_lr", "auto")
+            peak = (changed.get("scheduler") or {}).get("params", {}).get("warmup_max_lr", "auto")
             if peak != "auto":
                 raise UserError(
                     f'{self.path}: scheduler.params.warmup_max_lr={peak} says the learning rate too: write "auto"'
@@ -138,32 +178,29 @@ class DeepSpeedConfig:
         """
         batch = self.tree.get("train_batch_size")
         rate = self.tree.get("optimizer", {}).get("params", {}).get("lr")
-        if not isinstance(batch, int) or not isinstance(rate, (int, float)):
+        if not isinstance(batch, int) or not is_number(rate):
             raise UserError(
                 f"{self.path}: train_batch_size and optimizer.params.lr are what a study tells runs by: say both"
             )
         return batch, float(rate)
 
-    def _optimizer(self) -> dict[str, Any]:
-        """The `optimizer` section with its type spelled as in `OPTIMIZERS`; DeepSpeed ignores capitals too."""
-        section = copy.deepcopy(self.tree.get("optimizer") or {})
-        found = section.get("type")
-        kind = {name.lower(): name for name in OPTIMIZERS}.get(str(found).lower())
-        if kind is None:
-            expected = f"expected one of {', '.join(OPTIMIZERS)}"
-            if str(found).lower() in ONE_BIT:
-                expected = (
-                    "which sends compressed momentum and cannot run under ZeRO-2; use "
-                    f'{ONE_BIT[str(found).lower()]}, and for slow networks bf16 or fp16 with "communication_data_type"'
-                )
-            raise UserError(f"DeepSpeed's JSON: optimizer.type={found!r}; {expected}")
-        return {**section, "type": kind, "params": dict(section.get("params") or {})}
+    def _refuse_optimizer(self) -> None:
+        """Refuse a missing optimizer, and the 1-bit ones with what to use instead; `check_keys` refuses the rest."""
+        section = self.tree.get("optimizer")
+        found = section.get("type") if isinstance(section, dict) else section
+        if str(found).lower() in ONE_BIT:
+            raise UserError(
+                f"{self.path}: optimizer.type={found!r}; it sends compressed momentum and cannot run under ZeRO-2; use "
+                f'{ONE_BIT[str(found).lower()]}, and for slow networks bf16 or fp16 with "communication_data_type"'
+            )
+        if section is None:
+            raise UserError(f"{self.path}: optimizer.type is missing; expected one of {', '.join(OPTIMIZERS)}")
 
     def _refuse_zero(self) -> None:
         """Refuse ZeRO-3 and an offloaded optimizer: LAMB needs each rank's slice on its device."""
         zero = self.tree.get("zero_optimization") or {}
         if not isinstance(zero, dict):
-            raise UserError(f'DeepSpeed\'s JSON: zero_optimization={zero!r}; expected an object such as {{"stage": 2}}')
+            raise UserError(f'{self.path}: zero_optimization={zero!r}; expected an object such as {{"stage": 2}}')
         offload = zero.get("offload_optimizer") or {}
         found = None
         if zero.get("stage", 0) not in (0, 1, 2):
@@ -174,7 +211,7 @@ class DeepSpeedConfig:
             found = "cpu_offload=true"
         if found is not None:
             raise UserError(
-                f"DeepSpeed's JSON: zero_optimization.{found}; the model fits without, and LAMB's trust ratios need "
+                f"{self.path}: zero_optimization.{found}; the model fits without, and LAMB's trust ratios need "
                 'every slice where the gradients are: use {"stage": 2} without offload, or 1 or 0'
             )
 
@@ -184,15 +221,6 @@ def precision(tree: dict[str, Any]) -> str:
     if (tree.get("fp16") or {}).get("enabled"):
         return "fp16"
     return "bf16" if bf16_section(tree).get("enabled") else "fp32"
-
-
-def arithmetic(tree: dict[str, Any]) -> tuple[str, ...]:
-    """The `precision` of a DeepSpeed JSON, and the one in which torch's autocast computes where it is enabled."""
-    autocast = tree.get("torch_autocast") or {}
-    if not autocast.get("enabled"):
-        return (precision(tree),)
-    name = str(autocast.get("dtype", "fp16")).removeprefix("torch.")
-    return precision(tree), "bf16" if name in ("bf16", "bfloat16") else "fp16"
 
 
 def bf16_section(tree: dict[str, Any]) -> dict[str, Any]:
@@ -210,14 +238,6 @@ def read_deepspeed(path: Path) -> DeepSpeedConfig:
     """Read a DeepSpeed JSON as it is.
 
     Raises:
-        UserError: it cannot be read, or is no object.
+        UserError: it cannot be read, is no object, or has a key twice.
     """
-    try:
-        value = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give --deepspeed_config a JSON file") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return DeepSpeedConfig(value, str(path))
+    return DeepSpeedConfig(read_json(path), str(path))

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
+from mbsd.config.paths import PathText
 from mbsd.config.ranges import at_least
 from mbsd.errors import UserError
 
@@ -17,9 +18,9 @@ class ModelConfig:
     architecture: Literal["mbsd", "bert", "vit", "vilt", "fashionbert", "kaleido"] = "mbsd"
     """mbsd, or a baseline to compare it with, which is trained and scored by the same commands (`mbsd.model.families`).
     bert reads the view text alone, vit the view image."""
-    backbone: str | None = None
+    backbone: PathText | None = None
     """A BERT checkpoint (local folder or hub name, such as bert-base-chinese) to start from; of vit and vilt a ViT."""
-    image_weights: str | None = None
+    image_weights: PathText | None = None
     """Of fashionbert and kaleido: a local file with torchvision's ResNet-50 weights (.pth or .safetensors)."""
     crop_size: int = at_least(1, default=224)
     """Of fashionbert and kaleido: pixels of a crop's side as ResNet-50 sees it."""

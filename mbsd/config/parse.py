@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -19,8 +20,11 @@ import jsonargparse
 import yaml
 
 from mbsd.config.deepspeed import DeepSpeedConfig, read_deepspeed
+from mbsd.config.paths import section_names, with_home
 from mbsd.config.run import BaseConfig
 from mbsd.errors import UserError
+from mbsd.io.home import expand_home
+from mbsd.io.settings_text import read_text, read_yaml, refuse_keys_twice
 
 C = TypeVar("C", bound=BaseConfig)
 
@@ -66,8 +70,11 @@ def parse(
             raise UserError("--deepspeed_config is missing: name DeepSpeed's JSON, say ds_configs/cpu_stage1.json")
         config: C = _instantiate(config_class, namespace)
         config.check()
-        given = read_deepspeed(Path(path)) if path is not None else ds_default
-        assert given is not None
+        if path is None:
+            assert ds_default is not None
+            return config, ds_default
+        given = read_deepspeed(Path(path))
+        given.check()
         _refuse_shared_facts(config, given)
     return config, given
 
@@ -98,9 +105,11 @@ def _parse(config_class: type, argv: Sequence[str] | None, with_deepspeed: bool)
     # DeepSpeed's launcher adds it to every rank's command line; the environment has the same.
     parser.add_argument("--local_rank", type=int | None, help="ignored: taken from the environment")
     parser.add_class_arguments(config_class)
-    _refuse_deepspeed_keys(argv)
+    files = {"config", "deepspeed_config", *section_names(config_class)}
+    words = _with_home(sys.argv[1:] if argv is None else argv, files)
+    _refuse_deepspeed_keys(words)
     try:
-        namespace = parser.parse_args(argv)
+        namespace = parser.parse_args(_with_texts(words, files - {"deepspeed_config"}))
     except jsonargparse.ArgumentError as error:
         raise UserError(" ".join(str(error).split())) from error
     values = vars(parser.instantiate(namespace))
@@ -109,22 +118,62 @@ def _parse(config_class: type, argv: Sequence[str] | None, with_deepspeed: bool)
     return dict(values)
 
 
+def _with_home(words: Sequence[str], names: Collection[str]) -> list[str]:
+    """The words with `~` expanded where a settings file is named; paths among the settings are expanded when read."""
+    read = list(words)
+    for at, option, value in _values(words, names):
+        read[at] = option + expand_home(value)
+    return read
+
+
+def _with_texts(words: Sequence[str], names: Collection[str]) -> list[str]:
+    """The words, with the settings of each file in its place: jsonargparse reads in the locale's encoding.
+
+    Files are those of `--config`, and where one is named in place of a whole section, as `--data data.yaml`.
+    """
+    read = list(words)
+    for at, option, value in _values(words, names):
+        path = Path(value)
+        if words[at - 1] == "--config" or option == "--config=" or os.path.isfile(value):
+            read_yaml(path)  # refuses what is wrong, by the file's name
+            # In ASCII: jsonargparse asks the system whether this is a path, and a locale may lack what is in it.
+            read[at] = option + yaml.safe_dump(_load_yaml(read_text(path)) or {}, default_style='"')
+    return read
+
+
+def _values(words: Sequence[str], names: Collection[str]) -> Iterator[tuple[int, str, str]]:
+    """Where the value of each of these options stands: index, `--name=` where it is in the same word, and the value."""
+    for index, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name.startswith("--") and name[2:] in names and (equals or index + 1 < len(words)):
+            yield (index, f"{name}=", value) if equals else (index + 1, "", words[index + 1])
+
+
+_load_yaml = jsonargparse.get_loader("yaml")
+
+
+def _load_once(text: str) -> Any:
+    """jsonargparse's YAML loader keeps the last of two equal keys, also in `--data='{"catalog": …}'`."""
+    tree = _load_yaml(text)
+    if isinstance(tree, dict | list):
+        refuse_keys_twice(text, "the command line")  # files were checked before, by their names
+    return tree
+
+
+jsonargparse.set_loader("yaml", _load_once, exceptions=(yaml.YAMLError,))
+
+
 def _instantiate(config_class: Any, values: dict[str, Any]) -> Any:
-    return config_class(**{f.name: values[f.name] for f in dataclasses.fields(config_class)})
+    return with_home(config_class(**{f.name: values[f.name] for f in dataclasses.fields(config_class)}))
 
 
-def _refuse_deepspeed_keys(argv: Sequence[str] | None) -> None:
+def _refuse_deepspeed_keys(words: Sequence[str]) -> None:
     """A DeepSpeed setting in the YAML or among the overrides: name both places."""
-    words = list(sys.argv[1:] if argv is None else argv)
     options = dict(_options(words))
     ds_path = options.get("deepspeed_config", "DeepSpeed's JSON")
     found = [(name, "the command line") for name, _ in _options(words)]
     for path in (value for name, value in _options(words) if name == "config"):
-        try:
-            tree = yaml.safe_load(Path(path).read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise UserError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from error
-        found += [(name, path) for name, _ in dotted(tree if isinstance(tree, dict) else {})]
+        found += [(name, path) for name, _ in dotted(read_yaml(Path(path)))]
     for name, where in found:
         parts = name.split(".")
         for n, part in enumerate(parts, 1):
@@ -146,15 +195,12 @@ def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
 def _refuse_shared_facts(config: BaseConfig, ds_config: DeepSpeedConfig) -> None:
     """The same fact in DeepSpeed's JSON and in the YAML is an error that names both places."""
     tree, path = ds_config.tree, ds_config.path
-    steps = tree.get("scheduler", {}).get("params", {}).get("total_num_steps", "auto")
+    steps = (tree.get("scheduler") or {}).get("params", {}).get("total_num_steps", "auto")
     if steps != "auto":
         home = "run.max_steps" if config.run.max_steps is not None else "run.epochs"
         raise UserError(
             f'{path}: scheduler.params.total_num_steps={steps} says again what {home} says: write "auto" there'
         )
-    for key in ("tensorboard", "csv_monitor", "wandb", "comet"):
-        if key in tree:
-            raise UserError(f"{path}: {key} says again where run.dir={config.run.dir} writes its metrics: remove it")
 
 
 def to_yaml(config: Any) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from mbsd.config.data import DataConfig
 from mbsd.config.model import ModelConfig
+from mbsd.config.paths import PathText
 from mbsd.config.ranges import at_least, check_ranges
 from mbsd.config.stages import MaskingConfig, SdmiConfig, TaskConfig
 from mbsd.errors import UserError
@@ -19,7 +20,7 @@ BUILT_IN = ("masked", "matching")
 class RunConfig:
     """Where a run writes, how long it takes and how often it logs."""
 
-    dir: str
+    dir: PathText
     """Run folder: resolved configs, metrics, TensorBoard files and checkpoints. An unfinished run in it is resumed."""
     seed: int = 0
     """Of the samples' order, crops, flips, masks, dropout and new weights."""
@@ -41,12 +42,16 @@ class RunConfig:
     """How many of the newest checkpoints are kept."""
     keep_every: int = at_least(0, default=0)
     """Checkpoints whose step is a multiple of this are never deleted. 0: none."""
-    node_local_checkpoints: str | None = None
+    node_local_checkpoints: PathText | None = None
     """Folder on each node's own disk for the checkpoint files of its ranks, where dir/checkpoints is too slow.
     To resume, the ranks have to start on the same nodes."""
-    resume: str = "auto"
+    resume: PathText = "auto"
     """Where dir holds no checkpoint: start from the full state of another run (its folder, or one checkpoint of it)
     instead of init_from. auto: none; dir's own checkpoints always come first."""
+    extend: bool = False
+    """Train a finished run for longer: with it, a folder that is finished goes on where max_steps or epochs asks for
+    more. A schedule is laid out anew over all steps, so that the learning rate can jump; the start prints from what to
+    what."""
     profile: int = at_least(0, default=0)
     """Steps to trace with torch's profiler, after the first few, into dir/profile: for TensorBoard or Perfetto."""
     deterministic: bool = False
@@ -56,7 +61,7 @@ class RunConfig:
     timeout: float = at_least(0, default=1800.0)
     """Seconds without any progress (a step, a validation batch, a save) after which a rank writes its stacks and ends.
     0: a run that hangs waits for ever."""
-    init_from: str | None = None
+    init_from: PathText | None = None
     """Weights and tokenizer to start from: a run folder or a folder written by save_pretrained. Not the optimizer."""
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mbsd.config.data import DataConfig
+from mbsd.config.paths import PathText
 from mbsd.config.ranges import at_least, check_ranges
 from mbsd.errors import UserError
 
@@ -43,11 +44,11 @@ class ClusteringConfig:
 class EvaluateConfig:
     """`launchers/evaluate.py`."""
 
-    model: str
+    model: PathText
     """A run folder (its best checkpoint, or its newest where none is best), one of its checkpoints, or a folder written
     by save_pretrained."""
     data: DataConfig
-    out: str
+    out: PathText
     """JSON file for the metrics. Every row's answers go to a Parquet file of the same name beside it."""
     task: Literal["attributes", "alignment", "classification", "sensitive", "clustering"] | None = None
     """Default: the task the model was fine-tuned for. clustering takes any model."""
@@ -89,11 +90,11 @@ class EvaluateConfig:
 class EmbedConfig:
     """`launchers/embed.py`."""
 
-    model: str
+    model: PathText
     """As of `launchers/evaluate.py`; pre-trained or fine-tuned."""
     data: DataConfig
     """Its table is not read."""
-    out: str
+    out: PathText
     """Folder for vectors/part-000000.parquet … and manifest.json. An unfinished one is resumed."""
     view: View = "full"
     """What the model sees of each item."""

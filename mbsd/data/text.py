@@ -28,6 +28,9 @@ _MAX_INNER = 0xFFFD
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """The BERT tokenizer of a folder (tokenizer.json or vocab.txt) or of a hub name.
 
+    Published ones often pad every text to a length, or cut it, as their tokenizer.json says: that is taken off. Batches
+    are packed without padding, and texts are cut at data.max_text_tokens.
+
     Raises:
         UserError: nothing of that name, no WordPiece vocabulary in it, or one without the five special tokens.
     """
@@ -56,6 +59,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
             f"data.tokenizer={name_or_path}: expected a WordPiece vocabulary with {' '.join(SPECIAL_TOKENS)}, "
             f"found {found}; name a BERT tokenizer, or leave data.tokenizer out to build one from the catalogue"
         )
+    _take_off_padding(tokenizer)
     return tokenizer
 
 
@@ -141,8 +145,14 @@ def _word_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     backend = tokenizer.backend_tokenizer
     # "[MASK]" in a seller's title is a word, no mask. The flag does not survive pickling, so it is set here.
     backend.encode_special_tokens = True
-    backend.no_truncation()
+    _take_off_padding(tokenizer)  # calling the tokenizer itself, as its users may, sets what that call asks for
     return list(backend.encode(text, add_special_tokens=False).ids)
+
+
+def _take_off_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
 
 
 def _count_words(texts: Iterable[str]) -> Counter[str]:

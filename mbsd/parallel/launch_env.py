@@ -44,6 +44,11 @@ class LaunchEnvironment:
     master_port: int
     """0 where only rank 0 knows."""
 
+    @property
+    def rank_zero_listens(self) -> bool:
+        """Whether rank 0 itself listens on the port, and not its launcher: torchrun has begun to before."""
+        return self.started_by in ("deepspeed", "srun", BY_HAND)
+
     def environment(self, gpu: int | None = None) -> dict[str, str]:
         """What torch and DeepSpeed read.
 
@@ -137,16 +142,19 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def refuse_taken_port(port: int) -> None:
-    """Raise UserError where somebody listens on rank 0's port already."""
+def refuse_taken_port(port: int, started_by: str = BY_HAND) -> None:
+    """Raise UserError where rank 0 cannot listen on its port, mostly because somebody does already."""
+    by_deepspeed = started_by == "deepspeed"
+    other = "give deepspeed another --master_port" if by_deepspeed else "set MASTER_PORT to another one for all ranks"
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", port))
-        except OSError as error:
+        except (OSError, OverflowError) as error:
+            number = error.errno if isinstance(error, OSError) else None
+            why = os.strerror(number).lower() if number else "ports are numbers up to 65535"
             raise UserError(
-                f"{platform.node()}: rank 0 would listen on port {port}, and {os.strerror(error.errno or 0).lower()}; "
-                "end what holds it, or set MASTER_PORT to another one for all ranks"
+                f"{platform.node()}: rank 0 would listen on port {port}, and {why}; end what holds it, or {other}"
             ) from error
 
 

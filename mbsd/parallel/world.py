@@ -90,8 +90,8 @@ def _start(timeout: float | None) -> World:
         launch = _ask_rank_zero(launch)
     else:
         refuse_wrong_world(launch, os.environ)
-    if launch.started_by == "srun" and launch.rank == 0:
-        refuse_taken_port(launch.master_port)
+    if launch.rank == 0 and launch.rank_zero_listens:
+        refuse_taken_port(launch.master_port, launch.started_by)
     os.environ.update(launch.environment(device.index if cuda else None))
     if cuda:
         torch.cuda.set_device(device)  # before anything that would open a context on the first GPU
@@ -149,6 +149,8 @@ def _ask_rank_zero(launch: LaunchEnvironment) -> LaunchEnvironment:
         wrong = ""
         try:
             refuse_wrong_world(launch, os.environ)
+            if launch.master_port:
+                refuse_taken_port(launch.master_port, launch.started_by)
         except UserError as error:
             wrong = str(error)
         one_host = launch.local_size == launch.world_size

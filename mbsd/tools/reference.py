@@ -34,11 +34,15 @@ Each fact has one home:
 - **YAML** (`--config`): data, model, objective and run folder. The tables below list its settings. Each can be
   overridden on the command line: `--run.dir runs/x --data.num_workers 8`.
 - **DeepSpeed's JSON** (`--deepspeed_config`): batch size, precision, ZeRO stage, optimizer and schedule, under
-  DeepSpeed's own names. `"auto"` stands for what follows from the run: `total_num_steps`, `warmup_num_steps` (a tenth
-  of all steps), `warmup_max_lr` (the optimizer's `lr`), the micro-batch and the accumulation steps.
+  DeepSpeed's own names. `"auto"`, or nothing, stands for what follows from the run: `total_num_steps`,
+  `warmup_num_steps` (a tenth of all steps), `warmup_max_lr` (the optimizer's `lr`), the micro-batch and the
+  accumulation steps. No other key takes `"auto"`.
 
-An unknown key, or the same fact in both files, is an error that names the place. `grid.py` and `submit.py` read the
-settings of the launcher that they start; their own options are in their `--help`.
+An unknown key, one that stands twice, a value of another type or range, or the same fact in both files is an error that
+names the place, before any rank is met. Of DeepSpeed's keys (`mbsd/config/deepspeed_keys.py` has all of them) those are
+refused, with the reason, that would train otherwise than the run says or that this project has a setting for. Both
+files may be UTF-8, UTF-16 or UTF-32, in any locale. In every path `~` is the home folder. `grid.py` and `submit.py`
+read the settings of the launcher that they start; their own options are in their `--help`.
 
 ## Which launcher reads what
 

@@ -60,11 +60,15 @@ class Checkpoints:
         storage: where checkpoints go.
         parts: what else goes into them.
         state: what is saved and restored.
+
+    Attributes:
+        rate_before: the learning rate that the restored checkpoint was saved with, for its next step.
     """
 
     def __init__(self, run: Run, engine: Any, storage: Storage, parts: RunParts, state: TrainState) -> None:
         self.run, self.engine, self.storage = run, engine, storage
         self.parts, self.state = parts, state
+        self.rate_before = 0.0
         self._manager: CheckpointManager | None = None
 
     def restore(self) -> str:
@@ -87,6 +91,7 @@ class Checkpoints:
         if found is None:
             return f"weights of {run.config.run.init_from or run.config.model.backbone or 'scratch'}"
         facts = self._manager.load(found)
+        self.rate_before = float(facts["lr"][0])
         with same_on_every_rank():
             self.state.load_state_dict(facts, own=own)
         return self._origin(found)

@@ -66,8 +66,8 @@ def lamb_of(engine: Any) -> Lamb | None:
 
 
 def training_state(engine: Any) -> dict[str, float]:
-    """Learning rate, gradient norm and loss scale of the last step. Asks the device: only when logging."""
-    state = {"lr": float(engine.get_lr()[0]), "skipped_steps": float(engine.skipped_steps)}
+    """Skipped steps so far, gradient norm and loss scale of the last step. Asks the device: only when logging."""
+    state = {"skipped_steps": float(engine.skipped_steps)}
     norm = engine.get_global_grad_norm()
     if norm is not None:
         state["grad_norm"] = float(norm)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mbsd.config.deepspeed import BatchSizes, DeepSpeedConfig, arithmetic
+from mbsd.config.deepspeed import BatchSizes, DeepSpeedConfig, precision
 from mbsd.config.run import BaseConfig
 from mbsd.config.run_files import DONE
 from mbsd.io.console import quiet_libraries, say
@@ -132,8 +132,7 @@ def open_run(config: BaseConfig, ds_config: DeepSpeedConfig) -> Iterator[Run]:
         stop_requests(patience) as requests,
     ):
         with same_on_every_rank():
-            for kind in arithmetic(ds_config.tree):
-                refuse_precision(kind, world.precisions, rank_facts(world.device).device)
+            refuse_precision(precision(ds_config.tree), world.precisions, rank_facts(world.device).device)
         finished = on_rank_zero((folder / DONE).exists)
         with repeatable(config.run, world.device):
             yield Run(config, ds_config, world, watchdog, requests, finished)

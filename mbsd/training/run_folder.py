@@ -17,7 +17,8 @@ import mbsd
 from mbsd.config.deepspeed import precision, zero_stage
 from mbsd.config.parse import dotted, to_yaml
 from mbsd.config.run import BaseConfig
-from mbsd.config.run_files import PREEMPTED
+from mbsd.config.run_files import DONE, PREEMPTED
+from mbsd.config.schedules import peak_learning_rate
 from mbsd.io.files import replace_text
 from mbsd.parallel.world import World, gather_objects
 
@@ -29,7 +30,8 @@ def write_run_folder(config: BaseConfig, resolved: dict[str, Any], folder: Path,
     if not world.is_first:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / PREEMPTED).unlink(missing_ok=True)
+    for mark in (DONE, PREEMPTED):  # before the settings: with the new ones a finished run would look as asked for
+        (folder / mark).unlink(missing_ok=True)
     environment = {
         "command": sys.argv,
         "python": platform.python_version(),
@@ -41,7 +43,7 @@ def write_run_folder(config: BaseConfig, resolved: dict[str, Any], folder: Path,
     replace_text(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
 
 
-def run_settings(config: BaseConfig, resolved: dict[str, Any]) -> dict[str, bool | int | float | str]:
+def run_settings(config: BaseConfig, resolved: dict[str, Any], total_steps: int) -> dict[str, bool | int | float | str]:
     """The settings by which runs differ, by dotted name: the YAML's, and DeepSpeed's that change what is learned."""
     settings = _plain(dotted(dataclasses.asdict(config)))
     optimizer = resolved["optimizer"]
@@ -51,6 +53,8 @@ def run_settings(config: BaseConfig, resolved: dict[str, Any]) -> dict[str, bool
         "zero_stage": zero_stage(resolved),
         "gradient_clipping": resolved.get("gradient_clipping", 0.0),
         "optimizer": optimizer["type"],
+        "schedule": resolved.get("scheduler", {}).get("type", "none"),
+        "peak_lr": peak_learning_rate(resolved, total_steps),
     }
     return settings | chosen | _plain(dotted(optimizer["params"], "optimizer."))
 

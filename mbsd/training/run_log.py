@@ -44,6 +44,7 @@ class RunLog:
         self._skipped, self._lamb = SkippedSteps(engine, run.config.run), lamb_of(engine)
         self._unnamed = self._lamb  # until its unused parameters have been named
         self._read: tuple[dict[str, float], dict[str, float]] = {}, {}
+        self._rate = 0.0  # of the step that is being done
         self._stack = ExitStack()
         self._charts, self._start_step = charts, start_step
 
@@ -56,7 +57,7 @@ class RunLog:
                 start_step=self._start_step,
                 total_steps=self.schedule.total_steps,
                 enabled=run.world.is_first,
-                settings=run_settings(run.config, self.schedule.deepspeed),
+                settings=run_settings(run.config, self.schedule.deepspeed, self.schedule.total_steps),
                 charts=self._charts,
             )
         )
@@ -73,6 +74,10 @@ class RunLog:
     def board(self) -> Board:
         """TensorBoard's files, on rank 0."""
         return self._writer.board
+
+    def begin_step(self) -> None:
+        """Note the learning rate that the step uses: at its end DeepSpeed sets that of the next one."""
+        self._rate = float(self.engine.get_lr()[0])
 
     def timed(self, wait_for_data: Callable[[], R]) -> R:
         """Call it; its time counts as waiting for data."""
@@ -111,7 +116,7 @@ class RunLog:
             DivergedError: one of them is NaN or infinite; raised on every rank.
         """
         values = _mean_over_ranks(self._totals, self._steps * self.run.sizes.accumulation)
-        state = training_state(self.engine)
+        state = {"lr": self._rate, **training_state(self.engine)}
         refuse_divergence(values, state, step, self._steps, self.run.config.run)
         self._read = values, state
 

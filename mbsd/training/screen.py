@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from mbsd.config.deepspeed import precision, zero_stage
 from mbsd.config.run_files import DONE, PREEMPTED
+from mbsd.config.schedules import peak_learning_rate
 from mbsd.io.console import say_block
 from mbsd.io.files import replace_text
 from mbsd.training.checkpoints import Checkpoints
@@ -16,12 +18,13 @@ from mbsd.training.run import Run
 from mbsd.training.state import TrainState
 
 
-def print_start(run: Run, checkpoints: Checkpoints, origin: str, *, num_held_out: int) -> None:
+def print_start(run: Run, checkpoints: Checkpoints, origin: str, changed: Sequence[str], *, num_held_out: int) -> None:
     """Print one block about this start of the run, on rank 0.
 
     Args:
         checkpoints: restored.
         origin: where the weights come from, in words.
+        changed: settings that the folder's last start had otherwise.
         num_held_out: samples of the validation split.
     """
     if not run.world.is_first:
@@ -32,7 +35,7 @@ def print_start(run: Run, checkpoints: Checkpoints, origin: str, *, num_held_out
     sizes, resolved = run.sizes, schedule.deepspeed
     epochs = (schedule.total_steps * sizes.global_batch) / schedule.num_samples
     optimizer = resolved["optimizer"]
-    rate = optimizer["params"].get("lr")
+    rate = peak_learning_rate(resolved, schedule.total_steps)
     facts = {
         "start": origin,
         "steps": f"{checkpoints.state.step + 1}-{schedule.total_steps} of {sizes.global_batch} samples "
@@ -41,11 +44,12 @@ def print_start(run: Run, checkpoints: Checkpoints, origin: str, *, num_held_out
         f"{num_held_out:,} held out",
         "model": f"{type(model).__name__}, {parameters / 1e6:.1f} M parameters: {shape.num_hidden_layers} layers of "
         f"{shape.hidden_size}, {shape.vocab_size:,} words, {shape.num_patches} patches",
-        "training": f"{optimizer['type']}{f', lr {rate:g}' if rate else ''}, ZeRO-{zero_stage(resolved)}, "
-        f"{precision(resolved)}",
+        "training": f"{optimizer['type']}, lr {rate:g}, ZeRO-{zero_stage(resolved)}, {precision(resolved)}",
         "checkpoints": f"every {config.run.save_every} steps in {checkpoints.storage}",
         "watch": f"tensorboard --logdir {run.folder}, page #custom_scalars",
     }
+    if changed:
+        facts["changed"] = "; ".join(changed)
     say_block(str(run.folder), facts)
 
 

@@ -7,8 +7,15 @@ from mbsd.config.deepspeed import DeepSpeedConfig
 from mbsd.config.run import BaseConfig
 from mbsd.data.inputs import Inputs, open_catalog
 from mbsd.model.execution import prepare_execution
-from mbsd.parallel.world import same_on_every_rank
+from mbsd.parallel.world import on_rank_zero, same_on_every_rank
 from mbsd.stages.stage import Stage
+from mbsd.training.asked import (
+    changed_since,
+    is_asked_again,
+    refuse_exhausted,
+    refuse_nothing_left,
+    schedule_laid_anew,
+)
 from mbsd.training.checkpoints import Checkpoints, RunParts, checkpoint_root
 from mbsd.training.divergence import DivergedError
 from mbsd.training.early_stopping import early_stopping_of
@@ -34,7 +41,7 @@ def run_stage(config: BaseConfig, ds_config: DeepSpeedConfig, stage: Stage) -> N
     """
     early_stopping = early_stopping_of(config)
     with open_run(config, ds_config) as run:
-        if run.finished:
+        if run.finished and on_rank_zero(lambda: is_asked_again(run)):
             run.print(f"{run.folder}: finished already (DONE is there); nothing to do")
             return
         with same_on_every_rank():
@@ -42,6 +49,7 @@ def run_stage(config: BaseConfig, ds_config: DeepSpeedConfig, stage: Stage) -> N
             catalog, table = open_catalog(config.data, needs.table)
             samples = stage.samples(catalog, table, "train"), stage.samples(catalog, table, "validation")
             schedule = run.schedule(len(samples[0]))
+        on_rank_zero(lambda: refuse_nothing_left(run, schedule.total_steps, checkpoint_root(run)))
         storage = probe(checkpoint_root(run), run.world, node_local=config.run.node_local_checkpoints is not None)
 
         run.watchdog.beat("starting: tokenizer")
@@ -60,8 +68,12 @@ def run_stage(config: BaseConfig, ds_config: DeepSpeedConfig, stage: Stage) -> N
         parts = RunParts.of(run, inputs, needs, schedule, objective.model)
         checkpoints = Checkpoints(run, engine, storage, parts, state)
         origin = checkpoints.restore()
+        if run.finished:
+            refuse_exhausted(state, run.folder)
+            run.print(schedule_laid_anew(engine, schedule.deepspeed, state, checkpoints.rate_before))
+        changed = changed_since(run)
         write_run_folder(config, schedule.deepspeed, run.folder, run.world)
-        print_start(run, checkpoints, origin, num_held_out=len(samples[1]))
+        print_start(run, checkpoints, origin, changed, num_held_out=len(samples[1]))
         with RunLog(run, schedule, engine, stage.charts, state.step) as log:
             try:
                 stop = Trainer(run, engine, feed, state, checkpoints, log).train()

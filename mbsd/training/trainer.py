@@ -67,6 +67,7 @@ class Trainer:
     def train_step(self) -> None:
         """Forward and backward of each micro-batch; DeepSpeed steps at the last of them alone."""
         self._beat("waiting for data")
+        self.log.begin_step()
         batches = self.log.timed(lambda: next(self._steps))
         self._beat("training")
         contexts = self.engine.module.contexts(batches)

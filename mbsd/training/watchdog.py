@@ -86,7 +86,7 @@ class Watchdog:
         faulthandler.dump_traceback(file=2)
         os.write(2, line.encode())
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / name).open("w") as file:
+        with (self.folder / name).open("w", encoding="utf-8") as file:
             file.write(line)
             file.flush()
             faulthandler.dump_traceback(file=file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import socket
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -19,6 +20,8 @@ from mbsd.parallel.launch_env import (
     refuse_wrong_world,
     step_port,
 )
+from tests.ranks import refused
+from tests.settings import stage_1_words
 
 DEEPSPEED = {
     "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_SIZE": "2", "CROSS_RANK": "1", "CROSS_SIZE": "2",
@@ -128,9 +131,25 @@ def test_a_port_that_is_taken_is_named() -> None:
         holder.bind(("", free_port()))
         holder.listen()
         port = holder.getsockname()[1]
-        with pytest.raises(UserError, match=f"port {port}, and address already in use"):
+        with pytest.raises(UserError, match=f"port {port}, and address already in use.*MASTER_PORT"):
             refuse_taken_port(port)
+        with pytest.raises(UserError, match=f"port {port}, and address already in use.*--master_port"):
+            refuse_taken_port(port, "deepspeed")
     refuse_taken_port(port)
+    with pytest.raises(UserError, match="port 70000, and ports are numbers up to 65535"):
+        refuse_taken_port(70_000)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("launcher", [{}, {"CROSS_SIZE": "1", "LOCAL_SIZE": "1"}])  # by hand, and by deepspeed
+def test_a_launch_on_a_taken_port_is_one_line(launcher: dict[str, str], tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", free_port()))
+        holder.listen()
+        taken = {"MASTER_PORT": str(holder.getsockname()[1]), **launcher}
+        line = refused(1, stage_1_words(tmp_path / "run", tmp_path, 1), tmp_path / "log", env=taken)
+    assert f"port {taken['MASTER_PORT']}, and address already in use" in line
+    assert ("--master_port" if launcher else "MASTER_PORT to another") in line and not (tmp_path / "run").exists()
 
 
 def test_ranks_of_uneven_nodes() -> None:

@@ -36,7 +36,8 @@ def java_home(folder: Path) -> Path | None:
     starter.parent.mkdir(parents=True)
     starter.write_text(
         f'#!/bin/sh\nfor word in "$@"; do\n  shift\n  [ "$word" = {MISSING_MODULE} ] || set -- "$@" "$word"\ndone\n'
-        f'exec {shlex.quote(str(java))} "$@"\n'
+        f'exec {shlex.quote(str(java))} "$@"\n',
+        encoding="utf-8",
     )
     starter.chmod(0o755)
     return starter.parents[1]

@@ -11,6 +11,7 @@ from typing import Any
 from mbsd.catalog.mining.gazetteer import Gazetteer, Span, Tagger, cuts_word, gazetteer
 from mbsd.catalog.reader import Catalog
 from mbsd.errors import UserError
+from mbsd.io.home import expand_home
 
 BATCH = 64
 MODEL_PREFIX = "transformers:"
@@ -25,7 +26,7 @@ def make_tagger(name: str, catalog: Catalog, lexicon: Path | None = None) -> Tag
     if name == "gazetteer":
         return gazetteer(catalog, lexicon)
     if name.startswith(MODEL_PREFIX):
-        return ModelTagger(Path(name.removeprefix(MODEL_PREFIX)), gazetteer(catalog, lexicon))
+        return ModelTagger(Path(expand_home(name.removeprefix(MODEL_PREFIX))), gazetteer(catalog, lexicon))
     raise UserError(f"tagger {name!r}; expected gazetteer, or {MODEL_PREFIX}PATH with the folder of a model")
 
 

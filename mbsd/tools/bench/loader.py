@@ -217,7 +217,7 @@ def _tokenizer(catalog: Catalog, folder: Path) -> PreTrainedTokenizerBase:
 
 def _memory_of(bench: LoaderBench, way: str) -> list[float]:
     words = [sys.executable, "-m", __name__, way, json.dumps(_plainly(bench))]
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(words, stdout=subprocess.PIPE, encoding="utf-8", errors="replace", check=True)
     megabytes: list[float] = json.loads(done.stdout.splitlines()[-1])
     return megabytes
 

@@ -42,7 +42,7 @@ def measure_data_wait(catalog: Path, image_size: int, batch: int, num_workers: i
         RuntimeError: the training run failed.
     """
     words = [sys.executable, "-m", __name__, json.dumps([str(catalog), image_size, batch, num_workers])]
-    done = subprocess.run(words, capture_output=True, text=True)
+    done = subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode != 0:
         raise RuntimeError(f"the training run failed\n{done.stderr}")
     numbers: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -72,7 +72,7 @@ def _train(catalog: str, image_size: int, batch: int, num_workers: int) -> dict[
                 }
             ),
         )
-        lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     logged = [line for line in lines if "data_wait" in line][1:]
     return {
         "data_wait": statistics.median(line["data_wait"] for line in logged),

@@ -104,7 +104,7 @@ def _child(task: dict[str, Any], scratch: Path) -> tuple[Usage, dict[str, Any]]:
         usage = run_measured(words, spill, time_limit=limit)
         if usage.exit_code not in (0, 2, None) or (usage.exit_code and task["way"] == "generate"):
             raise RuntimeError(f"{task}: exit code {usage.exit_code}\n{usage.output}")
-        return usage, json.loads(result.read_text()) if usage.exit_code == 0 else {}
+        return usage, json.loads(result.read_text(encoding="utf-8")) if usage.exit_code == 0 else {}
 
 
 def _growth(runs: list[dict[str, Any]]) -> float | None:

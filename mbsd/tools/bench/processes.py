@@ -49,7 +49,10 @@ def run_measured(words: Sequence[str], spill: Path, *, time_limit: float) -> Usa
     peak_rss = peak_spill = 0
     in_time = True
     log = spill.with_name(spill.name + ".log")
-    with log.open("w") as output, psutil.Popen(list(words), stdout=output, stderr=subprocess.STDOUT) as child:
+    with (
+        log.open("w", encoding="utf-8") as output,
+        psutil.Popen(list(words), stdout=output, stderr=subprocess.STDOUT) as child,
+    ):
         try:
             while child.poll() is None and in_time:
                 rss = 0
@@ -72,7 +75,7 @@ def run_measured(words: Sequence[str], spill: Path, *, time_limit: float) -> Usa
         cpu_seconds=sum(cpu.values()),
         peak_rss_bytes=peak_rss,
         peak_spill_bytes=peak_spill,
-        output=log.read_text(errors="replace"),
+        output=log.read_text(encoding="utf-8", errors="replace"),
     )
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import ViTImageProcessor
 from transformers.image_utils import PILImageResampling
 
@@ -18,6 +17,7 @@ from mbsd.checkpoint.shards import Shards, file_name
 from mbsd.data.text import load_tokenizer
 from mbsd.errors import UserError
 from mbsd.io.files import replacing
+from mbsd.io.settings_text import read_yaml
 from mbsd.model.backbone import MbsdPreTrainedModel
 from mbsd.model.config import BackboneConfig
 from mbsd.model.heads import MbsdForAlignment, MbsdForClassification, MbsdForMaskedModelling, MbsdForMatching
@@ -104,14 +104,14 @@ def _checkpoint(run: Path) -> tuple[Path, dict[str, int]]:
         if chosen is None:
             raise UserError(f"{run}: no complete checkpoint in it; name a run folder or one of its checkpoints")
         checkpoint = chosen
-    settings = yaml.safe_load((checkpoint / "config.yaml").read_text())["data"]
+    settings = read_yaml(checkpoint / "config.yaml")["data"]
     return checkpoint, {name: int(settings[name]) for name in ("max_text_tokens", "max_query_tokens")}
 
 
 def _model(checkpoint: Path) -> tuple[MbsdPreTrainedModel, str]:
     """The model in float32, and where its weights were read: the optimizer's masters if those in model/ are rounded."""
     folder = checkpoint / "model"
-    found = json.loads((folder / "config.json").read_text())
+    found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if found.get("model_type") != MbsdConfig.model_type:
         raise UserError(
             f"{checkpoint}: holds a baseline ({found.get('model_type')}), and only MBSD is exported; evaluate and "
@@ -125,7 +125,7 @@ def _model(checkpoint: Path) -> tuple[MbsdPreTrainedModel, str]:
     dtype = str(model.dtype).removeprefix("torch.")
     if model.dtype == torch.float32:
         return model, "float32"
-    facts = json.loads((checkpoint / "run.json").read_text())
+    facts = json.loads((checkpoint / "run.json").read_text(encoding="utf-8"))
     ranks = list(range(facts["world_size"]))
     for rank in ranks:
         if not (checkpoint / f"{file_name(rank)}.safetensors").is_file():

@@ -6,13 +6,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from mbsd.config.deepspeed import DeepSpeedConfig
 from mbsd.config.parse import parse
 from mbsd.config.run import BaseConfig, FinetuneConfig, PretrainConfig
 from mbsd.errors import UserError
 from mbsd.io.files import replace_text
+from mbsd.io.settings_text import read_yaml
 from mbsd.tools.plan.gpus import find_gpu, make_cluster
 from mbsd.tools.plan.measured import Shares, read_measured
 
@@ -55,11 +54,7 @@ def plan_run(request: PlanRequest, json_file: Path | None = None) -> None:
             measurements of another GPU.
     """
     config = request.config
-    try:
-        tree = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"--config {config}: not a readable YAML file: {' '.join(str(error).split())}") from error
-    kind: type[BaseConfig] = FinetuneConfig if isinstance(tree, dict) and "task" in tree else PretrainConfig
+    kind: type[BaseConfig] = FinetuneConfig if "task" in read_yaml(config) else PretrainConfig
     words = ["--config", str(config), *request.overrides]
     if request.deepspeed_config is not None:
         words += ["--deepspeed_config", str(request.deepspeed_config)]

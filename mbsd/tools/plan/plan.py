@@ -11,6 +11,7 @@ import torch
 
 from mbsd.config.deepspeed import BatchSizes, DeepSpeedConfig, precision
 from mbsd.config.run import BaseConfig, PretrainConfig
+from mbsd.config.schedules import peak_learning_rate
 from mbsd.errors import UserError
 from mbsd.metrics.throughput import model_flops, padded_lengths
 from mbsd.tools.plan.gpus import Cluster, Gpu
@@ -22,6 +23,7 @@ from mbsd.tools.plan.trace import Trace
 
 GIB = 1 << 30
 TYPICAL, ASSUMED = Lengths(30, 8), Shares()
+UNKNOWN_STEPS = 1_000_000  # enough for a schedule to reach its peak
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -51,6 +53,7 @@ class Plan:
         gpu, gpus, nodes, network: as in `Cluster`.
         precision: fp16, bf16 or fp32.
         stage: DeepSpeed's ZeRO stage.
+        optimizer, peak_lr: its type, and the highest learning rate of the run's steps.
         parameters, trained: number of the objective's parameters, and of those that are trained.
         model: where the model's sizes were read.
         samples: of the training split; None: unknown.
@@ -67,6 +70,8 @@ class Plan:
     network: float
     precision: str
     stage: int
+    optimizer: str
+    peak_lr: float
     sizes: BatchSizes
     parameters: int
     trained: int
@@ -182,10 +187,14 @@ def make_plan(
     )  # fmt: skip
     samples = samples if samples is not None else num_samples(config)
     flops = _flops(shapes, micro_batch)
+    steps = num_steps(config, samples, sizes.global_batch)
+    resolved = ds_config.resolved(gpus, steps or UNKNOWN_STEPS)
     plan = Plan(
         gpu=gpu, gpus=gpus, nodes=cluster.nodes, network=cluster.network, precision=kind,
-        stage=zero.get("stage", 0), sizes=sizes, parameters=sum(p.numel() for p in shapes.objective.parameters()),
-        trained=trained, model=shapes.source, samples=samples, steps=num_steps(config, samples, sizes.global_batch),
+        stage=zero.get("stage", 0), optimizer=resolved["optimizer"]["type"],
+        peak_lr=peak_learning_rate(resolved, steps or UNKNOWN_STEPS), sizes=sizes,
+        parameters=sum(p.numel() for p in shapes.objective.parameters()),
+        trained=trained, model=shapes.source, samples=samples, steps=steps,
         memory=memory, flops=flops, speed=seconds, shares=shares,
         mfu=flops.packed * sizes.global_batch / gpus / seconds.step / gpu.half_flops,
         largest_micro_batch=largest, advice=[],

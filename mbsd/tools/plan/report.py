@@ -51,6 +51,7 @@ def _run(plan: Plan, title: str) -> Table:
         "batch", f"{sizes.global_batch:,}",
         f"{plan.gpus} GPUs x {sizes.accumulation} x {sizes.micro_batch}; ZeRO-{plan.stage}, {plan.precision}",
     )  # fmt: skip
+    table.add_row("learning rate", f"{plan.peak_lr:g}", f"the highest; {plan.optimizer}")
     table.add_row(
         "steps", f"{plan.steps:,}" if plan.steps is not None else "?",
         f"{plan.samples:,} samples" if plan.samples is not None else "no catalogue there: give --samples",

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
-import yaml
 
 from mbsd.io.files import replace_text
+from mbsd.io.settings_text import read_yaml
 from mbsd.tools.report.curves import draw_curves, read_curves
 from mbsd.tools.report.examples import Example, find_examples
 from mbsd.tools.report.gather import Evaluation, read_evaluations
@@ -69,7 +69,7 @@ def _part(evaluation: Evaluation, tables: Sequence[PaperTable], examples: int) -
             curves = draw_curves(
                 found, [f"{metric}_{view}" for view in evaluation.views for metric in list(metrics)[-1:]]
             )
-        config = yaml.safe_load((evaluation.run / "config.yaml").read_text(encoding="utf-8"))
+        config = read_yaml(evaluation.run / "config.yaml")
         run = config["run"]
         settings = f"from {run.get('init_from') or 'scratch'}, seed {run['seed']}"
     return RunPart(evaluation, settings, curves, find_examples(evaluation, examples) if examples else {})

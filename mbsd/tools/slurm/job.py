@@ -90,7 +90,9 @@ def run_job(launcher: Launcher, words: list[str]) -> int:
         _log(f"{name}: the ranks failed ({ended.code}), {failures} of {limit} times in a row without a new checkpoint")
     next_ = what_next(ended, failures, limit)
     if next_ == "again":
-        asked = subprocess.run(["scontrol", "requeue", _own_name(job)], capture_output=True, text=True)
+        asked = subprocess.run(
+            ["scontrol", "requeue", _own_name(job)], capture_output=True, encoding="utf-8", errors="replace"
+        )
         if asked.returncode == 0:
             _log(f"{name}: queued again")
             return ended.code
@@ -137,7 +139,8 @@ def _run_ranks(name: str, words: list[str], folder: Path) -> Ended:
     shutil.rmtree(extensions, ignore_errors=True)
     if mistake.exists():
         code = EXIT_USER_ERROR
-        _log(f"{name}: {mistake.read_text().strip()}")  # srun may have ended rank 0 before it printed the error
+        line = mistake.read_text(encoding="utf-8").strip()
+        _log(f"{name}: {line}")  # srun may have ended rank 0 before it printed the error
         mistake.unlink()
     done = (folder / DONE).exists()
     return Ended(code if code >= 0 else 128 - code, done, _stopped_by(folder), bool(terminated))
@@ -168,7 +171,7 @@ def _own_name(job: str) -> str:
 
 def _stopped_by(folder: Path) -> str:
     path = folder / PREEMPTED
-    return str(json.loads(path.read_text())["signal"]) if path.exists() else ""
+    return str(json.loads(path.read_text(encoding="utf-8"))["signal"]) if path.exists() else ""
 
 
 def _failures_file(folder: Path) -> Path:
@@ -178,8 +181,10 @@ def _failures_file(folder: Path) -> Path:
 def count_failure(folder: Path) -> int:
     """Count this failure; returns how many came in a row without a new checkpoint."""
     path, saved = _failures_file(folder), folder / LAST_SAVED
-    newest = saved.read_text() if saved.exists() else ""
-    before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"count": 0, "newest": newest}
+    newest = saved.read_text(encoding="utf-8") if saved.exists() else ""
+    before: dict[str, Any] = (
+        json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"count": 0, "newest": newest}
+    )
     count = int(before["count"]) + 1 if before["newest"] == newest else 1
     replace_text(path, json.dumps({"count": count, "newest": newest}) + "\n")
     return count

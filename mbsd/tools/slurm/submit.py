@@ -87,7 +87,7 @@ def submit(submission: Submission) -> None:
     """
     submission.check()
     folder, seeds = Path(submission.config.run.dir).absolute(), submission.chosen_seeds
-    script = (ROOT / "launchers" / "slurm" / f"{submission.launcher}.sbatch").read_text()
+    script = (ROOT / "launchers" / "slurm" / f"{submission.launcher}.sbatch").read_text(encoding="utf-8")
     options = _sbatch_options(submission, folder)  # before anything is written: it may refuse
     frozen = _frozen(folder, make=not submission.dry_run)
     words = [
@@ -146,7 +146,7 @@ def code_state() -> tuple[str | None, str]:
 
 def _git(*words: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return None
     return done.stdout if done.returncode == 0 else None
@@ -190,7 +190,7 @@ def _job_of(text: str) -> Job | None:
     for place, task in ((folder, ""), (folder.parent, folder.name.removeprefix("seed-"))):
         submitted = sorted(place.glob("slurm/*/submit.json"))
         if submitted:
-            facts: dict[str, Any] = json.loads(submitted[-1].read_text())
+            facts: dict[str, Any] = json.loads(submitted[-1].read_text(encoding="utf-8"))
             return Job(f"{facts['job']}_{task}", ()) if task else Job(facts["job"], tuple(facts["seeds"]))
     raise UserError(
         f"--depends-on {text}: neither a job number nor the folder of a run that was submitted; name one of them"
@@ -199,7 +199,9 @@ def _job_of(text: str) -> Job | None:
 
 def _sbatch(words: list[str]) -> str:
     try:
-        done = subprocess.run(words, capture_output=True, text=True, env=_without_job(os.environ))
+        done = subprocess.run(
+            words, capture_output=True, encoding="utf-8", errors="replace", env=_without_job(os.environ)
+        )
     except FileNotFoundError as error:
         raise UserError("sbatch is not found: run this where Slurm's commands are; --dry-run needs none") from error
     if done.returncode != 0:

@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mbsd.config.deepspeed import read_deepspeed
+from mbsd.config.deepspeed import DeepSpeedConfig, read_deepspeed
+from mbsd.config.paths import tree_with_home
+from mbsd.config.run import BaseConfig
+from mbsd.io.settings_text import read_yaml
 from mbsd.tools.studies.launches import Launch, evaluation, training
 from mbsd.tools.studies.settings import StageConfig, StudyConfig
-from mbsd.tools.studies.settings_files import changed, read_yaml
+from mbsd.tools.studies.settings_files import changed
 from mbsd.tools.studies.shop import Shop
 
 
@@ -84,7 +87,7 @@ def plan(
     for seed in config.chosen_seeds:
         for row in config.chosen_rows:
             chain = chain_of(row, config.constant_weight)
-            model = read_yaml(config.stage1.config).get("model", {})
+            model = read_yaml(Path(config.stage1.config)).get("model", {})
             model = changed({"model": model}, _only_model(config.stage1.settings))["model"]
             start: Path | None = None
             for stage, names, files, table in (
@@ -98,7 +101,7 @@ def plan(
                 # Stage 1 starts as its own file says.
                 given = _tree(files, shop, table, seed) if stage == "stage1" else _started(
                     _tree(files, shop, table, seed), start, model)  # fmt: skip
-                launches[name] = training(name, "pretrain", out / name, changed(given, settings), _json(files))
+                launches[name] = training(name, "pretrain", out / name, changed(given, settings), _deepspeed(files))
                 start = out / name
             for batch_size, rate, ds_config in _grid(config):
                 name = f"seed-{seed}/row-{row}/batch-{batch_size}-lr-{rate:g}"
@@ -114,12 +117,14 @@ def plan(
 
 
 def _tree(files: StageConfig, shop: Shop | None, table: Path | None, seed: int) -> dict[str, Any]:
+    """The settings of a run but for where it starts and lies; the paths that all stages have with `~` expanded."""
     places: dict[str, Any] = {"run.seed": seed}
     if shop is not None:
         places["data.catalog"] = str(shop.catalog)
     if table is not None:
         places["data.table"] = str(table)
-    return changed(read_yaml(files.config), {**places, **files.settings})
+    tree = changed(read_yaml(Path(files.config)), {**places, **files.settings})
+    return tree_with_home(tree, BaseConfig)
 
 
 def _started(tree: dict[str, Any], start: Path | None, model: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +136,7 @@ def _started(tree: dict[str, Any], start: Path | None, model: dict[str, Any]) ->
 
 def _grid(config: StudyConfig) -> list[tuple[int, float, dict[str, Any]]]:
     """(batch size, learning rate, DeepSpeed's JSON) of each fine-tuning."""
-    ds_config = read_deepspeed(Path(config.finetune.deepspeed_config))
+    ds_config = DeepSpeedConfig(_deepspeed(config.finetune), config.finetune.deepspeed_config)
     grid = []
     for batch_size in config.batch_sizes or (None,):
         for rate in config.learning_rates or (None,):
@@ -140,8 +145,10 @@ def _grid(config: StudyConfig) -> list[tuple[int, float, dict[str, Any]]]:
     return grid
 
 
-def _json(files: StageConfig) -> dict[str, Any]:
-    return read_deepspeed(Path(files.deepspeed_config)).tree
+def _deepspeed(files: StageConfig) -> dict[str, Any]:
+    found = read_deepspeed(Path(files.deepspeed_config))
+    found.check()
+    return found.tree
 
 
 def _only_model(settings: dict[str, Any]) -> dict[str, Any]:

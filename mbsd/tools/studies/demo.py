@@ -91,7 +91,7 @@ def tabulate(console: Console, out: Path) -> None:
         table.add_column(heading, justify="left" if heading == "model" else "right")
     rows = []
     for index, name in enumerate(MODELS):
-        views = json.loads(_scores(out, index).read_text())["views"]
+        views = json.loads(_scores(out, index).read_text(encoding="utf-8"))["views"]
         auc = [views[view]["all"]["roc_auc"] for view in ("full", "text", "image")]
         auc.append(views["image"]["where"]["image"]["roc_auc"])
         rows.append({"model": name, "full": auc[0], "text": auc[1], "image": auc[2], "image_on_image_only": auc[3]})

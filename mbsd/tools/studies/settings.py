@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mbsd.config.parse import expand
+from mbsd.config.paths import PathText
 from mbsd.errors import UserError
 from mbsd.tools.studies.commands import LaunchConfig
 from mbsd.tools.studies.shop import ShopConfig
@@ -17,9 +18,9 @@ ROWS = range(1, 9)
 class StageConfig:
     """One kind of run of a study: the files that a user would name, and the settings that differ from them."""
 
-    config: str
+    config: PathText
     """YAML of the launcher."""
-    deepspeed_config: str
+    deepspeed_config: PathText
     """DeepSpeed's JSON."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Dotted settings that override the YAML's, such as {run.max_steps: 60}."""
@@ -29,7 +30,7 @@ class StageConfig:
 class StudyConfig:
     """Rows of Table 6, each over seeds and a grid of fine-tunings."""
 
-    out: str
+    out: PathText
     """Folder of everything the study makes. An unfinished study in it is resumed."""
     stage1: StageConfig
     stage2: StageConfig

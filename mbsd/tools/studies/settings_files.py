@@ -100,7 +100,7 @@ def same_inputs(path: Path, inputs: Mapping[str, str], where: str) -> None:
     Raises:
         UserError: something that an earlier start read has changed.
     """
-    before: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+    before: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for name, fingerprint in inputs.items():
         if before.get(name, fingerprint) != fingerprint:
             raise UserError(
@@ -108,21 +108,6 @@ def same_inputs(path: Path, inputs: Mapping[str, str], where: str) -> None:
                 f"or choose another {where}"
             )
     replace_text(path, json.dumps({**before, **inputs}, indent=1) + "\n")
-
-
-def read_yaml(path: str) -> dict[str, Any]:
-    """A launcher's YAML file.
-
-    Raises:
-        UserError: it cannot be read, or is no mapping.
-    """
-    try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: expected settings such as `run:`, found {type(tree).__name__}")
-    return tree
 
 
 def changed(tree: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

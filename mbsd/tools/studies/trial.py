@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from mbsd.config.run_files import DONE
 from mbsd.io.files import replace_text
+from mbsd.io.settings_text import read_yaml
 from mbsd.tools.studies.commands import ROOT, Command, LaunchConfig, in_clone
 from mbsd.tools.studies.runner import start_runner
 from mbsd.tools.studies.settings_files import same_settings
@@ -133,7 +133,7 @@ def _data_words(folder: Path, kind: str) -> tuple[object, ...]:
 
 def drawn_words(stage1: Path) -> tuple[object, ...]:
     """Options of a fine-tuning without pre-training: weights are drawn in stage 1's sizes, with its tokenizer."""
-    model = yaml.safe_load((ROOT / "launchers/configs/small_stage1.yaml").read_text())["model"]
+    model = read_yaml(ROOT / "launchers/configs/small_stage1.yaml")["model"]
     sizes = [word for name, value in model.items() for word in (f"--model.{name}", json.dumps(value))]
     return "--run.init_from", "null", "--data.tokenizer", stage1 / "tokenizer", *sizes
 
