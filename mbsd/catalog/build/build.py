@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import PIL
+import pillow_heif
 import pyarrow as pa
 from PIL import features
 from tqdm import tqdm
@@ -125,7 +126,11 @@ def _identity(root: ImageRoot | None, options: BuildOptions) -> dict[str, Any]:
         "max_side": options.max_side,
         "images": None if root is None else root.description,
         "limits": dataclasses.asdict(options.limits),
-        "decoders": [PIL.__version__, features.version("jpg")],
+        "decoders": [
+            PIL.__version__,
+            pillow_heif.__version__,
+            *(features.version(name) for name in ("jpg", "webp", "avif", "jpg_2000", "libtiff")),
+        ],
     }
 
 
