@@ -1,4 +1,5 @@
-"""The two ways a command fails: a user's mistake (one clear line, exit 2) and anything else (a traceback, exit 1)."""
+"""The ways a command fails: a user's mistake (one clear line, exit 2), something outside that ended it (one line, exit
+1), and anything else (a traceback, exit 1)."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
-EXIT_USER_ERROR = 2
+EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
 # Environment variable: path of the file to which a rank writes the UserError that it exits with. srun's exit code is
 # not enough: it is that of the ranks which srun ended when the first one was gone.
 MISTAKE_FILE = "MBSD_MISTAKE_FILE"
@@ -37,8 +38,15 @@ class UserError(Exception):
         self.shared = shared
 
 
+class RunFailed(Exception):  # noqa: N818  (what happened, not what is wrong with the program)
+    """Something outside the program ended it, such as a killed process: started again it may well succeed.
+
+    The message is one line that names what happened and what to do.
+    """
+
+
 def exits_cleanly(command: Callable[P, R]) -> Callable[P, R]:
-    """Wrap a command's entry point: a `UserError` becomes one line on stderr and exit code 2.
+    """Wrap a command's entry point: a `UserError` becomes one line on stderr and exit code 2, a `RunFailed` one and 1.
 
     Whatever concerns one rank of several begins with its number and host, a traceback too.
     """
@@ -57,6 +65,9 @@ def exits_cleanly(command: Callable[P, R]) -> Callable[P, R]:
             if MISTAKE_FILE in os.environ:
                 Path(os.environ[MISTAKE_FILE]).write_text(f"{error}\n", encoding="utf-8")
             sys.exit(EXIT_USER_ERROR)
+        except RunFailed as error:
+            print(f"{_who() or 'error'}: {error}", file=sys.stderr, flush=True)
+            sys.exit(EXIT_FAILURE)
         except Exception as error:
             if (who := _who()) is not None:
                 print(f"{who}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

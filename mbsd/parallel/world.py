@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 import platform
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from mbsd.errors import UserError
+from mbsd.errors import RunFailed, UserError
 from mbsd.parallel.devices import choose_device, print_ranks, rank_facts
 from mbsd.parallel.launch_env import (
     LaunchEnvironment,
@@ -28,6 +29,11 @@ from mbsd.parallel.launch_env import (
 
 R = TypeVar("R")
 
+# gloo's words where the process at the other end of a connection is gone.
+LOST_PEER = re.compile(
+    r"gloo.*(Connection (closed|reset) by peer|Broken pipe)|Connection closed by peer", re.IGNORECASE
+)
+
 
 @dataclass(frozen=True)
 class World:
@@ -37,6 +43,8 @@ class World:
     size: int
     local_rank: int
     device: torch.device
+    local_size: int = 1
+    """Ranks on this host."""
 
     @property
     def is_first(self) -> bool:
@@ -59,6 +67,11 @@ def process_group(timeout: float | None = None) -> Iterator[World]:
     world = _start(timeout)
     try:
         yield world
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        if LOST_PEER.search(text) is None:
+            raise
+        raise RunFailed(f"another rank has ended, and its own line says why ({text})") from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -98,6 +111,7 @@ def _start(timeout: float | None) -> World:
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, **waits)
     world = World(launch.rank, launch.world_size, launch.local_rank, device)
     ranks = gather_objects(rank_facts(device))
+    world = dataclasses.replace(world, local_size=sum(rank.host == platform.node() for rank in ranks))
     if world.is_first:
         print_ranks(ranks, launch.started_by, backend)
     return world

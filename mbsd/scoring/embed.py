@@ -13,7 +13,8 @@ from mbsd.checkpoint.resume import weights_folder
 from mbsd.config.scoring import EmbedConfig
 from mbsd.data.damaged import DamagedPictures
 from mbsd.data.inputs import Builders
-from mbsd.data.loader import eval_batches
+from mbsd.data.loader import eval_batches, eval_need
+from mbsd.data.room import require_room
 from mbsd.data.samples import CatalogSamples, Chosen
 from mbsd.data.text import load_tokenizer, words_digest
 from mbsd.errors import UserError
@@ -53,6 +54,10 @@ def embed(config: EmbedConfig) -> None:
         damaged = DamagedPictures(config.data.max_corrupt, say)
         builders = Builders(catalog, tokenizer, config.data, saved, config.micro_batch)
         builder = builders.build((config.view,), None, world)
+        with same_on_every_rank():
+            require_room(
+                [eval_need(CatalogSamples(catalog, config.split), builder, config.micro_batch)], world.local_size
+            )
         if todo:
             numbers = np.concatenate([files.numbers(part) for part in todo])
             samples = Chosen(CatalogSamples(catalog, config.split), numbers)

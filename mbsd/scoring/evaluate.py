@@ -15,7 +15,8 @@ from mbsd.checkpoint.resume import weights_folder
 from mbsd.config.scoring import EvaluateConfig
 from mbsd.data.damaged import DamagedPictures
 from mbsd.data.inputs import Builders, open_catalog
-from mbsd.data.loader import eval_batches, spread
+from mbsd.data.loader import eval_batches, eval_need, spread
+from mbsd.data.room import require_room
 from mbsd.data.samples import Chosen, Int64, Samples, WithMissing
 from mbsd.data.spec import Labelled
 from mbsd.data.text import load_tokenizer
@@ -55,6 +56,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         model.to(world.device).eval()
         damaged = DamagedPictures(config.data.max_corrupt, say)
         builders = Builders(catalog, tokenizer, config.data, saved, config.micro_batch)
+        with same_on_every_rank():
+            for views in filter(None, (config.views, ("full",) if config.missing.rates else ())):
+                builder = builders.build(views, Labelled(task.label_dtype), world)
+                require_room([eval_need(samples, builder, config.micro_batch)], world.local_size)
         mine = whole_batches(len(chosen), config.micro_batch, world.rank, world.size)
 
         def scored(samples: Samples, views: tuple[str, ...]) -> TableScores:
