@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import zlib
@@ -129,6 +130,7 @@ class Catalog:
 
         Raises:
             DamagedRecord: the shard is missing or cut short, or the bytes' checksum is not the index's.
+            UserError: this process may open no more files.
         """
         batch, row = self._row(item)
         offset, size, crc32, shard = (batch.column(name)[row].as_py() for name in ("offset", "size", "crc32", "shard"))
@@ -204,8 +206,23 @@ class Catalog:
         if opened is None:
             if len(self._shards) >= MAX_OPEN_SHARDS:
                 self._shards.pop(next(iter(self._shards)), None)
-            opened = self._shards[shard] = _OpenShard(str(path))
+            opened = self._shards[shard] = self._open(path)
         return opened
+
+    def _open(self, path: Path) -> _OpenShard:
+        """A shard; where no more files can be opened, the others are closed first: that is no damage of a picture."""
+        try:
+            return _OpenShard(str(path))
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+        self._shards.clear()
+        try:
+            return _OpenShard(str(path))
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            raise UserError(f"{path}: cannot be opened ({error.strerror}); raise the limit, ulimit -n") from None
 
 
 def _read_meta(path: Path) -> dict[str, Any]:

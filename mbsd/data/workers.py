@@ -31,6 +31,7 @@ def start_worker(worker: int) -> None:
     which the run would have been saved. Only its own parent may end it (torch does, at the end of the loop).
     """
     torch.set_num_threads(1)
+    signal.set_wakeup_fd(-1)  # it is the training process's
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     # A handler cannot know who sent the signal; a waiting thread can.
@@ -75,7 +76,8 @@ def from_workers(batches: Iterator[T]) -> Iterator[T]:
         except StopIteration:
             return
         except (RuntimeError, OSError) as error:
-            raise _meaning(error) from None
+            # While it waits for a batch, torch wraps what a handler raises.
+            raise error.__cause__ if isinstance(error.__cause__, (UserError, RunFailed)) else _meaning(error) from None
         yield batch
 
 
