@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from mbsd.catalog.checksums import AGAIN, require_whole_batch, require_whole_file, require_whole_meta
 from mbsd.catalog.layout import (
     CATALOG_FILE,
     ID_HASH_FILE,
@@ -66,6 +67,9 @@ class Catalog:
     read with `pread`, which moves no file position, so a catalogue survives fork; pickled, it is its path and
     fingerprint alone.
 
+    A part of the index is compared with its checksum when it is first read (see `checksums`); where it is not what was
+    written, whatever reads it raises UserError.
+
     Raises:
         UserError: `path` is no catalogue of this version, or its index cannot be read.
     """
@@ -84,7 +88,7 @@ class Catalog:
         if not schema_is_known:
             found = ", ".join(self._reader.schema.names)
             raise UserError(f"{self.path / INDEX_FILE}: unexpected columns ({found}); build the catalogue again")
-        self._batches: dict[int, Any] = {}
+        self._batches: dict[int, Any] = {}  # whole ones
         self._shards: dict[int, _OpenShard] = {}
         self._numbers: dict[str, NDArray[Any]] = {}
         self._values: dict[str, list[str]] | None = None
@@ -105,6 +109,8 @@ class Catalog:
 
     def table(self) -> Any:
         """Return the whole index as a pyarrow Table, without a copy; columns as in `layout.INDEX_SCHEMA`."""
+        for number in range(self._reader.num_record_batches):
+            self._batch(number)
         return self._reader.read_all()
 
     def record(self, item: int) -> Record:
@@ -181,6 +187,7 @@ class Catalog:
     def _mapped(self, name: str) -> NDArray[Any]:
         array = self._numbers.get(name)
         if array is None:
+            require_whole_file(self.meta, name, self.path / name)
             try:
                 array = np.asarray(np.load(self.path / name, mmap_mode="r"))
             except (OSError, ValueError) as error:
@@ -192,10 +199,20 @@ class Catalog:
         if not 0 <= item < len(self):
             raise IndexError(f"item {item} of a catalogue of {len(self)}")
         number, row = divmod(int(item), self._rows_per_batch)
+        return self._batch(number), row
+
+    def _batch(self, number: int) -> Any:
+        """A shard's rows; their checksum is compared when they are first read."""
         batch = self._batches.get(number)
         if batch is None:
-            batch = self._batches[number] = self._reader.get_batch(number)
-        return batch, row
+            path = self.path / INDEX_FILE
+            try:
+                batch = self._reader.get_batch(number)
+            except (OSError, pa.ArrowInvalid) as error:
+                raise UserError(f"{path}: the rows of shard {number} cannot be read ({error}); {AGAIN}") from None
+            require_whole_batch(self.meta, number, batch, path)
+            self._batches[number] = batch
+        return batch
 
     def _value(self, item: int, column: str) -> Any:
         batch, row = self._row(item)
@@ -238,4 +255,5 @@ def _read_meta(path: Path) -> dict[str, Any]:
     version = meta.get("version") if isinstance(meta, dict) else None
     if version != VERSION:
         raise UserError(f"{file}: version {version!r}, this program reads version {VERSION}; build the catalogue again")
+    require_whole_meta(meta, file)
     return dict(meta)

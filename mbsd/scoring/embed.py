@@ -45,12 +45,7 @@ def embed(config: EmbedConfig) -> None:
             what = _what(config, catalog, len(items), embedder, folder) | {"vocabulary": words_digest(tokenizer)}
         embedder.to(world.device).eval()
         files = VectorFiles(Path(config.out), config.data.catalog, config.split, what)
-
-        def start() -> list[int]:
-            files.start()
-            return files.missing()
-
-        todo = on_rank_zero(start)[world.rank :: world.size]
+        todo = on_rank_zero(lambda: files.start(say))[world.rank :: world.size]
         damaged = DamagedPictures(config.data.max_corrupt, say)
         builders = Builders(catalog, tokenizer, config.data, saved, config.micro_batch)
         builder = builders.build((config.view,), None, world)

@@ -30,6 +30,7 @@ from mbsd.catalog.build.shard_writer import REPEATED_FILE
 from mbsd.catalog.build.source_rows import SourceRows
 from mbsd.catalog.build.unfinished import HOW_TO_RESUME, Part, UnfinishedBuild, remove_published
 from mbsd.catalog.build.write_shards import check_rejects, normalised, write_shards
+from mbsd.catalog.checksums import CHECKSUMS, sealed
 from mbsd.catalog.layout import CATALOG_FILE, QUARANTINE_FILE, VERSION
 from mbsd.catalog.sources import Item
 from mbsd.errors import UserError
@@ -157,6 +158,8 @@ def _finish(unfinished: UnfinishedBuild, summary: BuildSummary, options: BuildOp
             "max_side": options.max_side,
             "images": summary.has_image_root,
         },
+        CHECKSUMS: index.checksums,
     }
-    (unfinished.catalog / CATALOG_FILE).write_text(json.dumps(meta, ensure_ascii=False, indent=2) + "\n", "utf-8")
+    text = json.dumps(sealed(meta), ensure_ascii=False, indent=2)
+    (unfinished.catalog / CATALOG_FILE).write_text(f"{text}\n", "utf-8")
     unfinished.publish()
