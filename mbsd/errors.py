@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
 import platform
 import sys
@@ -48,11 +49,13 @@ class RunFailed(Exception):  # noqa: N818  (what happened, not what is wrong wit
 def exits_cleanly(command: Callable[P, R]) -> Callable[P, R]:
     """Wrap a command's entry point: a `UserError` becomes one line on stderr and exit code 2, a `RunFailed` one and 1.
 
-    Whatever concerns one rank of several begins with its number and host, a traceback too.
+    Whatever concerns one rank of several begins with its number and host, a traceback too. What the screen's encoding
+    has no letters for is printed as `\\u7ea2`.
     """
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        _print_any_letter()
         try:
             return command(*args, **kwargs)
         except UserError as error:
@@ -63,7 +66,7 @@ def exits_cleanly(command: Callable[P, R]) -> Callable[P, R]:
             else:
                 time.sleep(GRACE)  # launchers end all ranks when one has ended: rank 0 has to have printed it by then
             if MISTAKE_FILE in os.environ:
-                Path(os.environ[MISTAKE_FILE]).write_text(f"{error}\n", encoding="utf-8")
+                Path(os.environ[MISTAKE_FILE]).write_text(f"{error}\n", encoding="utf-8", errors="backslashreplace")
             sys.exit(EXIT_USER_ERROR)
         except RunFailed as error:
             print(f"{_who() or 'error'}: {error}", file=sys.stderr, flush=True)
@@ -74,6 +77,16 @@ def exits_cleanly(command: Callable[P, R]) -> Callable[P, R]:
             raise
 
     return wrapped
+
+
+def _print_any_letter() -> None:
+    """Let no title, path or name end a command because the screen's encoding does not hold it.
+
+    That of a cron job or a container is often ASCII; and a file's name may be no text at all.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def this_rank() -> int:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,12 @@ class Catalog:
             self._batch(number)
         return self._reader.read_all()
 
+    def require_whole_index(self) -> None:
+        """Read all of the index and raise UserError where a part is not what was written; pictures are not read."""
+        self.table()
+        for name in (*map(split_file, SPLITS), ID_HASH_FILE, ID_ITEM_FILE):
+            self._mapped(name)
+
     def record(self, item: int) -> Record:
         """Return an item's id, title, category, attributes and split."""
         batch, row = self._row(item)
@@ -153,6 +160,14 @@ class Catalog:
                 "restore the shard or build the catalogue again"
             )
         return data
+
+    def whole_image(self, item: int, say: Callable[[str], None]) -> bytes | None:
+        """Return the item's JPEG bytes; None where it has no picture, or a damaged one, which `say` then names."""
+        try:
+            return self.image(item)
+        except DamagedRecord as error:
+            say(f"WARNING: {error}; left out")
+            return None
 
     def indices(self, split: str | None = None) -> NDArray[np.int64]:
         """Return the item numbers of a split in rising order, int64 [items], a read-only view of a file; None = all."""

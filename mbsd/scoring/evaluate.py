@@ -22,7 +22,7 @@ from mbsd.data.spec import Labelled
 from mbsd.data.text import load_tokenizer
 from mbsd.errors import UserError
 from mbsd.io.console import quiet_libraries, say
-from mbsd.io.files import replace_text
+from mbsd.io.files import digest_of, replace_text
 from mbsd.metrics.table_scores import TableScores, score, whole_batches
 from mbsd.model.config import BackboneConfig
 from mbsd.model.embedder import load_embedder
@@ -86,7 +86,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             if task.loss is not None:  # vectors are embed.py's to write
                 named = [("" if name == "views" else f"missing_{name}", scores) for name, scores in passes.items()]
                 found = answers(named, table, table.rows(config.split)[chosen], labels)
-                write_answers(found, Path(config.out).with_suffix(".parquet"))
+                written = Path(config.out).with_suffix(".parquet")
+                write_answers(found, written)
+                result["answers_sha256"] = digest_of(written)  # the report takes over this file and no other
             replace_text(Path(config.out), json.dumps(result, ensure_ascii=False, indent=1) + "\n")
             print("\n".join(lines_of(result["views"]) + lines_of(result["missing"])))
         return result
