@@ -1,9 +1,9 @@
 """What a pipeline's commands left, with checksums: what a later start takes over is compared with them first.
 
 `OUT/settings/outputs.json`: command -> file below its result -> size and SHA-256. Recorded when a command has ended
-well. Files are read as a whole: results of a pipeline are tables, scores and a small shop. A catalogue may be large: its
-index is compared with its own checksums and its shards with their sizes, for each picture has a checksum that whoever
-reads it compares. Of a training run the newest checkpoint is compared with its manifest.
+well. Files are read as a whole: results of a pipeline are tables, scores and a small shop. A catalogue may be large:
+its index is compared with its own checksums and its shards with their sizes, for each picture has a checksum that
+whoever reads it compares. Of a training run the newest checkpoint is compared with its manifest.
 """
 
 from __future__ import annotations
