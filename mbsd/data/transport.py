@@ -92,12 +92,13 @@ class Sent(Dataset[Packed | Refused]):
 
 def _shared(size: int) -> Tensor:
     try:
-        buffer: Tensor = torch.empty(size, dtype=torch.uint8).share_memory_()
+        # As torch's own collating does: `share_memory_` would copy what nobody has written yet.
+        storage = torch.UntypedStorage._new_shared(size)
     except (RuntimeError, OSError) as error:  # torch knows one kind of error, whose last words are the system's
         if isinstance(error, RuntimeError) and "shared memory" not in str(error):
             raise
         raise UserError(no_room(str(error).rsplit(": ", 1)[-1])) from None
-    return buffer
+    return torch.empty(0, dtype=torch.uint8).set_(storage)
 
 
 def _view(buffer: Tensor, dtype: torch.dtype, shape: tuple[int, ...], start: int) -> Tensor:
