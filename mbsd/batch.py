@@ -34,19 +34,20 @@ T_ = TypeVar("T_", bound="_Tensors")
 class _Tensors:
     """A frozen dataclass of tensors (and of further such dataclasses) that moves as one thing."""
 
-    def _map(self: T_, fn: Any) -> T_:
+    def map_tensors(self: T_, fn: Any) -> T_:
+        """The same with fn(tensor) in place of each tensor, in the order of the fields."""
         changes: dict[str, Any] = {}
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
                 changes[field.name] = fn(value)
             elif isinstance(value, _Tensors):
-                changes[field.name] = value._map(fn)
+                changes[field.name] = value.map_tensors(fn)
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
     def to(self: T_, device: torch.device | str, non_blocking: bool = False) -> T_:
         """The same with every tensor on `device`."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self.map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Record that `stream` uses these tensors, which another one made."""
@@ -55,11 +56,11 @@ class _Tensors:
             tensor.record_stream(stream)
             return tensor
 
-        self._map(record)
+        self.map_tensors(record)
 
     def pin_memory(self: T_) -> T_:
         """The same in page-locked memory; torch's DataLoader calls this where pinning is asked for."""
-        return self._map(lambda tensor: tensor.pin_memory())
+        return self.map_tensors(lambda tensor: tensor.pin_memory())
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
-"""The two ways a command fails: a user's mistake (one clear line, exit 2) and anything else (a traceback, exit 1)."""
+"""The ways a command fails: a user's mistake (one clear line, exit 2), something outside that ended it (one line, exit
+1), and anything else (a traceback, exit 1)."""
 
 from __future__ import annotations
 
 import functools
+import io
 import os
 import platform
 import sys
@@ -14,7 +16,7 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
-EXIT_USER_ERROR = 2
+EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
 # Environment variable: path of the file to which a rank writes the UserError that it exits with. srun's exit code is
 # not enough: it is that of the ranks which srun ended when the first one was gone.
 MISTAKE_FILE = "MBSD_MISTAKE_FILE"
@@ -37,14 +39,23 @@ class UserError(Exception):
         self.shared = shared
 
 
-def exits_cleanly(command: Callable[P, R]) -> Callable[P, R]:
-    """Wrap a command's entry point: a `UserError` becomes one line on stderr and exit code 2.
+class RunFailed(Exception):  # noqa: N818  (what happened, not what is wrong with the program)
+    """Something outside the program ended it, such as a killed process: started again it may well succeed.
 
-    Whatever concerns one rank of several begins with its number and host, a traceback too.
+    The message is one line that names what happened and what to do.
+    """
+
+
+def exits_cleanly(command: Callable[P, R]) -> Callable[P, R]:
+    """Wrap a command's entry point: a `UserError` becomes one line on stderr and exit code 2, a `RunFailed` one and 1.
+
+    Whatever concerns one rank of several begins with its number and host, a traceback too. What the screen's encoding
+    has no letters for is printed as `\\u7ea2`.
     """
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        _print_any_letter()
         try:
             return command(*args, **kwargs)
         except UserError as error:
@@ -55,13 +66,16 @@ def exits_cleanly(command: Callable[P, R]) -> Callable[P, R]:
             else:
                 time.sleep(GRACE)  # launchers end all ranks when one has ended: rank 0 has to have printed it by then
             if MISTAKE_FILE in os.environ:
-                Path(os.environ[MISTAKE_FILE]).write_text(f"{error}\n", encoding="utf-8")
+                Path(os.environ[MISTAKE_FILE]).write_text(f"{error}\n", encoding="utf-8", errors="backslashreplace")
             sys.exit(EXIT_USER_ERROR)
         except UnicodeEncodeError as error:
             if error.encoding.lower().replace("-", "") == "utf8":
                 raise
             print(f"error: {_not_in(error)}", file=sys.stderr, flush=True)
             sys.exit(EXIT_USER_ERROR)
+        except RunFailed as error:
+            print(f"{_who() or 'error'}: {error}", file=sys.stderr, flush=True)
+            sys.exit(EXIT_FAILURE)
         except Exception as error:
             if (who := _who()) is not None:
                 print(f"{who}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
@@ -77,6 +91,16 @@ def _not_in(error: UnicodeEncodeError) -> str:
         f"{found} in {ascii(error.object)[:200]} cannot be written in this process's encoding {error.encoding}; set "
         "PYTHONUTF8=1, or LC_ALL to a UTF-8 locale such as C.UTF-8"
     )
+
+
+def _print_any_letter() -> None:
+    """Let no title, path or name end a command because the screen's encoding does not hold it.
+
+    That of a cron job or a container is often ASCII; and a file's name may be no text at all.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def this_rank() -> int:

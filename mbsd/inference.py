@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from mbsd.catalog.build.normalise import ImageRejected, normalise_image
+from mbsd.catalog.build.normalise import normalise_image
+from mbsd.catalog.build.open_image import ImageRejected
 from mbsd.checkpoint.resume import weights_folder
 from mbsd.config.data import DataConfig
 from mbsd.data.batch_builder import BatchBuilder

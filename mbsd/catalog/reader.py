@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from mbsd.catalog.checksums import AGAIN, require_whole_batch, require_whole_file, require_whole_meta
 from mbsd.catalog.layout import (
     CATALOG_FILE,
     ID_HASH_FILE,
@@ -65,6 +68,9 @@ class Catalog:
     read with `pread`, which moves no file position, so a catalogue survives fork; pickled, it is its path and
     fingerprint alone.
 
+    A part of the index is compared with its checksum when it is first read (see `checksums`); where it is not what was
+    written, whatever reads it raises UserError.
+
     Raises:
         UserError: `path` is no catalogue of this version, or its index cannot be read.
     """
@@ -83,7 +89,7 @@ class Catalog:
         if not schema_is_known:
             found = ", ".join(self._reader.schema.names)
             raise UserError(f"{self.path / INDEX_FILE}: unexpected columns ({found}); build the catalogue again")
-        self._batches: dict[int, Any] = {}
+        self._batches: dict[int, Any] = {}  # whole ones
         self._shards: dict[int, _OpenShard] = {}
         self._numbers: dict[str, NDArray[Any]] = {}
         self._values: dict[str, list[str]] | None = None
@@ -104,7 +110,15 @@ class Catalog:
 
     def table(self) -> Any:
         """Return the whole index as a pyarrow Table, without a copy; columns as in `layout.INDEX_SCHEMA`."""
+        for number in range(self._reader.num_record_batches):
+            self._batch(number)
         return self._reader.read_all()
+
+    def require_whole_index(self) -> None:
+        """Read all of the index and raise UserError where a part is not what was written; pictures are not read."""
+        self.table()
+        for name in (*map(split_file, SPLITS), ID_HASH_FILE, ID_ITEM_FILE):
+            self._mapped(name)
 
     def record(self, item: int) -> Record:
         """Return an item's id, title, category, attributes and split."""
@@ -129,6 +143,7 @@ class Catalog:
 
         Raises:
             DamagedRecord: the shard is missing or cut short, or the bytes' checksum is not the index's.
+            UserError: this process may open no more files.
         """
         batch, row = self._row(item)
         offset, size, crc32, shard = (batch.column(name)[row].as_py() for name in ("offset", "size", "crc32", "shard"))
@@ -145,6 +160,14 @@ class Catalog:
                 "restore the shard or build the catalogue again"
             )
         return data
+
+    def whole_image(self, item: int, say: Callable[[str], None]) -> bytes | None:
+        """Return the item's JPEG bytes; None where it has no picture, or a damaged one, which `say` then names."""
+        try:
+            return self.image(item)
+        except DamagedRecord as error:
+            say(f"WARNING: {error}; left out")
+            return None
 
     def indices(self, split: str | None = None) -> NDArray[np.int64]:
         """Return the item numbers of a split in rising order, int64 [items], a read-only view of a file; None = all."""
@@ -179,6 +202,7 @@ class Catalog:
     def _mapped(self, name: str) -> NDArray[Any]:
         array = self._numbers.get(name)
         if array is None:
+            require_whole_file(self.meta, name, self.path / name)
             try:
                 array = np.asarray(np.load(self.path / name, mmap_mode="r"))
             except (OSError, ValueError) as error:
@@ -190,10 +214,20 @@ class Catalog:
         if not 0 <= item < len(self):
             raise IndexError(f"item {item} of a catalogue of {len(self)}")
         number, row = divmod(int(item), self._rows_per_batch)
+        return self._batch(number), row
+
+    def _batch(self, number: int) -> Any:
+        """A shard's rows; their checksum is compared when they are first read."""
         batch = self._batches.get(number)
         if batch is None:
-            batch = self._batches[number] = self._reader.get_batch(number)
-        return batch, row
+            path = self.path / INDEX_FILE
+            try:
+                batch = self._reader.get_batch(number)
+            except (OSError, pa.ArrowInvalid) as error:
+                raise UserError(f"{path}: the rows of shard {number} cannot be read ({error}); {AGAIN}") from None
+            require_whole_batch(self.meta, number, batch, path)
+            self._batches[number] = batch
+        return batch
 
     def _value(self, item: int, column: str) -> Any:
         batch, row = self._row(item)
@@ -204,8 +238,23 @@ class Catalog:
         if opened is None:
             if len(self._shards) >= MAX_OPEN_SHARDS:
                 self._shards.pop(next(iter(self._shards)), None)
-            opened = self._shards[shard] = _OpenShard(str(path))
+            opened = self._shards[shard] = self._open(path)
         return opened
+
+    def _open(self, path: Path) -> _OpenShard:
+        """A shard; where no more files can be opened, the others are closed first: that is no damage of a picture."""
+        try:
+            return _OpenShard(str(path))
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+        self._shards.clear()
+        try:
+            return _OpenShard(str(path))
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            raise UserError(f"{path}: cannot be opened ({error.strerror}); raise the limit, ulimit -n") from None
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
@@ -221,4 +270,5 @@ def _read_meta(path: Path) -> dict[str, Any]:
     version = meta.get("version") if isinstance(meta, dict) else None
     if version != VERSION:
         raise UserError(f"{file}: version {version!r}, this program reads version {VERSION}; build the catalogue again")
+    require_whole_meta(meta, file)
     return dict(meta)

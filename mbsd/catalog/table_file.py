@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ SCHEMAS: dict[Kind, Any] = {
         [("item", pa.int64()), ("label", pa.int32()), ("category", pa.string()), ("split", pa.string())]
     ),
 }
+CHECKSUM = "mbsd.checksum"
+AGAIN = "make it again with `mbsd tables` or `mbsd pairs mine`"
 REBUILD = {
     "pairs": "`mbsd pairs mine` or `mbsd tables build pairs`",
     "attributes": "`mbsd tables derive attributes` or `mbsd tables build attributes`",
@@ -121,8 +124,12 @@ def _replacing(out: Path, kind: Kind, catalog: Catalog, class_names: list[str], 
         "mbsd.class_names": json.dumps(class_names, ensure_ascii=False),
         "mbsd.split": split_by,
     }
-    schema = SCHEMAS[kind].with_metadata(metadata)
-    with replacing(out) as beside, pq.ParquetWriter(beside, schema, compression="zstd") as writer:
+    schema = SCHEMAS[kind].with_metadata({**metadata, CHECKSUM: _checksum(metadata)})
+    # A checksum of each page: readers of ours compare it, so that a damaged table is never taken for another one.
+    with (
+        replacing(out) as beside,
+        pq.ParquetWriter(beside, schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
         yield writer
 
 
@@ -148,9 +155,15 @@ class Table:
         if not self.path.is_file():
             raise UserError(f"table {self.path}: no such file; make it with `mbsd tables` or `mbsd pairs mine`")
         try:
-            table = pq.read_table(self.path)
-        except (OSError, ValueError) as error:
-            raise UserError(f"table {self.path}: not a Parquet file ({str(error).splitlines()[0]})") from None
+            with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
+                table = file.read()
+        except (OSError, ValueError, pa.ArrowException) as error:
+            why = " ".join(str(error).split())
+            if "CRC" in why or "hecksum" in why:
+                raise UserError(
+                    f"table {self.path}: damaged, its bytes are not those that were written; {AGAIN}"
+                ) from None
+            raise UserError(f"table {self.path}: not a Parquet file, or a damaged one ({why}); {AGAIN}") from None
         metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
         found = metadata.get("mbsd.kind", "")
         if found not in SCHEMAS or metadata.get("mbsd.version") != str(TABLE_VERSION):
@@ -158,6 +171,8 @@ class Table:
         self.kind: Kind = found
         if kind is not None and kind != self.kind:
             raise UserError(f"table {self.path}: holds {self.kind}; expected {kind}")
+        if CHECKSUM in metadata and _checksum(metadata) != metadata[CHECKSUM]:  # older tables have none
+            raise UserError(f"table {self.path}: damaged, its description is not what was written; {AGAIN}")
         self.fingerprint = metadata["mbsd.fingerprint"]
         if catalog is not None and catalog.fingerprint != self.fingerprint:
             raise UserError(
@@ -199,6 +214,12 @@ class Table:
         if split not in SPLITS:
             raise UserError(f"split {split!r}; expected one of {', '.join(SPLITS)}")
         return np.flatnonzero(pc.equal(self._table["split"], split).to_numpy()).astype(np.int64)
+
+
+def _checksum(metadata: Mapping[str, str]) -> str:
+    """Of a table's metadata, which the checksums of its pages leave out: CRC-32, 8 hex digits."""
+    ours = {name: text for name, text in metadata.items() if name.startswith("mbsd.") and name != CHECKSUM}
+    return f"{zlib.crc32(json.dumps(ours, sort_keys=True).encode()):08x}"
 
 
 def _class_names(table: Any, path: Path) -> list[str]:

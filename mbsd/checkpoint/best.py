@@ -6,6 +6,7 @@ Each checkpoint stores its own validation score in `run.json` (`mbsd.training.ea
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,9 @@ def best_validation(run: Path) -> BestValidation:
     return BestValidation(selection["metric"], selection["higher_is_better"], selection["best"], selection["best_step"])
 
 
-def result(root: Path, *, below: str = "", checksums: bool = True) -> Path | None:
+def result(
+    root: Path, *, below: str = "", checksums: bool = True, say: Callable[[str], None] | None = None
+) -> Path | None:
     """The checkpoint below `root` that stands for its run: the best of those whose files (that begin with `below`) are
     as they were written; where none was validated, the newest; None: there is none.
 
@@ -50,9 +53,16 @@ def result(root: Path, *, below: str = "", checksums: bool = True) -> Path | Non
 
     Args:
         checksums: False: that the files are there at their sizes is enough.
+        say: prints a line about each better one that is damaged.
     """
     by_value = sorted(store.folders(root), key=lambda folder: (*_rank(folder), store.step_of(folder)))
-    return next((f for f in by_value if not store.broken_files(f, checksums=checksums, below=below)), None)
+    for folder in by_value:
+        broken = store.broken_files(folder, checksums=checksums, below=below)
+        if not broken:
+            return folder
+        if say is not None:
+            say(f"WARNING: {folder} is not taken: {broken[0]}")
+    return None
 
 
 def validated(folder: Path) -> tuple[str, float] | None:

@@ -14,7 +14,9 @@ from mbsd.checkpoint.best import result
 from mbsd.checkpoint.shards import file_name
 from mbsd.checkpoint.storage import Storage
 from mbsd.config.run_files import LAST_SAVED
-from mbsd.errors import UserError
+from mbsd.errors import UserError, this_rank
+from mbsd.io.console import say
+from mbsd.io.files import difference, read_own_json
 from mbsd.parallel.world import World, gather_objects, on_rank_zero, same_on_every_rank
 
 
@@ -134,25 +136,42 @@ def weights_folder(source: str) -> Path:
     """The transformers folder that `run.init_from` or `model` means: the model of a run folder's best checkpoint (its
     newest, where the run looked for no best one), of one `step-…` folder, or the folder itself.
 
-    A checkpoint's model is taken only if its checksums hold.
+    A checkpoint's model, and one that `mbsd export` wrote, is taken only if its checksums hold; better ones that are
+    damaged are named.
 
     Raises:
         UserError: none of these.
     """
     path = Path(source)
     if (path / "config.json").is_file():
+        _refuse_damaged_model(path)
         return path
     if store.is_step(path) and path.is_dir():
         if broken := store.broken_files(path, checksums=True, below="model/"):
             raise UserError(f"{path}: not a complete checkpoint ({broken[0]}); name another one, or the run folder")
         return path / "model"
     for root in (path / "checkpoints", path):
-        chosen = result(root, below="model/")
+        chosen = result(root, below="model/", say=say if this_rank() == 0 else None)
         if chosen is not None:
             return chosen / "model"
     raise UserError(
         f"{source}: neither a run folder with a complete checkpoint nor a folder with config.json; name one of them"
     )
+
+
+def _refuse_damaged_model(folder: Path) -> None:
+    """Raise UserError where a model's files are not those of the manifest that was written with them, if one was."""
+    exported, checkpoint = folder / store.MANIFEST, folder.resolve().parent
+    if exported.is_file():
+        files = read_own_json(exported, "export it again").get("files", {})
+        differences = ((name, difference(folder / name, facts)) for name, facts in files.items())
+        wrong = next((f"{name}: {found}" for name, found in differences if found), "")
+    elif store.is_step(checkpoint) and (checkpoint / store.MANIFEST).is_file():
+        wrong = next(iter(store.broken_files(checkpoint, checksums=True, below=f"{folder.resolve().name}/")), "")
+    else:
+        return  # another program's, of which nothing was recorded
+    if wrong:
+        raise UserError(f"{folder}: damaged, not as it was written ({wrong}); export it again or name another model")
 
 
 def _parts(root: Path) -> dict[int, store.Manifest | str]:

@@ -14,6 +14,7 @@ import typer
 
 from mbsd.cli.options import CatalogDir, Out, Workers
 from mbsd.errors import UserError
+from mbsd.io.console import print_json
 
 catalog_app = typer.Typer(no_args_is_help=True, help="Validated catalogues: items and pictures in shards.")
 tables_app = typer.Typer(no_args_is_help=True, help="Task tables over a catalogue.")
@@ -98,7 +99,7 @@ def catalog_inspect(catalog: Annotated[Path, typer.Argument(help="Folder written
     """Print what is in a catalogue, as JSON."""
     from mbsd.catalog.inspection import inspect_catalog
 
-    print(json.dumps(inspect_catalog(catalog), ensure_ascii=False, indent=1))
+    print_json(inspect_catalog(catalog))
 
 
 @tables_app.command("build")

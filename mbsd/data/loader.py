@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
-import signal
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -27,12 +24,16 @@ from mbsd.data.batch_builder import BatchBuilder, Prepared
 from mbsd.data.damaged import DamagedPictures
 from mbsd.data.order import Order, micro_batch_positions, sample_at
 from mbsd.data.prefetch import prefetched
+from mbsd.data.room import Need
 from mbsd.data.samples import Sample, Samples
+from mbsd.data.transport import Packed, Refused, Sent
+from mbsd.data.workers import from_workers, start_worker, watch_workers
 from mbsd.errors import UserError
 from mbsd.parallel.world import World
 
 Int64 = npt.NDArray[np.int64]
 EVAL_PREFETCH = 2  # micro-batches that each worker of an evaluation holds ready
+HELD_FOR_A_GPU = 2  # micro-batches in shared memory that are being copied
 
 
 class TrainLoader:
@@ -50,6 +51,9 @@ class TrainLoader:
         world: of this process. Micro-batches are delivered on its device; to a GPU they travel from page-locked
             memory, ahead of their step.
         damaged: counts damaged pictures; None: they are not counted.
+
+    Attributes:
+        need: what it takes of shared memory and open files.
 
     Raises:
         UserError: there is no sample.
@@ -72,6 +76,9 @@ class TrainLoader:
         self._dataset = _TrainMicroBatches(samples, builder, order, sizes, world)
         self._device, self._damaged = world.device, damaged
         self._consumed = 0  # micro-batches since the position that was loaded
+        # A step's micro-batches are taken together; on a GPU they are copied, and the memory is free again.
+        held = HELD_FOR_A_GPU if world.device.type == "cuda" else sizes.accumulation + 1
+        self.need = Need.of(builder, samples, sizes.micro_batch, builder.data.prefetch, held)
 
     def __iter__(self) -> Iterator[Batch]:
         numbers = itertools.count(self._consumed)
@@ -104,6 +111,11 @@ class TrainLoader:
                 )
         self._dataset.first = int(state["epoch"]) * self.order.num_samples + int(state["position"])
         self._consumed = 0
+
+
+def eval_need(samples: Samples, builder: BatchBuilder, micro_batch: int) -> Need:
+    """What `eval_batches` takes of shared memory and open files."""
+    return Need.of(builder, samples, micro_batch, EVAL_PREFETCH, held=2)
 
 
 def eval_batches(
@@ -197,56 +209,43 @@ class _EvalMicroBatches(Dataset[Prepared]):
 
 
 def _finished(
-    loader: Iterable[Prepared], builder: BatchBuilder, device: torch.device, damaged: DamagedPictures | None
+    loader: DataLoader[Any], builder: BatchBuilder, device: torch.device, damaged: DamagedPictures | None
 ) -> Iterator[Batch]:
     """What workers deliver, finished and on the device: ahead of the step, in a thread, where there is work left."""
 
-    def finish(prepared: Prepared) -> Batch:
+    def finish(sent: Prepared | Packed | Refused) -> Batch:
+        if isinstance(sent, Refused):
+            raise UserError(sent.message)
+        prepared = sent.unpack() if isinstance(sent, Packed) else sent
         if damaged is not None:
             damaged.count(prepared.num_read, prepared.damaged)
         return builder.finish(prepared)
 
+    arriving: Iterator[Prepared | Packed | Refused] = iter(loader)
+    if loader.num_workers:
+        watch_workers()
+        arriving = from_workers(arriving)
     if device.type == "cpu" and builder.decoder.in_worker:
-        return map(finish, loader)
-    return prefetched(iter(loader), finish, device)
+        return map(finish, arriving)
+    return prefetched(arriving, finish, device)
 
 
 def _data_loader(
     dataset: Dataset[Prepared], numbers: Iterable[int], num_workers: int, prefetch: int, device: torch.device
-) -> DataLoader[Prepared]:
+) -> DataLoader[Any]:
     return DataLoader(
-        dataset,
+        Sent(dataset) if num_workers else dataset,
         batch_size=None,
         sampler=numbers,
         num_workers=num_workers,
         prefetch_factor=max(1, prefetch) if num_workers else None,
         pin_memory=device.type == "cuda",
         multiprocessing_context="fork" if num_workers else None,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         # It draws a seed for its workers, who need none, where it begins: not from the generator that dropout draws
         # from, or a resumed run would draw once more than one that was never stopped.
         generator=torch.Generator(),
     )
-
-
-def _start_worker(worker: int) -> None:
-    """Leave signals to the training process.
-
-    A scheduler that preempts a job signals all its processes: a worker that died of it would take down the step after
-    which the run would have been saved. Only its own parent may end it (torch does, at the end of the loop).
-    """
-    torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-    # A handler cannot know who sent the signal; a waiting thread can.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_await_parent_sigterm, args=(os.getppid(),), daemon=True).start()
-
-
-def _await_parent_sigterm(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)
 
 
 def _require_samples(samples: Samples) -> None:

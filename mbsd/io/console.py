@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 import rich.box
 from rich.console import Console
@@ -22,6 +24,16 @@ def say_block(title: str, facts: Mapping[str, str]) -> None:
     """Print a title and one line for each fact, at once, so that no other process prints in between."""
     width = max(map(len, facts))
     say("\n".join([title, *(f"  {name:<{width}}  {fact}" for name, fact in facts.items())]))
+
+
+def print_json(value: Any) -> None:
+    """Print JSON to stdout: letters as they are where its encoding has all of them, else as JSON's own \\u escapes."""
+    text = json.dumps(value, ensure_ascii=False, indent=1)
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=1)
+    print(text)
 
 
 def quiet_libraries() -> None:

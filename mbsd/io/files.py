@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from mbsd.errors import UserError
 
 
 @contextmanager
@@ -48,6 +52,42 @@ def digest_of(path: Path) -> str:
     """SHA-256 of a file, 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def facts_of(path: Path) -> dict[str, Any]:
+    """{"bytes": its size, "sha256": its digest}: what is recorded of a file that a later start takes over."""
+    return {"bytes": path.stat().st_size, "sha256": digest_of(path)}
+
+
+def difference(path: Path, recorded: Mapping[str, Any]) -> str:
+    """How a file differs from its recorded facts (`facts_of`), in words; "" where it does not.
+
+    The size is compared first: a file that was cut short is not read.
+    """
+    try:
+        size = path.stat().st_size
+        if "bytes" in recorded and size != recorded["bytes"]:
+            return f"{size} bytes, expected {recorded['bytes']}"
+        digest = digest_of(path)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    expected = str(recorded["sha256"])
+    return "" if digest == expected else f"its checksum is {digest[:12]}…, expected {expected[:12]}…"
+
+
+def read_own_json(path: Path, remedy: str) -> Any:
+    """The content of a JSON file that this program wrote.
+
+    Args:
+        remedy: what to do where it is damaged.
+
+    Raises:
+        UserError: it cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged, no JSON is in it ({' '.join(str(error).split())}); {remedy}") from None
 
 
 def fsync(path: Path) -> None:

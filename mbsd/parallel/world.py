@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import platform
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import torch.distributed as dist
 from torch.distributed.constants import default_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
-from mbsd.errors import UserError
+from mbsd.errors import RunFailed, UserError
 from mbsd.parallel.devices import RankFacts, choose_device, print_ranks, rank_facts, refuse_shared_gpus
 from mbsd.parallel.launch_env import (
     LaunchEnvironment,
@@ -30,6 +31,11 @@ from mbsd.parallel.launch_env import (
 )
 
 R = TypeVar("R")
+
+# gloo's words where the process at the other end of a connection is gone.
+LOST_PEER = re.compile(
+    r"gloo.*(Connection (closed|reset) by peer|Broken pipe)|Connection closed by peer", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ class World:
     size: int
     local_rank: int
     device: torch.device
+    local_size: int = 1
+    """Ranks on this host."""
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -77,6 +85,11 @@ def process_group(timeout: float | None = None) -> Iterator[World]:
     world = _start(timeout)
     try:
         yield world
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        if LOST_PEER.search(text) is None:
+            raise
+        raise RunFailed(f"another rank has ended, and its own line says why ({text})") from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -116,6 +129,7 @@ def _start(timeout: float | None) -> World:
         # DeepSpeed's own search for MPI would overwrite what was found here.
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, **waits)
     world = World(launch.rank, launch.world_size, launch.local_rank, device)
+    world = dataclasses.replace(world, local_size=sum(rank.host == platform.node() for rank in ranks))
     if world.is_first:
         print_ranks(ranks, launch.started_by, backend)
     return world

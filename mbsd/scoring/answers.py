@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from scipy.special import expit, softmax
 
 from mbsd.catalog.tables import SCHEMAS, Table
+from mbsd.io.files import replacing
 from mbsd.metrics.table_scores import TableScores
 from mbsd.tasks.task import Int64, Labels
 
@@ -50,4 +51,5 @@ def answers(scores: Iterable[tuple[str, TableScores]], table: Table, rows: Int64
 
 def write_answers(found: Any, out: Path) -> None:
     """Write them as Parquet."""
-    pq.write_table(found, out, compression="zstd")
+    with replacing(out) as beside:
+        pq.write_table(found, beside, compression="zstd")

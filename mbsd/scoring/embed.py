@@ -13,7 +13,8 @@ from mbsd.checkpoint.resume import weights_folder
 from mbsd.config.scoring import EmbedConfig
 from mbsd.data.damaged import DamagedPictures
 from mbsd.data.inputs import Builders
-from mbsd.data.loader import eval_batches
+from mbsd.data.loader import eval_batches, eval_need
+from mbsd.data.room import require_room
 from mbsd.data.samples import CatalogSamples, Chosen
 from mbsd.data.text import load_tokenizer, words_digest
 from mbsd.errors import UserError
@@ -44,15 +45,14 @@ def embed(config: EmbedConfig) -> None:
             what = _what(config, catalog, len(items), embedder, folder) | {"vocabulary": words_digest(tokenizer)}
         embedder.to(world.device).eval()
         files = VectorFiles(Path(config.out), config.data.catalog, config.split, what)
-
-        def start() -> list[int]:
-            files.start()
-            return files.missing()
-
-        todo = on_rank_zero(start)[world.rank :: world.size]
+        todo = on_rank_zero(lambda: files.start(say))[world.rank :: world.size]
         damaged = DamagedPictures(config.data.max_corrupt, say)
         builders = Builders(catalog, tokenizer, config.data, saved, config.micro_batch)
         builder = builders.build((config.view,), None, world)
+        with same_on_every_rank():
+            require_room(
+                [eval_need(CatalogSamples(catalog, config.split), builder, config.micro_batch)], world.local_size
+            )
         if todo:
             numbers = np.concatenate([files.numbers(part) for part in todo])
             samples = Chosen(CatalogSamples(catalog, config.split), numbers)

@@ -15,13 +15,14 @@ from mbsd.checkpoint.resume import weights_folder
 from mbsd.config.scoring import EvaluateConfig
 from mbsd.data.damaged import DamagedPictures
 from mbsd.data.inputs import Builders, open_catalog
-from mbsd.data.loader import eval_batches, spread
+from mbsd.data.loader import eval_batches, eval_need, spread
+from mbsd.data.room import require_room
 from mbsd.data.samples import Chosen, Int64, Samples, WithMissing
 from mbsd.data.spec import Labelled
 from mbsd.data.text import load_tokenizer
 from mbsd.errors import UserError
 from mbsd.io.console import quiet_libraries, say
-from mbsd.io.files import replace_text
+from mbsd.io.files import digest_of, replace_text
 from mbsd.metrics.table_scores import TableScores, score, whole_batches
 from mbsd.model.config import BackboneConfig
 from mbsd.model.embedder import load_embedder
@@ -55,6 +56,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         model.to(world.device).eval()
         damaged = DamagedPictures(config.data.max_corrupt, say)
         builders = Builders(catalog, tokenizer, config.data, saved, config.micro_batch)
+        with same_on_every_rank():
+            for views in filter(None, (config.views, ("full",) if config.missing.rates else ())):
+                builder = builders.build(views, Labelled(task.label_dtype), world)
+                require_room([eval_need(samples, builder, config.micro_batch)], world.local_size)
         mine = whole_batches(len(chosen), config.micro_batch, world.rank, world.size)
 
         def scored(samples: Samples, views: tuple[str, ...]) -> TableScores:
@@ -81,7 +86,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             if task.loss is not None:  # vectors are embed.py's to write
                 named = [("" if name == "views" else f"missing_{name}", scores) for name, scores in passes.items()]
                 found = answers(named, table, table.rows(config.split)[chosen], labels)
-                write_answers(found, Path(config.out).with_suffix(".parquet"))
+                written = Path(config.out).with_suffix(".parquet")
+                write_answers(found, written)
+                result["answers_sha256"] = digest_of(written)  # the report takes over this file and no other
             replace_text(Path(config.out), json.dumps(result, ensure_ascii=False, indent=1) + "\n")
             print("\n".join(lines_of(result["views"]) + lines_of(result["missing"])))
         return result

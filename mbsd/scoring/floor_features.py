@@ -16,6 +16,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
 
 from mbsd.catalog.reader import Catalog
+from mbsd.io.console import say
 
 Int64 = NDArray[np.int64]
 Features = Any  # [items, features], dense or sparse
@@ -74,9 +75,9 @@ FEATURES: Mapping[str, Callable[[Catalog, Int64, Int64], Features]] = {
 def _of_pictures(
     catalog: Catalog, items: Iterable[int], of_picture: Callable[[Image.Image], NDArray[np.float32]], width: int
 ) -> NDArray[np.float32]:
-    """[items, width] float32; zeros where an item has no picture."""
+    """[items, width] float32; zeros where an item has no picture, or a damaged one, which is named."""
     rows = []
     for item in items:
-        jpeg = catalog.image(int(item))
+        jpeg = catalog.whole_image(int(item), say)
         rows.append(np.zeros(width, np.float32) if jpeg is None else of_picture(Image.open(io.BytesIO(jpeg))))
     return np.stack(rows)

@@ -24,6 +24,7 @@ from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Table
 from mbsd.config.scoring import ClusteringConfig
 from mbsd.errors import UserError
+from mbsd.io.files import replace_text
 from mbsd.metrics.binary import binary_metrics
 from mbsd.scoring.floor_features import FEATURES, Features, Int64, together
 from mbsd.tasks.classification import class_metrics
@@ -81,8 +82,7 @@ def write_floors(catalog: Catalog, table_file: Path, out: Path) -> None:
     for name, metrics in found.items():
         numbers = {key: value for key, value in metrics.items() if isinstance(value, float)}
         print(f"{name}: " + "  ".join(f"{key} {value:.4f}" for key, value in numbers.items()))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"table": str(table_file), "floors": found}, indent=1) + "\n", encoding="utf-8")
+    replace_text(out, json.dumps({"table": str(table_file), "floors": found}, indent=1) + "\n")
 
 
 def majority(table: Table) -> dict[str, float]:

@@ -2,15 +2,17 @@
 
 manifest.json                    what the vectors are of and, when all are there, each file with its rows and SHA-256
 vectors/part-000000.parquet …    item_id, item (its number), vector (fixed-size list); items in the catalogue's order
+vectors/_part-000000.json        until all are there: size and SHA-256 of the file, written before it appears
 
 A file holds a fixed range of the items, whoever writes it, and appears when it is whole: so any number of ranks may
-resume it, and no item comes twice.
+resume it, and no item comes twice. A file that is there already is taken over where it is as it was written, by its
+checksum; else it is named and written again.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 
 from mbsd.catalog.reader import Catalog
 from mbsd.errors import UserError
-from mbsd.io.files import digest_of, replace_text, replacing
+from mbsd.io.files import difference, facts_of, read_own_json, replace_text, replacing
 
 MANIFEST = "manifest.json"
 VECTORS = "vectors"
@@ -53,15 +55,21 @@ class VectorFiles:
         """Of a file."""
         return self.folder / VECTORS / f"part-{part:06d}.parquet"
 
-    def start(self) -> None:
-        """Write the manifest where there is none; sweep what an interrupted start left.
+    def start(self, say: Callable[[str], None]) -> list[int]:
+        """Write the manifest where there is none, sweep what an interrupted start left; return the parts to write.
+
+        Those are the files that are not there, and those that are not as they were written: they are named and removed.
+
+        Args:
+            say: prints a line.
 
         Raises:
             UserError: the folder holds other vectors, or something else.
         """
-        manifest = self.folder / MANIFEST
+        manifest, recorded = self.folder / MANIFEST, dict[str, Any]()
         if manifest.exists():
-            found = json.loads(manifest.read_text(encoding="utf-8"))
+            found = read_own_json(manifest, "choose another out, or remove the folder")
+            recorded = {file["file"]: file for file in found.get("files", [])}
             for name, value in self.what.items():
                 if found.get(name) != value:
                     raise UserError(
@@ -73,12 +81,42 @@ class VectorFiles:
         (self.folder / VECTORS).mkdir(parents=True, exist_ok=True)
         for left in (self.folder / VECTORS).glob(".part-*"):
             left.unlink()
-        if not manifest.exists():
+        todo = []
+        for part in range(self.num_files):
+            path = self.path(part)
+            wrong = self._wrong(part, recorded.get(f"{VECTORS}/{path.name}")) if path.exists() else "not there"
+            if not wrong:
+                continue
+            if path.exists():
+                say(f"WARNING: {path} is not as it was written ({wrong}): it is written again")
+                path.unlink()
+            todo.append(part)
+        if todo:
             self._write_manifest({"complete": False})
+        return todo
 
-    def missing(self) -> list[int]:
-        """The files that are not there yet."""
-        return [part for part in range(self.num_files) if not self.path(part).exists()]
+    def _wrong(self, part: int, recorded: dict[str, Any] | None) -> str:
+        """How a file differs from what was recorded of it, in words; "" where it does not, and its facts are kept.
+
+        Args:
+            recorded: its entry in the manifest; a file that was written after that has facts of its own.
+        """
+        facts = self._facts(part)
+        if facts.exists():
+            try:
+                return difference(self.path(part), json.loads(facts.read_text(encoding="utf-8")))
+            except ValueError:
+                return "the file with its checksum is damaged"
+        if recorded is None:
+            return "no checksum was recorded of it"
+        wrong = difference(self.path(part), recorded)
+        if not wrong:
+            replace_text(facts, json.dumps({"sha256": recorded["sha256"]}) + "\n")
+        return wrong
+
+    def _facts(self, part: int) -> Path:
+        """Of a file: where its size and checksum are recorded until all are there."""
+        return self.folder / VECTORS / f"_part-{part:06d}.json"  # readers of Parquet folders pass by a leading "_"
 
     def numbers(self, part: int) -> NDArray[np.int64]:
         """Which of the items a file holds, counted in the split: int64 [rows]."""
@@ -99,12 +137,18 @@ class VectorFiles:
             self._write_part(part, ids.take(pa.array(chosen)), chosen, np.concatenate(held))
 
     def finish(self, model_path: str, damaged: int) -> str:
-        """Write the manifest with all files and where the model lay; returns a line about it to print."""
+        """Write the manifest with all files and where the model lay; returns a line about it to print.
+
+        The checksums are those of what was written, not of what is there now.
+        """
         files = []
         for part in range(self.num_files):
-            path, rows = self.path(part), len(self.numbers(part))
-            files.append({"file": f"{VECTORS}/{path.name}", "rows": rows, "sha256": digest_of(path)})
+            facts = read_own_json(self._facts(part), "start again: its vectors are then written again")
+            name = f"{VECTORS}/{self.path(part).name}"
+            files.append({"file": name, "rows": len(self.numbers(part)), "sha256": facts["sha256"]})
         self._write_manifest({"complete": True, "model_path": model_path, "files": files})
+        for part in range(self.num_files):
+            self._facts(part).unlink()
         without = f"; {damaged} pictures were damaged and left out" if damaged else ""
         return f"{self.folder}: {self.what['items']} vectors of {self.what['width']} in {len(files)} files{without}"
 
@@ -120,6 +164,7 @@ class VectorFiles:
         )
         with replacing(self.path(part)) as beside:
             pq.write_table(table, beside, compression="zstd")
+            replace_text(self._facts(part), json.dumps(facts_of(beside)) + "\n")
 
     def _write_manifest(self, more: dict[str, Any]) -> None:
         replace_text(self.folder / MANIFEST, json.dumps({**self.what, **more}, ensure_ascii=False, indent=1) + "\n")

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from mbsd.batch import Batch
 from mbsd.data.damaged import DamagedPictures
 from mbsd.data.inputs import Builders, Inputs
-from mbsd.data.loader import TrainLoader, eval_batches
+from mbsd.data.loader import TrainLoader, eval_batches, eval_need
 from mbsd.data.order import Order
+from mbsd.data.room import require_room
 from mbsd.data.samples import Samples
 from mbsd.data.spec import Needs
 from mbsd.io.console import say
@@ -40,7 +41,8 @@ class Feed:
         """The streams over the training and the held-out samples; nothing is read before the first step.
 
         Raises:
-            UserError: a view that the model does not read, or a decoder that run.deterministic excludes.
+            UserError: a view that the model does not read, a decoder that run.deterministic excludes, too little shared
+                memory or too few open files.
         """
         settings = run.config.run
         data = repeatable_decoder(run.config.data, settings, run.world.device)
@@ -52,6 +54,7 @@ class Feed:
         order = Order(settings.seed, len(train), data.shuffle_block, data.shuffle_window)
         loader = TrainLoader(train, builder, order, run.sizes, run.world, damaged)
         shown = HeldOut(held_out, validation, inputs.catalog, settings.validate_samples, run.world.device)
+        require_room([loader.need, eval_need(held_out, validation, run.sizes.micro_batch)], run.world.local_size)
         return cls(run, loader, shown, damaged)
 
     def steps(self) -> Iterator[list[Batch]]:

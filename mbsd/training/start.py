@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +15,11 @@ from mbsd.checkpoint.resume import weights_folder
 from mbsd.config.run import BaseConfig
 from mbsd.data.text import build_tokenizer, load_tokenizer
 from mbsd.errors import UserError
-from mbsd.io.files import replacing
+from mbsd.io.console import say
+from mbsd.io.files import difference, facts_of, read_own_json, replace_text, replacing
 from mbsd.parallel.world import on_rank_zero, same_on_every_rank
+
+TOKENIZER_SUMS = "tokenizer_files.json"  # beside the folder tokenizer: size and checksum of each of its files
 
 
 def start_weights(config: BaseConfig) -> Path | None:
@@ -48,12 +53,30 @@ def start_tokenizer(config: BaseConfig, catalog: Catalog, run_folder: Path) -> P
     folder = run_folder / "tokenizer"
 
     def build() -> None:
-        if not folder.exists():
-            with replacing(folder) as beside:  # killed while it is written, it is built again
-                build_tokenizer(_texts(catalog), config.model.vocab_size, beside)
+        recorded = run_folder / TOKENIZER_SUMS
+        if folder.exists():
+            damage = _damage(folder, recorded)
+            if not damage:
+                return
+            say(f"WARNING: {damage}: the vocabulary is built again")
+            shutil.rmtree(folder)
+        with replacing(folder) as beside:  # killed while it is written, it is built again
+            build_tokenizer(_texts(catalog), config.model.vocab_size, beside)
+            facts = {path.name: facts_of(path) for path in sorted(beside.iterdir())}
+            replace_text(recorded, json.dumps(facts, indent=1) + "\n")
 
     on_rank_zero(build)
     return load_tokenizer(str(folder))
+
+
+def _damage(folder: Path, recorded: Path) -> str:
+    """Which file of a built tokenizer is not as it was written, in words; "" where none is, or none was recorded."""
+    if not recorded.exists():
+        return ""
+    for name, facts in read_own_json(recorded, "remove it and the folder tokenizer beside it").items():
+        if wrong := difference(folder / name, facts):
+            return f"{folder / name} is not as it was written ({wrong})"
+    return ""
 
 
 def _texts(catalog: Catalog) -> Iterator[str]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -9,10 +10,14 @@ import psutil
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from mbsd.catalog.reader import Catalog
+from mbsd.io.files import facts_of, replace_text
+from mbsd.tools.bench.mining import SUMS, _is_there
 from mbsd.tools.bench.mining_log import ROWS_PER_ITEM, write_log
 from mbsd.tools.bench.processes import run_measured
+from tests.damage import damage
 
 CHILD = """
 import os, subprocess, sys, time
@@ -48,6 +53,19 @@ def test_a_process_that_takes_too_long_ends_with_all_it_started(tmp_path: Path) 
     assert usage.exit_code is None and usage.seconds < 30
     assert not psutil.pid_exists(int(usage.output.split()[1]))
     assert not [p for p in psutil.Process().children(recursive=True) if "time.sleep(600)" in " ".join(p.cmdline())]
+
+
+def test_a_damaged_log_of_an_earlier_bench_is_named_and_not_taken(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), soft_wrap=True)
+    log = tmp_path / "log.parquet"
+    assert not _is_there(console, tmp_path)
+    log.write_bytes(bytes(range(100)))
+    assert _is_there(console, tmp_path), "an older bench's, of which nothing was recorded"
+    replace_text(tmp_path / SUMS, json.dumps(facts_of(log)))
+    assert _is_there(console, tmp_path) and not console.file.getvalue()  # type: ignore[attr-defined]
+    damage(log)
+    assert not _is_there(console, tmp_path)
+    assert f"{log} is not as it was written" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_the_log_is_seeded_and_follows_a_power_law(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 Colour = tuple[int, int, int]
-RED, BLUE, BLACK, WHITE = (220, 30, 40), (20, 40, 210), (0, 0, 0), (255, 255, 255)
+RED, GREEN, BLUE, BLACK, WHITE = (220, 30, 40), (20, 200, 20), (20, 40, 210), (0, 0, 0), (255, 255, 255)
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,10 @@ def half_red(size: tuple[int, int] = (40, 30), rest: Any = BLACK) -> Image.Image
     return image
 
 
-def encoded(image: Image.Image, **save: Any) -> bytes:
+def encoded(image: Image.Image, format: str = "JPEG", **save: Any) -> bytes:
+    whole_colour = {"HEIF": {"chroma": 444}, "AVIF": {"subsampling": "4:4:4"}}.get(format, {"subsampling": 0})
     buffer = io.BytesIO()
-    image.save(buffer, **{"format": "JPEG", "quality": 95, "subsampling": 0, **save})
+    image.save(buffer, format, **{"quality": 95, **whole_colour, **save})
     return buffer.getvalue()
 
 
@@ -66,7 +67,7 @@ def with_orientation(orientation: int, format: str = "JPEG") -> bytes:
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return encoded(Image.fromarray(np.ascontiguousarray(stored)), exif=exif, format=format)
+    return encoded(Image.fromarray(np.ascontiguousarray(stored)), exif=exif.tobytes(), format=format)
 
 
 def cmyk_jpeg(samples: tuple[int, int, int, int], adobe_transform: int | None) -> bytes:
@@ -151,6 +152,53 @@ def _deep_grey() -> bytes:
     return encoded(Image.fromarray(values), format="PNG")
 
 
+def _deep_pgm(highest: int) -> bytes:
+    """The same greys as a portable greymap of two bytes a sample, up to `highest`."""
+    values = np.full((30, 40), 40_000 * highest // 65_535, ">u2")
+    values[:, :20] = 20_000 * highest // 65_535
+    return b"P5\n40 30\n%d\n" % highest + values.tobytes()
+
+
+def jpeg2000_bomb() -> bytes:
+    """A codestream whose marker SIZ promises 60,000 x 60,000 pixels in one tile."""
+    data = bytearray(encoded(half_red((64, 48)), format="JPEG2000", no_jp2=True))
+    size = data.index(b"\xff\x51")
+    for at in (size + 6, size + 22):
+        data[at : at + 8] = struct.pack(">II", 60_000, 60_000)
+    return bytes(data)
+
+
+def _strip(colours: tuple[Colour, Colour], seed: int) -> bytes:
+    """11,200 x 128, left and right of two colours with some noise; every row of blocks begins anew."""
+    pixels = np.empty((128, 11_200, 3), np.int16)
+    pixels[:, :5600], pixels[:, 5600:] = colours
+    pixels += np.random.default_rng(seed).integers(-12, 12, (16, 1400, 3)).repeat(8, 0).repeat(8, 1).astype(np.int16)
+    image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    return encoded(image, quality=90, subsampling=2, restart_marker_rows=1)
+
+
+def product_photo() -> bytes:
+    """A baseline JPEG of 11,200 x 8320 = 93 million pixels: above red and blue, below green and white.
+
+    Put together from strips: between two of them stands the restart marker that follows eight rows of blocks.
+    """
+    strips = [_strip((RED, BLUE), 0), _strip((GREEN, WHITE), 1)]
+    starts = [strip.index(b"\xff\xda") + 14 for strip in strips]  # behind the header of a scan of three components
+    above, below = (strip[start:-2] for strip, start in zip(strips, starts, strict=True))
+    header = bytearray(strips[0][: starts[0]])
+    frame = header.index(b"\xff\xc0")
+    header[frame + 5 : frame + 7] = (65 * 128).to_bytes(2, "big")
+    return bytes(header) + b"\xff\xd7".join([above] * 33 + [below] * 32) + b"\xff\xd9"
+
+
+def progressive_header(width: int, height: int) -> bytes:
+    """A progressive JPEG of full colour that promises so many pixels."""
+    data = bytearray(encoded(half_red(), progressive=True))
+    frame = data.index(b"\xff\xc2")
+    data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
 def _half_clear() -> bytes:
     image = Image.new("RGBA", (40, 30), (*BLACK, 128))
     image.paste((*RED, 255), (0, 0, 20, 30))
@@ -210,6 +258,32 @@ def cases() -> Iterator[Case]:
     yield Case("exif_6.tif", with_orientation(6, "TIFF"), (60, 40), corner)
     yield Case("exif_8.png", with_orientation(8, "PNG"), (60, 40), corner)
     yield Case("broken_exif.jpg", encoded(half_red(), exif=b"Exif\0\0MM\0*\xff\xff\xff\xff"), (40, 30), halves)
+
+    for name, format in {"a.avif": "AVIF", "a.heic": "HEIF", "a.jp2": "JPEG2000"}.items():
+        whole = encoded(half_red(), format=format)
+        yield Case(name, whole, (40, 30), halves)
+        yield Case(f"cut_{name}", whole[: len(whole) * 9 // 10], reason="cannot be decoded ")
+        yield Case(f"start_of_{name}", whole[:100], reason=f"begins as {format}, but is cut short")
+    heic = encoded(half_red(), format="HEIF")
+    assert heic[4:12] == b"ftypheix"
+    yield Case("as_mif1.heic", heic[:8] + b"mif1" + heic[12:], (40, 30), halves)
+    for format in ("AVIF", "HEIF"):
+        for orientation in (2, 3, 6, 8):
+            yield Case(f"turned_{orientation}.{format}", with_orientation(orientation, format), (60, 40), corner)
+        clear = Image.new("RGBA", (40, 30), (*BLUE, 0))
+        yield Case(f"clear.{format}", encoded(clear, format=format), (40, 30), ((left, WHITE), (right, WHITE)))
+    yield Case("deep.jp2", encoded(Image.open(io.BytesIO(_deep_grey())), format="JPEG2000"), (40, 30), greys)
+    yield Case("16_bit.pgm", _deep_pgm(65_535), (40, 30), greys)
+    yield Case("12_bit.pgm", _deep_pgm(4095), (40, 30), greys)
+    yield Case("cut.pgm", _deep_pgm(65_535)[:1000], reason="cannot be decoded .*truncated")
+    yield Case("bomb.pgm", b"P5\n60000 60000\n65535\n" + bytes(1000), reason="too large")
+    yield Case(
+        "bomb.jp2", jpeg2000_bomb(), reason="cannot be decoded .* 60000 x 60000 pixels are too large for the mem"
+    )
+    yield Case("93_megapixels.jpg", product_photo(), (320, 238), (((5, 5), RED), ((310, 5), BLUE), ((5, 230), GREEN)))
+    yield Case(
+        "progressive.jpeg", progressive_header(11_200, 8320), reason=r"too large: a progressive JPEG of .* 5\d\d MB"
+    )
 
     yield Case("dot.png", encoded(Image.new("RGB", (1, 1), RED), format="PNG"), (1, 1), (((0, 0), RED),))
     line = Image.new("RGB", (1, 20_000), RED)

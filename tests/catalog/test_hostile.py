@@ -23,7 +23,17 @@ from mbsd.catalog.build.normalise import NormalisedImage
 from mbsd.catalog.build.options import ImageLimits
 from mbsd.catalog.reader import Catalog
 from tests.catalog.helpers import near, picture, pixels, quarantine, write_jsonl
-from tests.catalog.hostile import encoded, half_red, write_folder
+from tests.catalog.hostile import (
+    BLUE,
+    GREEN,
+    RED,
+    WHITE,
+    encoded,
+    half_red,
+    product_photo,
+    progressive_header,
+    write_folder,
+)
 from tests.ranks import ROOT
 
 GB = 10**9
@@ -178,6 +188,32 @@ def test_limits_of_a_real_picture(tmp_path: Path, good: InFile) -> None:
     with DecodePool(1, 320, ImageLimits()) as pool:
         (result,) = pool.results([large], pool.submit([large]))
         assert isinstance(result, NormalisedImage) and (result.width, result.height) == (320, 240)
+
+
+def test_what_is_decoded_reduced_takes_little_memory(tmp_path: Path) -> None:
+    """A product photo of 93 million pixels and a JPEG 2000 of 12; a WebP that does not fit is not called broken."""
+    files = {
+        "photo.jpg": product_photo(),
+        "large.jp2": encoded(half_red((4000, 3000), GREEN), format="JPEG2000", quality_layers=[100]),
+        "large.webp": encoded(half_red((4000, 3000)), format="WEBP", method=0),
+        "progressive.jpg": progressive_header(4000, 3000),
+    }
+    places = [InFile(str(tmp_path / name), 0, len(data)) for name, data in files.items()]
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    with DecodePool(1, 320, ImageLimits(memory=80 * 2**20)) as pool:
+        photo, jpeg2000, webp, progressive = pool.results(places, pool.submit(places))
+    assert isinstance(photo, NormalisedImage) and (photo.width, photo.height) == (320, 238)
+    for point, colour in (((5, 5), RED), ((310, 5), BLUE), ((5, 230), GREEN), ((310, 230), WHITE)):
+        assert near(pixels(photo.jpeg).getpixel(point), colour, 12)
+    assert isinstance(jpeg2000, NormalisedImage) and (jpeg2000.width, jpeg2000.height) == (320, 240)
+    assert near(pixels(jpeg2000.jpeg).getpixel((80, 120)), RED) and near(
+        pixels(jpeg2000.jpeg).getpixel((240, 120)), GREEN
+    )
+    assert isinstance(webp, str) and re.search("too large (to decode in|for) the memory there is", webp)
+    assert (
+        progressive == "too large: a progressive JPEG of 4000 x 3000 pixels takes 103 MB to decode, the limit is 80 MB"
+    )
 
 
 def test_a_picture_that_is_cut_at_any_byte_is_rejected_or_whole() -> None:

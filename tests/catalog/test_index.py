@@ -127,7 +127,7 @@ def test_ids_that_share_a_hash_are_told_apart(tmp_path: Path, monkeypatch: pytes
 def test_a_missing_or_damaged_file_is_named(tmp_path: Path) -> None:
     small_catalog(tmp_path / "c", items_of(20))
     (tmp_path / "c" / ID_HASH_FILE).write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"id_hash\.npy: cannot be read .*; build the catalogue again"):
+    with pytest.raises(UserError, match=r"id_hash\.npy: damaged, .*; bring the file back or build the catalogue again"):
         Catalog(tmp_path / "c").item_number("id-1")
     (tmp_path / "c" / "numbers" / "test.npy").unlink()
     with pytest.raises(UserError, match=r"test\.npy: cannot be read"):

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mbsd.catalog.build.normalise import ImageRejected, normalise_image
+from mbsd.catalog.build.normalise import normalise_image
+from mbsd.catalog.build.open_image import BASELINE, ImageRejected, jpeg_frame
 from tests.catalog.helpers import near, picture, pixels
-from tests.catalog.hostile import RED, with_orientation
+from tests.catalog.hostile import GREEN, RED, encoded, half_red, with_orientation
 
 
 def _is_baseline(jpeg: bytes) -> bool:
@@ -88,6 +89,56 @@ def test_any_mode_becomes_rgb(data: bytes, expected: tuple[int, int, int]) -> No
     image = pixels(result.jpeg)
     assert image.mode == "RGB" and image.format == "JPEG" and image.size == (result.width, result.height)
     assert near(image.getpixel((10, 10)), expected, 10)
+
+
+def test_what_is_decoded_reduced_counts_as_reduced() -> None:
+    """The limit is on the pixels that are decoded: of 800 x 600, fewer where the format can."""
+    photo = half_red((800, 600), GREEN)
+    several = {"save_all": True, "append_images": [photo]}
+    readable = {
+        "JPEG": (encoded(photo), 400 * 300),
+        "MPO": (encoded(photo, format="MPO", **several), 400 * 300),
+        "JPEG2000": (encoded(photo, format="JPEG2000"), 200 * 150),
+        "codestream": (encoded(photo, format="JPEG2000", no_jp2=True), 200 * 150),
+        "turned": (encoded(photo, exif=_exif(8)), 400 * 300),
+    }
+    for name, (data, decoded) in readable.items():
+        result = normalise_image(data, max_side=100, max_pixels=decoded)
+        assert (result.width, result.height) == ((75, 100) if name == "turned" else (100, 75)), name
+        left, right = ((37, 90), (37, 10)) if name == "turned" else ((10, 37), (90, 37))
+        image = pixels(result.jpeg)
+        assert near(image.getpixel(left), RED, 8) and near(image.getpixel(right), GREEN, 8), name
+        with pytest.raises(ImageRejected, match=f"too large: 800 x 600 pixels, the limit is {decoded - 1}"):
+            normalise_image(data, max_side=100, max_pixels=decoded - 1)
+    whole = {"PNG": encoded(photo, format="PNG"), "JPEG2000": encoded(photo, format="JPEG2000", num_resolutions=1)}
+    for data in whole.values():
+        assert normalise_image(data, max_side=100, max_pixels=800 * 600).width == 100
+        with pytest.raises(ImageRejected, match="too large: 800 x 600 pixels"):
+            normalise_image(data, max_side=100, max_pixels=800 * 600 - 1)
+
+
+def _exif(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif.tobytes()
+
+
+def test_the_memory_of_a_jpegs_coefficients() -> None:
+    """2 bytes a sample, in whole blocks of 8 x 8 (ITU-T T.81, A.2.4), where the picture comes in several scans."""
+    photo = half_red((800, 596))
+    luminance, quarter = 100 * 75 * 128, 50 * 38 * 128
+    for save, memory in (
+        ({"progressive": True}, 3 * luminance),
+        ({"progressive": True, "subsampling": 2}, luminance + 2 * quarter),
+        ({}, 0),
+    ):
+        frame = jpeg_frame(encoded(photo, **save))
+        assert frame is not None and (frame.width, frame.height, frame.memory) == (800, 596, memory)
+    one_by_one = bytearray(encoded(photo))
+    one_by_one[one_by_one.index(b"\xff\xda") + 4] = 1  # components of the first scan
+    frame = jpeg_frame(bytes(one_by_one))
+    assert frame is not None and frame.process == BASELINE and frame.memory == 3 * luminance
+    assert jpeg_frame(b"\xff\xd8\xff\xe0\x00\x04ab") is None
 
 
 def test_truncated_is_rejected() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from mbsd.tools.export import onnx_graph
 from mbsd.tools.export.export import export
 from mbsd.tools.export.onnx_graph import write_graph
 from tests.conftest import Shop
+from tests.damage import damage
 from tests.model.reference import MIXED, deviation, hand_batch, random_samples, randomise, shown, text_of, tiny_config
 from tests.ranks import ROOT, command, launch
 from tests.settings import TINY, run_words, stage_2_words
@@ -166,6 +168,28 @@ def test_the_graph_gives_each_sample_of_each_view_what_torch_gives_it(
                 expected = logits[v, b]
                 column = found[1][0, v] if kind is MbsdForMatching else found[1][0]
                 assert deviation(torch.as_tensor(column), expected) < 1e-5
+
+
+@pytest.mark.distributed
+def test_a_damaged_model_is_not_taken(full: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """An exported one is refused; of a run the damaged checkpoint is named, and there is no other."""
+    export(full, tmp_path / "out")
+    assert weights_folder(str(tmp_path / "out")) == tmp_path / "out"
+    shutil.copytree(full, tmp_path / "run")
+    chosen = weights_folder(str(tmp_path / "run"))
+    assert "WARNING" not in capfd.readouterr().err
+    for name in ("model.safetensors", "tokenizer.json"):
+        damage(tmp_path / "out" / name)
+        with pytest.raises(UserError, match=rf"out: damaged, not as it was written \({name}: its checksum .*export it"):
+            weights_folder(str(tmp_path / "out"))
+        damage(tmp_path / "out" / name)  # the bit falls back
+        assert weights_folder(str(tmp_path / "out")) == tmp_path / "out"
+    damage(chosen / "model.safetensors")
+    with pytest.raises(UserError, match=r"model: damaged, not as it was written \(model/model.safetensors"):
+        weights_folder(str(chosen))
+    with pytest.raises(UserError, match="neither a run folder with a complete checkpoint"):
+        weights_folder(str(tmp_path / "run"))
+    assert f"WARNING: {chosen.parent} is not taken: model/model.safetensors: its checksum" in capfd.readouterr().err
 
 
 @pytest.mark.distributed

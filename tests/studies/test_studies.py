@@ -20,6 +20,7 @@ import yaml
 from PIL import Image
 
 from tests.conftest import Shop
+from tests.damage import damage
 from tests.ranks import CPU, ROOT, command
 from tests.settings import write_ds_config
 from tests.studies.warm import Server
@@ -147,6 +148,27 @@ def test_what_is_done_is_not_done_again(ablation: tuple[Path, str], files: Path,
     before, page = len(warm.started), (out / "ablation.md").read_bytes()
     said(study("ablation", *ablation_words(files, warm)))
     assert len(warm.started) == before and (out / "ablation.md").read_bytes() == page
+
+
+@pytest.mark.distributed
+def test_what_is_damaged_is_named_and_made_again(ablation: tuple[Path, str], files: Path, warm: Server) -> None:
+    """Scores in which a digit became another one, and the model of a finished run: these two launches and no other."""
+    out, _ = ablation
+    before, page = len(warm.started), (out / "ablation.md").read_bytes()
+    scores = cell(out, 4, RATES[0]) / "test.json"
+    given = scores.read_bytes()
+    damage(scores, at=given.index(b"roc_auc") / len(given) + 14 / len(given))
+    run = cell(out, 2, RATES[1])
+    model = max(run.glob("checkpoints/step-*")) / "model/model.safetensors"
+    weights = model.read_bytes()
+    damage(model)
+    screen = said(study("ablation", *ablation_words(files, warm)))
+    names = [name for _, name in warm.started[before:]]
+    assert len(names) == 2 and "row-2/batch-16-lr-0.01" in names[0] and "row-4/batch-16-lr-0.002" in names[1], names
+    assert f"{scores}: its checksum is" in screen and "model/model.safetensors: its checksum is" in screen
+    assert screen.count("there, but not as it was written") == screen.count("it is made again") == 2
+    assert scores.read_bytes() == given and model.read_bytes() == weights
+    assert (out / "ablation.md").read_bytes() == page
 
 
 @pytest.mark.distributed

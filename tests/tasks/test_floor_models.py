@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,23 @@ def test_words_and_colours_see_what_is_theirs(market: Market) -> None:
     assert found["colours"]["attribute"]["tone"]["roc_auc"] > 0.8
     assert found["colours"]["attribute"]["fabric"]["roc_auc"] < 0.65
     assert found["all"]["roc_auc"] > max(found["tfidf"]["roc_auc"], found["colours"]["roc_auc"]) + 0.05
+
+
+def test_a_damaged_picture_is_named_and_counts_as_none(
+    market: Market, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(market.catalog, tmp_path / "c")
+    catalog = Catalog(tmp_path / "c")
+    items = np.arange(4)
+    assert all(map(catalog.has_image, items.tolist()))
+    expected = FEATURES["colours"](catalog, items, items)
+    shard, offset = (int(catalog.table()[name][2].as_py()) for name in ("shard", "offset"))
+    with (tmp_path / "c" / "shards" / f"{shard:06d}.tar").open("r+b") as file:
+        file.seek(offset + 99)
+        file.write(b"damaged")
+    found = FEATURES["colours"](catalog, items, items)
+    assert not found[2].any() and np.array_equal(found[[0, 1, 3]], expected[[0, 1, 3]]) and expected[2].any()
+    assert "item 2: " in capfd.readouterr().err
 
 
 def test_classes(market: Market, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tests.ranks import refused
 from tests.settings import write_ds_config
 from tests.tasks.conftest import Trained
 from tests.tasks.market import DRAWN, Market, evaluate_arguments, finetune_arguments
+from tests.training.faults import small_shared_memory
 
 
 def changed(table: Path, out: Path, change: Callable[[dict[str, list[Any]]], None]) -> Path:
@@ -190,3 +192,18 @@ def test_settings_of_scoring(kind: Any, settings: list[str], named: str) -> None
 
 def test_the_numbers_of_a_refused_row_count_from_zero(market: Market) -> None:
     assert np.array_equal(Table(market.table("categories")).rows()[:3], [0, 1, 2])
+
+
+@pytest.mark.distributed
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small /dev/shm is mounted, which needs root")
+@pytest.mark.parametrize("launcher", ["evaluate", "embed"])
+def test_a_small_dev_shm_is_refused_before_anything_is_scored(launcher: str, trained: Trained, tmp_path: Path) -> None:
+    market, out = trained.market, tmp_path / ("out.json" if launcher == "evaluate" else "out")
+    data = ["--data.image_size=32", "--data.num_workers=2", "--micro_batch=32"]
+    words = ["--model", trained.model("attributes"), "--out", out, "--data.catalog", market.catalog, *data]
+    if launcher == "evaluate":
+        words += ["--data.table", market.table("attributes")]
+    line = refused(1, words, tmp_path / "log", launcher=launcher, before=(small_shared_memory, (1,)))
+    # Two workers with two batches ready, and two in use.
+    assert "/dev/shm: has 1 MB free and the loaders need up to" in line and "(6 micro-batches of up to 0." in line, line
+    assert not out.exists() or not list(out.glob("vectors/*.parquet"))

@@ -21,6 +21,7 @@ from mbsd.errors import UserError
 from mbsd.tools.report.examples import find_examples
 from mbsd.tools.report.gather import read_evaluations
 from mbsd.tools.report.tables import paper_tables
+from tests.damage import damage
 from tests.ranks import launch
 from tests.tasks.conftest import Trained
 from tests.tasks.market import evaluate_arguments
@@ -154,3 +155,18 @@ def test_refused(runs: Path, tmp_path: Path) -> None:
     [evaluation] = read_evaluations([tmp_path / "gone.json"])
     with pytest.raises(UserError, match="its catalogue .* is not there; .*--examples 0"):
         find_examples(evaluation, 2)
+
+
+def test_answers_that_are_not_the_scores(runs: Path, tmp_path: Path) -> None:
+    """Damaged ones, or those of another evaluation of the same name."""
+    for other in ("damaged", "another"):
+        shutil.copy(runs / "alignment/test.json", tmp_path / f"{other}.json")
+        shutil.copy(runs / "alignment/test.parquet", tmp_path / f"{other}.parquet")
+        [evaluation] = read_evaluations([tmp_path / f"{other}.json"])
+        assert find_examples(evaluation, 1)["right"]
+        if other == "damaged":
+            damage(tmp_path / "damaged.parquet")
+        else:
+            shutil.copy(runs / "classification/test.parquet", tmp_path / "another.parquet")
+        with pytest.raises(UserError, match=f"{other}.parquet: not the answers that were written with .*{other}.json"):
+            find_examples(evaluation, 1)

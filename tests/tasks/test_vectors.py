@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from mbsd.catalog.reader import Catalog
 from mbsd.errors import UserError
 from mbsd.inference import Encoder
 from mbsd.tools.export.export import export
+from tests.damage import damage
 from tests.docs.pages import blocks
-from tests.ranks import ROOT, Ranks, launch
+from tests.ranks import ROOT, Ranks, launch, refused
 from tests.settings import stage_1_words
 from tests.tasks.conftest import Trained
 from tests.tasks.market import NUM_ITEMS, POSITIVE, Market
@@ -90,6 +92,36 @@ def test_killed_and_gone_on_with_on_other_ranks(trained: Trained, whole: Path, t
     refused = Ranks(1, [*words, "--view=text"], tmp_path / "other", launcher="embed")
     assert refused.wait() == [2]
     assert "manifest.json" in refused.errors()[0] and "view='full'" in refused.errors()[0]
+
+
+@pytest.mark.distributed
+def test_damaged_files_are_named_and_written_again(trained: Trained, whole: Path, tmp_path: Path) -> None:
+    """One cut short, one with a byte that fell over, one gone; the others stay. Of a finished and of a killed start."""
+    finished, killed = tmp_path / "finished", tmp_path / "killed"
+    shutil.copytree(whole, finished)
+    expected = {path.name: path.read_bytes() for path in (whole / "vectors").iterdir()}
+    assert sorted(expected) == [f"part-{n:06d}.parquet" for n in range(9)], "nothing else is left in it"
+    words = arguments(trained.market, trained.model("attributes"), killed)
+    assert Ranks(1, words, tmp_path / "first", before=(kill_after, (4,)), launcher="embed").wait() != [0]
+    for out, parts in ((finished, range(9)), (killed, range(4))):
+        words = arguments(trained.market, trained.model("attributes"), out)
+        names = [f"part-{part:06d}.parquet" for part in parts]
+        damage(out / "vectors" / names[1])
+        os.truncate(out / "vectors" / names[2], 1000)
+        (out / "vectors" / names[0]).unlink()
+        kept = {name: (out / "vectors" / name).stat().st_mtime_ns for name in names[3:]}
+        before = (out / "manifest.json").read_text()
+        started = launch(1, words, tmp_path / f"{out.name}_log", launcher="embed")
+        named = started.lines("is not as it was written")
+        assert len(named) == 2 and names[1] in named[0] and "checksum" in named[0], named
+        assert names[2] in named[1] and ("1000 bytes" in named[1] or "checksum" in named[1])
+        assert {name: (out / "vectors" / name).stat().st_mtime_ns for name in kept} == kept, "whole, and written again"
+        assert {path.name: path.read_bytes() for path in (out / "vectors").iterdir()} == expected
+        assert (out / "manifest.json").read_text() == (whole / "manifest.json").read_text()
+        assert out is killed or before == (whole / "manifest.json").read_text()
+    (killed / "manifest.json").write_text("{")
+    line = refused(1, words, tmp_path / "refused", launcher="embed")
+    assert "manifest.json: damaged, no JSON is in it" in line and "choose another out" in line
 
 
 @pytest.mark.distributed

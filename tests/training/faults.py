@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -35,3 +38,21 @@ def sleep(rank: int, victim: int) -> None:
 
     if rank == victim:
         BatchBuilder.finish = never  # type: ignore[method-assign]
+
+
+def small_shared_memory(rank: int, megabytes: float) -> None:
+    """This rank sees a /dev/shm of its own of this size, as a container does; for root alone."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    recursive, private = 0x4000, 0x40000  # MS_REC, MS_PRIVATE of linux/mount.h
+    size = f"size={int(megabytes * 2**20)}".encode()
+    if (
+        libc.unshare(0x20000)  # CLONE_NEWNS of linux/sched.h
+        or libc.mount(b"none", b"/", None, recursive | private, None)
+        or libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, size)
+    ):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def few_files(rank: int, number: int) -> None:
+    """This rank may open so many files."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (number, number))

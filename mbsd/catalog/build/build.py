@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import PIL
+import pillow_heif
 import pyarrow as pa
 from PIL import features
 from tqdm import tqdm
@@ -29,6 +30,7 @@ from mbsd.catalog.build.shard_writer import REPEATED_FILE
 from mbsd.catalog.build.source_rows import SourceRows
 from mbsd.catalog.build.unfinished import HOW_TO_RESUME, Part, UnfinishedBuild, remove_published
 from mbsd.catalog.build.write_shards import check_rejects, normalised, write_shards
+from mbsd.catalog.checksums import CHECKSUMS, sealed
 from mbsd.catalog.layout import CATALOG_FILE, QUARANTINE_FILE, VERSION
 from mbsd.catalog.sources import Item
 from mbsd.errors import UserError
@@ -125,7 +127,11 @@ def _identity(root: ImageRoot | None, options: BuildOptions) -> dict[str, Any]:
         "max_side": options.max_side,
         "images": None if root is None else root.description,
         "limits": dataclasses.asdict(options.limits),
-        "decoders": [PIL.__version__, features.version("jpg")],
+        "decoders": [
+            PIL.__version__,
+            pillow_heif.__version__,
+            *(features.version(name) for name in ("jpg", "webp", "avif", "jpg_2000", "libtiff")),
+        ],
     }
 
 
@@ -152,6 +158,8 @@ def _finish(unfinished: UnfinishedBuild, summary: BuildSummary, options: BuildOp
             "max_side": options.max_side,
             "images": summary.has_image_root,
         },
+        CHECKSUMS: index.checksums,
     }
-    (unfinished.catalog / CATALOG_FILE).write_text(json.dumps(meta, ensure_ascii=False, indent=2) + "\n", "utf-8")
+    text = json.dumps(sealed(meta), ensure_ascii=False, indent=2)
+    (unfinished.catalog / CATALOG_FILE).write_text(f"{text}\n", "utf-8")
     unfinished.publish()

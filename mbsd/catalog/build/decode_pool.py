@@ -20,7 +20,8 @@ from pebble import ProcessExpired, ProcessPool
 
 from mbsd.catalog.build.image_folder import Place
 from mbsd.catalog.build.image_url import AtUrl, prefetch
-from mbsd.catalog.build.normalise import ImageRejected, NormalisedImage, normalise_image
+from mbsd.catalog.build.normalise import NormalisedImage, normalise_image
+from mbsd.catalog.build.open_image import ImageRejected, one_thread
 from mbsd.catalog.build.options import ImageLimits
 
 ATTEMPTS = 3  # to decode a picture whose pool broke down for another reason
@@ -101,6 +102,7 @@ def _cause(exitcode: int, limits: ImageLimits) -> str:
 def _start_worker(limits: ImageLimits) -> None:
     """Set this worker's limit of memory, and let the alarm of a picture end it, whatever a decoder is doing."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    one_thread()
     used = psutil.Process().memory_info().vms
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     allowed = used + limits.memory
@@ -121,7 +123,7 @@ def normalise_places(places: list[Place | None], max_side: int, limits: ImageLim
                 continue
             data = prefetched.pop(place, None) if isinstance(place, AtUrl) else None
             data = place.read(limits.file_bytes) if data is None else data
-            results.append(normalise_image(data, max_side, max_pixels=limits.pixels))
+            results.append(normalise_image(data, max_side, max_pixels=limits.pixels, max_memory=limits.memory))
         except ImageRejected as rejected:
             results.append(str(rejected))
         except MemoryError:

@@ -7,7 +7,7 @@ import stat
 from dataclasses import dataclass
 from typing import Protocol
 
-from mbsd.catalog.build.normalise import ImageRejected
+from mbsd.catalog.build.open_image import ImageRejected
 
 NOT_FOUND = "not found below the image root"
 

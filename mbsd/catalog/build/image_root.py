@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from mbsd.catalog.build.image_folder import FolderRoot, Place
 from mbsd.catalog.build.image_tars import COMPRESSED, TarRoot
 from mbsd.catalog.build.image_url import UrlRoot, local_path
-from mbsd.catalog.build.normalise import ImageRejected
+from mbsd.catalog.build.open_image import ImageRejected
 from mbsd.errors import UserError
 
 COMPANIONS = {".idx", ".json", ".txt", ".md5", ".sha256"}  # what lies beside the tars of a WebDataset

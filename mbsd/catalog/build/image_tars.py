@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from mbsd.catalog.build.image_folder import NOT_FOUND, InFile, Place
-from mbsd.catalog.build.normalise import ImageRejected
+from mbsd.catalog.build.open_image import ImageRejected
 from mbsd.errors import UserError
 
 COMPRESSED = (".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")

@@ -9,7 +9,7 @@ from urllib.parse import quote, unquote, urlsplit
 import fsspec
 
 from mbsd.catalog.build.image_folder import NOT_FOUND, Place
-from mbsd.catalog.build.normalise import ImageRejected
+from mbsd.catalog.build.open_image import ImageRejected
 from mbsd.errors import UserError
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mbsd.catalog.checksums import crc32_of_batch, crc32_of_file
 from mbsd.catalog.layout import (
     DUPLICATES_FILE,
     ID_HASH_FILE,
@@ -27,10 +28,11 @@ from mbsd.catalog.layout import (
 
 @dataclass(frozen=True)
 class IndexSummary:
-    """The catalogue's fingerprint, and the number of items whose picture is that of an earlier item."""
+    """The catalogue's fingerprint, the number of items whose picture is that of an earlier item, and `checksums`."""
 
     fingerprint: str
     same_picture: int
+    checksums: dict[str, Any]
 
 
 def write_index(folder: Path, num_items: int, parts: Iterable[Any], repeated: Iterable[str]) -> IndexSummary:
@@ -77,7 +79,13 @@ def write_index(folder: Path, num_items: int, parts: Iterable[Any], repeated: It
             line = {"same": "picture", "item": item, "item_id": ids[item].as_py()}
             line |= {"as_item": first, "as_item_id": ids[first].as_py()}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    return IndexSummary(fingerprint.hexdigest(), len(found))
+    checksums = {
+        "batches": [crc32_of_batch(reader.get_batch(number)) for number in range(reader.num_record_batches)],
+        "files": {
+            name: crc32_of_file(folder / name) for name in (*map(split_file, SPLITS), ID_HASH_FILE, ID_ITEM_FILE)
+        },
+    }
+    return IndexSummary(fingerprint.hexdigest(), len(found), checksums)
 
 
 def _same_pictures(pictures: NDArray[np.uint64], items: NDArray[np.int64]) -> NDArray[np.int64]:

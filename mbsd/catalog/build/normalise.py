@@ -1,7 +1,7 @@
 """A picture file as shops have them -> an upright, bounded, baseline RGB JPEG that decodes, or a reason why not.
 
-Nothing is decoded before the header's size has been checked, and only Pillow's decoders for common picture formats
-are ever tried: a catalogue is full of files that are not what their names promise.
+Nothing is decoded before the header's size has been checked: a catalogue is full of files that are not what their names
+promise.
 """
 
 from __future__ import annotations
@@ -14,12 +14,19 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageChops, UnidentifiedImageError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+from mbsd.catalog.build.open_image import (
+    BASELINE,
+    FORMATS,
+    HIDDEN_MEMORY,
+    ImageRejected,
+    beginning,
+    jpeg_frame,
+    open_image,
+)
+
 MAX_PIXELS = 64_000_000
 STRIP_PIXELS = 4_000_000
 EXIF_ORIENTATION = 0x0112
-BASELINE = 0xC0
-LOSSLESS = (0xC3, 0xC7, 0xCB, 0xCF)
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -29,10 +36,6 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-class ImageRejected(Exception):  # noqa: N818  (a verdict on a picture, not a failure of the program)
-    """A picture that cannot be used; the message is the reason in words."""
 
 
 @dataclass(frozen=True)
@@ -46,22 +49,34 @@ class NormalisedImage:
 
 
 def normalise_image(
-    data: bytes, max_side: int = 320, quality: int = 92, max_pixels: int = MAX_PIXELS
+    data: bytes,
+    max_side: int = 320,
+    quality: int = 92,
+    max_pixels: int = MAX_PIXELS,
+    max_memory: int | None = None,
 ) -> NormalisedImage:
     """Decode `data` fully and return it upright (EXIF), first frame, RGB over white, long side <= `max_side` pixels.
 
     A picture that already is all of that keeps its own bytes, so that it loses no quality. Greys deeper than 8 bits are
     scaled, a CMYK JPEG without Adobe's marker is taken as not inverted, colour profiles are not applied.
 
+    Args:
+        max_pixels: that may be decoded; a larger JPEG or JPEG 2000 is decoded reduced.
+        max_memory: bytes that the caller lets this process take; None: it sets no limit.
+
     Raises:
-        ImageRejected: the bytes are not a picture, are cut short, or declare more than `max_pixels` pixels.
+        ImageRejected: the bytes are not a picture, are cut short, or would be decoded to more than `max_pixels` pixels
+            or in more than `max_memory` bytes.
     """
     if not data:
         raise ImageRejected("an empty file")
+    image, size = None, (0, 0)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of oddities that the checks below decide on
-            jpeg, width, height = _normalise(data, max_side, quality, max_pixels)
+            image = open_image(data, max_side, max_pixels, max_memory)
+            size = image.size
+            jpeg, width, height = _normalise(image, data, max_side, quality)
     except ImageRejected:
         raise
     except UnidentifiedImageError:
@@ -71,28 +86,25 @@ def normalise_image(
     except MemoryError:
         raise ImageRejected("too large to decode in the memory there is") from None
     except Exception as error:  # hostile bytes raise nearly anything inside a decoder
-        raise ImageRejected(f"cannot be decoded ({type(error).__name__}: {error})") from None
+        why = f"cannot be decoded ({type(error).__name__}: {' '.join(str(error).split())})"
+        if image is not None and _hides_memory(image.format, size, max_memory):
+            why = f"{why}: broken, or {size[0]} x {size[1]} pixels are too large for the memory there is"
+        raise ImageRejected(why) from None
     return NormalisedImage(jpeg, width, height, hashlib.blake2b(jpeg, digest_size=16).digest())
 
 
-def _normalise(data: bytes, max_side: int, quality: int, max_pixels: int) -> tuple[bytes, int, int]:
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
+def _normalise(image: Image.Image, data: bytes, max_side: int, quality: int) -> tuple[bytes, int, int]:
+    frame = jpeg_frame(data) if image.format == "JPEG" else None
+    fits = max(image.size) <= max_side  # of a picture that is decoded reduced: more than that is left of it
     width, height = image.size
-    if width * height > max_pixels:
-        raise ImageRejected(f"too large: {width} x {height} pixels, the limit is {max_pixels}")
-    fits = max(width, height) <= max_side
-    process, _ = _jpeg_process(data) if image.format == "JPEG" else (0, 8)
-    if process and process not in LOSSLESS and not fits:
-        # The decoder may shrink by a power of two on the way; twice the target leaves the resampling filter its work.
-        image.draft(None, (2 * max_side, 2 * max_side))
     image.load()
     turn = TURNS.get(_orientation(image))
     small_file = len(data) <= 3 * width * height + 65536  # nothing large hides behind the picture's end
-    if process == BASELINE and image.mode == "RGB" and turn is None and fits and small_file:
+    if frame and frame.process == BASELINE and image.mode == "RGB" and turn is None and fits and small_file:
         return data, width, height
     if image.format == "JPEG" and image.mode == "CMYK" and "adobe" not in image.info:
         # Pillow takes every CMYK JPEG as inverted; only those with Adobe's marker are.
-        image = ImageChops.invert(image)  # type: ignore[assignment]
+        image = ImageChops.invert(image)
     pixels = _small_rgb(image, max_side)
     if max(pixels.size) > max_side:
         scale = max_side / max(pixels.size)
@@ -106,6 +118,11 @@ def _normalise(data: bytes, max_side: int, quality: int, max_pixels: int) -> tup
     return buffer.getvalue(), pixels.width, pixels.height
 
 
+def _hides_memory(format: str | None, size: tuple[int, int], max_memory: int | None) -> bool:
+    """Whether a decoder may have failed for want of memory without a word about it."""
+    return max_memory is not None and size[0] * size[1] * HIDDEN_MEMORY.get(format or "", 0) > max_memory
+
+
 def _orientation(image: Image.Image) -> int:
     """EXIF's orientation, 1 … 8, read after decoding: Pillow turns a TIFF itself and then sets 1."""
     try:
@@ -114,35 +131,23 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _jpeg_process(data: bytes) -> tuple[int, int]:
-    """Return the code of a JPEG's frame marker, which is its coding process (0xC0 = baseline), and its bits a sample.
-
-    ITU-T T.81, table B.1; (0, 8) where there is no frame marker.
-    """
-    position = 2
-    while position + 5 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == 0xFF:  # a fill byte
-            position += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return marker, data[position + 4]
-        else:
-            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return 0, 8
-
-
 def _what_it_is(data: bytes) -> str:
     """Return in words why Pillow cannot identify this file, for the cases that shops have."""
     start = data[:512].lstrip().lower()
     if data.startswith(b"\xff\xd8\xff"):
-        process, bits = _jpeg_process(data)
-        if bits != 8:
-            return f"a JPEG of {bits} bits a sample; only 8 are read"
-        return "a JPEG that no decoder here reads" if process else "a JPEG without a picture in it"
+        frame = jpeg_frame(data)
+        if frame is None:
+            return "a JPEG without a picture in it"
+        if frame.bits != 8:
+            return f"a JPEG of {frame.bits} bits a sample; only 8 are read"
+        return "a JPEG that no decoder here reads"
     if start.startswith(b"version https://git-lfs"):
         return "not a picture but a git-LFS pointer; fetch the file with `git lfs pull`"
     if start.startswith((b"<!doctype html", b"<html")):
         return "not a picture but a web page"
+    begins_as = beginning(data)
+    if begins_as:
+        return f"begins as {begins_as}, but is cut short or of a kind that is not read"
     return f"not a picture in a known format ({', '.join(FORMATS)})"
 
 

@@ -16,7 +16,8 @@ class ImageLimits:
     """What one picture may cost; a picture that costs more is rejected.
 
     Attributes:
-        pixels: width x height, as its header declares them.
+        pixels: that are decoded: width x height as its header declares them, less where its format can be decoded
+            reduced (JPEG, JPEG 2000).
         file_bytes: size of its file.
         seconds: time to read and decode it.
         memory: bytes of address space that a worker may take beyond what it starts with.

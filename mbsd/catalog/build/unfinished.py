@@ -22,8 +22,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from mbsd.catalog.checksums import CHECKSUM, require_whole_meta, sealed
 from mbsd.catalog.layout import QUARANTINE_FILE, reason_of
 from mbsd.errors import UserError
+from mbsd.io.console import say
 from mbsd.io.files import fsync, replace_text
 
 BUILD_FILE = "build.json"
@@ -120,7 +122,7 @@ class UnfinishedBuild:
     def commit(self, part: Part, files: list[Path]) -> None:
         """Commit a part, all of whose files are written; sets its `files`."""
         part.files = {str(file.relative_to(self.path)): list(_size_and_crc32(file)) for file in files}
-        replace_text(self.part_file(part.number, "json"), _json(dataclasses.asdict(part)))
+        replace_text(self.part_file(part.number, "json"), _json(sealed(dataclasses.asdict(part))))
         self.parts.append(part)
 
     def lines(self, suffix: str) -> Iterator[str]:
@@ -158,15 +160,28 @@ class UnfinishedBuild:
                 entry.unlink()
 
     def _complete_parts(self) -> Iterator[Part]:
+        """The parts up to the first that is not as it was committed; that one is named."""
         for number, file in enumerate(sorted(self.path.glob("parts/*.json"))):
-            try:
-                part = Part(**json.loads(file.read_text("utf-8")))
-            except (ValueError, TypeError):
-                return
-            sums = {name: list(_size_and_crc32(self.path / name)) for name in part.files}
-            if part.number != number or sums != part.files:
+            part, damaged = self._read_part(file)
+            if part is None or part.number != number:
+                what = damaged or f"the commit before {file.name} is gone"
+                say(f"WARNING: {self.path}: {what}: part {number} and what follows it are built again")
                 return
             yield part
+
+    def _read_part(self, file: Path) -> tuple[Part | None, str]:
+        """A commit, or None and which file is not as it was written."""
+        try:
+            facts = json.loads(file.read_text("utf-8"))
+            require_whole_meta(facts, file)
+            facts.pop(CHECKSUM, None)
+            part = Part(**facts)
+        except (ValueError, TypeError, AttributeError, UserError):
+            return None, f"{file.relative_to(self.path)} is not as it was written"
+        for name, facts in part.files.items():
+            if list(_size_and_crc32(self.path / name)) != facts:
+                return None, f"{name} is not as it was written"
+        return part, ""
 
     def _remove_all_but(self, parts: list[Part]) -> None:
         keep = {self.part_file(part.number, "json") for part in parts}

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from mbsd.catalog.build.decode_pool import DecodePool, Result
 from mbsd.catalog.build.image_folder import Place
 from mbsd.catalog.build.image_root import ImageRoot, locate
-from mbsd.catalog.build.normalise import ImageRejected, NormalisedImage
+from mbsd.catalog.build.normalise import NormalisedImage
+from mbsd.catalog.build.open_image import ImageRejected
 from mbsd.catalog.build.options import BuildOptions
 from mbsd.catalog.build.shard_writer import ShardWriter
 from mbsd.catalog.build.source_rows import SourceRow, SourceRows

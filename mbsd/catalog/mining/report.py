@@ -21,6 +21,7 @@ from mbsd.catalog.layout import SPLITS
 from mbsd.catalog.mining.charts import chart_lengths, chart_pairs_per_item, chart_splits
 from mbsd.catalog.mining.gazetteer import cuts_word
 from mbsd.catalog.reader import Catalog
+from mbsd.io.console import say
 from mbsd.io.files import replace_text
 
 SOURCES = ("purchase", "same-category", "rewrite")
@@ -229,7 +230,7 @@ def _thumbnails(catalog: Catalog, items: set[int]) -> dict[int, str]:
     """Return item -> a small JPEG as a data URI, for the items that have a picture."""
     pictures = {}
     for item in sorted(items):
-        jpeg = catalog.image(item)
+        jpeg = catalog.whole_image(item, say)
         if jpeg is not None:
             image, small = Image.open(io.BytesIO(jpeg)), io.BytesIO()
             image.thumbnail((THUMBNAIL, THUMBNAIL))

@@ -16,10 +16,11 @@ from rich.table import Table
 from mbsd.catalog.mining.mine import MiningSettings, mine_pairs
 from mbsd.catalog.reader import Catalog
 from mbsd.errors import UserError, exits_cleanly
-from mbsd.io.files import replace_text
+from mbsd.io.files import difference, facts_of, read_own_json, replace_text
 from mbsd.tools.bench.mining_naive import mine_naively
 from mbsd.tools.bench.processes import Usage, run_measured
 
+SUMS = "log.json"  # beside a log: its size and checksum
 TIME_LIMIT = 3600.0
 NAIVE_TIME_LIMIT = 600.0
 SPARK_MEMORY = "2GB"
@@ -69,9 +70,10 @@ def measure_mining(bench: MiningBench) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="mbsd-bench-", dir=folder) as scratch:
         for size in sorted(bench.rows):
             log = (folder or Path(scratch)) / f"{size}"
-            if not (log / "log.parquet").is_file():
+            if not _is_there(console, log):
                 console.print(f"[dim]generating {size} rows", highlight=False)
                 _child({"way": "generate", "folder": str(log), "rows": size}, Path(scratch))
+                replace_text(log / SUMS, json.dumps(facts_of(log / "log.parquet")) + "\n")
             ways = ["duckdb"]
             ways += ["spark"] if bench.spark and size <= bench.compare_rows else []
             ways += ["naive"] if bench.naive and size <= bench.compare_rows else []
@@ -92,6 +94,17 @@ def measure_mining(bench: MiningBench) -> dict[str, Any]:
     }
     _print(console, result)
     return result
+
+
+def _is_there(console: Console, folder: Path) -> bool:
+    """Whether a log of an earlier bench lies there, as it was written; a damaged one is named."""
+    log, sums = folder / "log.parquet", folder / SUMS
+    if not log.is_file():
+        return False
+    wrong = difference(log, read_own_json(sums, "remove it and the log beside it")) if sums.exists() else ""
+    if wrong:
+        console.print(f"{log} is not as it was written ({wrong}): it is generated again", highlight=False)
+    return not wrong
 
 
 def _child(task: dict[str, Any], scratch: Path) -> tuple[Usage, dict[str, Any]]:

@@ -14,9 +14,10 @@ from transformers.image_utils import PILImageResampling
 from mbsd.checkpoint import store
 from mbsd.checkpoint.best import result
 from mbsd.checkpoint.shards import Shards, file_name
+from mbsd.checkpoint.store import MANIFEST
 from mbsd.data.text import load_tokenizer
 from mbsd.errors import UserError
-from mbsd.io.files import replacing
+from mbsd.io.files import facts_of, replace_text, replacing
 from mbsd.io.settings_text import read_yaml
 from mbsd.model.backbone import MbsdPreTrainedModel
 from mbsd.model.config import BackboneConfig
@@ -50,8 +51,9 @@ def export(run: Path, out: Path, *, onnx: bool = False) -> Exported:
     """Write the checkpoint `run`, or the best (else the newest) of the run folder `run`, as a transformers folder.
 
     The folder holds config.json, model.safetensors (float32), the tokenizer (cut at data.max_text_tokens),
-    preprocessor_config.json (AutoImageProcessor: size, mean, deviation; and the text lengths) and, with `onnx`,
-    model.onnx. A failed export leaves nothing behind.
+    preprocessor_config.json (AutoImageProcessor: size, mean, deviation; and the text lengths), with `onnx` model.onnx,
+    and manifest.json: size and SHA-256 of each file, compared when the folder is loaded here. A failed export leaves
+    nothing behind.
 
     Raises:
         UserError: no complete checkpoint in `run`, `out` exists, or the packages for `onnx` are not installed.
@@ -72,6 +74,8 @@ def export(run: Path, out: Path, *, onnx: bool = False) -> Exported:
         tokenizer.save_pretrained(writing)
         image_processor(config, **settings).save_pretrained(writing)
         differences = write_graph(model, writing / "model.onnx", settings["max_text_tokens"]) if onnx else {}
+        files = {path.name: facts_of(path) for path in sorted(writing.iterdir())}
+        replace_text(writing / MANIFEST, json.dumps({"files": files}, indent=1) + "\n")
     return Exported(type(model).__name__, checkpoint, weights, differences)
 
 

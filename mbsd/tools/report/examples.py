@@ -14,6 +14,8 @@ from PIL import Image
 
 from mbsd.catalog.reader import Catalog
 from mbsd.errors import UserError
+from mbsd.io.console import say
+from mbsd.io.files import difference
 from mbsd.tools.report.gather import Evaluation
 
 THUMBNAIL = 112  # pixels
@@ -55,7 +57,7 @@ def find_examples(evaluation: Evaluation, number: int) -> dict[str, list[Example
         "right" and "wrong" -> at most `number` rows; empty if the evaluation wrote no answers.
 
     Raises:
-        UserError: the evaluation's catalogue is missing.
+        UserError: the evaluation's catalogue is missing, or its answers are not those that it wrote.
     """
     if evaluation.answers is None or not evaluation.views:
         return {}
@@ -63,6 +65,12 @@ def find_examples(evaluation: Evaluation, number: int) -> dict[str, list[Example
         raise UserError(
             f"{evaluation.file}: its catalogue {evaluation.catalog} is not there; start from the folder that the "
             "evaluation was started from, or leave the pictures out with --examples 0"
+        )
+    recorded = {"sha256": evaluation.answers_sha256}
+    if evaluation.answers_sha256 and (wrong := difference(evaluation.answers, recorded)):
+        raise UserError(
+            f"{evaluation.answers}: not the answers that were written with {evaluation.file} ({wrong}); score the run "
+            "again, or leave the pictures out with --examples 0"
         )
     catalog = Catalog(evaluation.catalog)
     found = pq.read_table(evaluation.answers).to_pydict()
@@ -103,7 +111,7 @@ def _example(catalog: Catalog, found: dict[str, list[Any]], views: list[str], ro
 
 
 def _thumbnail(catalog: Catalog, item: int) -> str:
-    jpeg = catalog.image(item)
+    jpeg = catalog.whole_image(item, say)
     if jpeg is None:
         return ""
     picture = Image.open(io.BytesIO(jpeg))

@@ -27,6 +27,7 @@ class Evaluation:
         views: view -> {"all": metrics, "interval": their 95 % intervals, and metrics of groups}.
         missing: which input is missing, and how often -> the same.
         answers: Parquet file of the rows' answers; None: none were written.
+        answers_sha256: its checksum when it was written; "": an older version recorded none.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Evaluation:
     views: dict[str, Any]
     missing: dict[str, Any]
     answers: Path | None
+    answers_sha256: str = ""
 
     @property
     def dataset(self) -> str:
@@ -95,6 +97,7 @@ def _read(file: Path, strict: bool = False) -> Evaluation | None:
         file=file,
         run=run,
         answers=answers if answers.exists() else None,
+        answers_sha256=values.get("answers_sha256", ""),
         **{name: values[name] for name in wanted - {"model"}},
     )
 

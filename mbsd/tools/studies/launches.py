@@ -17,6 +17,7 @@ from mbsd.config.run import FinetuneConfig, PretrainConfig
 from mbsd.config.run_files import DONE
 from mbsd.config.scoring import EvaluateConfig
 from mbsd.errors import UserError
+from mbsd.io.files import digest_of
 from mbsd.tools.studies.commands import Command
 from mbsd.tools.studies.runner import Runner
 from mbsd.tools.studies.settings_files import SettingsFiles, changed, same_inputs
@@ -90,6 +91,8 @@ def _fingerprints(launches: Iterable[Launch]) -> dict[str, str]:
             found[data["catalog"]] = Catalog(data["catalog"]).fingerprint
         if data.get("table") is not None and data["table"] not in found:
             found[data["table"]] = Table(data["table"], Catalog(data["catalog"])).fingerprint
+            # That is the catalogue's: two tables over it have the same one.
+            found[f"{data['table']} (SHA-256)"] = digest_of(Path(data["table"]))
     return found
 
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from mbsd.errors import EXIT_USER_ERROR
 from mbsd.parallel.launch_env import free_port
 from mbsd.tools.studies.commands import Command, LaunchConfig, as_typed, launch_command, refuse_without_launchers, tool
+from mbsd.tools.studies.outputs import Outputs
 
 LAST_LINES = 30
 
@@ -35,22 +36,29 @@ class Runner:
     launch: LaunchConfig
 
     def run(self, commands: Sequence[Command]) -> None:
-        """Run the commands that are not done yet, in order.
+        """Run the commands that are not done yet, in order, and those whose result is damaged.
 
         Raises:
             SystemExit: one failed; with 2 where it ended with 2 (a mistake of the user's), else with 1. Or it was
                 stopped and saved its state; then with 1.
         """
+        outputs = Outputs(self.logs.parent / "settings" / "outputs.json")
         for index, command in enumerate(commands, 1):
             label = f"[{index}/{len(commands)}] {command.name}"
             if command.done.exists():
-                self._print(f"{label}: already there")
-                continue
-            self._print(label)
+                damage = outputs.damage(command)
+                if not damage:
+                    self._print(f"{label}: already there")
+                    continue
+                self._print(f"{label}: there, but not as it was written ({damage}): it is made again")
+                outputs.remove(command)
+            else:
+                self._print(label)
             self._run_one(command)
             if not command.done.exists():
                 self._print(f"{command.name} was stopped; the same command resumes it")
                 raise SystemExit(1)
+            outputs.record(command)
 
     def _run_one(self, command: Command) -> None:
         environment, words = self._typed(command)

@@ -16,7 +16,8 @@ import yaml
 
 from mbsd.config.parse import dotted
 from mbsd.errors import UserError
-from mbsd.io.files import replace_text
+from mbsd.io.files import read_own_json, replace_text
+from mbsd.io.settings_text import read_yaml
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class SettingsFiles:
             if not file.exists():
                 continue
             # YAML reads JSON's 1e-06 as text.
-            there = (json.loads if file.suffix == ".json" else yaml.safe_load)(file.read_text(encoding="utf-8"))
+            damaged = f"choose another {where}"
+            there = read_own_json(file, damaged) if file.suffix == ".json" else read_yaml(file)
             before, now = dict(dotted(there)), dict(dotted(json.loads(json.dumps(tree))))
             for name in sorted(before.keys() | now.keys()):
                 old, new = before.get(name, "not set"), now.get(name, "not set")
@@ -100,7 +102,7 @@ def same_inputs(path: Path, inputs: Mapping[str, str], where: str) -> None:
     Raises:
         UserError: something that an earlier start read has changed.
     """
-    before: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    before: dict[str, str] = read_own_json(path, f"choose another {where}") if path.exists() else {}
     for name, fingerprint in inputs.items():
         if before.get(name, fingerprint) != fingerprint:
             raise UserError(

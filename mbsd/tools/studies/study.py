@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,7 @@ from rich.table import Table
 
 from mbsd.errors import UserError
 from mbsd.io.console import markdown_of
-from mbsd.io.files import replace_text, replacing
+from mbsd.io.files import read_own_json, replace_text, replacing
 from mbsd.tools.studies.chains import Cell, plan
 from mbsd.tools.studies.launches import run_launches
 from mbsd.tools.studies.runner import Runner, start_runner
@@ -43,7 +42,7 @@ def run_study(config: StudyConfig, evaluations: dict[str, dict[str, Any]]) -> tu
 
 def read_scores(path: Path) -> dict[str, Any]:
     """The JSON that `launchers/evaluate.py` wrote."""
-    scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    scores: dict[str, Any] = read_own_json(path, "remove it: the same command scores again")
     return scores
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mbsd.config.run_files import DONE
-from mbsd.io.files import replace_text
+from mbsd.io.files import read_own_json, replace_text
 from mbsd.io.settings_text import read_yaml
 from mbsd.tools.studies.commands import ROOT, Command, LaunchConfig, in_clone
 from mbsd.tools.studies.runner import start_runner
@@ -189,5 +189,5 @@ def _row(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    found: dict[str, Any] = read_own_json(path, "remove it: the same command makes it again")
     return found
