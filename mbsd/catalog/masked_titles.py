@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mbsd.catalog.sources import read_items
+from mbsd.catalog.sources import ITEM_COLUMNS, read_items
 from mbsd.errors import UserError
 from mbsd.io.files import replacing
 
@@ -41,7 +41,8 @@ def mask_titles(source: Path, out: Path, attributes: Iterable[str] = ()) -> tupl
         for item in items:
             masked = dataclasses.replace(item, title=_without(item.title, words, unspaced))
             changed += masked.title != item.title
-            file.write(json.dumps(dataclasses.asdict(masked), ensure_ascii=False) + "\n")
+            record = {name: getattr(masked, name) for name in ITEM_COLUMNS}
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
     return len(items), changed
 
 

@@ -38,7 +38,9 @@ def catalog_synth(
 
 @catalog_app.command("build")
 def catalog_build(  # noqa: PLR0913 (options of a command line)
-    source: Annotated[Path, typer.Argument(help="Items: TSV (2 to 5 columns, no header), JSONL or Parquet.")],
+    source: Annotated[
+        Path, typer.Argument(help="Items: TSV (2 to 5 columns), JSONL or Parquet: a file, a folder or a pattern.")
+    ],
     out: Out,
     images: Annotated[
         str | None, typer.Option(help="What image paths are relative to: folder, .tar, folder or glob of tars, or URL.")
@@ -50,11 +52,19 @@ def catalog_build(  # noqa: PLR0913 (options of a command line)
     max_rejects: Annotated[
         float, typer.Option(help="Share of the rows naming a picture whose pictures may be rejected; 1 = any number.")
     ] = 0.05,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="OURS=NAME for item_id, title, image, category or attributes; may be repeated."),
+    ] = None,
     image_seconds: Annotated[float, typer.Option(help="Longest time to read and decode a picture.")] = 10.0,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew, where an unfinished build lies.")] = False,
     workers: Workers = 0,
 ) -> None:
     """Check and normalise every picture and write the catalogue; what is wrong goes to OUT/quarantine.jsonl.
+
+    JSONL and Parquet have the columns item_id, title, image, category and attributes (name: value); only a title or an
+    image is required, and other columns are named and not read. A missing value is null, NaN or empty. A row that
+    repeats an item_id, or has neither title nor picture, is left out and counted.
 
     The same command again goes on where an interrupted one stopped.
     """
@@ -66,12 +76,16 @@ def catalog_build(  # noqa: PLR0913 (options of a command line)
         attribute_where=_read_json(attribute_where) if attribute_where is not None else {},
         restart=restart, progress=sys.stderr.isatty(),
     )  # fmt: skip
-    summary = build_catalog(read_items(source), images, out, options)
+    items = read_items(source, dict(_name_and_value(text) for text in column or []))
+    summary = build_catalog(items, images, out, options)
     print(
         f"{out}: {summary.items} items, {summary.with_image} with an image, {summary.quarantined} quarantined, "
         f"{summary.repeated} rows with an item id of before, {summary.same_picture} items with a picture of before, "
         f"{summary.seconds:.1f} s, {summary.images_per_s:.0f} images/s"
     )
+    print(f"  {summary.count.read} rows read; left out: {summary.count.describe_left_out()}")
+    for note in items.notes():
+        print(f"  {note}")
     if summary.resumed_from:
         print(f"  continued behind row {summary.resumed_from}")
     if not summary.has_image_root:
@@ -104,15 +118,38 @@ def catalog_inspect(catalog: Annotated[Path, typer.Argument(help="Folder written
 @tables_app.command("build")
 def tables_build(
     kind: Annotated[Literal["pairs", "attributes", "alignment", "categories"], typer.Argument()],
-    source: Annotated[Path, typer.Argument(help="TSV, JSONL or Parquet with the labels.")],
+    source: Annotated[Path, typer.Argument(help="TSV, JSONL or Parquet with the labels: a file, folder or pattern.")],
     catalog: CatalogDir,
     out: Out,
+    contradictions: Annotated[
+        Literal["stop", "drop"], typer.Option(help="Labels that say different things of the same: stop, or drop both.")
+    ] = "stop",
 ) -> None:
-    """Write a task table from labels; items are found by id, or by title and image."""
+    """Write a task table from labels.
+
+    Columns of JSONL and Parquet, those in brackets only where the source has them:
+
+    pairs: item_id, text (the query), label (0 or 1) [source, evidence, split]
+
+    attributes: item_id, text (the tag, name:value), label [where, split]
+
+    alignment: item_id_a, item_id_b, label [split]
+
+    categories: item_id, category [split]
+
+    Columns of a TSV: pairs and attributes have text, title, image, label; alignment has title, image, title, image,
+    label; categories has title, image, category. A TSV names items by title and image, so its catalogue has to be built
+    from a TSV too. A split is train, validation or test. A row whose item is not in the catalogue, or that repeats an
+    earlier one, is left out and counted.
+    """
     from mbsd.catalog.reader import Catalog
     from mbsd.catalog.tables import build_table
 
-    print(f"{out}: {build_table(kind, source, Catalog(catalog), out).describe()}")
+    summary = build_table(kind, source, Catalog(catalog), out, contradictions)
+    print(f"{out}: {summary.describe()}")
+    print(f"  {summary.count.read} rows read")
+    for note in summary.count.notes:
+        print(f"  {note}")
 
 
 @tables_app.command("derive")
