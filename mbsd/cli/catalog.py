@@ -184,6 +184,10 @@ def pairs_mine(  # noqa: PLR0913 (options of a command line)
     column: Annotated[
         list[str] | None, typer.Option(help="OURS=NAME for user, query, item, kind or time; may be repeated.")
     ] = None,
+    max_record_lines: Annotated[
+        int,
+        typer.Option(help="Of CSV: lines of a row at most; a quote open for longer costs its own line, which is counted."),
+    ] = 10,
     split: Annotated[
         Literal["item", "time"], typer.Option(help="What train, validation and test are cut by.")
     ] = "item",
@@ -198,7 +202,13 @@ def pairs_mine(  # noqa: PLR0913 (options of a command line)
     threads: Annotated[int, typer.Option(help="0 = one per core.")] = 0,
     report: Annotated[Path | None, typer.Option(help="Folder of report.json; without: OUT's name + .report.")] = None,
 ) -> None:
-    """Write the pair table of stage 2: purchases, and hard negatives without any behaviour."""
+    """Write the pair table of stage 2: purchases, and hard negatives without any behaviour.
+
+    The log has the columns user, query, item (the item's id), kind (purchase, or any other behaviour) and, for --split
+    time, time (a timestamp, ISO 8601, or seconds, ms, us or ns since 1970; without a zone it is UTC). No other column is
+    read. A row that cannot be used is left out and counted by reason, with the line of the first; with the rows that
+    were used these are all rows of the log.
+    """
     from mbsd.catalog.mining.mine import MiningSettings, mine_pairs
     from mbsd.catalog.mining.model_tagger import make_tagger
     from mbsd.catalog.mining.report import write_report
@@ -209,12 +219,14 @@ def pairs_mine(  # noqa: PLR0913 (options of a command line)
         min_buyers=min_buyers, negatives_per_positive=negatives_per_positive, seed=seed, columns=columns, split=split,
         rewrites_per_positive=rewrites_per_positive, max_pairs_per_item=max_pairs_per_item, master=master,
         validation_from=validation_from, test_from=test_from, engine=engine, memory_limit=memory_limit, spill=spill,
-        threads=threads,
+        threads=threads, max_record_lines=max_record_lines,
     )  # fmt: skip
     shop = Catalog(catalog)
     found = mine_pairs(log, shop, out, settings, make_tagger(tagger, shop, lexicon))
     page = write_report(found, out, report or out.with_name(out.stem + ".report"), shop)
     print(f"{out}: {found.describe()}; report: {page}")
+    for note in found.notes:
+        print(f"  {note}")
 
 
 def _name_and_value(text: str) -> tuple[str, str]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from mbsd.catalog.mining.dialect import FUNCTIONS, Column, first_line, micros_of, quoted
 from mbsd.catalog.mining.java import java_home
+from mbsd.catalog.mining.log_files import LogPart
+from mbsd.catalog.mining.log_rewrite import PLACE, ROW_BITS
 from mbsd.catalog.mining.settings import MiningSettings
 from mbsd.errors import UserError
 
@@ -62,23 +65,58 @@ class Spark:
                 os.environ.pop(name) if old is None else os.environ.update({name: old})
         self._spark.sparkContext.setLogLevel("ERROR")
         draw = f"CAST(conv(substr(md5(concat('{settings.seed}', chr(9), s)), 1, 15), 16, 10) AS BIGINT)"
-        for name, (parameters, kind, body) in {"draw": ("s STRING", "BIGINT", draw), **FUNCTIONS}.items():
+        own = {
+            "draw": ("s STRING", "BIGINT", draw),
+            "full_match": ("s STRING, p STRING", "BOOLEAN", r"regexp_like(s, concat('^(', p, ')\\z'))"),
+            "thousandth": ("n BIGINT", "BIGINT", "(n - pmod(n, 1000)) div 1000"),
+            "unix_nanos": ("n BIGINT", "BIGINT", "n"),
+        }
+        for name, (parameters, kind, body) in {**own, **FUNCTIONS}.items():
             self._spark.sql(f"CREATE TEMPORARY FUNCTION {name}({parameters}) RETURNS {kind} RETURN {body}")
 
-    def open_log(self, paths: Sequence[str], *, as_bytes: bool = False) -> list[Column]:
-        """As in `Engine`; Spark reads any bytes as text, so `as_bytes` changes nothing."""
+    def list_url(self, url: str) -> tuple[list[str], list[Column]]:
+        """As in `Engine`."""
         from pyspark.errors import PySparkException
 
         try:
             reader = self._spark.read.option("mergeSchema", "true").option("recursiveFileLookup", "true")
-            log = reader.parquet(*paths)
+            log = reader.parquet(url)
         except PySparkException as error:
-            raise UserError(f"log {paths[0]}: cannot be read as Parquet ({first_line(error)})") from None
-        log.createOrReplaceTempView("raw_log")
-        return [(name, _kind(kind)) for name, kind in log.dtypes]
+            raise UserError(f"log {url}: cannot be read as Parquet ({first_line(error)})") from None
+        # The engine takes a name for a URL that is not quoted.
+        return sorted(map(unquote, log.inputFiles())), [(name, _kind(kind)) for name, kind in log.dtypes]
+
+    def open_part(self, part: LogPart, number: int) -> None:
+        """As in `Engine`."""
+        from pyspark.errors import PySparkException
+
+        paths = [path if "://" in path else f"file://{os.path.abspath(path)}" for path in part.paths]
+        try:
+            # Without a pattern, and without `column=value` folders, which are read for both engines alike.
+            log = self._spark.read.option("__globPaths__", "false").option("recursiveFileLookup", "true").parquet(*paths)
+            names = sorted({name for name, kind in part.columns.values() if kind not in ("constant", "null")})
+            columns = [quoted(name, "`") for name in names]
+            if part.placed:
+                placed = log.selectExpr(*columns, PLACE)
+            else:
+                files = {unquote(name): name.replace(":///", ":/", 1) for name in log.inputFiles()}
+                rows = [(files[path], part.first + place) for place, path in enumerate(paths)]
+                numbers = self._spark.createDataFrame(rows, "file STRING, number BIGINT")
+                rows_of = log.selectExpr(*columns, "_metadata.file_path AS file", "_metadata.row_index AS row")
+                row = f"(shiftleft(number, {ROW_BITS}) | (row + 1)) AS {PLACE}"
+                placed = rows_of.join(numbers.hint("broadcast"), "file").selectExpr(*columns, row)
+        except PySparkException as error:
+            raise UserError(f"log {part.paths[0]}: cannot be read as Parquet ({first_line(error)})") from None
+        placed.createOrReplaceTempView(f"placed_{number}")
+        log.selectExpr(*columns, "true AS there").createOrReplaceTempView(f"raw_{number}")
 
     def text(self, column: Column) -> tuple[str, str]:
         """As in `Engine`."""
+        if column[1] == "null":
+            return "CAST(NULL AS STRING)", "false"
+        if column[1] == "constant":
+            escaped = column[0].replace("\\", "\\\\").replace("'", "\\'")
+            return f"'{escaped}'", "false"
         name = f"CAST({quoted(column[0], '`')} AS STRING)"
         if column[1] in ("bytes", "text"):
             return f"try_validate_utf8({name})", f"coalesce(NOT is_valid_utf8({name}), false)"
@@ -86,7 +124,9 @@ class Spark:
 
     def micros(self, column: Column) -> str:
         """As in `Engine`."""
-        return micros_of(column, self.text(column)[0], quoted(column[0], "`"))
+        name = quoted(column[0], "`")
+        # Spark reads nanoseconds as whole numbers (see `nanosAsLong`).
+        return micros_of(column, self.text(column)[0], f"CAST({name} AS TIMESTAMP)" if column[1] == "time" else name)
 
     def load(self, name: str, table: Any) -> None:
         """As in `Engine`."""
@@ -140,4 +180,4 @@ class Spark:
 def _kind(kind: str) -> str:
     known = {"binary": "bytes", "string": "text", "date": "time", "timestamp": "time", "timestamp_ntz": "time"}
     known |= dict.fromkeys(("tinyint", "smallint", "int", "bigint"), "integer")
-    return known.get(kind, "other")
+    return known.get(kind, "")
