@@ -1,9 +1,15 @@
 """The SQL that DuckDB and Spark have in common, and the few functions that both are given.
 
 The common subset: `SEMI JOIN`, `ANTI JOIN`, window functions, `md5`, `explode(sequence(a, b))` (which DuckDB gets as
-macros), the functions of `FUNCTIONS`, and two that each engine defines for itself: `full_match(s, pattern)`, whether the
-whole of s is as the pattern says, and `thousandth(n)`, n / 1000 rounded down. `QUALIFY`, `UPDATE`, `DISTINCT ON`, `::`
-and the order of nulls are not in it, and case is folded in Python, since each engine folds it in its own way.
+macros), the functions of `FUNCTIONS`, and four that each engine defines for itself:
+
+    full_match(s, pattern)    whether the whole of s is as the pattern says
+    thousandth(n)             n / 1000, rounded down
+    nanos_of(t)               nanoseconds since 1970 of a timestamp that has them
+    micros_of_iso(s)          microseconds since 1970 of text that is `ISO`; without a zone it is UTC
+
+`QUALIFY`, `UPDATE`, `DISTINCT ON`, `::` and the order of nulls are not in it, and case is folded in Python, since each
+engine folds it in its own way.
 """
 
 from __future__ import annotations
@@ -38,9 +44,9 @@ FUNCTIONS = {
     "micros_of_text": (
         "s STRING",
         "BIGINT",
-        f"CASE WHEN full_match(s, '{ISO}') THEN unix_micros(try_cast(s AS TIMESTAMP)) "
+        f"CASE WHEN full_match(s, '{ISO}') THEN micros_of_iso(s) "
         f"WHEN full_match(s, '{ISO_NANOS}') THEN "
-        f"unix_micros(try_cast(concat(substr(s, 1, 26), regexp_extract(s, '{ZONE}$', 0)) AS TIMESTAMP)) "
+        f"micros_of_iso(concat(substr(s, 1, 26), regexp_extract(s, '{ZONE}$', 0))) "
         "WHEN full_match(s, '-?[0-9]{1,19}') THEN micros_of_number(try_cast(s AS BIGINT)) "
         "WHEN full_match(s, '-?[0-9]{1,18}[.][0-9]{1,9}') THEN micros_of_decimal(try_cast(s AS DECIMAL(28, 9))) END",
     ),
@@ -60,7 +66,7 @@ def micros_of(column: Column, text: str, name: str) -> str:
     if kind == "time":
         return f"unix_micros({name})"
     if kind == "nanos":
-        return f"thousandth(unix_nanos({name}))"
+        return f"thousandth(nanos_of({name}))"
     if kind == "integer":
         return f"micros_of_number(CAST({name} AS BIGINT))"
     if kind == "null":

@@ -9,7 +9,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from mbsd.catalog.mining.dialect import FUNCTIONS, Column, UndecodableText, first_line, micros_of, quoted
+from mbsd.catalog.mining.dialect import FUNCTIONS, ZONE, Column, UndecodableText, first_line, micros_of, quoted
 from mbsd.catalog.mining.log_files import LogPart
 from mbsd.catalog.mining.log_rewrite import PLACE, ROW_BITS
 from mbsd.catalog.mining.settings import MiningSettings
@@ -32,7 +32,12 @@ class DuckDB:
         self._db.execute("CREATE MACRO sequence(first, last) AS range(first, last + 1)")
         self._db.execute("CREATE MACRO full_match(s, pattern) AS regexp_full_match(s, pattern)")
         self._db.execute("CREATE MACRO thousandth(n) AS (n - ((n % 1000) + 1000) % 1000) // 1000")
-        self._db.execute("CREATE MACRO unix_nanos(t) AS epoch_ns(t)")
+        self._db.execute("CREATE MACRO nanos_of(t) AS epoch_ns(t)")
+        # A TIMESTAMP takes no notice of a zone in its text, and a TIMESTAMPTZ without one is of the machine's zone.
+        self._db.execute(
+            f"CREATE MACRO micros_of_iso(s) AS CASE WHEN regexp_extract(s, '{ZONE}$', 1) <> '' "
+            "THEN epoch_us(TRY_CAST(s AS TIMESTAMPTZ)) ELSE epoch_us(TRY_CAST(s AS TIMESTAMP)) END"
+        )
         self._db.execute("CREATE MACRO xxhash64(a, b) AS hash(a, b)")
         self._db.execute("CREATE MACRO unix_micros(t) AS epoch_us(t)")
         draw = f"('0x' || substr(md5('{settings.seed}' || chr(9) || s), 1, 15))::BIGINT"

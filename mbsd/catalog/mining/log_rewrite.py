@@ -172,6 +172,7 @@ def _read_parquet(file: str, columns: Mapping[str, str]) -> Iterator[_Batch]:
                 raise UserError(f"log {file}, row {row}: {theirs!r} is {error}") from None
         yield _Batch(arrays, np.arange(before + 1, before + 1 + batch.num_rows), [], names)
         before += batch.num_rows
+    yield _Batch({}, np.zeros(0, np.int64), [], names)
 
 
 def _is_timestamp(schema: Any, name: str) -> bool:

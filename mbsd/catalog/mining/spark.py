@@ -69,7 +69,8 @@ class Spark:
             "draw": ("s STRING", "BIGINT", draw),
             "full_match": ("s STRING, p STRING", "BOOLEAN", r"regexp_like(s, concat('^(', p, ')\\z'))"),
             "thousandth": ("n BIGINT", "BIGINT", "(n - pmod(n, 1000)) div 1000"),
-            "unix_nanos": ("n BIGINT", "BIGINT", "n"),
+            "nanos_of": ("n BIGINT", "BIGINT", "n"),
+            "micros_of_iso": ("s STRING", "BIGINT", "unix_micros(try_cast(s AS TIMESTAMP))"),
         }
         for name, (parameters, kind, body) in {**own, **FUNCTIONS}.items():
             self._spark.sql(f"CREATE TEMPORARY FUNCTION {name}({parameters}) RETURNS {kind} RETURN {body}")
