@@ -111,7 +111,7 @@ def _of_tsv(place: Place, fields: list[str], kind: Kind) -> TaskRow:
 def _of_record(row: Row, kind: Kind) -> TaskRow:
     for name in NEEDED[kind]:
         if row.missing(name):
-            raise UserError(f"{row.place}: no {name!r}; a {kind} row needs {', '.join(NEEDED[kind])}")
+            raise UserError(f"{row.place}: no {name!r}; a row of {kind} needs {', '.join(NEEDED[kind])}")
     ids = ("item_id_a", "item_id_b") if kind == "alignment" else ("item_id",)
     return TaskRow(
         place=row.place,

@@ -34,11 +34,13 @@ class CsvBatch:
         columns: the fields of the wanted columns as binary arrays.
         lines: the line in which each row begins, int64 [rows]; lines count from 1.
         bad: (reason, line) of what was left out.
+        spans: (line, number of lines) of each row that has several.
     """
 
     columns: list[Any]
     lines: Any
     bad: list[tuple[str, int]] = field(default_factory=list)
+    spans: list[tuple[int, int]] = field(default_factory=list)
 
 
 class CsvLog:
@@ -54,9 +56,9 @@ class CsvLog:
         Raises:
             UserError: it is empty, or cannot be read.
         """
-        self._path, self._most, self._block = path, max_record_lines, block
+        self._path, self._most, self._block, self._line = path, max_record_lines, block, 1
         self._stream = open_text(path)
-        self._rest, self._line = self._read().removeprefix(b"\xef\xbb\xbf"), 1
+        self._rest = self._read().removeprefix(b"\xef\xbb\xbf")
         self.header: list[str] = []
         lines: deque[bytes] = deque()
         while not self.header:
@@ -86,12 +88,6 @@ class CsvLog:
         empty = block.startswith((b"\n", b"\r\n")) or b"\n\n" in block or b"\n\r\n" in block
         if empty or block.count(b"\r") != block.count(b"\r\n"):
             return None  # Arrow would make a row of an empty line
-        skipped: list[Any] = []
-
-        def skip(row: Any) -> str:
-            skipped.append(row)
-            return "skip"
-
         # One row more, which a quote that is still open at the block's end would take in.
         last = (b"" if block.endswith(b"\n") else b"\n") + b"," * (len(self.header) - 1) + b"\n"
         names = [f"c{number}" for number in range(len(self.header))]
@@ -100,12 +96,12 @@ class CsvLog:
             table = pa_csv.read_csv(
                 pa.BufferReader(block + last),
                 pa_csv.ReadOptions(use_threads=False, block_size=len(block) + len(last) + 1, column_names=names),
-                pa_csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False, invalid_row_handler=skip),
+                pa_csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
                 pa_csv.ConvertOptions(column_types=dict.fromkeys(chosen, pa.binary()), include_columns=chosen),
             )
-        except pa.ArrowInvalid:
+        except (pa.ArrowInvalid, UnicodeDecodeError):  # the latter from the message about a row that is not UTF-8
             return None
-        if skipped or table.num_rows != num_lines + 1:
+        if table.num_rows != num_lines + 1:
             return None
         columns = [column.combine_chunks().slice(0, num_lines) for column in table.columns]
         return CsvBatch(columns, np.arange(self._line, self._line + num_lines))
@@ -115,17 +111,21 @@ class CsvLog:
         end = self._line + count
         rows: list[list[bytes]] = []
         numbers: list[int] = []
-        bad: list[tuple[str, int]] = []
+        batch = CsvBatch([], None)
         while self._line < end:
             number = self._line
             fields, reason = self._row(lines)
             if fields is None:
-                bad.append((reason, number))
+                batch.bad.append((reason, number))
             elif fields:
                 rows.append([fields[place] for place in places])
                 numbers.append(number)
+                if self._line > number + 1:
+                    batch.spans.append((number, self._line - number))
         columns = [pa.array(column, pa.binary()) for column in zip(*rows, strict=True)]
-        return CsvBatch(columns or [pa.array([], pa.binary())] * len(places), np.array(numbers, np.int64), bad)
+        batch.columns = columns or [pa.array([], pa.binary())] * len(places)
+        batch.lines = np.array(numbers, np.int64)
+        return batch
 
     def _row(self, lines: deque[bytes]) -> tuple[list[bytes] | None, str]:
         """Return the fields of the row that begins in the next line, [] for an empty line; or None and a reason.

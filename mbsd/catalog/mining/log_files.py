@@ -254,6 +254,11 @@ def _account(file: _Found, done: Rewritten, count: RowCount) -> None:
     row = "row" if file.kind == "Parquet" else "line"
     for reason, (rows, first) in done.bad.items():
         count.leave_out(reason, f"{file.path}, {row} {first}", rows)
+    if done.spans:
+        # Two stray quotes could make one row of several: nothing but the user's eye can tell.
+        lines = sum(lines for _, lines in done.spans)
+        where = f"{file.path}, line {done.spans[0][0]}"
+        count.notes.append(f"rows of several lines: {len(done.spans)}, of {lines} lines together (the first: {where})")
 
 
 def _is_utf8(path: str, names: list[str]) -> bool:

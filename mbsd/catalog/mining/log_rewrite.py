@@ -38,12 +38,14 @@ class Rewritten:
         columns: our names of the columns of the new file, and what is in them.
         names: names of the columns that the old file has.
         bad: reason -> (rows left out, line of the first).
+        spans: (line, number of lines) of each row that has several.
     """
 
     rows: int
     columns: dict[str, Column]
     names: list[str] = field(default_factory=list)
     bad: dict[str, tuple[int, int]] = field(default_factory=dict)
+    spans: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass
@@ -52,6 +54,7 @@ class _Batch:
     rows: Any  # int64, from 1
     bad: list[tuple[str, int]]
     names: list[str]
+    spans: list[tuple[int, int]] = field(default_factory=list)
 
 
 def rewrite(file: str, kind: str, columns: Mapping[str, str], out: str, settings: tuple[int, int]) -> Rewritten:
@@ -85,6 +88,7 @@ def rewrite(file: str, kind: str, columns: Mapping[str, str], out: str, settings
             held.append(pa.RecordBatch.from_arrays([*arrays, places], schema=schema))
             done.rows += len(places)
             names.update(dict.fromkeys(batch.names))
+            done.spans += batch.spans
             for reason, line in batch.bad:
                 count, first = done.bad.get(reason, (0, line))
                 done.bad[reason] = (count + 1, first)
@@ -103,7 +107,7 @@ def _read_csv(file: str, columns: Mapping[str, str], max_record_lines: int) -> I
     if twice is not None:
         raise UserError(f"log {file}: the column {twice!r} is in the header twice; keep one of them")
     for batch in log.batches([columns[name] for name in wanted]):
-        yield _Batch(dict(zip(wanted, batch.columns, strict=True)), batch.lines, batch.bad, log.header)
+        yield _Batch(dict(zip(wanted, batch.columns, strict=True)), batch.lines, batch.bad, log.header, batch.spans)
     yield _Batch({}, np.zeros(0, np.int64), [], log.header)
 
 

@@ -100,16 +100,25 @@ class Spark:
             if part.placed:
                 placed = log.selectExpr(*columns, PLACE)
             else:
-                files = {unquote(name): name.replace(":///", ":/", 1) for name in log.inputFiles()}
-                rows = [(files[path], part.first + place) for place, path in enumerate(paths)]
-                numbers = self._spark.createDataFrame(rows, "file STRING, number BIGINT")
-                rows_of = log.selectExpr(*columns, "_metadata.file_path AS file", "_metadata.row_index AS row")
-                row = f"(shiftleft(number, {ROW_BITS}) | (row + 1)) AS {PLACE}"
-                placed = rows_of.join(numbers.hint("broadcast"), "file").selectExpr(*columns, row)
+                placed = self._placed(log, columns, paths, part.first)
         except PySparkException as error:
             raise UserError(f"log {part.paths[0]}: cannot be read as Parquet ({first_line(error)})") from None
         placed.createOrReplaceTempView(f"placed_{number}")
         log.selectExpr(*columns, "true AS there").createOrReplaceTempView(f"raw_{number}")
+
+    def _placed(self, log: Any, columns: list[str], paths: list[str], first: int) -> Any:
+        """Return some columns of a frame, and the place of each row."""
+        if len(paths) == 1:
+            row = f"shiftleft(CAST({first} AS BIGINT), {ROW_BITS}) | (_metadata.row_index + 1)"
+            return log.selectExpr(*columns, f"{row} AS {PLACE}")
+        # `_metadata` has a file's name in another spelling than we have, and than `inputFiles` has.
+        files = {unquote(name): name.replace(":///", ":/", 1) for name in log.inputFiles()}
+        numbers = self._spark.createDataFrame(
+            [(files[path], number) for number, path in enumerate(paths, start=first)], "file STRING, number BIGINT"
+        )
+        rows = log.selectExpr(*columns, "_metadata.file_path AS file", "_metadata.row_index AS row")
+        place = f"(shiftleft(number, {ROW_BITS}) | (row + 1)) AS {PLACE}"
+        return rows.join(numbers.hint("broadcast"), "file").selectExpr(*columns, place)
 
     def text(self, column: Column) -> tuple[str, str]:
         """As in `Engine`."""
