@@ -164,7 +164,7 @@ def _is_other_id(name: str) -> bool:
 
 
 def _attributes(place: Place, value: Any) -> dict[str, str]:
-    """Return name -> value, without missing values; from a JSON object, JSON text, or Parquet's map (pairs) or struct."""
+    """Return name -> value, none of them missing; of a JSON object, JSON text, or Parquet's map (pairs) or struct."""
     if isinstance(value, str):
         try:
             value = json.loads(value) if value else {}

@@ -186,7 +186,9 @@ def pairs_mine(  # noqa: PLR0913 (options of a command line)
     ] = None,
     max_record_lines: Annotated[
         int,
-        typer.Option(help="Of CSV: lines of a row at most; a quote open for longer costs its own line, which is counted."),
+        typer.Option(
+            help="Of CSV: lines of a row at most; a quote open for longer costs its own line, which is counted."
+        ),
     ] = 10,
     split: Annotated[
         Literal["item", "time"], typer.Option(help="What train, validation and test are cut by.")
@@ -205,9 +207,9 @@ def pairs_mine(  # noqa: PLR0913 (options of a command line)
     """Write the pair table of stage 2: purchases, and hard negatives without any behaviour.
 
     The log has the columns user, query, item (the item's id), kind (purchase, or any other behaviour) and, for --split
-    time, time (a timestamp, ISO 8601, or seconds, ms, us or ns since 1970; without a zone it is UTC). No other column is
-    read. A row that cannot be used is left out and counted by reason, with the line of the first; with the rows that
-    were used these are all rows of the log.
+    time, time: a timestamp, ISO 8601, or s, ms, us or ns since 1970; without a zone it is UTC. No other column is read.
+    A row that cannot be used is left out and counted by its reason, with the line of the first; these and the rows that
+    were used are all rows of the log.
     """
     from mbsd.catalog.mining.mine import MiningSettings, mine_pairs
     from mbsd.catalog.mining.model_tagger import make_tagger

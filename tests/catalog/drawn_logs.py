@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,11 @@ def _csv(draw: Callable[..., Any]) -> bytes:
         return text
 
     lines = [",".join(map(field, row)) for row in draw(_texts())]
-    strays = draw(st.lists(st.sampled_from(["too,few", "", "1,2,3,4,5,6", 'u1,"red kind,id-0,purchase,', ' "u1",a,b,c,d']), max_size=2))
+    strays = draw(
+        st.lists(
+            st.sampled_from(["too,few", "", "1,2,3,4,5,6", 'u1,"red kind,id-0,purchase,', ' "u1",a,b,c,d']), max_size=2
+        )
+    )
     for stray in strays:
         lines.insert(draw(st.integers(0, len(lines))), stray)
     text = end.join([",".join(COLUMNS), *lines]) + draw(st.sampled_from([end, ""]))
@@ -107,7 +111,9 @@ def _parquet(draw: Callable[..., Any]) -> tuple[Any, bool]:
     columns = {name: _column(draw, [row[place] for row in rows]) for place, name in enumerate(COLUMNS[:4])}
     columns["time"] = draw(_times(len(rows), [row[4] for row in rows]))
     names = draw(st.permutations([*COLUMNS, "price"]))
-    columns["price"] = pa.array([1.5] * len(rows)) if draw(st.booleans()) else pa.array([[1]] * len(rows), pa.list_(pa.int8()))
+    columns["price"] = (
+        pa.array([1.5] * len(rows)) if draw(st.booleans()) else pa.array([[1]] * len(rows), pa.list_(pa.int8()))
+    )
     return pa.table({name: columns[name] for name in names}), draw(st.booleans())
 
 
@@ -146,5 +152,8 @@ def _times(draw: Callable[..., Any], count: int, texts: list[str]) -> Any:
     if kind in ("seconds", "number"):
         return pa.array(micros if kind == "number" else [None if m is None else m // 10**6 for m in micros], pa.int64())
     per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[kind]
-    numbers = [None if m is None else m * per_second // 10**6 + (draw(st.integers(0, 999)) if kind == "ns" else 0) for m in micros]
+    numbers = [
+        None if m is None else m * per_second // 10**6 + (draw(st.integers(0, 999)) if kind == "ns" else 0)
+        for m in micros
+    ]
     return pa.array(numbers, pa.int64()).cast(pa.timestamp(kind, draw(st.sampled_from([None, "UTC", "Asia/Shanghai"]))))

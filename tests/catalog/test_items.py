@@ -61,13 +61,18 @@ def test_ids_of_every_type(tmp_path: Path) -> None:
         (pa.array([Decimal("1.00"), Decimal("2.50")]), ["1", "2.5"]), (pa.array([b"x", b"y"]), ["x", "y"]),
         (pa.array(["x", "y"]).dictionary_encode(), ["x", "y"]), (pa.array([True, False]), ["true", "false"]),
     ):  # fmt: skip
-        assert [item.item_id for item in read_items(parquet(tmp_path / "a.parquet", item_id=array, title=["a", "b"]))] == ids
+        assert [
+            item.item_id for item in read_items(parquet(tmp_path / "a.parquet", item_id=array, title=["a", "b"]))
+        ] == ids
 
 
 @pytest.mark.parametrize(
     ("column", "message"),
     [
-        (pa.array([1.0, 2.0**53]), r"row 2: 'item_id' is 9007199254740992.0, .* at or above 2\*\*53, .* write it as text"),
+        (
+            pa.array([1.0, 2.0**53]),
+            r"row 2: 'item_id' is 9007199254740992.0, .* at or above 2\*\*53, .* write it as text",
+        ),
         (pa.array([1.0, 2.0**24], pa.float32()), r"row 2: 'item_id' is 16777216.0, .* at or above 2\*\*24"),
         (pa.array([b"a", b"\xff"]), "row 2: 'item_id' is bytes that are not UTF-8"),
         (pa.array([["a"], ["b"]]), "row 1: 'item_id' is a list; expected text or a number"),
@@ -87,7 +92,10 @@ def test_a_float_that_has_lost_digits_in_jsonl(tmp_path: Path) -> None:
 
 def test_a_map_that_says_two_things(tmp_path: Path) -> None:
     pairs = pa.array([[("shade", "red"), ("shade", "red"), ("size", "4")]], pa.map_(pa.string(), pa.string()))
-    assert next(iter(read_items(parquet(tmp_path / "a.parquet", title=["t"], attributes=pairs)))).attributes == {"shade": "red", "size": "4"}
+    assert next(iter(read_items(parquet(tmp_path / "a.parquet", title=["t"], attributes=pairs)))).attributes == {
+        "shade": "red",
+        "size": "4",
+    }
     pairs = pa.array([[("shade", "red"), ("shade", "blue")]], pa.map_(pa.string(), pa.string()))
     with pytest.raises(UserError, match="row 1: the attribute 'shade' is both 'red' and 'blue'"):
         list(read_items(parquet(tmp_path / "a.parquet", title=["t"], attributes=pairs)))
@@ -123,7 +131,9 @@ def test_a_header_of_a_tsv(tmp_path: Path) -> None:
     assert [item.title for item in items] == ["dress"]
     pair = write_lines(tmp_path / "a.tsv", "title_a\timage_a\ttitle_b\timage_b\tlabel", "a\t1\tb\t2\t1")
     assert [item.title for item in read_items(pair)] == ["a", "b"]
-    with pytest.raises(UserError, match="line 1: a header of image, title; a TSV's columns are title, image, in this order"):
+    with pytest.raises(
+        UserError, match="line 1: a header of image, title; a TSV's columns are title, image, in this order"
+    ):
         list(read_items(write_lines(tmp_path / "a.tsv", "image\ttitle", "a.jpg\tred dress")))
     source = write_lines(tmp_path / "a.tsv", "red dress\ta.jpg", "title\timage")
     assert len(list(read_items(source))) == 2  # no first line
@@ -155,12 +165,19 @@ def test_compressed_and_other_line_ends(tmp_path: Path) -> None:
 
 
 def test_every_row_is_an_item_or_left_out(tmp_path: Path) -> None:
-    rows = [{"item_id": "1", "title": "a"}, {"item_id": "1", "title": "b"}, {"item_id": "2", "title": " "}, {"item_id": 2, "title": "c"}]
+    rows = [
+        {"item_id": "1", "title": "a"},
+        {"item_id": "1", "title": "b"},
+        {"item_id": "2", "title": " "},
+        {"item_id": 2, "title": "c"},
+    ]
     source = write_lines(tmp_path / "a.jsonl", *map(json.dumps, rows[:2]), "", *map(json.dumps, rows[2:]))
     summary = build_catalog(read_items(source), None, tmp_path / "c", BuildOptions(workers=1, progress=False))
     assert summary.count.used == summary.items == len(Catalog(tmp_path / "c")) == 1 and summary.count.read == 4
     assert summary.count.left_out == {"same item id": 2, "neither title nor usable image": 1}
     # Lines count as an editor shows them, with the empty one.
     assert summary.count.first == {"same item id": "a.jsonl, row 2", "neither title nor usable image": "a.jsonl, row 4"}
-    assert {(line["place"], line["kept"]) for line in quarantine(tmp_path / "c")} == {(f"a.jsonl, row {n}", False) for n in (2, 4, 5)}
+    assert {(line["place"], line["kept"]) for line in quarantine(tmp_path / "c")} == {
+        (f"a.jsonl, row {n}", False) for n in (2, 4, 5)
+    }
     assert (tmp_path / "c" / QUARANTINE_FILE).is_file()

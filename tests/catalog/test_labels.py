@@ -41,7 +41,9 @@ OTHER: dict[Kind, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(("kind", "records", "message"), CONTRADICTIONS)
-def test_contradictions(tmp_path: Path, catalog: Catalog, kind: Kind, records: list[dict[str, Any]], message: str) -> None:
+def test_contradictions(
+    tmp_path: Path, catalog: Catalog, kind: Kind, records: list[dict[str, Any]], message: str
+) -> None:
     source, out = write_jsonl(tmp_path / "labels.jsonl", *records, records[0], OTHER[kind]), tmp_path / "t.parquet"
     with pytest.raises(UserError, match=f"labels.jsonl, {message}; keep one of them, or give --contradictions drop"):
         build_table(kind, source, catalog, out)
@@ -65,7 +67,13 @@ def test_the_same_text_of_two_items_is_no_repeat(tmp_path: Path, catalog: Catalo
 
 def test_numbers_as_pandas_writes_them(tmp_path: Path, catalog: Catalog) -> None:
     """A column of integers with one gap becomes a column of floats."""
-    columns = {"text": ["q", "r"], "item_id": ["id-0", "id-1"], "label": [1.0, 0.0], "evidence": [3.0, NAN], "split": ["test", None]}
+    columns = {
+        "text": ["q", "r"],
+        "item_id": ["id-0", "id-1"],
+        "label": [1.0, 0.0],
+        "evidence": [3.0, NAN],
+        "split": ["test", None],
+    }
     pq.write_table(pa.table({**columns, "price": [1, 2]}), tmp_path / "a.parquet")
     summary = build_table("pairs", tmp_path / "a.parquet", catalog, tmp_path / "t.parquet")
     table = Table(tmp_path / "t.parquet")
@@ -100,11 +108,16 @@ def test_bad_rows_are_named(tmp_path: Path, catalog: Catalog, kind: Kind, record
 
 
 def test_a_tsv_of_labels_for_a_catalogue_with_ids(tmp_path: Path, catalog: Catalog) -> None:
-    source = write_lines(tmp_path / "a.tsv", "tag\ttitle\timage\tlabel", "red\ttitle 0\t000.jpg\t1", "\ttitle 0\t000.jpg\t1")
+    source = write_lines(
+        tmp_path / "a.tsv", "tag\ttitle\timage\tlabel", "red\ttitle 0\t000.jpg\t1", "\ttitle 0\t000.jpg\t1"
+    )
     with pytest.raises(UserError, match="a.tsv, row 3: the tag is empty"):
         build_table("attributes", source, catalog, tmp_path / "t.parquet")
     write_lines(source, "red\ttitle 0\t000.jpg\t1")
-    with pytest.raises(UserError, match="none of its 1 rows names an item .*a TSV names an item by its title and image.*first id is 'id-0'.*item_id"):
+    with pytest.raises(
+        UserError,
+        match="none of its 1 rows names an item .*a TSV names an item by its title and image.*first id is 'id-0'.*item_id",
+    ):
         build_table("attributes", source, catalog, tmp_path / "t.parquet")
 
 

@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
+from mbsd.catalog.mining.dialect import UndecodableText
 from mbsd.catalog.mining.log_files import LogFiles, find_log
 from mbsd.catalog.mining.log_tables import make_log, open_log
 from mbsd.catalog.mining.mine import MiningReport, MiningSettings
-from mbsd.catalog.mining.dialect import UndecodableText
 from mbsd.catalog.mining.sql_engine import Engine, open_engine, rows
 from mbsd.errors import UserError
 from tests.catalog import plain_log
@@ -183,7 +183,9 @@ def test_a_log_at_a_url(request: pytest.FixtureRequest, folder: Path, name: str)
         ("3", "click", 5), (None, "click", 6), ("3", "purchase", 5), (None, "purchase", 6),
     ]  # fmt: skip
     pq.write_table(pa.table({**table, "user": [3.5, 4.5], "kind": ["a", "b"], "time": [1, 2]}), places[0])
-    with pytest.raises(UserError, match="url.*the column 'user' is neither text nor whole numbers.*copy the log to a disk"):
+    with pytest.raises(
+        UserError, match="url.*the column 'user' is neither text nor whole numbers.*copy the log to a disk"
+    ):
         make_log(engine, find_log(f"file://{log}/kind=click", NAMES, folder))
 
 

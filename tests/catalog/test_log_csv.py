@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mbsd.catalog.mining.log_csv import OPEN_QUOTE, UNREADABLE, CsvLog
+from mbsd.catalog.mining.log_csv import OPEN_QUOTE, CsvLog
 from mbsd.errors import UserError
 
 
@@ -34,7 +34,9 @@ def test_a_stray_quote_costs_one_line(tmp_path: Path, place: int, end: str) -> N
     data = end.join(["user,query,item", *lines, ""]).encode()
     rows, bad = read(tmp_path / "log.csv", data, block=1 << 12)
     assert bad == [(OPEN_QUOTE, place + 2)] and len(rows) == 4999
-    assert all(rows[n + 2] == (f"u{n}".encode(), f"dress {n}".encode(), f"i{n}".encode()) for n in range(5000) if n != place)
+    assert all(
+        rows[n + 2] == (f"u{n}".encode(), f"dress {n}".encode(), f"i{n}".encode()) for n in range(5000) if n != place
+    )
 
 
 def test_two_stray_quotes_take_nothing_between_them(tmp_path: Path) -> None:

@@ -51,7 +51,10 @@ def test_patterns(tmp_path: Path) -> None:
 
 
 def test_columns_in_the_folders_names() -> None:
-    assert partition_of("/x=0/log/day=2024-03-01/kind=add%20to%3Dcart/p.parquet") == {"day": "2024-03-01", "kind": "add to=cart"}
+    assert partition_of("/x=0/log/day=2024-03-01/kind=add%20to%3Dcart/p.parquet") == {
+        "day": "2024-03-01",
+        "kind": "add to=cart",
+    }
     assert partition_of("kind=__HIVE_DEFAULT_PARTITION__/p.parquet") == {"kind": None}
     assert partition_of("/user=me/log.d/p.parquet") == partition_of("p.parquet") == {}
 

@@ -40,7 +40,11 @@ def test_a_float_that_has_lost_digits(value: float) -> None:
 
 @pytest.mark.parametrize(("kind", "bits"), NARROW.items())
 def test_each_width_has_its_own_limit(kind: Any, bits: int) -> None:
-    assert text_array(pa.array([2.0**bits - 1, 0.5, None], kind)).to_pylist() == [str(2**bits - 1).encode(), b"0.5", None]
+    assert text_array(pa.array([2.0**bits - 1, 0.5, None], kind)).to_pylist() == [
+        str(2**bits - 1).encode(),
+        b"0.5",
+        None,
+    ]
     with pytest.raises(InexactError, match=rf"2\*\*{bits}"):
         text_array(pa.array([2.0**bits], kind))
 

@@ -49,7 +49,9 @@ class DuckDB:
         """As in `Engine`."""
         pattern = url if "*" in url or url.endswith(".parquet") else f"{url.rstrip('/')}/**/*.parquet"
         try:
-            files = [file for (file,) in self._db.execute("SELECT file FROM glob(?) ORDER BY file", [pattern]).fetchall()]
+            files = [
+                file for (file,) in self._db.execute("SELECT file FROM glob(?) ORDER BY file", [pattern]).fetchall()
+            ]
             if not files:
                 raise UserError(f"log {url}: no Parquet file there")
             of_files = ", ".join(map(_path, files))

@@ -64,7 +64,9 @@ class CsvLog:
         while not self.header:
             fields, _ = self._row(lines)
             if fields is None:
-                raise UserError(f"log {path}: an empty file, or one whose header does not end; expected CSV with a header")
+                raise UserError(
+                    f"log {path}: an empty file, or one whose header does not end; expected CSV with a header"
+                )
             self.header = [name.decode("utf-8", "replace") for name in fields]
         self._push_back(lines)
 

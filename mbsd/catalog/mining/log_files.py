@@ -72,7 +72,9 @@ class LogFiles:
             UserError: the log is at a URL.
         """
         if not self.parts or any("://" in path for part in self.parts for path in part.paths):
-            raise UserError(f"log {self.name}: text that is not UTF-8; copy the log to a disk, where its rows are counted")
+            raise UserError(
+                f"log {self.name}: text that is not UTF-8; copy the log to a disk, where its rows are counted"
+            )
         parts, changed = [], 0
         for part in self.parts:
             text = [name for name, kind in part.columns.values() if kind == "text"]

@@ -181,7 +181,9 @@ def _read_parquet(file: str, columns: Mapping[str, str]) -> Iterator[_Batch]:
 
 def _is_timestamp(schema: Any, name: str) -> bool:
     place = schema.get_field_index(name)
-    return place >= 0 and (pa.types.is_timestamp(schema.field(place).type) or pa.types.is_date(schema.field(place).type))
+    return place >= 0 and (
+        pa.types.is_timestamp(schema.field(place).type) or pa.types.is_date(schema.field(place).type)
+    )
 
 
 def _micros(column: Any) -> Any:

@@ -55,7 +55,7 @@ def mine_pairs(
     Args:
         log: Parquet, CSV or JSONL: a file, a folder of them, a glob, or the URL of Parquet that the engine can read;
             columns user, query, item (the item's id), kind (`purchase` makes positives, any other is behaviour) and,
-            for a split by time, time. Another column is not read. A column may be in the folders' names (`kind=click/`).
+            for a split by time, time. No other column is read. One may be in the folders' names (`kind=click/`).
         catalog: its items' categories and attributes decide which negatives there are.
         out: the table's file.
         settings: None = the defaults.

@@ -94,13 +94,11 @@ class Spark:
         paths = [path if "://" in path else f"file://{os.path.abspath(path)}" for path in part.paths]
         try:
             # Without a pattern, and without `column=value` folders, which are read for both engines alike.
-            log = self._spark.read.option("__globPaths__", "false").option("recursiveFileLookup", "true").parquet(*paths)
+            reader = self._spark.read.option("__globPaths__", "false").option("recursiveFileLookup", "true")
+            log = reader.parquet(*paths)
             names = sorted({name for name, kind in part.columns.values() if kind not in ("constant", "null")})
             columns = [quoted(name, "`") for name in names]
-            if part.placed:
-                placed = log.selectExpr(*columns, PLACE)
-            else:
-                placed = self._placed(log, columns, paths, part.first)
+            placed = log.selectExpr(*columns, PLACE) if part.placed else self._placed(log, columns, paths, part.first)
         except PySparkException as error:
             raise UserError(f"log {part.paths[0]}: cannot be read as Parquet ({first_line(error)})") from None
         placed.createOrReplaceTempView(f"placed_{number}")
@@ -113,6 +111,9 @@ class Spark:
             return log.selectExpr(*columns, f"{row} AS {PLACE}")
         # `_metadata` has a file's name in another spelling than we have, and than `inputFiles` has.
         files = {unquote(name): name.replace(":///", ":/", 1) for name in log.inputFiles()}
+        other = next((path for path in paths if path not in files), None)
+        if other is not None:
+            raise UserError(f"log {other}: Spark lists this file under another name; rename it, or use --engine duckdb")
         numbers = self._spark.createDataFrame(
             [(files[path], number) for number, path in enumerate(paths, start=first)], "file STRING, number BIGINT"
         )
