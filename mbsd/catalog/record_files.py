@@ -180,15 +180,14 @@ class Records:
         return notes + ([f"files not read: {some(self.ignored)}"] if self.ignored else [])
 
     def _parquet(self, file: SourceFile) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        parquet = open_parquet(file.path)
-        names = parquet.schema_arrow.names
+        names = open_parquet(file.path).schema_arrow.names
         self._check(file.path, [*names, *file.partition])
         self.unread.update(dict.fromkeys(name for name in names if name not in self._columns))
         twice = [name for name in self._columns if names.count(name) > 1]
         if twice:
             raise UserError(f"{file.path}: the column {twice[0]!r} is there twice; keep one of them")
         number = 0
-        for batch in parquet.iter_batches(batch_size=4096, columns=[n for n in self._columns if n in names]):
+        for batch in parquet_batches(file.path, [name for name in self._columns if name in names], 4096):
             short = [pa.types.is_float16(field.type) or pa.types.is_float32(field.type) for field in batch.schema]
             columns = {
                 name: _texts(column, file.path, name, number) if narrow else column.to_pylist()
@@ -216,6 +215,21 @@ def open_parquet(path: str) -> Any:
         return pq.ParquetFile(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
+
+
+def parquet_batches(path: str, columns: list[str], rows: int) -> Iterator[Any]:
+    """Yield record batches of some columns of a Parquet file, of `rows` rows each.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    before = 0
+    try:
+        for batch in open_parquet(path).iter_batches(batch_size=rows, columns=columns):
+            yield batch
+            before += batch.num_rows
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{path}: cannot be read behind row {before} ({str(error).splitlines()[0]})") from None
 
 
 def some(names: Iterable[str]) -> str:

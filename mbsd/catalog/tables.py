@@ -99,7 +99,7 @@ def _no_rows(source: Path, catalog: Catalog, is_tsv: bool, count: RowCount) -> s
     if is_tsv and not re.fullmatch(MADE_ID, own):
         return (
             f"{found}; a TSV names an item by its title and image, which must be those of a catalogue built from a TSV "
-            f"(its ids are made of them), while this one's first id is {own!r}; give the labels as JSONL or Parquet with "
+            f"(its ids are made of them), this one's first id is {own!r}; give the labels as JSONL or Parquet with "
             "item_id"
         )
     return f"{found}; build the catalogue from the same items"

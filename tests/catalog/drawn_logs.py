@@ -16,13 +16,18 @@ from hypothesis import strategies as st
 from tests.catalog.plain_log import COLUMNS
 
 BROKEN = "\udcba"  # a byte of another encoding, as "surrogateescape" reads and writes it
-WORDS = ["red kind", " Red  KIND", "", "  ", "\u3000红", "ﬁ\u0323", "5\" screen", 'say "hi"', "a,b", "two\nlines", "two\rlines",
-         '"', "x" * 513, f"r{BROKEN}d", "nan"]  # fmt: skip
+WORDS = [
+    "red kind", " Red  KIND", "", "  ", "\u3000红", "ﬁ\u0323", '5" screen', 'say "hi"', "a,b", "two\nlines", "two\r",
+    '"', "x" * 513, f"r{BROKEN}d", "nan",
+]  # fmt: skip
 IDS = ["u1", "u2", "3", "", "3.0", f"u{BROKEN}", "\u3000"]
 ITEMS = ["id-0", "id-1", "7", "nobody's", "", f"{BROKEN}"]
-TIMES = ["2024-03-02", "2024-03-02T10:00:00+08:00", "2024-03-02 02:00:00.5", "2024-03-02T23:59:59.123456789Z", "2024-02-30",
-         "2024-03-02T24:00:00", "1709424000", "1709424000000", "1709424000000000123", "-5", "1709424000.25", "the other day",
-         "", "99999999999999999999", "1901-01-01 00:00:00.000001-00:30", "2024-03-02\n"]  # fmt: skip
+TIMES = [
+    "2024-03-02", "2024-03-02T10:00:00+08:00", "2024-03-02 02:00:00.5", "2024-03-02T23:59:59.123456789Z", "2024-02-30",
+    "2024-03-02T24:00:00", "1709424000", "1709424000000", "1709424000000000123", "-5", "1709424000.25", "the other day",
+    "", "99999999999999999999", "1901-01-01 00:00:00.000001-00:30", "2024-03-02\n",
+]  # fmt: skip
+COLUMN_KINDS = ["text"] * 4 + ["large", "dictionary", "bytes", "int64", "int8", "uint64", "float", "half", "bool"]
 NUMBERS = st.one_of(st.sampled_from([3, 3.0, 3.5, 1e-5, -0.0, 2**53 - 1, 10**25, True, float("nan"), None]))
 MOMENTS = st.datetimes(datetime(1900, 1, 1), datetime(2200, 1, 1))
 
@@ -119,7 +124,7 @@ def _parquet(draw: Callable[..., Any]) -> tuple[Any, bool]:
 
 def _column(draw: Callable[..., Any], texts: list[str]) -> Any:
     values: list[Any] = [None if draw(st.integers(0, 7)) == 7 else text for text in texts]
-    kind = draw(st.sampled_from(["text"] * 4 + ["large", "dictionary", "bytes", "int64", "int8", "uint64", "float", "half", "bool"]))  # fmt: skip
+    kind = draw(st.sampled_from(COLUMN_KINDS))
     if kind == "bytes":
         return pa.array([v if v is None else v.encode("utf-8", "surrogateescape") for v in values], pa.binary())
     if kind in ("text", "large", "dictionary"):

@@ -57,7 +57,8 @@ def test_missing_is_missing_and_whole_is_an_integer(tmp_path: Path) -> None:
 
 def test_ids_of_every_type(tmp_path: Path) -> None:
     for array, ids in (
-        (pa.array([1.0, 2.0]), ["1", "2"]), (pa.array([1, 2], pa.uint64()), ["1", "2"]), (pa.array([0.1, 3.0], pa.float32()), ["0.1", "3"]),
+        (pa.array([1.0, 2.0]), ["1", "2"]), (pa.array([1, 2], pa.uint64()), ["1", "2"]),
+        (pa.array([0.1, 3.0], pa.float32()), ["0.1", "3"]),
         (pa.array([Decimal("1.00"), Decimal("2.50")]), ["1", "2.5"]), (pa.array([b"x", b"y"]), ["x", "y"]),
         (pa.array(["x", "y"]).dictionary_encode(), ["x", "y"]), (pa.array([True, False]), ["true", "false"]),
     ):  # fmt: skip
@@ -152,6 +153,15 @@ def test_folders_and_patterns(tmp_path: Path) -> None:
     (folder / "part-2.parquet").touch()
     with pytest.raises(UserError, match="part-2.parquet: not a Parquet file but an empty one"):
         list(read_items(folder))
+
+
+def test_a_damaged_parquet_file(tmp_path: Path) -> None:
+    source = parquet(tmp_path / "a.parquet", title=[f"{number * 7919 % 10_007}" for number in range(10_000)])
+    damaged = bytearray(source.read_bytes())
+    damaged[20_000:20_500] = bytes(500)
+    source.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"a.parquet: cannot be read behind row \d+ \("):
+        list(read_items(source))
 
 
 def test_compressed_and_other_line_ends(tmp_path: Path) -> None:

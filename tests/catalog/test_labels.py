@@ -26,14 +26,25 @@ def tag(text: str, item: int, label: Any, **more: Any) -> dict[str, Any]:
     return {"text": text, "item_id": f"id-{item}", "label": label, **more}
 
 
+def same_item(item: int, category: str) -> dict[str, Any]:
+    return {"item_id": f"id-{item}", "category": category}
+
+
+def pair(a: int, b: int, label: int) -> dict[str, Any]:
+    return {"item_id_a": f"id-{a}", "item_id_b": f"id-{b}", "label": label}
+
+
 CONTRADICTIONS: list[tuple[Kind, list[dict[str, Any]], str]] = [
     ("attributes", [tag("red", 0, 1), tag("red", 0, 0)], r"row 2: \(red, id-0\) is 0, row 1 said 1"),
     ("pairs", [tag("Red  Dress", 0, 1), tag("red dress", 0, 0)], r"row 2: \(red dress, id-0\) is 0, row 1 said 1"),
-    ("pairs", [tag("q", 0, 1, split="test"), tag("q", 0, 1, split="train")], r"row 2: \(q, id-0\) is 1 in train, row 1 said 1 in test"),
-    ("categories", [{"item_id": "id-0", "category": "a"}, {"item_id": "id-0", "category": "b"}], r"row 2: \(id-0\) is 'b', row 1 said 'a'"),
-    ("alignment", [{"item_id_a": "id-0", "item_id_b": "id-1", "label": 1}, {"item_id_a": "id-1", "item_id_b": "id-0", "label": 0}],
-     r"row 2: \(id-0, id-1\) is 0, row 1 said 1"),
-]  # fmt: skip
+    (
+        "pairs",
+        [tag("q", 0, 1, split="test"), tag("q", 0, 1, split="train")],
+        r"row 2: \(q, id-0\) is 1 in train, row 1 said 1 in test",
+    ),
+    ("categories", [same_item(0, "a"), same_item(0, "b")], r"row 2: \(id-0\) is 'b', row 1 said 'a'"),
+    ("alignment", [pair(0, 1, 1), pair(1, 0, 0)], r"row 2: \(id-0, id-1\) is 0, row 1 said 1"),
+]
 OTHER: dict[Kind, dict[str, Any]] = {
     "attributes": tag("blue", 3, 1), "pairs": tag("blue", 3, 1), "categories": {"item_id": "id-3", "category": "c"},
     "alignment": {"item_id_a": "id-3", "item_id_b": "id-4", "label": 1},
@@ -116,7 +127,7 @@ def test_a_tsv_of_labels_for_a_catalogue_with_ids(tmp_path: Path, catalog: Catal
     write_lines(source, "red\ttitle 0\t000.jpg\t1")
     with pytest.raises(
         UserError,
-        match="none of its 1 rows names an item .*a TSV names an item by its title and image.*first id is 'id-0'.*item_id",
+        match="none of its 1 rows names .*a TSV names an item by its title and image.*first id is 'id-0'.*item_id",
     ):
         build_table("attributes", source, catalog, tmp_path / "t.parquet")
 

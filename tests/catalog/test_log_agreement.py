@@ -115,17 +115,19 @@ def _place(words: str) -> tuple[str, int]:
 MOMENT = datetime(2024, 3, 2, 10, 30)
 MICROS = 1_709_375_400_000_000
 STRANGE = "a 'view' \\ 100%"
+ZONES = ("UTC", None, "Asia/Shanghai")
 USERS = [
-    pa.array(["3"]), pa.array([3]), pa.array([3.0]), pa.array([3], pa.int8()), pa.array([3], pa.uint64()), pa.array([b"3"]),
-    pa.array([Decimal("3.00")]), pa.array(["3"]).dictionary_encode(), pa.array([3.0], pa.float32()),
+    pa.array(["3"]), pa.array([3]), pa.array([3.0]), pa.array([3], pa.int8()), pa.array([3], pa.uint64()),
+    pa.array([b"3"]), pa.array([Decimal("3.00")]), pa.array(["3"]).dictionary_encode(), pa.array([3.0], pa.float32()),
     pa.array(["3"], pa.large_string()),
 ]  # fmt: skip
 TIMES = [
-    *(pa.array([MOMENT], pa.timestamp(unit, zone)) for zone in ("UTC", None, "Asia/Shanghai") for unit in ("ns", "us", "ms")),
-    *(pa.array([MICROS * 1000 // 10**power]) for power in (0, 3, 6, 9)), pa.array([MICROS / 1e6]), pa.array([MICROS * 1e3]),
+    *(pa.array([MOMENT], pa.timestamp(unit, zone)) for zone in ZONES for unit in ("ns", "us", "ms")),
+    *(pa.array([MICROS * 1000 // 10**power]) for power in (0, 3, 6, 9)),
+    *(pa.array([number]) for number in (MICROS / 1e6, MICROS * 1e3)),
     *(pa.array([text]) for text in ("2024-03-02T10:30:00", "2024-03-02 16:00:00+05:30", "1709375400", "1709375400.0")),
     pa.array([Decimal("1709375400.000")]),
-]  # fmt: skip
+]
 BOTH = pytest.mark.parametrize("name", ["duckdb", pytest.param("spark", marks=pytest.mark.spark)])
 
 
@@ -165,6 +167,20 @@ def test_a_time_that_nobody_asks_for_is_not_read(request: pytest.FixtureRequest,
     assert len(files.parts) == 1 and [row[4] for row in read_by(engine, files).values()] == [0, 0, 0]
     with pytest.raises(UserError, match="0.parquet: the column 'time' is list<.*>; expected a time or a number"):
         find_log(log, NAMES, folder)
+
+
+@BOTH
+def test_a_damaged_file_is_named(request: pytest.FixtureRequest, folder: Path, name: str) -> None:
+    engine, log = request.getfixturevalue(name), folder / f"{name}-damaged"
+    log.mkdir()
+    texts = [f"{number * 7919 % 10_007}" for number in range(10_000)]
+    for file in ("good.parquet", "bad.parquet"):
+        pq.write_table(pa.table(dict.fromkeys(NAMES, texts)), log / file)
+    damaged = bytearray((log / "bad.parquet").read_bytes())
+    damaged[20_000:20_500] = bytes(500)
+    (log / "bad.parquet").write_bytes(damaged)
+    with pytest.raises(UserError, match="bad.parquet.*damaged or gone, write it again"):
+        read_by(engine, find_log(log, NAMES, folder))
 
 
 @BOTH

@@ -305,8 +305,8 @@ def test_an_empty_or_foreign_file_is_named(tmp_path: Path, catalog: Catalog) -> 
         (lambda path: path.touch(), "b.parquet: not a Parquet file but an empty one"),
         (lambda path: path.write_bytes(b"PAR1"), "b.parquet: not a Parquet file"),
         (lambda path: pq.write_table(pa.table({"sku": [1]}), path), "b.parquet: no column 'user'; found sku"),
-        (lambda path: log_of(path, *BOUGHT, columns=("user", "query", "item", "item")), "b.parquet: the column 'item' is there twice"),
-        (lambda path: log_of(path, *((u, [q], i, k) for u, q, i, k in BOUGHT)), "b.parquet: the column 'query' is list"),
+        (lambda path: log_of(path, *BOUGHT, columns=("user", "query", "item", "item")), "b.parquet: .*'item' .* twice"),
+        (lambda path: log_of(path, *((u, [q], i, k) for u, q, i, k in BOUGHT)), "b.parquet: .*'query' is list"),
     ):  # fmt: skip
         make(tmp_path / "log/b.parquet")
         for log in (tmp_path / "log", tmp_path / "log/*.parquet"):

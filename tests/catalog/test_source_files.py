@@ -75,7 +75,7 @@ def test_a_link_to_a_folder_above(tmp_path: Path) -> None:
 def test_users_mistakes(tmp_path: Path) -> None:
     touch(tmp_path, "a.csv", "b.parquet", "c.txt", "empty/README.md")
     for source, message in (
-        ("none.csv", "no such file"), ("c.txt", "unknown kind of file '.txt'; expected a file that ends in .parquet, .csv"),
+        ("none.csv", "no such file"), ("c.txt", "unknown kind of file '.txt'; expected a file that ends in .parquet"),
         ("empty", "a folder without a file that ends in"), ("*", r"files of different formats \(CSV, Parquet\)"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):

@@ -152,6 +152,8 @@ class _duckdb_errors:  # noqa: N801
             ) from None
         if isinstance(error, duckdb.Error) and "Invalid string encoding" in str(error):
             raise UndecodableText(str(error)) from None
+        if isinstance(error, duckdb.Error) and ("read file" in str(error) or isinstance(error, duckdb.IOException)):
+            raise UserError(f"log: {first_line(error)}; the file is damaged or gone, write it again") from None
 
 
 def _kind(kind: str) -> str:

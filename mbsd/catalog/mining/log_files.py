@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from mbsd.catalog.mining.dialect import Column
 from mbsd.catalog.mining.log_rewrite import ROW_BITS, Rewritten, rewrite
-from mbsd.catalog.record_files import open_parquet, some
+from mbsd.catalog.record_files import open_parquet, parquet_batches, some
 from mbsd.catalog.row_count import RowCount
 from mbsd.catalog.source_files import find_files, partition_of
 from mbsd.errors import UserError
@@ -264,7 +264,7 @@ def _account(file: _Found, done: Rewritten, count: RowCount) -> None:
 
 
 def _is_utf8(path: str, names: list[str]) -> bool:
-    for batch in open_parquet(path).iter_batches(columns=names):
+    for batch in parquet_batches(path, names, 1 << 16):
         for column in batch.columns:
             try:
                 column.validate(full=True)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from mbsd.catalog.mining.dialect import Column
 from mbsd.catalog.mining.log_csv import UNREADABLE, CsvLog
-from mbsd.catalog.record_files import open_parquet, raw_lines
+from mbsd.catalog.record_files import open_parquet, parquet_batches, raw_lines
 from mbsd.catalog.values import InexactError, NotTextError, as_bytes, text_array, time_bytes
 from mbsd.errors import UserError
 
@@ -160,11 +160,10 @@ def _where(value: Mapping[str, Any], columns: Mapping[str, str], error: NotTextE
 
 
 def _read_parquet(file: str, columns: Mapping[str, str]) -> Iterator[_Batch]:
-    parquet = open_parquet(file)
-    names = parquet.schema_arrow.names
+    names = open_parquet(file).schema_arrow.names
     wanted = {ours: theirs for ours, theirs in columns.items() if theirs in names}
     before = 0
-    for batch in parquet.iter_batches(batch_size=ROWS_PER_BATCH, columns=list(wanted.values())):
+    for batch in parquet_batches(file, list(wanted.values()), ROWS_PER_BATCH):
         arrays = {}
         for ours, theirs in wanted.items():
             try:
@@ -180,10 +179,8 @@ def _read_parquet(file: str, columns: Mapping[str, str]) -> Iterator[_Batch]:
 
 
 def _is_timestamp(schema: Any, name: str) -> bool:
-    place = schema.get_field_index(name)
-    return place >= 0 and (
-        pa.types.is_timestamp(schema.field(place).type) or pa.types.is_date(schema.field(place).type)
-    )
+    kind = schema.field(name).type if name in schema.names else pa.null()
+    return bool(pa.types.is_timestamp(kind) or pa.types.is_date(kind))
 
 
 def _micros(column: Any) -> Any:

@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -169,7 +170,8 @@ class Spark:
 
     def batches(self, select: str) -> Iterator[Any]:
         """As in `Engine`; all rows are in the driver's memory at once."""
-        yield from self._spark.sql(select).toArrow().to_batches()
+        with _spark_errors():
+            yield from self._spark.sql(select).toArrow().to_batches()
 
     def drop(self, name: str) -> None:
         """As in `Engine`; Spark frees what no name refers to."""
@@ -183,9 +185,23 @@ class Spark:
     def _keep(self, name: str, frame: Any) -> Any:
         # A checkpoint drops the plan that made its rows. Cached frames would keep the plans of all stages before them,
         # which double from round to round.
-        kept = frame.localCheckpoint()
+        with _spark_errors():
+            kept = frame.localCheckpoint()
         kept.createOrReplaceTempView(name)
         return kept
+
+
+@contextmanager
+def _spark_errors() -> Iterator[None]:
+    """Turns Spark's errors about a file into ours: of Spark or of Py4J, with the reason far down in their text."""
+    try:
+        yield
+    except Exception as error:
+        about = next((line for line in str(error).splitlines() if "FAILED_READ_FILE" in line), None)
+        if about is None:
+            raise
+        reason = about[about.index("[") :].strip()
+        raise UserError(f"log: {reason}; the file is damaged or gone, write it again") from None
 
 
 def _kind(kind: str) -> str:
