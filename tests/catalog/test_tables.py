@@ -163,12 +163,12 @@ def test_a_table_of_another_catalogue_is_refused(tmp_path: Path, catalog: Catalo
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"item": [0, 60]}, "row 1: item is 60; expected an item number from 0 to 59"),
-        ({"item": [-1, 0]}, "row 0: item is -1"),
-        ({"label": [0, 2]}, "row 1: label is 2; expected 0 to 1"),
-        ({"label": [0, None]}, "row 1: label is None"),
-        ({"split": ["train", "dev"]}, "row 1: split is 'dev'; expected train | validation | test"),
-        ({"text": ["", "q"]}, "row 0: text is ''"),
+        ({"item": [0, 60]}, "row 2: item is 60; expected an item number from 0 to 59"),
+        ({"item": [-1, 0]}, "row 1: item is -1"),
+        ({"label": [0, 2]}, "row 2: label is 2; expected 0 to 1"),
+        ({"label": [0, None]}, "row 2: label is None"),
+        ({"split": ["train", "dev"]}, "row 2: split is 'dev'; expected train | validation | test"),
+        ({"text": ["", "q"]}, "row 1: text is ''"),
     ],
 )
 def test_bad_values_name_the_row(
@@ -186,7 +186,7 @@ def test_bad_tables(tmp_path: Path, catalog: Catalog) -> None:
     with pytest.raises(UserError, match="no column 'category'"):
         write_table("categories", pa.table({"item": [0], "label": [0], "split": ["train"]}), catalog, tmp_path / "t")
     two = {"item": [0, 1], "label": [0, 0], "category": ["a", "b"], "split": ["train", "train"]}
-    with pytest.raises(UserError, match="row 1: label 0 is 'b' here and 'a' before"):
+    with pytest.raises(UserError, match="row 2: label 0 is 'b' here and 'a' before"):
         write_table("categories", pa.table(two), catalog, tmp_path / "t")
     with pytest.raises(UserError, match="number the categories 0, 1, 2"):
         write_table("categories", pa.table({**two, "label": [0, 5]}), catalog, tmp_path / "t")
