@@ -111,9 +111,9 @@ class Items:
         other = next((name for name in names if _is_other_id(name) and name not in self._theirs.values()), None)
         if other is not None and self._theirs["item_id"] not in row.record:
             raise UserError(
-                f"{row.place}: no {self._theirs['item_id']!r}, but {other!r}; found {some(dict.fromkeys(names))}; give "
-                f"--column item_id={other}, or rename the column (without an id, one is made of title and image, and "
-                "no log's ids will match)"
+                f"{row.place}: no column {self._theirs['item_id']!r}, and {other!r} would not be read (found "
+                f"{some(dict.fromkeys(names))}); give --column item_id={other}, or rename it: without an id, one "
+                "is made of title and image, and no log's ids will match"
             )
 
 

@@ -98,7 +98,7 @@ def _no_rows(source: Path, catalog: Catalog, is_tsv: bool, count: RowCount) -> s
     own = catalog.record(0).item_id
     if is_tsv and not re.fullmatch(MADE_ID, own):
         return (
-            f"{found}; a TSV names an item by its title and image, which must be those of a catalogue built from a TSV "
+            f"{found}; a TSV names an item by its title and image, which fits a catalogue of items without an id "
             f"(its ids are made of them), this one's first id is {own!r}; give the labels as JSONL or Parquet with "
             "item_id"
         )

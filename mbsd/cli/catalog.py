@@ -138,9 +138,11 @@ def tables_build(
     categories: item_id, category [split]
 
     Columns of a TSV: pairs and attributes have text, title, image, label; alignment has title, image, title, image,
-    label; categories has title, image, category. A TSV names items by title and image, so its catalogue has to be built
-    from a TSV too. A split is train, validation or test. A row whose item is not in the catalogue, or that repeats an
-    earlier one, is left out and counted.
+    label; categories has title, image, category. A TSV names items by title and image: its catalogue is one whose ids
+    are made of these, built from a TSV or from rows without item_id.
+
+    A split is train, validation or test. A row whose item is not in the catalogue, or that repeats an earlier one, is
+    left out and counted.
     """
     from mbsd.catalog.reader import Catalog
     from mbsd.catalog.tables import build_table
@@ -200,7 +202,12 @@ def pairs_mine(  # noqa: PLR0913 (options of a command line)
     engine: Annotated[Literal["duckdb", "spark"], typer.Option(help="Both give the same table.")] = "duckdb",
     master: Annotated[str, typer.Option(help="Of Spark, such as spark://host:7077; without: this machine.")] = "",
     memory_limit: Annotated[str, typer.Option(help="Of the engine, such as 4GB.")] = "",
-    spill: Annotated[str, typer.Option(help="Folder for what does not fit into memory.")] = "",
+    spill: Annotated[
+        str,
+        typer.Option(
+            help="Folder for what does not fit into memory, and for rewritten files; of a Spark cluster, a shared one."
+        ),
+    ] = "",
     threads: Annotated[int, typer.Option(help="0 = one per core.")] = 0,
     report: Annotated[Path | None, typer.Option(help="Folder of report.json; without: OUT's name + .report.")] = None,
 ) -> None:

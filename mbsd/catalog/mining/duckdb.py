@@ -47,11 +47,11 @@ class DuckDB:
 
     def list_url(self, url: str) -> tuple[list[str], list[Column]]:
         """As in `Engine`."""
-        pattern = url if "*" in url or url.endswith(".parquet") else f"{url.rstrip('/')}/**/*.parquet"
+        one = url.endswith(".parquet") and "*" not in url
+        pattern = url if "*" in url else f"{url.rstrip('/')}/**/*.parquet"
+        listed = "SELECT file FROM glob(?) ORDER BY file"
         try:
-            files = [
-                file for (file,) in self._db.execute("SELECT file FROM glob(?) ORDER BY file", [pattern]).fetchall()
-            ]
+            files = [url] if one else [file for (file,) in self._db.execute(listed, [pattern]).fetchall()]
             if not files:
                 raise UserError(f"log {url}: no Parquet file there")
             of_files = ", ".join(map(_path, files))

@@ -36,7 +36,8 @@ class MiningSettings:
         engine: duckdb or spark.
         master: Spark's master, such as spark://host:7077; empty = this machine.
         memory_limit: the engine's, such as 4GB; empty = its default.
-        spill: folder for what does not fit into memory; empty = the system's temporary one.
+        spill: folder for what does not fit into memory, and for files that are rewritten (see `log_rewrite`): with a
+            Spark cluster, on a disk that all its machines see; empty = the system's temporary one.
         threads: 0 = one per core; for Spark, of a local master.
 
     Raises:
