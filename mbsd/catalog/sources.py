@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,7 @@ class Items:
     """The items of TSV, JSONL or Parquet files in the order of their rows; repeated items are not removed.
 
     Attributes:
+        source: the file, folder or pattern.
         without_id: number of items whose id was made of title and image, though their rows may have one.
     """
 
@@ -69,7 +71,7 @@ class Items:
         unknown = next((name for name in self._theirs if name not in ITEM_COLUMNS), None)
         if unknown is not None:
             raise UserError(f"column {unknown!r}; items have {', '.join(ITEM_COLUMNS)}: give --column item_id=sku")
-        self._source, self._is_tsv, self.without_id = source, format_of(source) == "tsv", 0
+        self.source, self._is_tsv, self.without_id = source, format_of(source) == "tsv", 0
         if self._is_tsv and columns:
             raise UserError(f"{source}: a TSV has no names of columns; leave out --column")
         one_of = (self._theirs["title"], self._theirs["image"])
@@ -105,6 +107,10 @@ class Items:
             name = self._theirs["item_id"]
             notes.insert(0, f"{self.without_id} rows without {name!r}: their ids are made of title and image")
         return notes
+
+    def real_paths(self) -> set[str]:
+        """Return the paths of the files, with no links in them."""
+        return {os.path.realpath(file.path) for file in self._rows.files}
 
     def _check_id(self, row: Row) -> None:
         names = [*row.record, *(self._rows.unread if isinstance(self._rows, Records) else ())]

@@ -102,9 +102,13 @@ def catalog_mask(
 ) -> None:
     """Write the items (JSONL) with titles that no longer name any category, or any value of the attributes."""
     from mbsd.catalog.masked_titles import mask_titles
+    from mbsd.catalog.sources import read_items
 
-    items, changed = mask_titles(source, out, attributes)
-    print(f"{out}: {items} items, {changed} titles masked")
+    items = read_items(source)
+    count, changed = mask_titles(items, out, attributes)
+    print(f"{out}: {count} items, {changed} titles masked")
+    for note in items.notes():
+        print(f"  {note}")
 
 
 @catalog_app.command("inspect")
