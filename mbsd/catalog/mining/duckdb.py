@@ -150,9 +150,11 @@ class _duckdb_errors:  # noqa: N801
             raise UserError(
                 f"engine duckdb: {first_line(error)}; give more with --memory-limit, or a larger disk with --spill"
             ) from None
-        if isinstance(error, duckdb.Error) and "Invalid string encoding" in str(error):
+        if not isinstance(error, duckdb.Error | OSError):  # the latter while rows are taken through Arrow
+            return
+        if "Invalid string encoding" in str(error):
             raise UndecodableText(str(error)) from None
-        if isinstance(error, duckdb.Error) and ("read file" in str(error) or isinstance(error, duckdb.IOException)):
+        if "read file" in str(error) or isinstance(error, duckdb.IOException):
             raise UserError(f"log: {first_line(error)}; the file is damaged or gone, write it again") from None
 
 
