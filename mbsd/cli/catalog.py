@@ -131,15 +131,15 @@ def tables_build(
 ) -> None:
     """Write a task table from labels.
 
-    Columns of JSONL and Parquet, those in brackets only where the source has them:
+    Columns of JSONL and Parquet; behind the semicolon those that may be missing:
 
-    pairs: item_id, text (the query), label (0 or 1) [source, evidence, split]
+    pairs: item_id, text (the query), label (0 or 1); source, evidence, split
 
-    attributes: item_id, text (the tag, name:value), label [where, split]
+    attributes: item_id, text (the tag, name:value), label; where, split
 
-    alignment: item_id_a, item_id_b, label [split]
+    alignment: item_id_a, item_id_b, label; split
 
-    categories: item_id, category [split]
+    categories: item_id, category; split
 
     Columns of a TSV: pairs and attributes have text, title, image, label; alignment has title, image, title, image,
     label; categories has title, image, category. A TSV names items by title and image: its catalogue is one whose ids

@@ -15,6 +15,8 @@ from mbsd.catalog.mining.log_rewrite import PLACE, ROW_BITS
 from mbsd.catalog.mining.settings import MiningSettings
 from mbsd.errors import UserError
 
+FILE_ERRORS = ("read file", "Cannot open file", "No files found")
+
 
 class DuckDB:
     """An in-memory database, which spills to `folder`."""
@@ -154,7 +156,7 @@ class _duckdb_errors:  # noqa: N801
             return
         if "Invalid string encoding" in str(error):
             raise UndecodableText(str(error)) from None
-        if "read file" in str(error) or isinstance(error, duckdb.IOException):
+        if any(words in str(error) for words in FILE_ERRORS):
             raise UserError(f"log: {first_line(error)}; the file is damaged or gone, write it again") from None
 
 
