@@ -86,7 +86,7 @@ class LogFiles:
                 changed += 1
                 own = {ours: name for ours, (name, kind) in part.columns.items() if kind not in ("constant", "null")}
                 out = str(self.folder / f"{number:06d}.bytes.parquet")
-                done = rewrite(path, "Parquet", own, out, (number, 1))
+                done = rewrite(path, "Parquet", own, out, number)
                 parts.append(LogPart((out,), {**part.columns, **done.columns}, number, placed=True))
             parts += [replace(part, paths=(path,), first=number) for number, path in good]
         return replace(self, parts=tuple(_joined(parts))) if changed else None
@@ -137,7 +137,7 @@ def find_log(log: Path | str, columns: Mapping[str, str], folder: Path, max_reco
     for number, file in enumerate(ordered):
         if file.columns is None:
             out = str(folder / f"{number:06d}.parquet")
-            done = rewrite(file.path, file.kind, columns, out, (number, max_record_lines))
+            done = rewrite(file.path, file.kind, columns, out, number, max_record_lines)
             file.names, file.rows = done.names, done.rows
             # A column of the file's own has precedence over the folders' names.
             file.fixed = fixed_columns(file.path, columns, done.names)
@@ -256,11 +256,11 @@ def _account(file: _Found, done: Rewritten, count: RowCount) -> None:
     row = "row" if file.kind == "Parquet" else "line"
     for reason, (rows, first) in done.bad.items():
         count.leave_out(reason, f"{file.path}, {row} {first}", rows)
-    if done.spans:
+    rows, lines, first = done.spans
+    if rows:
         # Two stray quotes could make one row of several: nothing but the user's eye can tell.
-        lines = sum(lines for _, lines in done.spans)
-        where = f"{file.path}, line {done.spans[0][0]}"
-        count.notes.append(f"rows of several lines: {len(done.spans)}, of {lines} lines together (the first: {where})")
+        where = f"{file.path}, line {first}"
+        count.notes.append(f"rows of several lines: {rows}, of {lines} lines together (the first: {where})")
 
 
 def _is_utf8(path: str, names: list[str]) -> bool:

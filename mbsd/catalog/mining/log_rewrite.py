@@ -38,14 +38,14 @@ class Rewritten:
         columns: our names of the columns of the new file, and what is in them.
         names: names of the columns that the old file has.
         bad: reason -> (rows left out, line of the first).
-        spans: (line, number of lines) of each row that has several.
+        spans: number of rows that have several lines, number of these lines, and the first such row's line.
     """
 
     rows: int
     columns: dict[str, Column]
     names: list[str] = field(default_factory=list)
     bad: dict[str, tuple[int, int]] = field(default_factory=dict)
-    spans: list[tuple[int, int]] = field(default_factory=list)
+    spans: tuple[int, int, int] = (0, 0, 0)
 
 
 @dataclass
@@ -57,7 +57,9 @@ class _Batch:
     spans: list[tuple[int, int]] = field(default_factory=list)
 
 
-def rewrite(file: str, kind: str, columns: Mapping[str, str], out: str, settings: tuple[int, int]) -> Rewritten:
+def rewrite(
+    file: str, kind: str, columns: Mapping[str, str], out: str, number: int, max_record_lines: int = 1
+) -> Rewritten:
     """Write a file's rows to `out`, with our names of the columns and their place.
 
     Args:
@@ -65,12 +67,12 @@ def rewrite(file: str, kind: str, columns: Mapping[str, str], out: str, settings
         kind: CSV, JSONL or Parquet.
         columns: our name -> the file's, of what is read.
         out: the Parquet file.
-        settings: number of the file in the log, and the most lines of a row of CSV.
+        number: of the file in the log.
+        max_record_lines: the most lines of a row of CSV.
 
     Raises:
         UserError: the file cannot be read, or holds a float that has lost digits, or a column without text.
     """
-    number, max_record_lines = settings
     if kind == "CSV":
         batches = _read_csv(file, columns, max_record_lines)
     else:
@@ -88,7 +90,8 @@ def rewrite(file: str, kind: str, columns: Mapping[str, str], out: str, settings
             held.append(pa.RecordBatch.from_arrays([*arrays, places], schema=schema))
             done.rows += len(places)
             names.update(dict.fromkeys(batch.names))
-            done.spans += batch.spans
+            for line, count in batch.spans:
+                done.spans = (done.spans[0] + 1, done.spans[1] + count, done.spans[2] or line)
             for reason, line in batch.bad:
                 count, first = done.bad.get(reason, (0, line))
                 done.bad[reason] = (count + 1, first)
