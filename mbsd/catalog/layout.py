@@ -6,7 +6,7 @@ numbers/train.npy    item numbers of a split, rising, int64; validation.npy and 
 numbers/id_hash.npy  hashes of all item ids, rising, uint64; numbers/id_item.npy: the items in this order; memory-mapped
 shards/000000.tar    WebDataset: 000000012.json, 000000012.jpg (the nine digits are the item's number)
 shards/000000.idx    the same shard's index for DALI's readers.webdataset
-quarantine.jsonl     row, item_id, image, reason: rows that were dropped, or kept as text only
+quarantine.jsonl     row, place, item_id, image, kept, reason: rows that were dropped, or kept as text only
 duplicates.jsonl     rows that repeat an item id (dropped), and items with the same picture as an earlier one (kept)
 """
 
@@ -27,6 +27,8 @@ ID_ITEM_FILE = "numbers/id_item.npy"
 QUARANTINE_FILE = "quarantine.jsonl"
 DUPLICATES_FILE = "duplicates.jsonl"
 SPLITS = ("train", "validation", "test")
+SAME_ID = "same item id"
+NOTHING = "neither title nor usable image"
 WHERE = ("image", "title", "both", "unknown")
 
 INDEX_SCHEMA = pa.schema(
@@ -70,6 +72,15 @@ def id_hash(item_id: str) -> int:
 def reason_of(line: str) -> str:
     """Return the reason in a line of the quarantine, its numbers replaced by N, so that equal reasons are counted."""
     return re.sub(r"\d+", "N", json.loads(line)["reason"])
+
+
+def dropped(line: str) -> tuple[str, str] | None:
+    """Return (reason, place) of a line of the quarantine whose row is in no catalogue; None for one that is."""
+    row = json.loads(line)
+    for reason in (SAME_ID, NOTHING):
+        if row["reason"].startswith(reason):
+            return reason, row.get("place", f"row {row['row']}")
+    return None
 
 
 class Fingerprint:

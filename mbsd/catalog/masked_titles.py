@@ -7,15 +7,15 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mbsd.catalog.sources import read_items
+from mbsd.catalog.sources import ITEM_COLUMNS, Items
 from mbsd.errors import UserError
 from mbsd.io.files import replacing
 
 MIN_LETTERS = 2  # a shorter word of a name ("T" of "T shirt") occurs in too many other senses
 
 
-def mask_titles(source: Path, out: Path, attributes: Iterable[str] = ()) -> tuple[int, int]:
-    """Write the items of `source` to `out` (JSONL) without the words of any category, or of any value of `attributes`.
+def mask_titles(source: Items, out: Path, attributes: Iterable[str] = ()) -> tuple[int, int]:
+    """Write items to `out` (JSONL) without the words of any category, or of any value of `attributes`.
 
     Words are compared in lower case, without punctuation and in the singular: "T-Shirt," is the category "Tshirts".
     Names in scripts without spaces are removed wherever they occur.
@@ -26,13 +26,15 @@ def mask_titles(source: Path, out: Path, attributes: Iterable[str] = ()) -> tupl
     Raises:
         UserError: the source cannot be read, no item has one of `attributes`, or `out` is the source.
     """
-    if out.resolve() == source.resolve():
+    if str(out.resolve()) in source.real_paths():
         raise UserError(f"{out}: is the source itself; write the masked items elsewhere")
-    items, names = list(read_items(source)), tuple(attributes)
+    items, names = list(source), tuple(attributes)
     for name in names:
         if not any(name in item.attributes for item in items):
             known = sorted({known for item in items for known in item.attributes})
-            raise UserError(f"{source}: no item has an attribute {name!r}; found {', '.join(known) or 'none at all'}")
+            raise UserError(
+                f"{source.source}: no item has an attribute {name!r}; found {', '.join(known) or 'none at all'}"
+            )
     answers = {item.category for item in items} | {item.attributes.get(name, "") for item in items for name in names}
     words = {form for name in answers for word in _split(name) for form in _forms(word)}
     unspaced = sorted((name for name in answers if name and not name.isascii()), key=len, reverse=True)
@@ -41,7 +43,8 @@ def mask_titles(source: Path, out: Path, attributes: Iterable[str] = ()) -> tupl
         for item in items:
             masked = dataclasses.replace(item, title=_without(item.title, words, unspaced))
             changed += masked.title != item.title
-            file.write(json.dumps(dataclasses.asdict(masked), ensure_ascii=False) + "\n")
+            record = {name: getattr(masked, name) for name in ITEM_COLUMNS}
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
     return len(items), changed
 
 

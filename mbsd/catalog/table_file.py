@@ -224,9 +224,8 @@ def _checksum(metadata: Mapping[str, str]) -> str:
 
 def _class_names(table: Any, path: Path) -> list[str]:
     name_of: dict[int, str] = {}
-    for row, (label, category) in enumerate(
-        zip(table["label"].to_pylist(), table["category"].to_pylist(), strict=True)
-    ):
+    rows = zip(table["label"].to_pylist(), table["category"].to_pylist(), strict=True)
+    for row, (label, category) in enumerate(rows, start=1):
         if name_of.setdefault(label, category) != category:
             raise UserError(
                 f"table {path}, row {row}: label {label} is {category!r} here and {name_of[label]!r} before; "
@@ -241,13 +240,13 @@ def _class_names(table: Any, path: Path) -> list[str]:
 
 
 def _check_values(kind: Kind, table: Any, num_items: int, num_classes: int, path: Path) -> None:
-    """Raise a UserError that names the first row with a value missing or out of range; rows count from 0."""
+    """Raise a UserError that names the first row with a value missing or out of range; rows count from 1."""
 
     def refuse(name: str, bad: Any, expected: str) -> None:
         rows = np.flatnonzero(pc.fill_null(bad, True).to_numpy())
         if len(rows):
             value = table[name][int(rows[0])].as_py()
-            raise UserError(f"table {path}, row {rows[0]}: {name} is {value!r}; expected {expected}")
+            raise UserError(f"table {path}, row {rows[0] + 1}: {name} is {value!r}; expected {expected}")
 
     for name in (name for name in table.column_names if name.startswith("item")):
         outside = pc.or_(pc.less(table[name], 0), pc.greater_equal(table[name], num_items))

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from mbsd.catalog.labels import Contradictions, Labels
 from mbsd.catalog.layout import SPLITS, split_of
 from mbsd.catalog.reader import Catalog
+from mbsd.catalog.row_count import RowCount
+from mbsd.catalog.sources import MADE_ID
 from mbsd.catalog.table_file import SCHEMAS, Table, write_table
 from mbsd.catalog.task_rows import TSV_COLUMNS_OF_KIND, Kind, TaskRow, read_task_rows
 from mbsd.errors import UserError
@@ -22,57 +27,82 @@ __all__ = ["SCHEMAS", "Kind", "Table", "TableSummary", "build_table", "derive_ta
 
 @dataclass
 class TableSummary:
-    """What was written: rows by split and by label; how many were left out, and the first of them in words."""
+    """What was written: rows by split and by label; and the account of the source's rows, or of the items' facts."""
 
     rows: int = 0
     splits: Counter[str] = field(default_factory=Counter)
     labels: Counter[int] = field(default_factory=Counter)
-    skipped: int = 0
-    first_skipped: str = ""
+    count: RowCount = field(default_factory=RowCount)
 
     def describe(self) -> str:
         """Return one line: rows by split, positives or number of classes, and what was left out."""
         splits = ", ".join(f"{name} {self.splits[name]}" for name in SPLITS)
         labels = f"{self.labels[1]} positive" if set(self.labels) <= {0, 1} else f"{len(self.labels)} classes"
-        left_out = f"; {self.skipped} left out, the first: {self.first_skipped}" if self.skipped else ""
+        left_out = f"; left out: {self.count.describe_left_out()}" if self.count.left_out else ""
         return f"{self.rows} rows ({splits}), {labels}{left_out}"
 
-    def skip(self, why: str) -> None:
-        """Count a row that was left out; the first reason is kept."""
-        self.skipped += 1
-        self.first_skipped = self.first_skipped or why
 
+def build_table(
+    kind: Kind, source: Path, catalog: Catalog, out: Path, contradictions: Contradictions = "stop"
+) -> TableSummary:
+    """Write the table of a TSV, JSONL or Parquet `source` (columns: see `task_rows.TaskRows`).
 
-def build_table(kind: Kind, source: Path, catalog: Catalog, out: Path) -> TableSummary:
-    """Write the table of a TSV, JSONL or Parquet `source` (columns: see `task_rows.read_task_rows`).
+    A row whose item is not in the catalogue is left out and counted, and so is one that repeats an earlier row's label.
+    The split is the source's own where it has one, else the item's. An alignment row takes the split of its pair, drawn
+    from the smaller of the two ids: an item can then occur in two splits beside different partners, but splitting by
+    item would lose a third of the pairs. A category's label is its position in the sorted list of those that occur.
 
-    A row whose item is not in the catalogue is left out and counted. The split is the source's own where it has one,
-    else the item's. An alignment row takes the split of its pair, drawn from the smaller of the two ids: an item can
-    then occur in two splits beside different partners, but splitting by item would lose a third of the pairs.
-    A category's label is its position in the sorted list of those that occur.
+    Args:
+        kind: of the table.
+        source: a file, a folder or a pattern.
+        catalog: whose items the rows name.
+        out: the table's file.
+        contradictions: what to do with rows that say different things of the same text and item, pair or item: stop,
+            or drop all of them.
 
     Raises:
-        UserError: the source cannot be read, or not one of its items is in the catalogue.
+        UserError: the source cannot be read, contradicts itself, or not one of its items is in the catalogue.
     """
     if kind not in TSV_COLUMNS_OF_KIND:
         raise UserError(f"table kind {kind!r}; expected one of {', '.join(TSV_COLUMNS_OF_KIND)}")
     summary = TableSummary()
-    rows: list[dict[str, Any]] = []
-    for row in read_task_rows(source, kind):
-        numbers = [catalog.item_number(item_id) for item_id in row.item_ids]
-        unknown = next((item_id for item_id, n in zip(row.item_ids, numbers, strict=True) if n is None), None)
-        if unknown is not None:
-            summary.skip(f"row {row.row}: item {unknown} is not in the catalogue")
-            continue
-        rows.append(_values(kind, row, [n for n in numbers if n is not None], catalog))
+    given = read_task_rows(source, kind)
+    labels = Labels(kind, contradictions)
+    number_of = cache(catalog.item_number)
+    for row in given:
+        unknown = next((item_id for item_id in row.item_ids if number_of(item_id) is None), None)
+        if unknown is None:
+            labels.add(row, summary.count)
+        else:
+            summary.count.leave_out("item not in the catalogue", f"{row.place}: {unknown}")
+    rows = [_values(kind, row, [number_of(item_id) for item_id in row.item_ids], catalog) for row in labels.kept()]
+    summary.count.used = len(rows)
+    summary.count.reconcile(given.read, str(source))
+    summary.count.notes += given.notes()
     if not rows:
-        found = f"none of its {summary.skipped} rows names an item of {catalog.path}" if summary.skipped else "no rows"
-        raise UserError(f"{source}: {found}; build the catalogue from the same items ({summary.first_skipped})")
+        raise UserError(_no_rows(source, catalog, given.is_tsv, summary.count))
     if kind == "categories":
         label_of = {name: label for label, name in enumerate(sorted({row["category"] for row in rows}))}
         for values in rows:
             values["label"] = label_of[values["category"]]
     return _write(kind, rows, catalog, out, summary)
+
+
+def _no_rows(source: Path, catalog: Catalog, is_tsv: bool, count: RowCount) -> str:
+    """Return why a source has no row for this catalogue, and what to do."""
+    if not count.read:
+        return f"{source}: no rows"
+    if count.left_out["item not in the catalogue"] < count.read:
+        return f"{source}: no row is left ({count.describe_left_out()})"
+    found = f"{source}: none of its {count.read} rows names an item of {catalog.path} ({count.describe_left_out()})"
+    own = catalog.record(0).item_id
+    if is_tsv and not re.fullmatch(MADE_ID, own):
+        return (
+            f"{found}; a TSV names an item by its title and image, which fits a catalogue of items without an id "
+            f"(its ids are made of them), this one's first id is {own!r}; give the labels as JSONL or Parquet with "
+            "item_id"
+        )
+    return f"{found}; build the catalogue from the same items"
 
 
 def derive_table(
@@ -108,7 +138,7 @@ def derive_table(
     return _write(kind, rows, catalog, out, summary)
 
 
-def _values(kind: Kind, row: TaskRow, numbers: list[int], catalog: Catalog) -> dict[str, Any]:
+def _values(kind: Kind, row: TaskRow, numbers: list[int | None], catalog: Catalog) -> dict[str, Any]:
     split = row.split or split_of(min(row.item_ids))
     if kind == "alignment":
         return {"item_a": numbers[0], "item_b": numbers[1], "label": row.label, "split": split}
@@ -133,7 +163,8 @@ def _attribute_rows(catalog: Catalog, seed: int, num_negatives: int, summary: Ta
     for item, record in enumerate(records):
         for name, value in sorted(record.attributes.items()):
             if len(anywhere[name]) < 2:
-                summary.skip(f"item {record.item_id}: {name!r} has no value but {value!r} in this catalogue")
+                where = f"item {record.item_id}: {name!r} has no value but {value!r}"
+                summary.count.leave_out("attribute with one value in this catalogue", where)
                 continue
             key = (record.category, name)
             values = distinct[key] if len(distinct[key]) > 1 else anywhere[name]
@@ -162,9 +193,10 @@ def _category_rows(catalog: Catalog, min_items: int, summary: TableSummary) -> l
         if category in label_of:
             rows.append({"item": item, "label": label_of[category], "category": category, "split": split})
         elif category:
-            summary.skip(f"item {item_id}: category {category!r} has {counts[category]} items")
+            where = f"item {item_id}: {category!r} has {counts[category]} items"
+            summary.count.leave_out("item of a small category", where)
         else:
-            summary.skip(f"item {item_id}: no category")
+            summary.count.leave_out("item without a category", f"item {item_id}")
     return rows
 
 

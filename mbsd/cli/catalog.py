@@ -39,7 +39,9 @@ def catalog_synth(
 
 @catalog_app.command("build")
 def catalog_build(  # noqa: PLR0913 (options of a command line)
-    source: Annotated[Path, typer.Argument(help="Items: TSV (2 to 5 columns, no header), JSONL or Parquet.")],
+    source: Annotated[
+        Path, typer.Argument(help="Items: TSV (2 to 5 columns), JSONL or Parquet: a file, a folder or a pattern.")
+    ],
     out: Out,
     images: Annotated[
         str | None, typer.Option(help="What image paths are relative to: folder, .tar, folder or glob of tars, or URL.")
@@ -51,11 +53,19 @@ def catalog_build(  # noqa: PLR0913 (options of a command line)
     max_rejects: Annotated[
         float, typer.Option(help="Share of the rows naming a picture whose pictures may be rejected; 1 = any number.")
     ] = 0.05,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="OURS=NAME for item_id, title, image, category or attributes; may be repeated."),
+    ] = None,
     image_seconds: Annotated[float, typer.Option(help="Longest time to read and decode a picture.")] = 10.0,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew, where an unfinished build lies.")] = False,
     workers: Workers = 0,
 ) -> None:
     """Check and normalise every picture and write the catalogue; what is wrong goes to OUT/quarantine.jsonl.
+
+    JSONL and Parquet have the columns item_id, title, image, category and attributes (name: value); only a title or an
+    image is required, and other columns are named and not read. A missing value is null, NaN or empty. A row that
+    repeats an item_id, or has neither title nor picture, is left out and counted.
 
     The same command again goes on where an interrupted one stopped.
     """
@@ -67,12 +77,16 @@ def catalog_build(  # noqa: PLR0913 (options of a command line)
         attribute_where=_read_json(attribute_where) if attribute_where is not None else {},
         restart=restart, progress=sys.stderr.isatty(),
     )  # fmt: skip
-    summary = build_catalog(read_items(source), images, out, options)
+    items = read_items(source, dict(_name_and_value(text) for text in column or []))
+    summary = build_catalog(items, images, out, options)
     print(
         f"{out}: {summary.items} items, {summary.with_image} with an image, {summary.quarantined} quarantined, "
         f"{summary.repeated} rows with an item id of before, {summary.same_picture} items with a picture of before, "
         f"{summary.seconds:.1f} s, {summary.images_per_s:.0f} images/s"
     )
+    print(f"  {summary.count.read} rows read; left out: {summary.count.describe_left_out()}")
+    for note in items.notes():
+        print(f"  {note}")
     if summary.resumed_from:
         print(f"  continued behind row {summary.resumed_from}")
     if not summary.has_image_root:
@@ -89,9 +103,13 @@ def catalog_mask(
 ) -> None:
     """Write the items (JSONL) with titles that no longer name any category, or any value of the attributes."""
     from mbsd.catalog.masked_titles import mask_titles
+    from mbsd.catalog.sources import read_items
 
-    items, changed = mask_titles(source, out, attributes)
-    print(f"{out}: {items} items, {changed} titles masked")
+    items = read_items(source)
+    count, changed = mask_titles(items, out, attributes)
+    print(f"{out}: {count} items, {changed} titles masked")
+    for note in items.notes():
+        print(f"  {note}")
 
 
 @catalog_app.command("inspect")
@@ -105,15 +123,40 @@ def catalog_inspect(catalog: Annotated[Path, typer.Argument(help="Folder written
 @tables_app.command("build")
 def tables_build(
     kind: Annotated[Literal["pairs", "attributes", "alignment", "categories"], typer.Argument()],
-    source: Annotated[Path, typer.Argument(help="TSV, JSONL or Parquet with the labels.")],
+    source: Annotated[Path, typer.Argument(help="TSV, JSONL or Parquet with the labels: a file, folder or pattern.")],
     catalog: CatalogDir,
     out: Out,
+    contradictions: Annotated[
+        Literal["stop", "drop"], typer.Option(help="Labels that say different things of the same: stop, or drop both.")
+    ] = "stop",
 ) -> None:
-    """Write a task table from labels; items are found by id, or by title and image."""
+    """Write a task table from labels.
+
+    Columns of JSONL and Parquet; behind the semicolon those that may be missing:
+
+    pairs: item_id, text (the query), label (0 or 1); source, evidence, split
+
+    attributes: item_id, text (the tag, name:value), label; where, split
+
+    alignment: item_id_a, item_id_b, label; split
+
+    categories: item_id, category; split
+
+    Columns of a TSV: pairs and attributes have text, title, image, label; alignment has title, image, title, image,
+    label; categories has title, image, category. A TSV names items by title and image: its catalogue is one whose ids
+    are made of these, built from a TSV or from rows without item_id.
+
+    A split is train, validation or test. A row whose item is not in the catalogue, or that repeats an earlier one, is
+    left out and counted.
+    """
     from mbsd.catalog.reader import Catalog
     from mbsd.catalog.tables import build_table
 
-    print(f"{out}: {build_table(kind, source, Catalog(catalog), out).describe()}")
+    summary = build_table(kind, source, Catalog(catalog), out, contradictions)
+    print(f"{out}: {summary.describe()}")
+    print(f"  {summary.count.read} rows read")
+    for note in summary.count.notes:
+        print(f"  {note}")
 
 
 @tables_app.command("derive")
@@ -148,6 +191,12 @@ def pairs_mine(  # noqa: PLR0913 (options of a command line)
     column: Annotated[
         list[str] | None, typer.Option(help="OURS=NAME for user, query, item, kind or time; may be repeated.")
     ] = None,
+    max_record_lines: Annotated[
+        int,
+        typer.Option(
+            help="Of CSV: lines of a row at most; a quote open for longer costs its own line, which is counted."
+        ),
+    ] = 10,
     split: Annotated[
         Literal["item", "time"], typer.Option(help="What train, validation and test are cut by.")
     ] = "item",
@@ -158,11 +207,22 @@ def pairs_mine(  # noqa: PLR0913 (options of a command line)
     engine: Annotated[Literal["duckdb", "spark"], typer.Option(help="Both give the same table.")] = "duckdb",
     master: Annotated[str, typer.Option(help="Of Spark, such as spark://host:7077; without: this machine.")] = "",
     memory_limit: Annotated[str, typer.Option(help="Of the engine, such as 4GB.")] = "",
-    spill: Annotated[str, typer.Option(help="Folder for what does not fit into memory.")] = "",
+    spill: Annotated[
+        str,
+        typer.Option(
+            help="Folder for what does not fit into memory, and for rewritten files; of a Spark cluster, a shared one."
+        ),
+    ] = "",
     threads: Annotated[int, typer.Option(help="0 = one per core.")] = 0,
     report: Annotated[Path | None, typer.Option(help="Folder of report.json; without: OUT's name + .report.")] = None,
 ) -> None:
-    """Write the pair table of stage 2: purchases, and hard negatives without any behaviour."""
+    """Write the pair table of stage 2: purchases, and hard negatives without any behaviour.
+
+    The log has the columns user, query, item (the item's id), kind (purchase, or any other behaviour) and, for --split
+    time, time: a timestamp, ISO 8601, or s, ms, us or ns since 1970; without a zone it is UTC. No other column is read.
+    A row that cannot be used is left out and counted by its reason, with the line of the first; these and the rows that
+    were used are all rows of the log.
+    """
     from mbsd.catalog.mining.mine import MiningSettings, mine_pairs
     from mbsd.catalog.mining.model_tagger import make_tagger
     from mbsd.catalog.mining.report import write_report
@@ -173,12 +233,14 @@ def pairs_mine(  # noqa: PLR0913 (options of a command line)
         min_buyers=min_buyers, negatives_per_positive=negatives_per_positive, seed=seed, columns=columns, split=split,
         rewrites_per_positive=rewrites_per_positive, max_pairs_per_item=max_pairs_per_item, master=master,
         validation_from=validation_from, test_from=test_from, engine=engine, memory_limit=memory_limit, spill=spill,
-        threads=threads,
+        threads=threads, max_record_lines=max_record_lines,
     )  # fmt: skip
     shop = Catalog(catalog)
     found = mine_pairs(log, shop, out, settings, make_tagger(tagger, shop, lexicon))
     page = write_report(found, out, report or out.with_name(out.stem + ".report"), shop)
     print(f"{out}: {found.describe()}; report: {page}")
+    for note in found.notes:
+        print(f"  {note}")
 
 
 def _name_and_value(text: str) -> tuple[str, str]:

@@ -36,8 +36,8 @@ def check_training_table(task: Task, table: Table, labels: Labels) -> None:
         if len(unseen):
             row = int(rows[unseen[0]])
             raise UserError(
-                f"table {table.path}, row {row}: class {labels.names[of_row[row]]!r} of the {split} split has no row "
-                "in train; move some of its rows there, or take the class out of the table"
+                f"table {table.path}, row {row + 1}: class {labels.names[of_row[row]]!r} of the {split} split has no "
+                "row in train; move some of its rows there, or take the class out of the table"
             )
 
 
@@ -58,7 +58,7 @@ def check_tags(table: Table, splits: tuple[str, ...], tokenizer: PreTrainedToken
                 lengths[tag] = len(tokenizer.tokenize(normalise_query(tag)))
             if lengths[tag] > room:
                 raise UserError(
-                    f"table {table.path}, row {row}: the tag {shortened(tag)!r} has {lengths[tag]} tokens, and "
+                    f"table {table.path}, row {row + 1}: the tag {shortened(tag)!r} has {lengths[tag]} tokens, and "
                     f"data.max_query_tokens={data.max_query_tokens} leaves room for {room}; shorten it, or raise "
                     "data.max_query_tokens (and data.max_text_tokens)"
                 )

@@ -94,8 +94,8 @@ def task_samples(table: Table, split: str, labels: Labels) -> Samples:
     if len(unknown):
         row = int(rows[unknown[0]])
         raise UserError(
-            f"table {table.path}, row {row}: category {table.column('category')[row]!r} of the {split} split is none "
-            f"of the {len(labels.names)} that the model was trained on; take such rows out, or train with them"
+            f"table {table.path}, row {row + 1}: category {table.column('category')[row]!r} of the {split} split is "
+            f"none of the {len(labels.names)} that the model was trained on; take such rows out, or train with them"
         )
     samples = TableSamples(table, split)
     return samples if np.array_equal(labels.of, np.arange(len(labels.of))) else Relabelled(samples, labels.of)

@@ -33,7 +33,7 @@ def source(tmp_path: Path) -> Path:
 
 def test_names_of_categories_and_values_are_taken_out(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "masked.jsonl"
-    assert mask_titles(source, out, ["colour"]) == (5, 4)
+    assert mask_titles(read_items(source), out, ["colour"]) == (5, 4)
     titles = {item.item_id: item.title for item in read_items(out)}
     # Plurals, hyphens, slashes, upper case and punctuation do not hide a name; another word that holds one stays.
     assert titles == {
@@ -47,7 +47,7 @@ def test_names_of_categories_and_values_are_taken_out(source: Path, tmp_path: Pa
 
 def test_everything_else_stays(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "masked.jsonl"
-    mask_titles(source, out)
+    mask_titles(read_items(source), out)
     before, after = list(read_items(source)), list(read_items(out))
     assert [(i.item_id, i.image, i.category, i.attributes) for i in after] == [
         (i.item_id, i.image, i.category, i.attributes) for i in before
@@ -57,7 +57,7 @@ def test_everything_else_stays(source: Path, tmp_path: Path) -> None:
 
 def test_refused(source: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no item has an attribute 'color'; found brand, colour"):
-        mask_titles(source, tmp_path / "masked.jsonl", ["color"])
+        mask_titles(read_items(source), tmp_path / "masked.jsonl", ["color"])
     with pytest.raises(UserError, match="is the source itself"):
-        mask_titles(source, source)
+        mask_titles(read_items(source), source)
     assert not (tmp_path / "masked.jsonl").exists()

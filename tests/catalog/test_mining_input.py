@@ -7,6 +7,8 @@ import json
 import struct
 import subprocess
 import sys
+import time
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mbsd.catalog.mining.duckdb import DuckDB
 from mbsd.catalog.mining.mine import MiningReport, MiningSettings, mine_pairs
 from mbsd.catalog.queries import MAX_QUERY_CHARACTERS
 from mbsd.catalog.reader import Catalog
@@ -114,7 +117,7 @@ def test_bad_rows_are_counted_and_never_stop(tmp_path: Path, catalog: Catalog, a
     check_bad_rows(*mine(tmp_path, catalog, log, **BY_TIME))
     report, rows = mine(tmp_path, catalog, log)  # a split by item reads no times
     assert report.rejected == {reason: count for reason, count in REASONS.items() if reason != "bad time"}
-    assert report.bad_times == 2 and rows["red kind", 6][:3] == (1, "purchase", 2)
+    assert report.bad_times == 0 and rows["red kind", 6][:3] == (1, "purchase", 2)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".csv"])
@@ -198,7 +201,7 @@ def test_users_mistakes(tmp_path: Path, catalog: Catalog) -> None:
     fails(tmp_path, "files of different formats \\(CSV, JSONL, Parquet\\)")
     fails("s3://shop/log.csv", "a URL is read as Parquet")
     (tmp_path / "bad.parquet").write_text("no parquet")
-    fails(tmp_path / "bad.parquet", "cannot be read as Parquet")
+    fails(tmp_path / "bad.parquet", "bad.parquet: not a Parquet file")
 
 
 def test_the_command(tmp_path: Path, catalog: Catalog) -> None:
@@ -227,3 +230,139 @@ def test_the_command(tmp_path: Path, catalog: Catalog) -> None:
     for more, message in ((["--column", "user"], "--column user: expected OURS=NAME"), ([], "no column 'user'")):
         refused = run(*more)
         assert refused.returncode == 2 and message in refused.stderr and refused.stderr.count("\n") == 1
+
+
+def log_of(path: Path, *rows: tuple[Any, ...], columns: tuple[str, ...] = COLUMNS[:4], **types: Any) -> Path:
+    arrays = [pa.array(values, types.get(name)) for name, values in zip(columns, zip(*rows, strict=True), strict=True)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(arrays, names=list(columns)), path)
+    return path
+
+
+BOUGHT = [(user, "red kind", "id-0", "purchase") for user in ("u1", "u2")]
+
+
+def test_a_stray_quote_loses_its_line_alone(tmp_path: Path, catalog: Catalog) -> None:
+    rows = [f"u{n % 4},dress {n // 4},id-{n // 4},purchase" for n in range(24)]
+    rows[2] = 'u2,"dress 0,id-0,purchase'
+    log = tmp_path / "log.csv"
+    log.write_text("\n".join(["user,query,item,kind", *rows]) + "\n")
+    report, _ = mine(tmp_path, catalog, log)
+    assert report.positives == 6 and report.log_rows == 24
+    assert report.rejected == {"line with a quote that does not close": 1}
+    assert report.rejected_first == {"line with a quote that does not close": f"{log}, line 4"}
+    assert f"1 line with a quote that does not close (the first: {log}, line 4)" in report.describe()
+    rows[3], rows[7] = 'u3,"dress', '0",id-0,purchase'
+    log.write_text("\n".join(["user,query,item,kind", *rows]) + "\n")
+    report, _ = mine(tmp_path, catalog, log, max_record_lines=2)
+    assert report.rejected == {"line with a quote that does not close": 2, "unreadable line": 1}
+    report, _ = mine(tmp_path, catalog, log, max_record_lines=5)  # it may be a row of five lines, which is said
+    assert report.notes == [f"rows of several lines: 1, of 5 lines together (the first: {log}, line 5)"]
+    with pytest.raises(UserError, match="max_record_lines is 0; expected at least 1"):
+        MiningSettings(max_record_lines=0)
+
+
+def test_users_that_are_no_text(tmp_path: Path, catalog: Catalog) -> None:
+    """3, 3.0 and "3" are one buyer, NaN and null are nobody; int64 and float64 files in one folder."""
+    users = [3, 3.0, float("nan"), None, "3"]
+    (tmp_path / "log.jsonl").write_text(
+        "".join(json.dumps({"user": u, "query": "q", "item": "id-0", "kind": "purchase"}) + "\n" for u in users)
+    )
+    log_of(tmp_path / "log/a.parquet", *((3, *BOUGHT[0][1:]),), user=pa.int64())
+    log_of(
+        tmp_path / "log/b.parquet", *((u, *BOUGHT[0][1:]) for u in (3.0, float("nan"), None, 3.0)), user=pa.float64()
+    )
+    for log, line in ((tmp_path / "log.jsonl", "line 3"), (tmp_path / "log", "row 2")):
+        report, rows = mine(tmp_path, catalog, log, min_buyers=1)
+        assert [row[:3] for row in rows.values() if row[0]] == [(1, "purchase", 1)] and report.rejected == {
+            "null user": 2
+        }
+        assert report.rejected_first["null user"].endswith(line) and report.log_rows == 5
+
+
+def test_ids_that_have_lost_digits_are_refused(tmp_path: Path, catalog: Catalog) -> None:
+    large = [(user, *BOUGHT[0][1:]) for user in (1.0, 2.0**53)]
+    log_of(tmp_path / "log.parquet", *large)
+    (tmp_path / "log.jsonl").write_text('{"user": "a"}\n{"user": 9007199254740992.0}\n')
+    for name, row in (("log.parquet", "row"), ("log.jsonl", "line")):
+        with pytest.raises(UserError, match=rf"{name}, {row} 2: 'user' is 9007199254740992.0, .* at or above 2\*\*53"):
+            mine(tmp_path, catalog, tmp_path / name)
+
+
+def test_paths_are_never_patterns(tmp_path: Path, catalog: Catalog) -> None:
+    names = ["log[1].parquet", "log1.parquet", "log*.parquet", "l?g.parquet"]
+    for number, name in enumerate(names):
+        log_of(tmp_path / "log" / name, *((f"u{k}", "q", f"id-{number}", "purchase") for k in range(2)))
+    report, rows = mine(tmp_path, catalog, tmp_path / "log")
+    assert report.log_rows == 8 and {item for (_, item), row in rows.items() if row[0]} == {0, 1, 2, 3}
+    _, rows = mine(tmp_path, catalog, tmp_path / "log/log[1].parquet")
+    assert {item for (_, item), row in rows.items() if row[0]} == {0}
+
+
+def test_an_empty_or_foreign_file_is_named(tmp_path: Path, catalog: Catalog) -> None:
+    log_of(tmp_path / "log/a.parquet", *BOUGHT)
+    for make, message in (
+        (lambda path: path.touch(), "b.parquet: not a Parquet file but an empty one"),
+        (lambda path: path.write_bytes(b"PAR1"), "b.parquet: not a Parquet file"),
+        (lambda path: pq.write_table(pa.table({"sku": [1]}), path), "b.parquet: no column 'user'; found sku"),
+        (lambda path: log_of(path, *BOUGHT, columns=("user", "query", "item", "item")), "b.parquet: .*'item' .* twice"),
+        (lambda path: log_of(path, *((u, [q], i, k) for u, q, i, k in BOUGHT)), "b.parquet: .*'query' is list"),
+    ):  # fmt: skip
+        make(tmp_path / "log/b.parquet")
+        for log in (tmp_path / "log", tmp_path / "log/*.parquet"):
+            with pytest.raises(UserError, match=message):
+                mine(tmp_path, catalog, log)
+    (tmp_path / "c.csv").write_text("user,query,query,item,kind\nu,a,b,id-0,click\n")
+    (tmp_path / "u.jsonl").write_bytes('{"user": "u"}\n'.encode("utf-16"))
+    for name, message in (("c.csv", "'query' is in the header twice"), ("u.jsonl", "u.jsonl: UTF-16")):
+        with pytest.raises(UserError, match=message):
+            mine(tmp_path, catalog, tmp_path / name)
+
+
+def test_columns_in_the_folders_names(tmp_path: Path, catalog: Catalog) -> None:
+    for kind in ("click", "purchase"):
+        log_of(tmp_path / f"log/kind={kind}/p.parquet", *(row[:3] for row in BOUGHT), columns=COLUMNS[:3])
+        (tmp_path / f"csv/kind={kind}").mkdir(parents=True)
+        (tmp_path / f"csv/kind={kind}/p.csv").write_text("user,query,item\nu1,red kind,id-0\nu2,red kind,id-0\n")
+    (tmp_path / "log/_SUCCESS").touch()
+    for log in ("log", "csv", "log/kind=purchase", "log/kind=purchase/p.parquet", "log/*/*.parquet"):
+        report, rows = mine(tmp_path, catalog, tmp_path / log)
+        assert rows["red kind", 0][:3] == (1, "purchase", 2) and report.rows_by_kind["purchase"] == 2
+        assert report.notes == ["read from the folders' names: kind"]
+    # A column of the file's own has precedence.
+    log_of(tmp_path / "own/kind=click/p.parquet", *BOUGHT)
+    assert mine(tmp_path, catalog, tmp_path / "own")[0].rows_by_kind == {"purchase": 2}
+
+
+def test_a_file_that_changes_while_it_is_read(
+    tmp_path: Path, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = log_of(tmp_path / "log.parquet", *BOUGHT)
+    whole = DuckDB.open_part
+
+    def late(engine: DuckDB, part: Any, number: int) -> None:
+        log_of(log, *BOUGHT, *BOUGHT)
+        whole(engine, part, number)
+
+    monkeypatch.setattr(DuckDB, "open_part", late)
+    with pytest.raises(UserError, match="log.parquet: has 2 rows, but 4 were used and 0 left out; was it changed"):
+        mine(tmp_path, catalog, log)
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Shanghai", "America/New_York"])
+def test_an_instant_is_one_in_every_time_zone(
+    tmp_path: Path, catalog: Catalog, monkeypatch: pytest.MonkeyPatch, zone: str
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    moments = [datetime(2024, 3, day, 23, 30, tzinfo=UTC) for day in (1, 2, 3, 4, 5, 6)]
+    rows = [(u, f"q{n}", f"id-{n}", "purchase", at) for n, at in enumerate(moments) for u in ("a", "b")]
+    options = {"split": "time", "validation_from": "2024-03-03T00:00:00Z", "test_from": "2024-03-05T00:00:00Z"}
+    texts = [(*row[:4], row[4].astimezone(timezone(timedelta(hours=8))).isoformat()) for row in rows]
+    for given in (rows, texts):
+        log_of(tmp_path / "log.parquet", *given, columns=COLUMNS)
+        _, pairs = mine(tmp_path, catalog, tmp_path / "log.parquet", **options)
+        splits = {item: row[4] for (_, item), row in pairs.items() if row[0]}
+        assert splits == {0: "train", 1: "train", 2: "validation", 3: "validation", 4: "test", 5: "test"}
+    monkeypatch.undo()
+    time.tzset()

@@ -70,6 +70,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> Path:
 def _report() -> MiningReport:
     return MiningReport(
         log_rows=20_000, rows_by_kind={"click": 12_000, "purchase": 7_900}, rejected={"unknown item": 100, "null": 1},
+        rejected_first={"unknown item": "logs/<day>.csv, line 7"}, notes=["files not read: README"],
         positives=50, same_category=40, rewrites=0, same_category_asked=50, same_category_short=10, items=20,
         distinct_queries=1234, seconds=1.5, kinds=9, bad_times=2000, positives_found=1070,
         rounds=3, engine="duckdb", settings={"log": Path("a/log.parquet"), "seed": 3},
@@ -118,11 +119,15 @@ def test_the_page_has_the_reports_content_and_needs_no_other_file(tmp_path: Path
     rows = _rows(random.Random(2), 100)
     path = write_report(_report(), _write(tmp_path / "pairs.parquet", rows), tmp_path)
     page = _Page(path)
-    assert "unknown item 100 0.5%" in page.rows and "null 1 < 0.1%" in page.rows and "click 12,000 60.0%" in page.rows
+    assert (
+        "unknown item first: logs/<day>.csv, line 7 100 0.5%" in page.rows
+        and "null 1 < 0.1%" in page.rows
+        and "click 12,000 60.0%" in page.rows
+    )
     assert "same-category 50 40 10 80.0%" in page.rows and "rewrite 0 0 0 not asked for" in page.rows
     assert "log a/log.parquet" in page.rows and ("b", "1,234") in page.texts
     remarks = [" ".join(text.split()) for _, text in page.texts]
-    for remark in ("and 7 rarer kinds", "2,000 rows have no readable time."):
+    for remark in ("and 7 rarer kinds", "2,000 rows have no readable time.", "files not read: README"):
         assert remark in remarks
     assert any("left 1,020 of 1,070 purchases out" in text for text in remarks) and "found in 3 rounds." in " ".join(
         remarks
@@ -171,7 +176,7 @@ def test_the_replaced_term_is_marked(tmp_path: Path, text: str, replaced: str, e
 def test_one_line() -> None:
     assert _report().describe() == (
         "50 purchases, 40 of 50 queries of the same category, 0 of 0 rewrites for 20 items, from 20000 rows in 1.5 s "
-        "(duckdb); rows left out: 100 unknown item, 1 null"
+        "(duckdb); rows left out: 100 unknown item (the first: logs/<day>.csv, line 7), 1 null"
     )
 
 
@@ -182,6 +187,7 @@ def test_text_of_others_is_text_and_nothing_else(tmp_path: Path) -> None:
     rows = [row, {**row, "source": "rewrite", **rewritten}]
     report = _report()
     report.rows_by_kind = report.rejected = {EVIL: 1}
+    report.rejected_first, report.notes = {EVIL: EVIL}, [EVIL]
     report.engine, report.settings = EVIL, {EVIL: EVIL}
     page = _Page(write_report(report, _write(tmp_path / f"{EVIL[:8]}.parquet", rows), tmp_path, catalog))
     assert not [tag for tag, _ in page.elements if tag == "script"]

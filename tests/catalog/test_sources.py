@@ -103,7 +103,7 @@ def test_jsonl(tmp_path: Path) -> None:
         ("[1]", "line 1: list; expected one JSON object"),
         ('{"name": "x"}', "line 1: neither 'title' nor 'image'; found name"),
         ('{"title": {"zh": "x"}}', "row 1: 'title' is a dict; expected text"),
-        ('{"title": "\\ud800"}', "row 1: 'title' holds half a surrogate pair"),
+        ('{"title": "\\ud800"}', "row 1: 'title' is text with half a surrogate pair"),
         ('{"title": "x", "attributes": [1]}', "row 1: 'attributes' is a list"),
     ],
 )
@@ -144,6 +144,7 @@ def test_task_row_without_a_needed_key(tmp_path: Path) -> None:
 
 
 def test_unknown_or_missing_file(tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.csv", "title,image")
     with pytest.raises(UserError, match="unknown kind of file '.csv'"):
         list(read_items(tmp_path / "a.csv"))
     with pytest.raises(UserError, match="no such file"):

@@ -36,7 +36,7 @@ def test_build_from_tsv(tmp_path: Path, kind: Kind) -> None:
     catalog = small_catalog(tmp_path / "c", list(read_items(source)))
     summary = build_table(kind, source, catalog, tmp_path / "t.parquet")
     table = Table(tmp_path / "t.parquet", catalog, kind)
-    assert summary.rows == len(table) == len(TSV[kind]) and summary.skipped == 0
+    assert summary.rows == len(table) == len(TSV[kind]) and not summary.count.left_out
     lamp, cup = (catalog.item_number(item_id_of(*item)) for item in (("lamp", "l.jpg"), ("cup", "c.jpg")))
     splits = table.column("split")
     if kind == "alignment":
@@ -67,8 +67,8 @@ def test_build_from_jsonl_and_parquet(tmp_path: Path, catalog: Catalog) -> None:
     for source in (write_jsonl(tmp_path / "a.jsonl", *records), tmp_path / "a.parquet"):
         summary = build_table("pairs", source, catalog, tmp_path / "t.parquet")
         table = Table(tmp_path / "t.parquet", catalog)
-        assert (summary.rows, summary.skipped) == (2, 1)
-        assert summary.first_skipped == "row 2: item stranger is not in the catalogue"
+        assert summary.rows == 2 and summary.count.left_out == {"item not in the catalogue": 1}
+        assert summary.count.first["item not in the catalogue"] == f"{source}, row 2: stranger"
         assert table.column("item").tolist() == [4, 9] and table.column("evidence").tolist() == [7, 0]
         assert table.column("split") == ["test", split_of("id-9")] and table.column("source") == ["ours", "given"]
 
@@ -115,7 +115,8 @@ def test_derived_negatives_fall_back_to_any_value(tmp_path: Path) -> None:
         ("n:2", 1, 1),
         ("n:1", 1, 0),
     ]
-    assert summary.skipped == 2 and "'same' has no value but 's'" in summary.first_skipped
+    assert summary.count.left_out == {"attribute with one value in this catalogue": 2}
+    assert summary.count.first.popitem()[1] == "item a: 'same' has no value but 's'"
 
 
 def test_several_distinct_negatives(tmp_path: Path, catalog: Catalog) -> None:
@@ -133,7 +134,7 @@ def test_derived_categories(tmp_path: Path) -> None:
     catalog = small_catalog(tmp_path / "c", [*items_of(10), Item("none", "title")])
     summary = derive_table("categories", catalog, tmp_path / "t.parquet")
     table = Table(tmp_path / "t.parquet", catalog)
-    assert table.class_names == ["kind 0", "kind 1"] and summary.skipped == 1
+    assert table.class_names == ["kind 0", "kind 1"] and summary.count.left_out == {"item without a category": 1}
     assert table.column("label").tolist() == [0, 1] * 5 and table.column("item").tolist() == list(range(10))
 
 
@@ -162,12 +163,12 @@ def test_a_table_of_another_catalogue_is_refused(tmp_path: Path, catalog: Catalo
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"item": [0, 60]}, "row 1: item is 60; expected an item number from 0 to 59"),
-        ({"item": [-1, 0]}, "row 0: item is -1"),
-        ({"label": [0, 2]}, "row 1: label is 2; expected 0 to 1"),
-        ({"label": [0, None]}, "row 1: label is None"),
-        ({"split": ["train", "dev"]}, "row 1: split is 'dev'; expected train | validation | test"),
-        ({"text": ["", "q"]}, "row 0: text is ''"),
+        ({"item": [0, 60]}, "row 2: item is 60; expected an item number from 0 to 59"),
+        ({"item": [-1, 0]}, "row 1: item is -1"),
+        ({"label": [0, 2]}, "row 2: label is 2; expected 0 to 1"),
+        ({"label": [0, None]}, "row 2: label is None"),
+        ({"split": ["train", "dev"]}, "row 2: split is 'dev'; expected train | validation | test"),
+        ({"text": ["", "q"]}, "row 1: text is ''"),
     ],
 )
 def test_bad_values_name_the_row(
@@ -185,7 +186,7 @@ def test_bad_tables(tmp_path: Path, catalog: Catalog) -> None:
     with pytest.raises(UserError, match="no column 'category'"):
         write_table("categories", pa.table({"item": [0], "label": [0], "split": ["train"]}), catalog, tmp_path / "t")
     two = {"item": [0, 1], "label": [0, 0], "category": ["a", "b"], "split": ["train", "train"]}
-    with pytest.raises(UserError, match="row 1: label 0 is 'b' here and 'a' before"):
+    with pytest.raises(UserError, match="row 2: label 0 is 'b' here and 'a' before"):
         write_table("categories", pa.table(two), catalog, tmp_path / "t")
     with pytest.raises(UserError, match="number the categories 0, 1, 2"):
         write_table("categories", pa.table({**two, "label": [0, 5]}), catalog, tmp_path / "t")

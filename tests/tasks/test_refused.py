@@ -45,7 +45,7 @@ def test_fine_tuning(case: str, market: Market, tmp_path: Path) -> None:
     named: list[str] = [str(table)]
     if case == "label":
         changed(market.table(kind), table, lambda of: of["label"].__setitem__(5, 9))
-        named += ["row 5", "label is 9", "0 to 3"]
+        named += ["row 6", "label is 9", "0 to 3"]
     elif case == "empty":
         changed(market.table(kind), table, lambda of: of.update(split=["train"] * len(of["split"])))
         named += ["validation split is empty"]
@@ -62,11 +62,11 @@ def test_fine_tuning(case: str, market: Market, tmp_path: Path) -> None:
         given = pq.read_table(market.table(kind)).to_pydict()
         add_class(given)
         write_table("categories", pa.table(given), Catalog(market.catalog), table)
-        named += [f"row {rows[3]}", "'hat'", "test", "train"]
+        named += [f"row {rows[3] + 1}", "'hat'", "test", "train"]
     elif case == "tag":
         kind, more = "attributes", ["--data.max_query_tokens=8"]
         changed(market.table(kind), table, lambda of: of["text"].__setitem__(7, "colour:" + "very " * 9 + "red"))
-        named += ["row 7", "data.max_query_tokens=8"]
+        named += ["row 8", "data.max_query_tokens=8"]
     elif case == "catalogue":
         build_catalog(
             [Item(f"i{n}", title=f"red {n}") for n in range(40)], None, tmp_path / "other", BuildOptions(progress=False)
@@ -108,7 +108,7 @@ def test_scoring(case: str, trained: Trained, tmp_path: Path) -> None:
         given["category"][row] = "a hat"
         given["label"] = [names.index(name) for name in given["category"]]
         write_table("categories", pa.table(given), Catalog(market.catalog), table)
-        named += [f"row {row}", "'a hat'", "test", "4"]
+        named += [f"row {row + 1}", "'a hat'", "test", "4"]
     elif case == "empty":
         changed(market.table(kind), table, lambda of: of.update(split=["train"] * len(of["split"])))
         named += ["test split is empty"]

@@ -32,6 +32,7 @@ from mbsd.catalog.build.unfinished import HOW_TO_RESUME, Part, UnfinishedBuild, 
 from mbsd.catalog.build.write_shards import check_rejects, normalised, write_shards
 from mbsd.catalog.checksums import CHECKSUMS, sealed
 from mbsd.catalog.layout import CATALOG_FILE, QUARANTINE_FILE, VERSION
+from mbsd.catalog.row_count import RowCount
 from mbsd.catalog.sources import Item
 from mbsd.errors import UserError
 
@@ -47,6 +48,7 @@ class BuildSummary:
         with_image: how many of them have a picture.
         quarantined: number of lines in `quarantine.jsonl`.
         reasons: how often each reason occurs there, numbers replaced by N.
+        count: the account of the source's rows: items, and rows that were dropped.
         repeated: rows dropped because an earlier row has their item id.
         same_picture: items whose picture is byte for byte that of an earlier item.
         has_image_root: whether pictures were looked up at all.
@@ -59,6 +61,7 @@ class BuildSummary:
     with_image: int = 0
     quarantined: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    count: RowCount = field(default_factory=RowCount)
     repeated: int = 0
     same_picture: int = 0
     has_image_root: bool = True
@@ -106,13 +109,18 @@ def build_catalog(items: Iterable[Item], images: Path | str | None, out: Path, o
             )
         check_rejects(unfinished, done, options.max_rejects)
         if done.items == 0:
-            found = f"{done.rows} rows, none usable" if done.rows else "no rows"
+            count = RowCount()
+            unfinished.left_out(count)
+            found = f"{done.rows} rows, none usable: {count.describe_left_out()}" if done.rows else "no rows"
             unfinished.parts.clear()  # there is nothing in it to resume
             raise UserError(f"an empty catalogue: {found}; an item needs a title or a picture below the image root")
         summary = BuildSummary(
             items=done.items, with_image=done.with_image, quarantined=done.quarantined, reasons=unfinished.reasons(),
             repeated=done.repeated, has_image_root=root is not None, resumed_from=before.rows,
         )  # fmt: skip
+        summary.count.used = done.items
+        unfinished.left_out(summary.count)
+        summary.count.reconcile(done.rows, "the source of the items")
         _finish(unfinished, summary, options)
     summary.seconds = time.monotonic() - started
     summary.images_per_s = (done.with_image - before.with_image) / summary.seconds

@@ -34,9 +34,10 @@ class ShardWriter:
         """Number of items in the shard so far."""
         return len(self._rows)
 
-    def quarantine(self, row: SourceRow, reason: str) -> None:
+    def quarantine(self, row: SourceRow, reason: str, *, kept: bool) -> None:
         """List a row as dropped, or as kept without its picture, with the reason."""
-        line = {"row": row.number, "item_id": row.item.item_id, "image": row.item.image, "reason": reason}
+        line = {"row": row.number, "place": row.place, "item_id": row.item.item_id, "image": row.item.image}
+        line |= {"kept": kept, "reason": reason}
         self._list(QUARANTINE_FILE, line)
 
     def repeated(self, row: SourceRow) -> None:

@@ -27,6 +27,11 @@ class SourceRow:
     same_as: int | None
     digest: bytes
 
+    @property
+    def place(self) -> str:
+        """File and row, or for an item that no file holds, its number."""
+        return self.item.place.short if self.item.place is not None else f"row {self.number}"
+
 
 class SourceRows:
     """Iterates over a source's rows in order, once."""

@@ -23,7 +23,8 @@ from types import TracebackType
 from typing import IO, Any
 
 from mbsd.catalog.checksums import CHECKSUM, require_whole_meta, sealed
-from mbsd.catalog.layout import QUARANTINE_FILE, reason_of
+from mbsd.catalog.layout import QUARANTINE_FILE, dropped, reason_of
+from mbsd.catalog.row_count import RowCount
 from mbsd.errors import UserError
 from mbsd.io.console import say
 from mbsd.io.files import fsync, replace_text
@@ -134,6 +135,12 @@ class UnfinishedBuild:
     def reasons(self) -> Counter[str]:
         """Return how often each reason occurs in the quarantine, numbers replaced by N."""
         return Counter(reason_of(line) for line in self.lines(QUARANTINE_FILE))
+
+    def left_out(self, count: RowCount) -> None:
+        """Add to an account the rows that were dropped, by reason."""
+        for row in map(dropped, self.lines(QUARANTINE_FILE)):
+            if row is not None:
+                count.leave_out(*row)
 
     def publish(self) -> None:
         """Move the finished `catalog` folder to its place, and remove the rest."""

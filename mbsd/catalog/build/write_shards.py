@@ -18,13 +18,12 @@ from mbsd.catalog.build.options import BuildOptions
 from mbsd.catalog.build.shard_writer import ShardWriter
 from mbsd.catalog.build.source_rows import SourceRow, SourceRows
 from mbsd.catalog.build.unfinished import Part, UnfinishedBuild
-from mbsd.catalog.layout import QUARANTINE_FILE
+from mbsd.catalog.layout import NOTHING, QUARANTINE_FILE, SAME_ID
 from mbsd.errors import UserError
 from mbsd.io.files import replacing
 
 CHUNK = 32  # pictures a task: large enough to hide the cost of a task, small enough to keep workers level
 REJECTS_MIN_ROWS = 1000  # with fewer rows that name a picture, a share of rejects could be chance
-SAME_ID = "same item id"
 
 
 @dataclass(frozen=True)
@@ -130,20 +129,21 @@ def _add(writer: ShardWriter, part: Part, located: Located, result: Result) -> N
         part.repeated += 1
         part.quarantined += 1
         writer.repeated(row)
-        writer.quarantine(row, f"{SAME_ID} as row {row.same_as}")
+        writer.quarantine(row, f"{SAME_ID} as row {row.same_as}", kept=False)
         return
     reason = result if isinstance(result, str) else located.reason
     part.named += bool(located.place or reason)
     part.rejected += bool(reason)
     picture = result if isinstance(result, NormalisedImage) else None
     title = row.item.title if row.item.title.strip() else ""
-    if not title and not picture:
+    kept = bool(title or picture)
+    if not kept:
         no_image = "no image root was given" if row.item.image else "no image named"
-        reason = f"neither title nor usable image ({reason or no_image})"
+        reason = f"{NOTHING} ({reason or no_image})"
     else:
         part.items += 1
         part.with_image += bool(picture)
         writer.add(row, title, picture)
     if reason:
         part.quarantined += 1
-        writer.quarantine(row, reason)
+        writer.quarantine(row, reason, kept=kept)

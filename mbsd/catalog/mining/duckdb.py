@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.dataset as pa_dataset
 
-from mbsd.catalog.mining.dialect import FUNCTIONS, Column, UndecodableText, first_line, micros_of, quoted
+from mbsd.catalog.mining.dialect import FUNCTIONS, ZONE, Column, UndecodableText, first_line, micros_of, quoted
+from mbsd.catalog.mining.log_files import LogPart
+from mbsd.catalog.mining.log_rewrite import PLACE, ROW_BITS
 from mbsd.catalog.mining.settings import MiningSettings
 from mbsd.errors import UserError
+
+FILE_ERRORS = ("read file", "Cannot open file", "No files found")
 
 
 class DuckDB:
@@ -29,7 +32,14 @@ class DuckDB:
             self._db.execute("SET memory_limit = $limit", {"limit": settings.memory_limit})
         self._db.execute("CREATE MACRO explode(list) AS unnest(list)")
         self._db.execute("CREATE MACRO sequence(first, last) AS range(first, last + 1)")
-        self._db.execute("CREATE MACRO regexp_like(s, pattern) AS regexp_matches(s, pattern)")
+        self._db.execute("CREATE MACRO full_match(s, pattern) AS regexp_full_match(s, pattern)")
+        self._db.execute("CREATE MACRO thousandth(n) AS (n - ((n % 1000) + 1000) % 1000) // 1000")
+        self._db.execute("CREATE MACRO nanos_of(t) AS epoch_ns(t)")
+        # A TIMESTAMP takes no notice of a zone in its text, and a TIMESTAMPTZ without one is of the machine's zone.
+        self._db.execute(
+            f"CREATE MACRO micros_of_iso(s) AS CASE WHEN regexp_extract(s, '{ZONE}$', 1) <> '' "
+            "THEN epoch_us(TRY_CAST(s AS TIMESTAMPTZ)) ELSE epoch_us(TRY_CAST(s AS TIMESTAMP)) END"
+        )
         self._db.execute("CREATE MACRO xxhash64(a, b) AS hash(a, b)")
         self._db.execute("CREATE MACRO unix_micros(t) AS epoch_us(t)")
         draw = f"('0x' || substr(md5('{settings.seed}' || chr(9) || s), 1, 15))::BIGINT"
@@ -37,22 +47,45 @@ class DuckDB:
         for name, (parameters, _, body) in FUNCTIONS.items():
             self._db.execute(f"CREATE MACRO {name}({parameters.split()[0]}) AS {body}")
 
-    def open_log(self, paths: Sequence[str], *, as_bytes: bool = False) -> list[Column]:
+    def list_url(self, url: str) -> tuple[list[str], list[Column]]:
         """As in `Engine`."""
+        one = url.endswith(".parquet") and "*" not in url
+        pattern = url if "*" in url else f"{url.rstrip('/')}/**/*.parquet"
+        listed = "SELECT file FROM glob(?) ORDER BY file"
         try:
-            if as_bytes:
-                self._db.register("log_bytes", _dataset_of_bytes(paths))
-                log = self._db.sql("SELECT * FROM log_bytes")
-            else:
-                log = self._db.read_parquet(_with_folders(paths), union_by_name=True, hive_partitioning=False)
-            log.create_view("raw_log", replace=True)
+            files = [url] if one else [file for (file,) in self._db.execute(listed, [pattern]).fetchall()]
+            if not files:
+                raise UserError(f"log {url}: no Parquet file there")
+            of_files = ", ".join(map(_path, files))
+            log = self._db.sql(
+                f"SELECT * FROM read_parquet([{of_files}], union_by_name = true, hive_partitioning = false)"
+            )
         except duckdb.Error as error:
-            raise UserError(f"log {paths[0]}: cannot be read as Parquet ({first_line(error)})") from None
-        return [(name, _kind(str(kind))) for name, kind in zip(log.columns, log.types, strict=True)]
+            raise UserError(f"log {url}: cannot be read as Parquet ({first_line(error)})") from None
+        return files, [(name, _kind(str(kind))) for name, kind in zip(log.columns, log.types, strict=True)]
+
+    def open_part(self, part: LogPart, number: int) -> None:
+        """As in `Engine`."""
+        names = {quoted(name, '"') for name, kind in part.columns.values() if kind not in ("constant", "null")}
+        row = f"(({part.first} + file_index) << {ROW_BITS}) | (file_row_number + 1)"
+        place = PLACE if part.placed else f"CAST({row} AS BIGINT) AS {PLACE}"
+        files = ", ".join(map(_path, part.paths))
+        try:
+            self._db.execute(
+                f"CREATE OR REPLACE VIEW placed_{number} AS SELECT {', '.join([*sorted(names), place])} "
+                f"FROM read_parquet([{files}], hive_partitioning = false)"
+            )
+        except duckdb.Error as error:
+            raise UserError(f"log {part.paths[0]}: cannot be read as Parquet ({first_line(error)})") from None
+        self.view(f"raw_{number}", f"SELECT * FROM placed_{number}")
 
     def text(self, column: Column) -> tuple[str, str]:
         """As in `Engine`."""
         name = quoted(column[0], '"')
+        if column[1] == "null":
+            return "CAST(NULL AS VARCHAR)", "false"
+        if column[1] == "constant":
+            return quoted(column[0], "'"), "false"
         if column[1] == "bytes":
             return f"TRY(decode({name}))", f"({name} IS NOT NULL AND TRY(decode({name})) IS NULL)"
         return f"CAST({name} AS VARCHAR)", "false"
@@ -119,8 +152,12 @@ class _duckdb_errors:  # noqa: N801
             raise UserError(
                 f"engine duckdb: {first_line(error)}; give more with --memory-limit, or a larger disk with --spill"
             ) from None
-        if isinstance(error, duckdb.Error) and "Invalid string encoding" in str(error):
+        if not isinstance(error, duckdb.Error | OSError):  # the latter while rows are taken through Arrow
+            return
+        if "Invalid string encoding" in str(error):
             raise UndecodableText(str(error)) from None
+        if any(words in str(error) for words in FILE_ERRORS):
+            raise UserError(f"log: {first_line(error)}; the file is damaged or gone, write it again") from None
 
 
 def _kind(kind: str) -> str:
@@ -128,22 +165,13 @@ def _kind(kind: str) -> str:
         return "bytes"
     if kind == "VARCHAR":
         return "text"
+    if kind in ("TIMESTAMP_NS", "TIMESTAMPTZ_NS"):
+        return "nanos"
     if kind.startswith(("TIMESTAMP", "DATE")):
         return "time"
-    return "integer" if kind.endswith(("INT", "INTEGER")) else "other"
+    return "integer" if kind.endswith(("INT", "INTEGER")) and kind not in ("UBIGINT", "HUGEINT", "UHUGEINT") else ""
 
 
-def _dataset_of_bytes(paths: Sequence[str]) -> Any:
-    """Return Parquet files as an Arrow dataset whose text columns are bytes."""
-    schema = pa_dataset.dataset(list(paths), format="parquet").schema
-    text = (pa.string(), pa.large_string(), pa.string_view())
-    fields = [pa.field(field.name, pa.binary() if field.type in text else field.type) for field in schema]
-    return pa_dataset.dataset(list(paths), format="parquet", schema=pa.schema(fields))
-
-
-def _with_folders(paths: Sequence[str]) -> list[str]:
-    """Return the paths, with the URL of a folder as the glob of the Parquet files below it."""
-    is_folder = [("://" in path and "*" not in path and not path.endswith(".parquet")) for path in paths]
-    return [
-        f"{path.rstrip('/')}/**/*.parquet" if folder else path for path, folder in zip(paths, is_folder, strict=True)
-    ]
+def _path(path: str) -> str:
+    """Return a file's path as SQL, with those characters in brackets that would make it a pattern."""
+    return quoted("".join(f"[{character}]" if character in "*?[" else character for character in path), "'")

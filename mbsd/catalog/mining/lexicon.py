@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mbsd.catalog.queries import normalise_query
-from mbsd.catalog.record_files import format_of, read_records, text_lines, text_of
+from mbsd.catalog.record_files import SUFFIXES, Place, Records, text_lines
+from mbsd.catalog.source_files import find_files
 from mbsd.errors import UserError
 
 COLUMNS = ("type", "surface", "value")
@@ -17,7 +18,7 @@ COLUMNS = ("type", "surface", "value")
 class Entry:
     """One row of a lexicon: in a query, `surface` means `value` of the attribute `type`; both texts are normalised."""
 
-    row: int
+    place: Place
     type: str
     surface: str
     value: str
@@ -35,17 +36,17 @@ def read_lexicon(source: Path) -> list[Entry]:
     """
     entries: list[Entry] = []
     value_of: dict[tuple[str, str], Entry] = {}
-    for row, fields in _rows(source):
+    for place, fields in _rows(source):
         kind, surface, value = fields[0].strip(), normalise_query(fields[1]), normalise_query(fields[2])
         for name, text in (("type", kind), ("surface", surface)):
             if not text:
-                raise UserError(f"lexicon {source}, row {row}: the {name} is empty; expected {', '.join(COLUMNS)}")
-        entry = Entry(row, kind, surface, value or surface)
+                raise UserError(f"lexicon {place}: the {name} is empty; expected {', '.join(COLUMNS)}")
+        entry = Entry(place, kind, surface, value or surface)
         earlier = value_of.setdefault((kind, surface), entry)
         if earlier.value != entry.value:
             raise UserError(
-                f"lexicon {source}, row {row}: {kind} {surface!r} means {entry.value!r} here and {earlier.value!r} in "
-                f"row {earlier.row}; keep one of them"
+                f"lexicon {place}: {kind} {surface!r} means {entry.value!r} here and {earlier.value!r} in "
+                f"row {earlier.place.row}; keep one of them"
             )
         entries.append(entry)
     if not entries:
@@ -54,23 +55,26 @@ def read_lexicon(source: Path) -> list[Entry]:
         further = value_of.get((entry.type, entry.value), entry)
         if further.value != entry.value:
             raise UserError(
-                f"lexicon {source}, row {entry.row}: the value {entry.value!r} is itself a synonym of "
-                f"{further.value!r} in row {further.row}; give {further.value!r} in both rows"
+                f"lexicon {entry.place}: the value {entry.value!r} is itself a synonym of "
+                f"{further.value!r} in row {further.place.row}; give {further.value!r} in both rows"
             )
     return entries
 
 
-def _rows(source: Path) -> Iterator[tuple[int, tuple[str, str, str]]]:
-    if format_of(source) == "tsv":
-        for row, line in text_lines(source):
-            fields = line.split("\t")
+def _rows(source: Path) -> Iterator[tuple[Place, tuple[str, str, str]]]:
+    files = find_files(str(source), SUFFIXES).files
+    if files[0].format != "tsv":
+        for row in Records(source, COLUMNS):
+            yield row.place, (row.text("type"), row.text("surface"), row.text("value"))
+        return
+    for file in files:
+        for number, line in text_lines(file.path):
+            fields, place = line.split("\t"), Place(file.path, number)
             if len(fields) != len(COLUMNS):
                 raise UserError(
-                    f"lexicon {source}, row {row}: {len(fields)} columns; expected {len(COLUMNS)} separated by tabs: "
-                    "type, surface form, canonical value (empty where the surface form is canonical)"
+                    f"lexicon {place}: {len(fields)} columns; expected {len(COLUMNS)} separated by tabs: type, surface "
+                    "form, canonical value (empty where the surface form is canonical)"
                 )
-            yield row, (fields[0], fields[1], fields[2])
-        return
-    for row, record in read_records(source, COLUMNS):
-        kind, surface, value = (text_of(source, row, record, name) for name in COLUMNS)
-        yield row, (kind, surface, value)
+            if number == 1 and tuple(field.strip().casefold() for field in fields) == COLUMNS:
+                continue  # a header
+            yield place, (fields[0], fields[1], fields[2])

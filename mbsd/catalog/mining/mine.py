@@ -55,7 +55,7 @@ def mine_pairs(
     Args:
         log: Parquet, CSV or JSONL: a file, a folder of them, a glob, or the URL of Parquet that the engine can read;
             columns user, query, item (the item's id), kind (`purchase` makes positives, any other is behaviour) and,
-            for a split by time, time.
+            for a split by time, time. No other column is read. One may be in the folders' names (`kind=click/`).
         catalog: its items' categories and attributes decide which negatives there are.
         out: the table's file.
         settings: None = the defaults.
@@ -76,13 +76,13 @@ def mine_pairs(
         columns = {name: settings.columns.get(name, name) for name in LOG_COLUMNS if name != "time"}
         if settings.split == "time" or "time" in settings.columns:
             columns["time"] = settings.columns.get("time", "time")
-        files = find_log(log, columns, Path(folder))
+        files = find_log(log, columns, Path(folder), settings.max_record_lines)
         engine = open_engine(settings, Path(folder))
         try:
             report.engine = engine.version
             items = catalog.table().select(["item_id", "category", "split"])
             engine.load("items", items.append_column("item", pa.array(np.arange(len(catalog)))))
-            open_log(engine, files, columns, settings, report)
+            open_log(engine, files, settings, report)
             bounds = load_positives(engine, files.name, settings, report)
             load_terms(engine, catalog, tagger)
             _draw_negatives(engine, settings, report)
@@ -110,7 +110,7 @@ def load_positives(engine: Engine, name: str, settings: MiningSettings, report: 
     engine.view("found", sql.FOUND.format(min_buyers=settings.min_buyers))
     report.positives_found = number(engine, "SELECT count(*) FROM found")
     if report.positives_found == 0:
-        left_out = ", ".join(f"{count} {reason}" for reason, count in report.rejected.items()) or "no row left out"
+        left_out = f"left out: {report.describe_left_out()}"
         kinds = ", ".join(f"{count} {kind}" for kind, count in report.rows_by_kind.items())
         raise UserError(
             f"log {name}: no query led {settings.min_buyers} users to buy the same item ({report.log_rows} rows: "

@@ -39,8 +39,11 @@ class MiningReport:
         log_rows: all rows, including those that could not be read.
         rows_by_kind: the log's `kind` -> rows, for the most frequent of all `kinds`; any but `purchase` is behaviour.
         kinds: number of distinct kinds.
-        rejected: reason -> rows that were left out, each under its first reason.
-        bad_times: rows without a time that can be read.
+        rejected: reason -> rows that were left out, each under its first reason. With those that were used, which are
+            no field of the report, they are all rows.
+        rejected_first: reason -> file and line (of Parquet: row) of the first of them.
+        notes: what was not read, or is read from the folders' names.
+        bad_times: rows without a time that can be read, where times are read.
         distinct_queries: distinct queries as they are spelled in the log.
         positives_found: pairs with enough buyers, before `max_pairs_per_item` cut them.
         positives: rows of the table that are purchases.
@@ -56,6 +59,8 @@ class MiningReport:
     rows_by_kind: dict[str, int] = field(default_factory=dict)
     kinds: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
+    rejected_first: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     bad_times: int = 0
     distinct_queries: int = 0
     positives_found: int = 0
@@ -75,12 +80,16 @@ class MiningReport:
 
     def describe(self) -> str:
         """Return one line: what the table holds and what of the log was left out."""
-        left_out = ", ".join(f"{count} {reason}" for reason, count in self.rejected.items()) or "none"
         return (
             f"{self.positives} purchases, {self.same_category} of {self.same_category_asked} queries of the same "
             f"category, {self.rewrites} of {self.rewrites_asked} rewrites for {self.items} items, from {self.log_rows} "
-            f"rows in {self.seconds:.1f} s ({self.engine}); rows left out: {left_out}"
+            f"rows in {self.seconds:.1f} s ({self.engine}); rows left out: {self.describe_left_out()}"
         )
+
+    def describe_left_out(self) -> str:
+        """Return the reasons for which rows were left out, and the first row of each."""
+        first = {reason: f" (the first: {place})" for reason, place in self.rejected_first.items()}
+        return ", ".join(f"{n} {reason}{first.get(reason, '')}" for reason, n in self.rejected.items()) or "none"
 
 
 def write_report(report: MiningReport, pairs: Path, folder: Path, catalog: Catalog | None = None) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from mbsd.errors import UserError
@@ -14,6 +14,7 @@ EngineName = Literal["duckdb", "spark"]
 
 LOG_COLUMNS = ("user", "query", "item", "kind", "time")
 MAX_COPIES = 1000
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,16 @@ class MiningSettings:
         max_pairs_per_item: most rows of an item in the table; 0 = no limit. The positives with the most buyers stay.
         seed: seed of all draws.
         columns: our name of a column -> the log's, where it is another.
+        max_record_lines: of a CSV log, the most lines of one row. Where a quote stays open longer, it was none: the
+            line with it is left out and counted, and reading goes on behind it.
         split: item (a row's split is its item's) or time (that of the `min_buyers`th buyer's purchase).
         validation_from: for a time split: a date in ISO 8601 (UTC), or a share of the positives in order of time.
         test_from: the same, for the test split.
         engine: duckdb or spark.
         master: Spark's master, such as spark://host:7077; empty = this machine.
         memory_limit: the engine's, such as 4GB; empty = its default.
-        spill: folder for what does not fit into memory; empty = the system's temporary one.
+        spill: folder for what does not fit into memory, and for files that are rewritten (see `log_rewrite`): with a
+            Spark cluster, on a disk that all its machines see; empty = the system's temporary one.
         threads: 0 = one per core; for Spark, of a local master.
 
     Raises:
@@ -46,6 +50,7 @@ class MiningSettings:
     max_pairs_per_item: int = 0
     seed: int = 0
     columns: Mapping[str, str] = field(default_factory=dict)
+    max_record_lines: int = 10
     split: Literal["item", "time"] = "item"
     validation_from: str = ""
     test_from: str = ""
@@ -56,7 +61,7 @@ class MiningSettings:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        lowest = {"min_buyers": 1}
+        lowest = {"min_buyers": 1, "max_record_lines": 1}
         for name in (f.name for f in fields(self) if f.type == "int" and f.name != "seed"):
             if getattr(self, name) < lowest.get(name, 0):
                 raise UserError(f"{name} is {getattr(self, name)}; expected at least {lowest.get(name, 0)}")
@@ -101,7 +106,7 @@ def _bound(name: str, text: str) -> float | int:
             date = datetime.fromisoformat(text)
         except ValueError:
             raise UserError(f"{name} is {text!r}; expected a date such as 2024-05-01 or a share such as 0.8") from None
-        return int((date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() * 1e6)
+        return ((date if date.tzinfo else date.replace(tzinfo=UTC)) - EPOCH) // timedelta(microseconds=1)
     if not 0 < share < 1:
         raise UserError(f"{name} is {text}; expected a share between 0 and 1, or a date such as 2024-05-01")
     return share

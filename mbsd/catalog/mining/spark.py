@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from mbsd.catalog.mining.dialect import FUNCTIONS, Column, first_line, micros_of, quoted
 from mbsd.catalog.mining.java import java_home
+from mbsd.catalog.mining.log_files import LogPart
+from mbsd.catalog.mining.log_rewrite import PLACE, ROW_BITS
 from mbsd.catalog.mining.settings import MiningSettings
 from mbsd.errors import UserError
 
@@ -62,23 +66,69 @@ class Spark:
                 os.environ.pop(name) if old is None else os.environ.update({name: old})
         self._spark.sparkContext.setLogLevel("ERROR")
         draw = f"CAST(conv(substr(md5(concat('{settings.seed}', chr(9), s)), 1, 15), 16, 10) AS BIGINT)"
-        for name, (parameters, kind, body) in {"draw": ("s STRING", "BIGINT", draw), **FUNCTIONS}.items():
+        own = {
+            "draw": ("s STRING", "BIGINT", draw),
+            "full_match": ("s STRING, p STRING", "BOOLEAN", r"regexp_like(s, concat('^(', p, ')\\z'))"),
+            "thousandth": ("n BIGINT", "BIGINT", "(n - pmod(n, 1000)) div 1000"),
+            "nanos_of": ("n BIGINT", "BIGINT", "n"),
+            "micros_of_iso": ("s STRING", "BIGINT", "unix_micros(try_cast(s AS TIMESTAMP))"),
+        }
+        for name, (parameters, kind, body) in {**own, **FUNCTIONS}.items():
             self._spark.sql(f"CREATE TEMPORARY FUNCTION {name}({parameters}) RETURNS {kind} RETURN {body}")
 
-    def open_log(self, paths: Sequence[str], *, as_bytes: bool = False) -> list[Column]:
-        """As in `Engine`; Spark reads any bytes as text, so `as_bytes` changes nothing."""
+    def list_url(self, url: str) -> tuple[list[str], list[Column]]:
+        """As in `Engine`."""
         from pyspark.errors import PySparkException
 
         try:
             reader = self._spark.read.option("mergeSchema", "true").option("recursiveFileLookup", "true")
-            log = reader.parquet(*paths)
+            log = reader.parquet(url)
         except PySparkException as error:
-            raise UserError(f"log {paths[0]}: cannot be read as Parquet ({first_line(error)})") from None
-        log.createOrReplaceTempView("raw_log")
-        return [(name, _kind(kind)) for name, kind in log.dtypes]
+            raise UserError(f"log {url}: cannot be read as Parquet ({first_line(error)})") from None
+        # The engine takes a name for a URL that is not quoted.
+        return sorted(map(unquote, log.inputFiles())), [(name, _kind(kind)) for name, kind in log.dtypes]
+
+    def open_part(self, part: LogPart, number: int) -> None:
+        """As in `Engine`."""
+        from pyspark.errors import PySparkException
+
+        paths = [path if "://" in path else f"file://{os.path.abspath(path)}" for path in part.paths]
+        try:
+            # Without a pattern, and without `column=value` folders, which are read for both engines alike.
+            reader = self._spark.read.option("__globPaths__", "false").option("recursiveFileLookup", "true")
+            log = reader.parquet(*paths)
+            names = sorted({name for name, kind in part.columns.values() if kind not in ("constant", "null")})
+            columns = [quoted(name, "`") for name in names]
+            placed = log.selectExpr(*columns, PLACE) if part.placed else self._placed(log, columns, paths, part.first)
+        except PySparkException as error:
+            raise UserError(f"log {part.paths[0]}: cannot be read as Parquet ({first_line(error)})") from None
+        placed.createOrReplaceTempView(f"placed_{number}")
+        log.selectExpr(*columns, "true AS there").createOrReplaceTempView(f"raw_{number}")
+
+    def _placed(self, log: Any, columns: list[str], paths: list[str], first: int) -> Any:
+        """Return some columns of a frame, and the place of each row."""
+        if len(paths) == 1:
+            row = f"shiftleft(CAST({first} AS BIGINT), {ROW_BITS}) | (_metadata.row_index + 1)"
+            return log.selectExpr(*columns, f"{row} AS {PLACE}")
+        # `_metadata` has a file's name in another spelling than we have, and than `inputFiles` has.
+        files = {unquote(name): name.replace(":///", ":/", 1) for name in log.inputFiles()}
+        other = next((path for path in paths if path not in files), None)
+        if other is not None:
+            raise UserError(f"log {other}: Spark lists this file under another name; rename it, or use --engine duckdb")
+        numbers = self._spark.createDataFrame(
+            [(files[path], number) for number, path in enumerate(paths, start=first)], "file STRING, number BIGINT"
+        )
+        rows = log.selectExpr(*columns, "_metadata.file_path AS file", "_metadata.row_index AS row")
+        place = f"(shiftleft(number, {ROW_BITS}) | (row + 1)) AS {PLACE}"
+        return rows.join(numbers.hint("broadcast"), "file").selectExpr(*columns, place)
 
     def text(self, column: Column) -> tuple[str, str]:
         """As in `Engine`."""
+        if column[1] == "null":
+            return "CAST(NULL AS STRING)", "false"
+        if column[1] == "constant":
+            escaped = column[0].replace("\\", "\\\\").replace("'", "\\'")
+            return f"'{escaped}'", "false"
         name = f"CAST({quoted(column[0], '`')} AS STRING)"
         if column[1] in ("bytes", "text"):
             return f"try_validate_utf8({name})", f"coalesce(NOT is_valid_utf8({name}), false)"
@@ -86,7 +136,9 @@ class Spark:
 
     def micros(self, column: Column) -> str:
         """As in `Engine`."""
-        return micros_of(column, self.text(column)[0], quoted(column[0], "`"))
+        name = quoted(column[0], "`")
+        # Spark reads nanoseconds as whole numbers (see `nanosAsLong`).
+        return micros_of(column, self.text(column)[0], f"CAST({name} AS TIMESTAMP)" if column[1] == "time" else name)
 
     def load(self, name: str, table: Any) -> None:
         """As in `Engine`."""
@@ -118,7 +170,8 @@ class Spark:
 
     def batches(self, select: str) -> Iterator[Any]:
         """As in `Engine`; all rows are in the driver's memory at once."""
-        yield from self._spark.sql(select).toArrow().to_batches()
+        with _spark_errors():
+            yield from self._spark.sql(select).toArrow().to_batches()
 
     def drop(self, name: str) -> None:
         """As in `Engine`; Spark frees what no name refers to."""
@@ -132,12 +185,26 @@ class Spark:
     def _keep(self, name: str, frame: Any) -> Any:
         # A checkpoint drops the plan that made its rows. Cached frames would keep the plans of all stages before them,
         # which double from round to round.
-        kept = frame.localCheckpoint()
+        with _spark_errors():
+            kept = frame.localCheckpoint()
         kept.createOrReplaceTempView(name)
         return kept
+
+
+@contextmanager
+def _spark_errors() -> Iterator[None]:
+    """Turns Spark's errors about a file into ours: of Spark or of Py4J, with the reason far down in their text."""
+    try:
+        yield
+    except Exception as error:
+        about = next((line for line in str(error).splitlines() if "FAILED_READ_FILE" in line), None)
+        if about is None:
+            raise
+        reason = about[about.index("[") :].strip()
+        raise UserError(f"log: {reason}; the file is damaged or gone, write it again") from None
 
 
 def _kind(kind: str) -> str:
     known = {"binary": "bytes", "string": "text", "date": "time", "timestamp": "time", "timestamp_ntz": "time"}
     known |= dict.fromkeys(("tinyint", "smallint", "int", "bigint"), "integer")
-    return known.get(kind, "other")
+    return known.get(kind, "")

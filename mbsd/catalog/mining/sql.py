@@ -7,16 +7,16 @@ by the string itself. Names in braces are filled in by `mine`, `log_tables` and 
 # The one pass over all columns before the draws: spellings of queries, and why rows are left out (index in `FAULTS`).
 FAULTS = ("", "undecodable text", "null query", "null item", "null user", "bad time", "unknown item")
 SPELLINGS = """
-SELECT raw, fault, count(*) AS n, count(*) - count(micros) AS bad_times FROM (
-    SELECT l.query AS raw, l.micros,
+SELECT raw, fault, count(*) AS n, count(*) - count(micros) AS bad_times, min(place) AS first FROM (
+    SELECT l.query AS raw, l.micros, l.place,
            CASE WHEN l.undecodable THEN 1 WHEN l.query IS NULL THEN 2 WHEN l.item_id IS NULL OR l.item_id = '' THEN 3
                 WHEN l.user_id IS NULL OR l.user_id = '' THEN 4 WHEN {timed} AND l.micros IS NULL THEN 5 ELSE 0 END
            AS fault
-    FROM log l {of}
+    FROM placed_log l {of}
 ) judged GROUP BY raw, fault
 """
 # Few items, or none, are unknown to the catalogue. So the rows of unknown items are looked up again, instead of every
-# row's item among all known ones.
+# row's item among all known ones. A row with another fault is counted as that, in whichever item.
 STRANGERS = (
     "SELECT DISTINCT l.item_id FROM log l ANTI JOIN items i ON i.item_id = l.item_id WHERE l.item_id IS NOT NULL"
 )
@@ -24,14 +24,15 @@ OF_STRANGERS = "SEMI JOIN strangers s ON s.item_id = l.item_id"
 
 QUERY_FAULTS = ("", "empty query", "query too long")
 COUNTS = """
-SELECT fault, query_fault, sum(n) AS n, sum(bad_times) AS bad_times FROM (
-    SELECT s.fault, s.n, s.bad_times,
+SELECT fault, query_fault, sum(n) AS n, sum(bad_times) AS bad_times, min(first) AS first FROM (
+    SELECT s.fault, s.n, s.bad_times, s.first,
            CASE WHEN coalesce(q.text, s.raw) = '' THEN 1
            WHEN length(coalesce(q.text, s.raw)) > {longest} THEN 2 ELSE 0 END AS query_fault
     FROM (
-        SELECT raw, fault, n, bad_times FROM spellings
-        UNION ALL SELECT raw, fault, -n AS n, -bad_times AS bad_times FROM of_strangers
-        UNION ALL SELECT raw, CASE WHEN fault IN (0, 4, 5) THEN 6 ELSE fault END, n, bad_times FROM of_strangers
+        SELECT raw, fault, n, bad_times, first FROM spellings
+        UNION ALL SELECT raw, fault, -n AS n, -bad_times AS bad_times, CAST(NULL AS BIGINT) AS first
+        FROM of_strangers WHERE fault = 0
+        UNION ALL SELECT raw, 6 AS fault, n, bad_times, first FROM of_strangers WHERE fault = 0
     ) s LEFT JOIN respelled q ON q.raw = s.raw
 ) judged GROUP BY fault, query_fault
 """

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from mbsd.catalog.mining.dialect import Column
+from mbsd.catalog.mining.log_files import LogPart
 from mbsd.catalog.mining.settings import MiningSettings
 from mbsd.errors import UserError
 
@@ -22,16 +23,30 @@ class Engine(Protocol):
 
     version: str
 
-    def open_log(self, paths: Sequence[str], *, as_bytes: bool = False) -> list[Column]:
-        """Make the view `raw_log` of Parquet files and return its columns; `as_bytes` reads text undecoded."""
+    def list_url(self, url: str) -> tuple[list[str], list[Column]]:
+        """Return the Parquet files at a URL, which may be a folder's or a pattern, and their columns.
+
+        Raises:
+            UserError: they cannot be read.
+        """
+        ...
+
+    def open_part(self, part: LogPart, number: int) -> None:
+        """Make the view `raw_NUMBER` of a part's columns, and `placed_NUMBER`, which has each row's place as well.
+
+        Paths are names, whatever characters they hold.
+
+        Raises:
+            UserError: a file cannot be read.
+        """
         ...
 
     def text(self, column: Column) -> tuple[str, str]:
-        """Return SQL for a column of `raw_log` as text, null where it is not UTF-8, and for whether it is not UTF-8."""
+        """Return SQL for a column of a part as text, null where it is not UTF-8, and for whether it is not UTF-8."""
         ...
 
     def micros(self, column: Column) -> str:
-        """Return SQL for a column of `raw_log` in microseconds since 1970, UTC; null where it is no time."""
+        """Return SQL for a column of a part in microseconds since 1970, UTC; null where it is no time."""
         ...
 
     def load(self, name: str, table: Any) -> None:

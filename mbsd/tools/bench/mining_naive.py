@@ -45,7 +45,7 @@ def mine_naively(log: Path, catalog: Catalog, settings: MiningSettings) -> int:
         items = catalog.table().select(["item_id", "category", "split"])
         engine.load("items", items.append_column("item", pa.array(np.arange(len(catalog)))))
         files = find_log(log, columns, Path(settings.spill))
-        open_log(engine, files, columns, settings, report)
+        open_log(engine, files, settings, report)
         load_positives(engine, files.name, settings, report)
         engine.stage("pool", POOL)
         engine.stage("behaviour", BEHAVIOUR)
