@@ -75,7 +75,7 @@ def test_attention_kernels(launched: Launched, name: str) -> None:
     ("name", "precision", "says"),
     [
         # Its attention would be written out in products, and ask the device for every length in every layer.
-        ("no bf16", "fp16", ["Tesla V100", "bf16.enabled", "use fp16"]),
+        ("no bf16", "fp16", ["Tesla V100", "enables bf16", "use fp16"]),
         ("shared", "bf16", ["ranks 0 and 1 both have", "--gpus-per-task=1"]),
     ],
 )
