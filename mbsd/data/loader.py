@@ -27,7 +27,7 @@ from mbsd.data.prefetch import prefetched
 from mbsd.data.room import Need
 from mbsd.data.samples import Sample, Samples
 from mbsd.data.transport import Packed, Refused, Sent
-from mbsd.data.workers import from_workers, start_worker, watch_workers
+from mbsd.data.workers import from_workers, start_worker, start_workers, watch_workers
 from mbsd.errors import UserError
 from mbsd.parallel.world import World
 
@@ -221,7 +221,7 @@ def _finished(
             damaged.count(prepared.num_read, prepared.damaged)
         return builder.finish(prepared)
 
-    arriving: Iterator[Prepared | Packed | Refused] = iter(loader)
+    arriving: Iterator[Prepared | Packed | Refused] = start_workers(loader)
     if loader.num_workers:
         watch_workers()
         arriving = from_workers(arriving)

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 import psutil
 import torch
+from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from mbsd.data.room import no_room
 from mbsd.errors import RunFailed, UserError
@@ -53,6 +55,20 @@ def _end(error: Exception, batch: object) -> None:
         sys.stderr.flush()
         os._exit(1)
     os._exit(NO_ROOM)
+
+
+def start_workers(loader: DataLoader[T]) -> Iterator[T]:
+    """What the loader yields, its workers running.
+
+    Raises:
+        UserError: no room is left for what they share with this process.
+    """
+    # An iterator that could not be made has nothing to shut down, and torch's would end in a traceback over that.
+    _MultiProcessingDataLoaderIter._shutdown = True
+    try:
+        return iter(loader)
+    except OSError as error:
+        raise UserError(no_room(os.strerror(error.errno or 0))) from None
 
 
 def watch_workers() -> None:

@@ -8,6 +8,7 @@ import os
 import platform
 import pty
 import re
+import sys
 import termios
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ def runs(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
 
 def _at_a_terminal(rank: int, name: str) -> None:
     os.dup2(os.open(name, os.O_WRONLY | os.O_NOCTTY), 2)
+    sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115 (the one before was a file)
 
 
 def _read(descriptor: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -11,6 +12,7 @@ from typing import Any
 
 from mbsd.checkpoint.manager import CheckpointManager
 from mbsd.data.batch_builder import BatchBuilder
+from mbsd.training.feed import Feed
 
 
 def slow_save(rank: int, marker: Path) -> None:
@@ -51,6 +53,20 @@ def small_shared_memory(rank: int, megabytes: float) -> None:
         or libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, size)
     ):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def shared_memory_full_at_validation(rank: int, megabytes: float) -> None:
+    """This rank's /dev/shm has this size, and is full when a validation starts."""
+    small_shared_memory(rank, megabytes)
+    batches = Feed.validation_batches
+
+    def full(feed: Feed) -> Any:
+        with contextlib.suppress(OSError), Path("/dev/shm/filled").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        return batches(feed)
+
+    Feed.validation_batches = full  # type: ignore[method-assign]
 
 
 def few_files(rank: int, number: int) -> None:

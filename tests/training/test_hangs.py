@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import Shop
 from tests.ranks import Ranks, refused
 from tests.settings import stage_1_words
-from tests.training.faults import few_files, small_shared_memory
+from tests.training.faults import few_files, shared_memory_full_at_validation, small_shared_memory
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a small /dev/shm is mounted, which needs root")
 END = 25  # seconds for an end that is at once, on a busy machine; an interpreter alone takes some to leave
@@ -81,12 +81,21 @@ def test_a_dev_shm_that_somebody_else_fills_ends_the_run(shop: Shop, tmp_path: P
         with pytest.raises(OSError, match="No space left"), filled.open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(2**16))
-        assert codes_at_once(started) == [2]
+        assert codes_at_once(started) == [2], started.printed()
     finally:
         started.kill()
     (line,) = started.errors()
     assert "a loader worker finds no room for a batch" in line and "/dev/shm has 0 MB left" in line, line
     assert "Traceback" not in started.printed()
+
+
+@needs_root
+@pytest.mark.distributed
+def test_a_dev_shm_that_is_full_when_a_loader_starts_ends_the_run(shop: Shop, tmp_path: Path) -> None:
+    """A validation starts workers of its own: there is no room for what they are told by."""
+    words = command(tmp_path / "run", shop, "--run.validate_every=3")
+    line = refused(1, words, tmp_path / "log", before=(shared_memory_full_at_validation, (16,)))
+    assert "a loader worker finds no room for a batch (No space left on device): /dev/shm has 0 MB left" in line
 
 
 @pytest.mark.distributed

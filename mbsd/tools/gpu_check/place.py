@@ -89,5 +89,7 @@ class Place:
         if code is None:
             raise NotMeasuredError(f"killed after {seconds:.0f} s, its limit")
         if code:
-            raise NotMeasuredError(f"exit code {code}: {_reason(log.read_text(errors='replace'))} (logs/{log.name})")
-        return answer.read_text(errors="replace")
+            raise NotMeasuredError(
+                f"exit code {code}: {_reason(log.read_text(encoding='utf-8', errors='replace'))} (logs/{log.name})"
+            )
+        return answer.read_text(encoding="utf-8", errors="replace")
