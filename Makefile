@@ -10,10 +10,12 @@ KILLS ?= 200
 WORKERS ?= 2
 
 # `make gpu` runs where nothing can be downloaded: with .venv where it is there, else with PYTHON's own packages and the
-# wheels of the folder WHEELS. PARTS: some of `mbsd bench gpu --help`'s parts instead of all.
+# wheels of the folder WHEELS. PARTS: some of `mbsd bench gpu --help`'s parts instead of all;
+# MODEL=tiny to try the commands.
 GPU_OUT ?= runs/gpu
 MINUTES ?= 10
 PARTS ?=
+MODEL ?= base
 WHEELS ?=
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 SITE := runs/site
@@ -69,4 +71,4 @@ docs: .venv/installed
 gpu:
 	@echo "== mbsd bench gpu: tests, runs and benches on this machine's GPU into $(GPU_OUT)"
 	@if [ -n "$(WHEELS)" ]; then $(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --upgrade --target $(SITE) $(WHEELS)/*.whl; fi
-	@PYTHONPATH=$(CURDIR):$(CURDIR)/$(SITE):$$PYTHONPATH $(GPU_PYTHON) -m mbsd.cli.main bench gpu --out $(GPU_OUT) --minutes $(MINUTES) $(addprefix --part ,$(PARTS))
+	@PYTHONPATH=$(CURDIR):$(CURDIR)/$(SITE):$$PYTHONPATH $(GPU_PYTHON) -m mbsd.cli.main bench gpu --out $(GPU_OUT) --minutes $(MINUTES) --model $(MODEL) $(addprefix --part ,$(PARTS))

@@ -16,7 +16,7 @@ from mbsd.config.deepspeed import BatchSizes
 from mbsd.config.deepspeed import precision as precision_of
 from mbsd.config.parse import parse
 from mbsd.config.run import PretrainConfig
-from mbsd.tools.gpu_check.check import PARTS
+from mbsd.tools.gpu_check.check import PARTS, Check, Report
 from mbsd.tools.gpu_check.figures import CLAIMS, RUNS, Figure, measured
 from mbsd.tools.gpu_check.parts import count_tests, gpu_test_files
 from mbsd.tools.gpu_check.place import NotMeasuredError, Place
@@ -73,6 +73,15 @@ def test_runs_that_are_started_at_once_share_no_settings(tmp_path: Path) -> None
             assert ds_config.sizes(1) == BatchSizes(shop.micro_batches[stage], shop.micro_batches[stage], 1)
             assert precision_of(ds_config.tree) == precision
     assert len(list((tmp_path / "settings").iterdir())) == 4 * len(RUNS)
+
+
+def test_a_fault_of_the_check_in_one_part_leaves_the_others(tmp_path: Path) -> None:
+    report = Report(Place(tmp_path, deadline=float("inf")), Check(tmp_path, 1.0))
+    report.figures["computes"] = Figure(True)
+    report.take("plan", lambda: {"plan_time_masked": Figure(1 / 0)})
+    report.take("sanitizer", lambda: {"sanitizer_errors": Figure(0)})
+    assert report.broken == ["plan"] and report.figures["sanitizer_errors"].value == 0
+    assert report.figures["plan_memory_masked"].reason == "a fault of the check: ZeroDivisionError: division by zero"
 
 
 def test_what_is_no_number_is_not_measured() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mbsd.errors import UserError
+from mbsd.errors import RunFailed, UserError
 from mbsd.io.console import say
 from mbsd.io.files import replace_text
 from mbsd.tools.gpu_check import parts
@@ -63,6 +64,7 @@ def check_gpu(check: Check) -> dict[str, Any]:
 
     Raises:
         UserError: no GPU is there, an unknown part or model, `out` is in use, or there are no launchers here.
+        RunFailed: the check itself failed in a part; the report holds all others.
     """
     refuse_without_launchers()
     for option, given, known in (("--part", check.parts, PARTS), ("--model", (check.model,), MODELS)):
@@ -74,7 +76,7 @@ def check_gpu(check: Check) -> dict[str, Any]:
     out = check.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     place = Place(out, time.monotonic() + 60 * check.minutes)
-    report = _Report(place, check)
+    report = Report(place, check)
     device = report.device()
     # DALI asks the driver itself for the GPU, and finds none where only torch's libraries are given one.
     decoder = "auto" if device["computes"] else "torchvision"
@@ -87,10 +89,12 @@ def check_gpu(check: Check) -> dict[str, Any]:
         say(f"{name}: {place.left:.0f} s left")
         report.take(name, work)
         report.write()
+    if report.broken:
+        raise RunFailed(f"a fault of the check itself in {', '.join(report.broken)}: the tracebacks are above")
     return report.tree()
 
 
-class _Report:
+class Report:
     """The figures so far."""
 
     def __init__(self, place: Place, check: Check) -> None:
@@ -98,6 +102,7 @@ class _Report:
         self.facts: dict[str, Any] = {}
         self.figures: dict[str, Figure] = {}
         self.seconds: dict[str, float] = {}
+        self.broken: list[str] = []  # parts in which the check itself failed
 
     def device(self) -> dict[str, Any]:
         """Measure the device, in a process of its own."""
@@ -128,6 +133,13 @@ class _Report:
             found = work()
         except NotMeasuredError as error:
             found = {name: Figure(None, reason=str(error)) for name in _names_of(part)}
+        except (
+            Exception
+        ) as error:  # of the check itself: GPU time is dear, so the other parts are measured all the same
+            traceback.print_exc()
+            self.broken.append(part)
+            why = f"a fault of the check: {type(error).__name__}: {error}"
+            found = {name: Figure(None, reason=why) for name in _names_of(part)}
         if not self.figures["computes"].value:
             for name in found:
                 if CLAIMS[name].computed and found[name].value is not None:
@@ -160,7 +172,7 @@ class _Report:
 
 
 def _works(
-    place: Place, shop: Shop, report: _Report, device: dict[str, Any]
+    place: Place, shop: Shop, report: Report, device: dict[str, Any]
 ) -> dict[str, Callable[[], dict[str, Figure]]]:
     drawn: list[bool] = []
 

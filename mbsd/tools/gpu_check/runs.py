@@ -204,7 +204,12 @@ def _deviation(one: Future[Losses], other: Future[Losses]) -> Figure:
     except NotMeasuredError as error:
         return Figure(None, how, str(error))
     steps = [step for step in expected if step > RESUME_AT]
-    return measured(max(abs(found[step] - expected[step]) / abs(expected[step]) for step in steps), how)
+    return measured(max(_apart(found[step], expected[step]) for step in steps), how)
+
+
+def _apart(loss: float, expected: float) -> float:
+    """The relative difference; 0 where both are the same, also where both are 0."""
+    return abs(loss - expected) / max(abs(expected), 1e-30) if loss != expected else 0.0
 
 
 def _losses(place: Place, shop: Shop, name: str, *words: object) -> Losses:
