@@ -73,15 +73,25 @@ def exits_cleanly(command: Callable[P, R]) -> Callable[P, R]:
                 raise
             print(f"error: {_not_in(error)}", file=sys.stderr, flush=True)
             sys.exit(EXIT_USER_ERROR)
-        except RunFailed as error:
-            print(f"{_who() or 'error'}: {error}", file=sys.stderr, flush=True)
-            sys.exit(EXIT_FAILURE)
         except Exception as error:
+            if (failure := _failure_in(error)) is not None:
+                print(f"{_who() or 'error'}: {failure}", file=sys.stderr, flush=True)
+                sys.exit(EXIT_FAILURE)
             if (who := _who()) is not None:
                 print(f"{who}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             raise
 
     return wrapped
+
+
+def _failure_in(error: BaseException) -> RunFailed | None:
+    """The RunFailed that an error is or was made of: a signal's handler raises it in the middle of any library's code,
+    which may wrap it.
+    """
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, RunFailed):
+        found = found.__cause__ or found.__context__
+    return found
 
 
 def _not_in(error: UnicodeEncodeError) -> str:

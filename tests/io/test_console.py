@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mbsd.cli.main import main
+from mbsd.errors import RunFailed, exits_cleanly
 from tests.catalog.helpers import write_jsonl
 from tests.ranks import ROOT
 
@@ -86,3 +87,16 @@ def test_an_ascii_terminal(folder: Path) -> None:
     done = subprocess.run(words, env=environment, capture_output=True, timeout=120)
     error = done.stderr.decode("ascii")
     assert done.returncode == 2 and error.startswith("error: catalogue /") and error.count("\n") == 1, error
+
+
+def test_a_failure_that_a_library_has_wrapped_is_still_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    @exits_cleanly
+    def command() -> None:
+        try:
+            raise RunFailed("a loader worker is gone")
+        except RunFailed as error:
+            raise RuntimeError("in a hook") from error
+
+    with pytest.raises(SystemExit) as ended:
+        command()
+    assert ended.value.code == 1 and capsys.readouterr().err == "error: a loader worker is gone\n"

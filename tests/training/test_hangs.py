@@ -74,7 +74,9 @@ def test_too_few_open_files_are_refused_before_the_first_batch(shop: Shop, tmp_p
 @pytest.mark.distributed
 def test_a_dev_shm_that_somebody_else_fills_ends_the_run(shop: Shop, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    started = Ranks(1, command(run, shop), tmp_path / "log", before=(small_shared_memory, (16,)))
+    # Batches that are done with leave room for others: at the latest a validation, with new workers, finds none.
+    words = command(run, shop, "--run.validate_every=20")
+    started = Ranks(1, words, tmp_path / "log", before=(small_shared_memory, (16,)))
     try:
         steps_on(started, run)
         filled = Path(f"/proc/{started.processes[0].pid}/root/dev/shm/filled")
@@ -111,6 +113,7 @@ def test_a_killed_worker_ends_all_ranks_at_once(shop: Shop, tmp_path: Path) -> N
     finally:
         started.kill()
     (line,) = [text for text in started.logs[1].read_text().splitlines() if "loader worker" in text]
+    assert "Traceback" not in started.printed(), started.printed()
     assert re.match(
         rf"rank 1 on \S+: a loader worker \(pid {victim}\) was ended by .*: Killed; this host has [\d.]+ GB", line
     )
