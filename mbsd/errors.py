@@ -90,7 +90,7 @@ def _failure_in(error: BaseException) -> RunFailed | None:
     """
     found: BaseException | None = error
     while found is not None and not isinstance(found, RunFailed):
-        found = found.__cause__ or found.__context__
+        found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
     return found
 
 

@@ -1,4 +1,4 @@
-"""What must come back besides weights and moments: counters, schedule, loss scale, random states; all of it JSON."""
+"""What must come back besides weights and moments: counters, rates, loss scale, random states; all of it JSON."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 
 
 def engine_state(engine: Any) -> dict[str, Any]:
-    """Counters, schedule, learning rates and loss scale: the same on every rank."""
-    scheduler, scaler = engine.lr_scheduler, _scaler(engine.optimizer)
+    """Counters, learning rates and loss scale: the same on every rank. A schedule follows from the counters."""
+    scaler = _scaler(engine.optimizer)
     return {
         "counters": {name: int(getattr(engine, name)) for name in COUNTERS},
-        "scheduler": scheduler.state_dict() if scheduler is not None else None,
         "lr": [float(group["lr"]) for group in engine.optimizer.param_groups],
         "loss_scale": {name: getattr(scaler, name) for name in SCALE if hasattr(scaler, name)},
     }

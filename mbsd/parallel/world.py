@@ -128,8 +128,8 @@ def _start(timeout: float | None) -> World:
         refuse_shared_gpus(ranks)
         # DeepSpeed's own search for MPI would overwrite what was found here.
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, **waits)
-    world = World(launch.rank, launch.world_size, launch.local_rank, device)
-    world = dataclasses.replace(world, local_size=sum(rank.host == platform.node() for rank in ranks))
+    here = sum(rank.host == platform.node() for rank in ranks)
+    world = World(launch.rank, launch.world_size, launch.local_rank, device, local_size=here)
     if world.is_first:
         print_ranks(ranks, launch.started_by, backend)
     return world

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
 import traceback
@@ -133,9 +134,8 @@ class Report:
             found = work()
         except NotMeasuredError as error:
             found = {name: Figure(None, reason=str(error)) for name in _names_of(part)}
-        except (
-            Exception
-        ) as error:  # of the check itself: GPU time is dear, so the other parts are measured all the same
+        except Exception as error:
+            # A fault of the check itself: GPU time is dear, so the other parts are measured all the same.
             traceback.print_exc()
             self.broken.append(part)
             why = f"a fault of the check: {type(error).__name__}: {error}"
@@ -174,16 +174,13 @@ class Report:
 def _works(
     place: Place, shop: Shop, report: Report, device: dict[str, Any]
 ) -> dict[str, Callable[[], dict[str, Figure]]]:
-    drawn: list[bool] = []
+    @functools.cache
+    def drawn() -> Shop:
+        draw_shop(place, shop)
+        return shop
 
     def with_shop(work: Callable[[Place, Shop], dict[str, Figure]]) -> Callable[[], dict[str, Figure]]:
-        def run() -> dict[str, Figure]:
-            if not drawn:
-                draw_shop(place, shop)
-                drawn.append(True)
-            return work(place, shop)
-
-        return run
+        return lambda: work(place, drawn())
 
     from mbsd.tools.gpu_check.device import kind_of
 
