@@ -7,6 +7,7 @@ than many systems let a process open. Here it is one, and page-locking it for a 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import torch
@@ -102,7 +103,4 @@ def _shared(size: int) -> Tensor:
 
 
 def _view(buffer: Tensor, dtype: torch.dtype, shape: tuple[int, ...], start: int) -> Tensor:
-    count = 1
-    for length in shape:
-        count *= length
-    return buffer[start : start + count * dtype.itemsize].view(dtype).view(shape)
+    return buffer[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
