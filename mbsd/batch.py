@@ -27,6 +27,7 @@ from torch import Tensor
 
 VIEW_NAMES = ("full", "text", "image")
 NO_WORD, NO_PATCH = -100, -1  # labels that ask for nothing
+NO_KEY = -1  # of an item that has no identity key of a kind
 
 T_ = TypeVar("T_", bound="_Tensors")
 
@@ -134,6 +135,9 @@ class Batch(_Tensors):
             first ones are samples 0 ... B/2 - 1, their second ones the rest, in the same order, and labels_B is [B/2].
         labels_B: float32 (match) or int64 (class); None in stage 1.
         masks: stage 1 only.
+        keys_BK: int64; the identity keys of each sample's item (`mbsd.catalog.keys`), NO_KEY where it has none: items
+            that share a key are the same product. Contrastive stage only.
+        has_text: bool [B]; whose title is shown. Contrastive stage only.
     """
 
     input_ids_N: Tensor
@@ -144,6 +148,8 @@ class Batch(_Tensors):
     items_B: Tensor
     labels_B: Tensor | None = None
     masks: Masks | None = None
+    keys_BK: Tensor | None = None
+    has_text: Tensor | None = None
 
     @property
     def num_samples(self) -> int:

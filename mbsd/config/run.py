@@ -8,12 +8,12 @@ from mbsd.config.data import DataConfig
 from mbsd.config.model import ModelConfig
 from mbsd.config.paths import PathText
 from mbsd.config.ranges import at_least, check_ranges
-from mbsd.config.stages import MaskingConfig, SdmiConfig, TaskConfig
+from mbsd.config.stages import ContrastiveConfig, MaskingConfig, SdmiConfig, TaskConfig
 from mbsd.errors import UserError
 
 # Sections of the settings, by the stage that reads them. What else a stage needs it checks itself (`mbsd.stages`).
-SECTION_OF_STAGE = {"masking": "masked", "sdmi": "matching"}
-BUILT_IN = ("masked", "matching")
+SECTION_OF_STAGE = {"masking": "masked", "contrastive": "contrastive", "sdmi": "matching"}
+BUILT_IN = ("masked", "contrastive", "matching")
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,12 @@ class PretrainConfig(BaseConfig):
     """`launchers/pretrain.py`."""
 
     stage: str = "masked"
-    """masked: stage 1, over the catalogue; matching: stage 2, over a pair table (`mbsd.stages.registry`)."""
+    """masked: stage 1, over the catalogue; contrastive: titles against pictures, over the catalogue; matching: stage 2,
+    over a pair table (`mbsd.stages.registry`)."""
     masking: MaskingConfig | None = None
     """Stage 1 only."""
+    contrastive: ContrastiveConfig | None = None
+    """The contrastive stage only."""
     sdmi: SdmiConfig | None = None
     """Stage 2 only."""
 
@@ -132,8 +135,10 @@ class PretrainConfig(BaseConfig):
         for name, stage in SECTION_OF_STAGE.items():
             if self.stage in BUILT_IN and self.stage != stage and getattr(self, name) is not None:
                 raise UserError(f"stage={self.stage} does not read {name}, but it is set: remove it")
-        if self.stage == "masked" and self.data.table is not None:
-            raise UserError("stage=masked does not read data.table, but it is set: remove it")
+        if self.stage in ("masked", "contrastive") and self.data.table is not None:
+            raise UserError(f"stage={self.stage} does not read data.table, but it is set: remove it")
+        if self.contrastive is not None:
+            self.contrastive.check()
         if self.stage == "matching" and self.data.table is None:
             raise UserError("stage=matching needs data.table, the pair table that `mbsd pairs mine` writes")
 

@@ -6,8 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from mbsd.config.ranges import share
+from mbsd.config.ranges import at_least, share
 from mbsd.errors import UserError
+
+MAX_CONTRASTIVE_DIM = 4096
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,51 @@ class SdmiConfig:
     """L_KL and L_RS; off alone: row 7."""
     weight: Literal["adaptive"] | float = "adaptive"
     """w_i of Eq. 9, or a constant wherever the strong view is right (row 8)."""
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig:
+    """The contrastive stage: a product's title and picture are pulled together, other products pushed away."""
+
+    dim: int = at_least(1, default=512)
+    """Numbers of a vector in the space that titles and pictures share; at most 4096."""
+    projection: Literal["per_view", "shared"] = "per_view"
+    """One projection for titles and one for pictures, or one for both."""
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """softmax over the global batch (CLIP), or a yes/no question for each pair (SigLIP)."""
+    targets: Literal["shared", "masked", "own"] = "shared"
+    """What other items of the same product are: positives that share the mass; neither positive nor negative; or
+    negatives, as in CLIP."""
+    same: tuple[Literal["product", "title", "picture", "near_picture"], ...] = ("product", "title", "picture")
+    """Kinds of keys by which two items are the same product (`mbsd catalog keys`); those that the catalogue lacks are
+    left out. near_picture is not among the defaults: look at what it would join first."""
+    temperature: Literal["learned"] | float = "learned"
+    """What similarities are multiplied by (CLIP's logit scale): learned, or a constant."""
+    temperature_start: float | None = None
+    """Where the learned one starts. Default: 1 / 0.07 for softmax, 10 for sigmoid."""
+    temperature_max: float = 100.0
+    """The learned one is held below this."""
+    chunk: int = at_least(1, default=1024)
+    """Rows of the similarity matrix that are held at a time: less memory, the same numbers."""
+    check_passes: bool = False
+    """To find faults: stop where the vectors of the second pass are not bit for bit those of the first. It waits for
+    the device in each step."""
+
+    def check(self) -> None:
+        """Raise UserError where a number is out of its range."""
+        if self.dim > MAX_CONTRASTIVE_DIM:
+            raise UserError(f"contrastive.dim={self.dim}: expected at most {MAX_CONTRASTIVE_DIM}")
+        if len(set(self.same)) < len(self.same):
+            raise UserError(f"contrastive.same={list(self.same)}: names a kind of key twice")
+        numbers = {"temperature": self.temperature, "temperature_start": self.temperature_start}
+        for name, value in (*numbers.items(), ("temperature_max", self.temperature_max)):
+            if isinstance(value, (int, float)) and not 0 < value < math.inf:
+                raise UserError(f"contrastive.{name}={value}: expected a number above 0")
+        if self.temperature != "learned" and self.temperature_start is not None:
+            raise UserError(
+                f"contrastive.temperature_start={self.temperature_start}: contrastive.temperature={self.temperature} "
+                "is a constant, which starts nowhere else; remove one"
+            )
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,20 @@ class Labelled:
     dtype: torch.dtype
 
 
-Targets = Masked | Labelled | None
+@dataclass(frozen=True)
+class SameProduct:
+    """Batches with `keys_BK` and `has_text`: which samples are the same product.
+
+    Attributes:
+        same: the kinds of keys, of `mbsd.catalog.keys.KINDS`; those that the catalogue does not have are left out.
+        required: a catalogue without any of them is an error.
+    """
+
+    same: tuple[str, ...]
+    required: bool = True
+
+
+Targets = Masked | Labelled | SameProduct | None
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,10 @@ class BackboneConfig(BertConfig):
     pair_head: str = "compare"
     task: str = ""
     position_range: float = 0.02
+    projection_dim: int = 512
+    projection: str = "per_view"
+    logit_scale_start: float = 1 / 0.07
+    logit_bias: bool = False
 
     @property
     def patch_side(self) -> int:

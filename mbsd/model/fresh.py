@@ -52,5 +52,9 @@ def behaviour(model: ModelConfig, head: Mapping[str, Any]) -> dict[str, Any]:
         "pair_head": "compare",
         "task": "",
         "id2label": {0: "0", 1: "1"},
+        "projection_dim": 512,
+        "projection": "per_view",
+        "logit_scale_start": 1 / 0.07,
+        "logit_bias": False,
         **head,
     }

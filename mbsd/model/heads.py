@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,6 +133,59 @@ class MbsdForMatching(Head):
             return ViewsOutput(logits[..., 0], h_VBD)
         own = [logits[v, :, VIEW_NAMES.index(name)] for v, name in enumerate(batch.views.names)]
         return ViewsOutput(torch.stack(own), h_VBD)
+
+
+@dataclass(frozen=True)
+class EmbedsOutput:
+    """Unit vectors [B, E], float32, of the views text and image, comparable with each other.
+
+    A sample without a title or a picture has a vector of what its view shows then, which says nothing of it.
+    """
+
+    text_embeds: Tensor
+    image_embeds: Tensor
+
+
+class MbsdForContrastive(Head):
+    """The contrastive stage: title and picture in one space (CLIP's names).
+
+    `logit_scale` is the logarithm of what similarities are multiplied by, `logit_bias` is added to them (sigmoid loss
+    only). Both have shape [1]: some sharded savers break on scalars.
+    """
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__(config)
+        self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+        own = config.projection == "per_view"
+        self.image_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False) if own else None
+        self.logit_scale = nn.Parameter(torch.zeros(1))
+        self.logit_bias = nn.Parameter(torch.zeros(1)) if config.logit_bias else None
+        self.freeze_unread()
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module in (self.text_projection, self.image_projection):
+            init.normal_(module.weight, 0.0, self.config.hidden_size**-0.5)
+        elif module is self:
+            init.constant_(self.logit_scale, math.log(self.config.logit_scale_start))
+            if self.logit_bias is not None:
+                init.constant_(self.logit_bias, -10.0)  # SigLIP's: almost every pair is a negative
+
+    def forward(self, batch: Batch) -> EmbedsOutput:
+        """The batch's views text and image, in one packed forward."""
+        h_VBD = self.mbsd.encode(batch).h_VBD
+        text, image = (batch.views.names.index(name) for name in ("text", "image"))
+        return EmbedsOutput(self.project(h_VBD[text], "text"), self.project(h_VBD[image], "image"))
+
+    def project(self, h_BD: Tensor, view: str) -> Tensor:
+        """h of the view text or image -> unit vectors [B, E], in float32 at least whatever the weights are."""
+        layer = self.text_projection
+        if view == "image" and self.image_projection is not None:
+            layer = self.image_projection
+        precise = torch.promote_types(h_BD.dtype, torch.float32)
+        return F.normalize(F.linear(h_BD.to(precise), layer.weight.to(precise)), dim=-1, eps=1e-6)
 
 
 class MbsdForClassification(Head):
