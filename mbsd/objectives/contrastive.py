@@ -231,9 +231,10 @@ class _Softmax:
         """`Gradients.sums` but for log_scale."""
         own = slice(*self._rows.own)
         log_sum_2n, mass_2n, positive_2n, right_2n = self._statistics_2N4[:, own].unbind(-1)
-        losses_2n = torch.where(self._is_anchor_2N[:, own], log_sum_2n - positive_2n / mass_2n.clamp_min(1), 0)
-        # A row that is no anchor has no positives and is never right.
-        losses, accuracies, positives = (x.sum(1) / self._num_anchors_2 for x in (losses_2n, right_2n, mass_2n))
+        of_anchors = log_sum_2n - positive_2n / mass_2n.clamp_min(1), right_2n, mass_2n
+        losses, accuracies, positives = (
+            torch.where(self._is_anchor_2N[:, own], x_2n, 0).sum(1) / self._num_anchors_2 for x_2n in of_anchors
+        )
         return {
             "loss_image": losses[0],
             "loss_text": losses[1],
