@@ -167,4 +167,5 @@ CONTRASTIVE = Stage(
         },
         held_out=("loss",),
     ),
+    least_batch=2,
 )
