@@ -19,12 +19,15 @@ from mbsd.config.run import PretrainConfig
 from mbsd.config.stages import ContrastiveConfig
 from mbsd.data.inputs import Inputs
 from mbsd.data.spec import Needs, SameProduct
-from mbsd.metrics.board import Charts
+from mbsd.metrics.board import Board, Charts
 from mbsd.model.config import BackboneConfig
+from mbsd.model.embedder import Embedder
 from mbsd.model.heads import EmbedsOutput, MbsdForContrastive
 from mbsd.model.load import start_model
 from mbsd.objectives.contrastive import Rule
 from mbsd.stages.global_batch import Solved, Vectors, in_order, solve
+from mbsd.stages.nearest import retrieval, show_nearest
+from mbsd.stages.showcase import HeldOut
 from mbsd.stages.stage import Losses, Objective, Stage, Validation
 from mbsd.stages.two_pass import RandomState, Share, shares
 
@@ -109,11 +112,20 @@ class ContrastiveObjective(Objective):
 
     @torch.no_grad()
     def validate(self, batches: Iterable[Batch]) -> Validation:
-        """The loss over all held-out samples as ONE global batch: the more there are, the higher it is."""
-        mine = [Vectors.of(self.model(batch), batch) for batch in batches]
-        rows = in_order(mine, self.device).alone()
-        solved = solve(rows, *self._scale_and_bias(), self.rule)
-        return Validation({name: float(value) for name, value in solved.values.items()})
+        """The loss over all held-out samples as ONE global batch, so that it rises with their number; and retrieval."""
+        rows = in_order([Vectors.of(self.model(batch), batch) for batch in batches], self.device)
+        solved = solve(rows.alone(), *self._scale_and_bias(), self.rule)
+        values = {name: float(value) for name, value in solved.values.items() if name != "empty_steps"}
+        return Validation({**values, **retrieval(rows)})
+
+    def vectors(self, batch: Batch) -> Tensor:
+        """[B, E]: the direction between title and picture, or of the one that there is."""
+        embedder = Embedder(self.model.mbsd, "contrastive", self.model)
+        return embedder.of_views(batch, ("mean",))["mean"].vectors_BE
+
+    def show(self, board: Board, step: int, few: HeldOut) -> None:
+        """The nearest pictures to a few titles, and the nearest titles to their pictures."""
+        show_nearest(self.model, board, step, few)
 
 
 def _needs(config: PretrainConfig) -> Needs:
@@ -165,7 +177,7 @@ CONTRASTIVE = Stage(
                 "steps without any pair": ("train/empty_steps",),
             },
         },
-        held_out=("loss",),
+        held_out=("loss", "r1_text_to_image", "r1_image_to_text"),
     ),
     least_batch=2,
 )
