@@ -22,7 +22,8 @@ def tag_scores(tags: Sequence[str], items_nE: Vectors, templates: Sequence[str],
     """
     distinct, of_row = np.unique(np.array(tags, dtype=object).astype(str), return_inverse=True)
     vectors = text_vectors([tag.replace(":", " ") for tag in distinct.tolist()], templates, encode)
-    return np.einsum("ne,ne->n", vectors[of_row], items_nE, dtype=np.float64)
+    cosines: NDArray[np.float64] = np.einsum("ne,ne->n", vectors[of_row], items_nE, dtype=np.float64)
+    return cosines
 
 
 def tag_metrics(scores: NDArray[Any], labels: Int64) -> dict[str, float]:
