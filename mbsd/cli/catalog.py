@@ -22,18 +22,26 @@ pairs_app = typer.Typer(no_args_is_help=True, help="Query-item pairs from behavi
 
 
 @catalog_app.command("synth")
-def catalog_synth(
+def catalog_synth(  # noqa: PLR0913 (options of a command line)
     out: Annotated[Path, typer.Argument(help="A new folder for items, pictures and log.")],
     items: Annotated[int, typer.Option(help="Number of products.")] = 2000,
     seed: Annotated[int, typer.Option(help="Another seed draws another shop.")] = 0,
     language: Annotated[Literal["zh", "en"], typer.Option(help="Of titles, queries and attributes.")] = "zh",
     image_side: Annotated[int, typer.Option(help="Pixels of a picture's side.")] = 224,
+    duplicates: Annotated[
+        float, typer.Option(help="Share of the items that are another item's product, sold by another shop.")
+    ] = 0.0,
     workers: Workers = 0,
 ) -> None:
-    """Draw a fashion catalogue with a behaviour log: items.jsonl, images/, log.parquet, attribute_where.json."""
-    from mbsd.catalog.synthetic.shop import synthesise
+    """Draw a fashion catalogue with a behaviour log: items.jsonl, images/, log.parquet, attribute_where.json.
 
-    summary = synthesise(out, num_items=items, seed=seed, language=language, image_side=image_side, workers=workers)
+    With --duplicates, the column product_id of items.jsonl names each item's product, and all items of a product are in
+    one split.
+    """
+    from mbsd.catalog.synthetic.shop import ShopOptions, synthesise
+
+    options = ShopOptions(items, seed, language, image_side, duplicates)
+    summary = synthesise(out, options, workers)
     print(f"{out}: {summary.items} items, {summary.log_rows} rows of behaviour")
 
 
