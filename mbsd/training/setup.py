@@ -67,7 +67,7 @@ def run_stage(config: BaseConfig, ds_config: DeepSpeedConfig, stage: Stage) -> N
 
         run.watchdog.beat("starting: checkpoint")
         state = TrainState(schedule.total_steps, feed.loader, early_stopping)
-        parts = RunParts.of(run, inputs, needs, schedule, objective.model)
+        parts = RunParts.of(run, inputs, needs, schedule, objective.model, feed.keys)
         checkpoints = Checkpoints(run, engine, storage, parts, state)
         origin = checkpoints.restore()
         if run.finished:
