@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from mbsd.catalog.keys import write_keys
 from mbsd.catalog.reader import Catalog
+from mbsd.checkpoint.best import best_validation
 from tests.checkpoint.runs import checksums, kill_after, step
 from tests.checkpoint.test_exact import ADAMW, FP16, allow_fp16
 from tests.conftest import Shop
@@ -101,6 +102,8 @@ def test_it_learns_from_stage_1_and_stage_2_starts_from_it(shop: Shop, catalog: 
     finds = {f"validation/{m}_{d}" for m in ("r1", "r10") for d in ("text_to_image", "image_to_text", "mean")}
     assert {"validation/loss", *finds} <= held_out.keys()
 
+    best = best_validation(tmp_path / "run")
+    assert best.metric == "r1_mean" and best.value == held_out["validation/r1_mean"]
     saved = load_file(tmp_path / f"run/checkpoints/step-{40:08d}/model/model.safetensors")
     assert saved["text_projection.weight"].shape == (16, 32) and saved["logit_scale"].shape == (1,)
     second = run_words(
@@ -113,6 +116,7 @@ def test_it_learns_from_stage_1_and_stage_2_starts_from_it(shop: Shop, catalog: 
 REFUSED = {
     "a global batch of one": ((), {"train_batch_size": 1, "gradient_accumulation_steps": 1}, "train_batch_size=1: "),
     "no keys": ((), {}, "has no identity keys"),
+    "a best metric that no validation has": (("--best.metric=f1_full",), {}, "best.metric=f1_full: validations of"),
     "a model of titles": (
         ("--model.architecture=bert", "--model.patchify_strides=[4,2,2,2]", "--model.patchify_channels=[64,192,384]"),
         {}, "the view image is none of a bert",
