@@ -1,8 +1,8 @@
 """Vectors of a catalogue's items as Parquet files that an interrupted run resumes.
 
 manifest.json                    what the vectors are of and, when all are there, each file with its rows and SHA-256
-vectors/part-000000.parquet …    item_id, item (its number), vector (fixed-size list); items in the catalogue's order. Of
-                                 several views a column each: vector_text, …; null where an item shows nothing
+vectors/part-000000.parquet …    item_id, item (its number), vector (fixed-size list); items in the catalogue's order;
+                                 of several views a column each: vector_text, …; null where an item shows nothing
 vectors/_part-000000.json        until all are there: size and SHA-256 of the file, written before it appears
 
 A file holds a fixed range of the items, whoever writes it, and appears when it is whole: so any number of ranks may
