@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import faiss
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbsd.errors import UserError
+from mbsd.io.stored_vectors import read_vectors
 
 Float32 = NDArray[np.float32]
 
@@ -31,6 +33,15 @@ class Found:
 
     rows: NDArray[np.int64]
     scores: Float32
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An item that was found: its id, its number in the catalogue, and its cosine with the query."""
+
+    item_id: str
+    item: int
+    score: float
 
 
 class Nearest:
@@ -86,6 +97,38 @@ class Nearest:
         rows[:, :asked][there] = self._rows[places[there]]
         cosines[:, :asked][there] = scores[there]
         return Found(rows, cosines)
+
+
+class StoredIndex:
+    """The vectors of a folder that `launchers/embed.py` wrote, ready to be searched.
+
+    Args:
+        view: as of `mbsd.io.stored_vectors.read_vectors`.
+        exact: as of `Nearest`.
+
+    Raises:
+        UserError: as of `read_vectors`.
+    """
+
+    def __init__(self, folder: Path, view: str | None = None, *, exact: bool | None = None) -> None:
+        self.folder, self.stored = folder, read_vectors(folder, view)
+        self.nearest = Nearest(self.stored.vectors_nE, exact=exact)
+
+    def search(self, queries_qE: Any, k: int) -> list[list[Hit]]:
+        """The k nearest items of each query, best first; fewer where there are no more.
+
+        Raises:
+            UserError: queries of another width.
+        """
+        found = self.nearest.search(queries_qE, k)
+        return [
+            [
+                Hit(self.stored.ids[row].as_py(), int(self.stored.items[row]), float(score))
+                for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
+                if row >= 0
+            ]
+            for rows, scores in zip(found.rows, found.scores, strict=True)
+        ]
 
 
 def _parts(vectors: NDArray[Any]) -> Iterator[Float32]:

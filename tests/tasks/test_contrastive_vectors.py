@@ -12,6 +12,7 @@ import pytest
 
 from mbsd.catalog.reader import Catalog
 from mbsd.errors import UserError
+from mbsd.inference import Encoder
 from mbsd.io.stored_vectors import read_vectors
 from tests.damage import damage
 from tests.ranks import Ranks, launch
@@ -108,3 +109,54 @@ def test_other_vectors_of_the_same_model(made: Made, tmp_path: Path) -> None:
     assert np.abs(alone.vectors_nE - beside.vectors_nE).max() < 1e-6
     mean = read_vectors(tmp_path / "all").vectors_nE
     assert np.abs(mean - read_vectors(made.vectors).vectors_nE).max() < 1e-6
+
+
+@pytest.mark.distributed
+def test_python_says_what_embed_wrote(made: Made) -> None:
+    """Of each view to 1e-5, from the shop's own titles and pictures; the view follows from what is given."""
+    catalog = Catalog(made.catalog)
+    items = [0, 1, *NO_TITLE, *NO_PICTURE, COUNT - 1]
+    titles = [catalog.title(item) or None for item in items]
+    paths = [made.pictures / f"{item:07d}.jpg" if catalog.has_image(item) else None for item in items]
+    encoder = Encoder.load(made.model, batch_size=3)
+    expected = {view: read_vectors(made.vectors, view).vectors_nE[items] for view in VIEWS}
+    found = {
+        "text": encoder.embed(titles=titles), "image": encoder.embed(images=paths),
+        "mean": encoder.embed(titles=titles, images=paths),
+    }  # fmt: skip
+    for view, vectors in found.items():
+        assert vectors.dtype == np.float32 and vectors.shape == (len(items), DIM)
+        assert np.abs(vectors - expected[view]).max() < 1e-5, view
+        assert np.abs(encoder.embed(titles, paths, view=view) - vectors).max() < 1e-5
+    assert not encoder.embed(titles=[None]).any() and encoder.encode(titles=titles, images=paths).shape[1] == 32
+    with pytest.raises(UserError, match="has vectors h, in which titles and pictures do not compare"):
+        Encoder.load(made.model, vector="h").embed(titles=titles)
+
+
+@pytest.mark.distributed
+def test_what_is_nearest(made: Made, tmp_path: Path) -> None:
+    """By title, by picture and by both, against all cosines; the vectors of another model are refused."""
+    catalog = Catalog(made.catalog)
+    encoder = Encoder.load(made.model)
+    stored = read_vectors(made.vectors, "mean").vectors_nE.astype(np.float64)
+    title, picture = "red linen dress", made.pictures / f"{5:07d}.jpg"
+    for given in ({"titles": [title]}, {"images": [picture]}, {"titles": [title], "images": [picture]}):
+        (hits,) = encoder.search(made.vectors, **given, k=7)
+        cosines = stored @ encoder.embed(**given)[0]
+        assert [hit.item for hit in hits] == np.argsort(-cosines)[:7].tolist()
+        assert [hit.item_id for hit in hits] == [catalog.record(hit.item).item_id for hit in hits]
+        assert np.abs(np.array([hit.score for hit in hits]) - np.sort(cosines)[::-1][:7]).max() < 1e-6
+    by_image = encoder.open_index(made.vectors, "image")
+    assert encoder.search(by_image, images=[picture], k=1)[0][0].item == 5
+    found = {hit.item for hit in encoder.search(by_image, titles=[title], k=COUNT)[0]}
+    assert found == set(range(COUNT)) - set(NO_PICTURE)
+    with pytest.raises(UserError, match="query 1: has neither a title nor a picture"):
+        encoder.search(by_image, titles=[title, ""])
+    other = Encoder.load(save_contrastive(tmp_path / "other", ["red dress"] * 3, seed=91))
+    with pytest.raises(UserError, match=r"vectors are of another model \(.*/model, [0-9a-f]{12}…\) than .*/other"):
+        other.search(made.vectors, titles=[title])
+    launch(1, made.words(tmp_path / "h", "--vector=h"), tmp_path / "log", launcher="embed")
+    with pytest.raises(
+        UserError, match=r"holds vectors h of the view full.*--vector contrastive --views text,image,mean"
+    ):
+        encoder.search(tmp_path / "h", titles=[title])
