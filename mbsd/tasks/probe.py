@@ -95,8 +95,8 @@ def _measure(subject: Subject, encoded: Encoded) -> Mapping[str, Measured]:
     table, rows = subject.labels, subject.rows
     items, labels, of_split = table.column("item"), table.column("label"), {}
     for split in ("train", "validation"):
-        chosen = split_rows(table, split)
-        of_split[split] = (encoded.others.at(items[chosen]), labels[chosen])
+        of_rows = split_rows(table, split)
+        of_split[split] = (encoded.others.at(items[of_rows]), labels[of_rows])
     measured = {}
     for view, vectors in encoded.rows.at(items[rows]).vectors.items():
         parts = {split: Part(found.vectors[view], theirs) for split, (found, theirs) in of_split.items()}

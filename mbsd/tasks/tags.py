@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from mbsd.model.embedder import SHARED_VIEWS
 from mbsd.tasks.names import templated, text_vectors
-from mbsd.tasks.vector_task import Encode, Encoded, Int64, Measured, Subject, VectorTask, Vectors
+from mbsd.tasks.vector_task import Encode, Encoded, Int64, Measured, Subject, Vectors, VectorTask
 
 
 def tag_scores(tags: Sequence[str], items_nE: Vectors, templates: Sequence[str], encode: Encode) -> NDArray[np.float64]:

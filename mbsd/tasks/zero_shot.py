@@ -17,7 +17,7 @@ from sklearn.metrics import f1_score, recall_score
 from mbsd.errors import UserError
 from mbsd.model.embedder import SHARED_VIEWS
 from mbsd.tasks.names import shown_name, templated, text_vectors
-from mbsd.tasks.vector_task import Encoded, Int64, Measured, Subject, VectorTask, Vectors
+from mbsd.tasks.vector_task import Encoded, Int64, Measured, Subject, Vectors, VectorTask
 
 NO_CLASS = -1  # the answer where no class is the likeliest alone
 
@@ -53,6 +53,13 @@ def zero_shot_metrics(answers_and_ranks_n2: Int64, labels: Int64, num_classes: i
     found["mean_recall"] = float(
         recall_score(labels, answers, labels=np.unique(labels), average="macro", zero_division=0.0)
     )
+    return found
+
+
+def lead(scores_nC: Vectors, positive: int) -> Vectors:
+    """How far one class's score lies above the best other one [n]: above 0 it is the answer."""
+    others = np.delete(scores_nC, positive, axis=1).max(axis=1)
+    found: Vectors = scores_nC[:, positive] - others
     return found
 
 
