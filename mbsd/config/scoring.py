@@ -132,6 +132,7 @@ class EvaluateConfig:
             raise UserError("data.table is not set: evaluation needs a task table")
         if self.data.table is not None and self.task == "retrieval":
             raise UserError(f"data.table={self.data.table}: task=retrieval reads the catalogue alone: remove it")
+        _refuse_drop_incomplete(self.data)
         if not self.out.endswith(".json"):
             raise UserError(f"out={self.out}: expected a name that ends in .json; the answers go beside it as .parquet")
         check_ranges(self)
@@ -152,7 +153,7 @@ class EvaluateConfig:
                 raise UserError(f"{name}={list(numbers)}: expected different numbers above 0")
         if not self.names.templates or not all("{}" in template for template in self.names.templates):
             raise UserError(
-                f"names.templates={list(self.names.templates)}: expected one or more texts with {{}} where the name goes"
+                f"names.templates={list(self.names.templates)}: expected texts with {{}} where the name goes"
             )
 
 
@@ -184,8 +185,14 @@ class EmbedConfig:
         """Raise UserError if the settings contradict each other."""
         if self.data.table is not None:
             raise UserError(f"data.table={self.data.table}: embedding reads the catalogue alone: remove it")
+        _refuse_drop_incomplete(self.data)
         check_ranges(self)
         if self.items_per_file % self.micro_batch:
             raise UserError(
                 f"items_per_file={self.items_per_file}: expected a multiple of micro_batch={self.micro_batch}"
             )
+
+
+def _refuse_drop_incomplete(data: DataConfig) -> None:
+    if data.drop_incomplete:
+        raise UserError("data.drop_incomplete=true: it is a setting of training, and here every item counts: remove it")

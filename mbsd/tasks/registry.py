@@ -6,8 +6,10 @@ from mbsd.tasks.alignment import ALIGNMENT
 from mbsd.tasks.attributes import ATTRIBUTES
 from mbsd.tasks.classification import CLASSIFICATION
 from mbsd.tasks.clustering import CLUSTERING
+from mbsd.tasks.retrieval import RETRIEVAL
 from mbsd.tasks.sensitive import SENSITIVE
 from mbsd.tasks.task import Task
+from mbsd.tasks.vector_task import VectorTask
 
 TASKS: dict[str, Task] = {
     "attributes": ATTRIBUTES,
@@ -15,4 +17,9 @@ TASKS: dict[str, Task] = {
     "classification": CLASSIFICATION,
     "sensitive": SENSITIVE,
     "clustering": CLUSTERING,
+}
+
+# Measured on vectors. Where a name is in both, a model of the contrastive stage is measured here, any other above.
+VECTOR_TASKS: dict[str, VectorTask] = {
+    "retrieval": RETRIEVAL,
 }
