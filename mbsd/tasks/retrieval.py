@@ -17,11 +17,11 @@ from mbsd.catalog.keys import open_keys
 from mbsd.errors import UserError
 from mbsd.metrics.ranking import METRICS, Identified, Int64, Ranking, ranking
 from mbsd.stages.labelled import TaskMetrics
+from mbsd.tasks.names import shown_name, text_vectors
 from mbsd.tasks.vector_task import Encoded, ItemVectors, Measured, Subject, VectorTask
-from mbsd.tasks.zero_shot import shown_name, text_vectors
 
 ACROSS = (("text", "image"), ("image", "text"))
-WITHIN = ("mean", "full")  # views in which others of a product are looked for
+WITHIN = ("text", "image", "mean", "full")  # views in which others of a product are looked for
 CATEGORY_VIEWS = ("text", "image", "mean")
 CATEGORY_METRICS = ("p1", "p10", "mrr")
 
