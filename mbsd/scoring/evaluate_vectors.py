@@ -91,7 +91,11 @@ def evaluate_vectors(config: EvaluateConfig, task: VectorTask, folder: Path, wor
             "samples": len(subject.rows),
             "labels": list(subject.table.class_names) if subject.table is not None else [],
             "views": reported.pop("views", {}),
-            "missing": {f"{what} missing at {rate}": of_pass for rate, of_pass in reported.items()},
+            "missing": {
+                f"{what} missing at {rate}, {view}": lines
+                for rate, of_pass in reported.items()
+                for view, lines in of_pass.items()
+            },
             "corrupt_images": num_damaged,
         }
 
