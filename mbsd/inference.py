@@ -234,7 +234,8 @@ class Encoder:
         if found.manifest["vector"] != "contrastive" or found.view == "full":
             raise UserError(
                 f"{folder}: holds vectors {found.manifest['vector']} of the view {found.view}, which do not compare "
-                "with titles and pictures; write them with launchers/embed.py --vector contrastive --views text,image,mean"
+                "with titles and pictures; write them with launchers/embed.py --vector contrastive --views "
+                "text,image,mean"
             )
         if found.manifest["model"] != self._digest:
             raise UserError(
