@@ -37,7 +37,7 @@ def task_stage(config: FinetuneConfig) -> Stage:
     def needs(config: FinetuneConfig) -> Needs:
         return Needs(config.task.views, Labelled(task.label_dtype), table=task.kind)
 
-    def samples(catalog: Catalog, table: Table | None, split: str) -> Samples:
+    def samples(config: FinetuneConfig, catalog: Catalog, table: Table | None, split: str) -> Samples:
         assert table is not None, "FinetuneConfig.check"
         labels = task.labels(table, config.task)
         check_training_table(task, table, labels)

@@ -45,9 +45,11 @@ def run_stage(config: BaseConfig, ds_config: DeepSpeedConfig, stage: Stage) -> N
             run.print(f"{run.folder}: finished already (DONE is there); nothing to do")
             return
         with same_on_every_rank():
+            stage.check_batch(run.sizes.global_batch)
             needs = stage.needs(config)
             catalog, table = open_catalog(config.data, needs.table)
-            samples = stage.samples(catalog, table, "train"), stage.samples(catalog, table, "validation")
+            train, held_out = (stage.samples(config, catalog, table, split) for split in ("train", "validation"))
+            samples = train, held_out
             schedule = run.schedule(len(samples[0]))
         on_rank_zero(lambda: refuse_nothing_left(run, schedule.total_steps, checkpoint_root(run)))
         storage = probe(checkpoint_root(run), run.world, node_local=config.run.node_local_checkpoints is not None)
