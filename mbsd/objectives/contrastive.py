@@ -75,9 +75,7 @@ def row_statistics(rows: Rows, scale: Tensor, rule: Rule) -> Tensor:
     return torch.stack([_statistics(side, scale, rule) for side in _sides(rows)])
 
 
-def loss_and_gradients(
-    rows: Rows, statistics_2N2: Tensor, scale: Tensor, bias: Tensor | None, rule: Rule
-) -> Gradients:
+def loss_and_gradients(rows: Rows, statistics_2N2: Tensor, scale: Tensor, bias: Tensor | None, rule: Rule) -> Gradients:
     """Eq. (4)-(9).
 
     Args:
