@@ -20,6 +20,7 @@ from mbsd.batch import NO_KEY
 
 INF = math.inf
 LOG_SUM, MASS = 0, 1
+SAMPLE = 256  # rows of the global batch whose pairs give the uniformity
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Gradients:
         image_nE, text_nE: with respect to this rank's own vectors: complete.
         sums: this rank's shares, each [], whose sums over ranks are: loss_image, loss_text (the loss is their mean);
             log_scale and bias, the gradients with respect to the logarithm of the scale and to the bias; and what is
-            watched: accuracy_image, accuracy_text, positives.
+            watched: accuracy_image, accuracy_text, positives, and empty (1 where the global batch has no anchor).
     """
 
     image_nE: Tensor
@@ -96,8 +97,51 @@ def loss_and_gradients(rows: Rows, statistics_2N2: Tensor, scale: Tensor, bias: 
         "accuracy_image": of_image.accuracy,
         "accuracy_text": of_text.accuracy,
         "positives": of_image.positives,
+        "empty": (of_image.empty & of_text.empty).to(rows.image_NE.dtype) * _share_of(rows),
     }
     return Gradients(of_image.gradient_nE, of_text.gradient_nE, sums)
+
+
+def watched(rows: Rows) -> dict[str, Tensor]:
+    """What shows how the two towers lie to one another: like `Gradients.sums`, shares [] to be SUMMED over ranks.
+
+    Every rank has every row, so each finds the value itself and gives its part of the rows of it. The values are:
+    incomplete, the share of rows without picture or without title; modality_gap, how far the towers' means are apart;
+    alignment, the mean |u_i - v_i|^2 of the rows with both; uniformity_image and uniformity_text, the logarithm of the
+    mean exp(-2 |x_i - x_j|^2) over the pairs of `SAMPLE` rows spread over the global batch. Of no row or pair: 0.
+    """
+    image_NE, text_NE = rows.image_NE, rows.text_NE
+    has_image_N, has_text_N = rows.has_image_N.to(image_NE.dtype), rows.has_text_N.to(image_NE.dtype)
+    both_N = has_image_N * has_text_N
+    gap = _mean(image_NE, has_image_N) - _mean(text_NE, has_text_N)
+    apart_N = (image_NE - text_NE).square().sum(1)
+    values = {
+        "incomplete": 1 - both_N.mean(),
+        "modality_gap": gap.norm(),
+        "alignment": (apart_N * both_N).sum() / both_N.sum().clamp_min(1),
+        "uniformity_image": _uniformity(image_NE, has_image_N),
+        "uniformity_text": _uniformity(text_NE, has_text_N),
+    }
+    return {name: value * _share_of(rows) for name, value in values.items()}
+
+
+def _share_of(rows: Rows) -> float:
+    """This rank's part of the rows."""
+    start, end = rows.own
+    return (end - start) / rows.image_NE.shape[0]
+
+
+def _mean(x_NE: Tensor, has_N: Tensor) -> Tensor:
+    return has_N @ x_NE / has_N.sum().clamp_min(1)
+
+
+def _uniformity(x_NE: Tensor, has_N: Tensor) -> Tensor:
+    every = -(-x_NE.shape[0] // SAMPLE)
+    x_SE, has_S = x_NE[::every], has_N[::every]
+    # Of unit vectors |a - b|^2 = 2 - 2 a.b; torch.cdist's gradient-friendly form is slower and needs no less memory.
+    pairs_SS = (has_S[:, None] * has_S).triu(1)
+    total, count = (torch.exp(4 * (x_SE @ x_SE.T - 1)) * pairs_SS).sum(), pairs_SS.sum()
+    return torch.where(count > 0, torch.log(total / count.clamp_min(1)), 0)
 
 
 @dataclass(frozen=True)
@@ -162,6 +206,7 @@ class _Direction:
     bias: Tensor
     accuracy: Tensor
     positives: Tensor
+    empty: Tensor
 
 
 def _direction(
@@ -203,7 +248,7 @@ def _direction(
         best_other = logits.masked_fill(~considered | positive, -INF).amax(1)
         right = right + (anchors & (best > best_other)).sum() / num_anchors
         positives = positives + torch.where(anchors, own[block, MASS], 0).sum() / num_anchors
-    return _Direction(torch.cat(gradients), loss, bias_gradient, right, positives)
+    return _Direction(torch.cat(gradients), loss, bias_gradient, right, positives, ~is_anchor_N.any())
 
 
 def _share(positive: Tensor, mass: Tensor) -> Tensor:

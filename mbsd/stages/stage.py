@@ -20,6 +20,7 @@ from mbsd.catalog.tables import Table
 from mbsd.data.inputs import Inputs, split_samples
 from mbsd.data.samples import Samples
 from mbsd.data.spec import Needs
+from mbsd.errors import UserError
 from mbsd.metrics.board import Board, Charts
 from mbsd.metrics.table_scores import TableScores
 from mbsd.model.backbone import MbsdPreTrainedModel
@@ -100,6 +101,7 @@ class Stage:
         samples: (catalogue, table, split) -> its samples; or UserError. Default: rows of the table, or all items.
         charts: its rows of TensorBoard's page "custom scalars".
         paper_batch: global batch of the paper (section 4.3); None: the paper has none.
+        least_batch: samples that a global batch needs at least.
     """
 
     needs: Callable[[Any], Needs]
@@ -108,3 +110,12 @@ class Stage:
     samples: Callable[[Catalog, Table | None, str], Samples] = split_samples
     charts: Charts = field(default_factory=Charts)
     paper_batch: int | None = None
+    least_batch: int = 1
+
+    def check_batch(self, global_batch: int) -> None:
+        """Raise UserError where a global batch has too few samples."""
+        if global_batch < self.least_batch:
+            raise UserError(
+                f"train_batch_size={global_batch}: this stage tells the samples of a global batch from each other and "
+                f"needs {self.least_batch} or more; raise it in DeepSpeed's JSON"
+            )

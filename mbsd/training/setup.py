@@ -45,6 +45,7 @@ def run_stage(config: BaseConfig, ds_config: DeepSpeedConfig, stage: Stage) -> N
             run.print(f"{run.folder}: finished already (DONE is there); nothing to do")
             return
         with same_on_every_rank():
+            stage.check_batch(run.sizes.global_batch)
             needs = stage.needs(config)
             catalog, table = open_catalog(config.data, needs.table)
             samples = stage.samples(catalog, table, "train"), stage.samples(catalog, table, "validation")
