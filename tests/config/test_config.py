@@ -27,6 +27,8 @@ TOGETHER = [
     (PretrainConfig, "stage2", "v100x16_stage2", 16),
     (PretrainConfig, "stage1", "h100x8_stage1", 8),
     (PretrainConfig, "stage2", "h100x8_stage2", 8),
+    (PretrainConfig, "contrastive", "v100x16_contrastive", 16),
+    (PretrainConfig, "contrastive", "h100x8_contrastive", 8),
     (FinetuneConfig, "attributes", "h100_finetune", 1),
     (FinetuneConfig, "attributes", "h100x8_finetune", 8),
     (FinetuneConfig, "alignment", "h100_finetune", 1),
@@ -34,6 +36,7 @@ TOGETHER = [
     (FinetuneConfig, "sensitive", "h100_finetune", 1),
     (PretrainConfig, "small_stage1", "cpu_stage1", 2),
     (PretrainConfig, "small_stage2", "cpu_stage2", 2),
+    (PretrainConfig, "small_contrastive", "cpu_contrastive", 2),
     (FinetuneConfig, "small_attributes", "cpu_finetune", 2),
     (FinetuneConfig, "small_classification", "cpu_finetune", 2),
 ]
