@@ -27,6 +27,7 @@ RUN_BY = {
     "mbsd catalog build": "tests/catalog/test_hostile.py::test_a_folder_of_hostile_files",
     "mbsd catalog synth": "tests/smoke/test_demo.py::test_the_demo",
     "mbsd catalog inspect": "tests/docs/test_commands.py::test_a_catalogue_is_inspected",
+    "mbsd catalog keys": "tests/catalog/test_near_pictures.py::test_the_command",
     "mbsd tables build": "tests/catalog/test_tables.py::test_build_from_tsv",
     "mbsd tables derive": "tests/studies/test_trial.py::test_a_trial",
     "mbsd pairs mine": "tests/catalog/test_mining_input.py::test_the_command",
