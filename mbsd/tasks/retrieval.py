@@ -153,6 +153,18 @@ def _measure(subject: Subject, encoded: Encoded) -> Mapping[str, Measured]:
     return found
 
 
+def retrieved_within(subject: Subject, vectors: ItemVectors) -> Mapping[str, Measured]:
+    """Others of the items' products in each view by itself, for vectors whose views are of different spaces."""
+    keys = open_keys(subject.catalog, subject.settings.retrieval.same, required=True).of(vectors.items)
+    found = {}
+    for view in vectors.views:
+        alone = ItemVectors(vectors.items, {view: vectors.vectors[view]}, {view: vectors.present[view]})
+        for name, result, _ in retrieved(Pool(alone, keys, np.isin(vectors.items, subject.rows))):
+            if len(result.rows):
+                found[name] = _lines(result, METRICS)
+    return found
+
+
 def _lines(
     result: Ranking,
     names: tuple[str, ...],
