@@ -74,7 +74,7 @@ def test_every_shipped_file_is_tested() -> None:
     assert config.views == ("image",) and config.split == "test" and config.task is None
     config = parse_scoring(EvaluateConfig, ["--config", str(CONFIGS / "retrieval.yaml")])
     assert config.task == "retrieval" and config.data.table is None and config.views is None
-    assert parse_scoring(EmbedConfig, ["--config", str(CONFIGS / "embed.yaml")]).view == "full"
+    assert parse_scoring(EmbedConfig, ["--config", str(CONFIGS / "embed.yaml")]).view is None
 
 
 @pytest.mark.parametrize("name", STUDIES)
