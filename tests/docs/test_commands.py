@@ -35,6 +35,7 @@ RUN_BY = {
     "mbsd checkpoint verify": "tests/checkpoint/test_faults.py::test_list_and_verify",
     "mbsd export": "tests/checkpoint/test_export.py::test_a_half_precision_run_leaves_in_float32",
     "mbsd floors": "tests/studies/test_trial.py::test_a_trial",
+    "mbsd vector-floors": "tests/tasks/test_vector_floors.py::test_the_command",
     "mbsd plan": "tests/plan/test_plan.py::test_the_papers_setting",
     "mbsd report": "tests/tasks/test_report.py::test_the_papers_tables",
     "mbsd trial": "tests/studies/test_trial.py::test_a_trial",
