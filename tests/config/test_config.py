@@ -66,12 +66,15 @@ def test_every_shipped_file_is_tested() -> None:
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == {name for _, name, _, _ in TOGETHER} | {
         "evaluate",
         "embed",
+        "retrieval",
         *STUDIES,
     }
     assert {path.stem for path in DS_CONFIGS.glob("*.json")} == {name for _, _, name, _ in TOGETHER}
     config = parse_scoring(EvaluateConfig, ["--config", str(CONFIGS / "evaluate.yaml"), "--views=[image]"])
     assert config.views == ("image",) and config.split == "test" and config.task is None
-    assert parse_scoring(EmbedConfig, ["--config", str(CONFIGS / "embed.yaml")]).view == "full"
+    config = parse_scoring(EvaluateConfig, ["--config", str(CONFIGS / "retrieval.yaml")])
+    assert config.task == "retrieval" and config.data.table is None and config.views is None
+    assert parse_scoring(EmbedConfig, ["--config", str(CONFIGS / "embed.yaml")]).view is None
 
 
 @pytest.mark.parametrize("name", STUDIES)
