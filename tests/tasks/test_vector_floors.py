@@ -11,8 +11,10 @@ import scipy.sparse
 from sklearn.cross_decomposition import CCA
 from typer.testing import CliRunner
 
+from mbsd.catalog.build.build import BuildOptions, build_catalog
 from mbsd.catalog.keys import write_keys
 from mbsd.catalog.reader import Catalog
+from mbsd.catalog.sources import Item
 from mbsd.cli.main import app
 from mbsd.errors import UserError
 from mbsd.scoring.canonical import fit_canonical
@@ -94,3 +96,14 @@ def test_the_command(market: Market, keyed: Catalog, tmp_path: Path) -> None:
 def test_what_cannot_be_measured(market: Market, keyed: Catalog, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         write_vector_floors(keyed, [tmp_path / "none.parquet"], tmp_path, 0)
+    for titles, said in (
+        (["red shirt"] * 30, "their titles have to differ"),
+        ([f"w{n}" for n in range(30)], "no word"),
+    ):
+        raw = market.folder / "raw" / "images"
+        items = [Item(f"i{n}", title, f"{n:07d}.jpg") for n, title in enumerate(titles)]
+        other = tmp_path / f"catalog{len(said)}"
+        build_catalog(items, raw, other, BuildOptions(workers=1, progress=False))
+        write_keys(Catalog(other))
+        with pytest.raises(UserError, match=said):
+            write_vector_floors(Catalog(other), [], tmp_path, 0)
