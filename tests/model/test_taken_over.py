@@ -24,7 +24,8 @@ CONTRASTIVE = ("image_projection", "logit_scale", "text_projection")
 MASKED = ("patch_decoder", "word_bias", "word_transform")
 TASK = {"task": "attributes", "num_labels_out": 1}
 # From, to, settings of the new head, and what is taken, dropped and new of the head.
-WAYS = [
+Way = tuple[Any, Any, dict[str, Any], tuple[str, ...], tuple[str, ...], tuple[str, ...]]
+WAYS: list[Way] = [
     (MbsdForMaskedModelling, MbsdForContrastive, {}, (), MASKED, CONTRASTIVE),
     (MbsdForMaskedModelling, MbsdForMatching, {}, (), MASKED, ("match",)),
     (MbsdForContrastive, MbsdForMatching, {}, (), CONTRASTIVE, ("match",)),
@@ -43,12 +44,9 @@ WAYS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("source", "target", "head", "taken", "dropped", "new"), WAYS, ids=lambda x: getattr(x, "__name__", None)
-)
-def test_what_is_taken_from_one_stage_to_the_next(
-    source: Any, target: Any, head: dict[str, Any], taken: Any, dropped: Any, new: Any, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way[0].__name__}-{way[1].__name__}-{'-'.join(way[2])}")
+def test_what_is_taken_from_one_stage_to_the_next(way: Way, tmp_path: Path) -> None:
+    source, target, head, taken, dropped, new = way
     first = source(tiny_config(projection_dim=7, id2label={0: "0", 1: "1"}))
     randomise(first, seed=95)
     first.save_pretrained(tmp_path)
