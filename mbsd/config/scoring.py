@@ -130,9 +130,9 @@ class EvaluateConfig:
         """Raise UserError if the settings contradict each other."""
         if self.data.table is None and self.task != "retrieval":
             raise UserError("data.table is not set: evaluation needs a task table")
-        _refuse_drop_incomplete(self.data)
         if self.data.table is not None and self.task == "retrieval":
             raise UserError(f"data.table={self.data.table}: task=retrieval reads the catalogue alone: remove it")
+        _refuse_drop_incomplete(self.data)
         if not self.out.endswith(".json"):
             raise UserError(f"out={self.out}: expected a name that ends in .json; the answers go beside it as .parquet")
         check_ranges(self)
@@ -153,7 +153,7 @@ class EvaluateConfig:
                 raise UserError(f"{name}={list(numbers)}: expected different numbers above 0")
         if not self.names.templates or not all("{}" in template for template in self.names.templates):
             raise UserError(
-                f"names.templates={list(self.names.templates)}: expected one or more texts with {{}} where the name goes"
+                f"names.templates={list(self.names.templates)}: expected texts with {{}} where the name goes"
             )
 
 

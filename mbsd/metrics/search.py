@@ -77,6 +77,16 @@ class Nearest:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def cells(self) -> int:
+        """Into which the vectors are divided; 0: all are compared."""
+        return 0 if self.exact else int(self._index.nlist)
+
+    def probe(self, cells: int) -> None:
+        """Look into this many of the cells from now on: more are slower and miss less."""
+        assert not self.exact and 1 <= cells <= self.cells
+        self._index.nprobe = cells
+
     def search(self, queries_qE: Any, k: int) -> Found:
         """The k nearest of each query, whose length does not matter.
 

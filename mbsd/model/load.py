@@ -17,7 +17,6 @@ from mbsd.errors import UserError
 from mbsd.model.backbone import MbsdPreTrainedModel
 from mbsd.model.config import BackboneConfig
 from mbsd.model.families import FAMILIES
-from mbsd.model.foreign import load_image_weights
 from mbsd.model.fresh import SIZES, behaviour
 from mbsd.model.taken_over import TakenOver
 
@@ -57,7 +56,7 @@ def start_model(
         # A multiple of 8 keeps the vocabulary projection on the tensor cores.
         model = model_class(fresh(-(-num_words // 8) * 8))
     if settings.image_weights is not None:
-        load_image_weights(model, settings.image_weights)
+        family.load_images(model, settings.image_weights)
     _refuse_wide_tokenizer(num_words, model.config, config.run.init_from or settings.backbone or "")
     if data.max_text_tokens > model.config.max_position_embeddings:
         raise UserError(

@@ -26,7 +26,7 @@ from mbsd.model.heads import EmbedsOutput, MbsdForContrastive
 from mbsd.model.load import start_model
 from mbsd.objectives.contrastive import Rule
 from mbsd.stages.global_batch import Solved, Vectors, in_order, solve
-from mbsd.stages.nearest import retrieval, show_nearest
+from mbsd.stages.nearest import FOUND, retrieval, show_nearest
 from mbsd.stages.showcase import HeldOut
 from mbsd.stages.stage import Losses, Objective, Stage, Validation
 from mbsd.stages.two_pass import RandomState, Share, shares
@@ -166,6 +166,7 @@ CONTRASTIVE = Stage(
                 "loss terms": (r"train/loss_(image|text)",),
                 "right within the batch": (r"modality/accuracy_(image|text)",),
                 "held out: found first": (r"validation/r1_(text_to_image|image_to_text)",),
+                "held out: found among ten": (r"validation/r10_(text_to_image|image_to_text)",),
             },
             "towers": {
                 "temperature": ("train/temperature",),
@@ -177,7 +178,8 @@ CONTRASTIVE = Stage(
                 "steps without any pair": ("train/empty_steps",),
             },
         },
-        held_out=("loss", "r1_text_to_image", "r1_image_to_text"),
+        held_out=("loss", "loss_image", "loss_text", *FOUND),
     ),
+    monitor="r1_mean",
     least_batch=2,
 )

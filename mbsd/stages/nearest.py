@@ -20,7 +20,8 @@ from mbsd.stages.global_batch import Vectors
 from mbsd.stages.showcase import AT_ONCE, HeldOut
 
 AMONG, QUERIES, NEAREST = 128, 6, 5
-METRICS = ("r1", "r10")
+METRICS, DIRECTIONS = ("r1", "r10"), ("text_to_image", "image_to_text", "mean")
+FOUND = tuple(f"{name}_{direction}" for name in METRICS for direction in DIRECTIONS)  # what `retrieval` gives
 
 
 def retrieval(rows: Vectors) -> dict[str, float]:

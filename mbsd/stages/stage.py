@@ -102,6 +102,8 @@ class Stage:
             items of the catalogue (data.drop_incomplete: those with title and picture).
         charts: its rows of TensorBoard's page "custom scalars".
         paper_batch: global batch of the paper (section 4.3); None: the paper has none.
+        monitor: validation metric, of `charts.held_out`, that the best checkpoint is chosen by where the settings name
+            none; None: no best one is chosen.
         least_batch: samples that a global batch needs at least.
     """
 
@@ -111,6 +113,7 @@ class Stage:
     samples: Callable[[Any, Catalog, Table | None, str], Samples] = split_samples
     charts: Charts = field(default_factory=Charts)
     paper_batch: int | None = None
+    monitor: str | None = None
     least_batch: int = 1
 
     def check_batch(self, global_batch: int) -> None:
