@@ -105,8 +105,10 @@ def neighbours(  # noqa: PLR0913 (options of a command line)
     out: Annotated[Path, typer.Option(help="The page.")] = Path("neighbours.html"),
 ) -> None:
     """The items nearest to texts, pictures and other items, on one page with pictures that needs no server."""
+    from mbsd.io.console import quiet_libraries
     from mbsd.tools.neighbours.page import Asked, write_page
 
+    quiet_libraries()
     asked = Asked(tuple(query), tuple(item), tuple(picture), view, number)
     for answer in write_page(vectors, asked, out, model=model, catalog_path=catalog):
         print(answer.text())

@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,7 +20,8 @@ from mbsd.errors import UserError
 from mbsd.inference import Encoder
 from mbsd.io.stored_vectors import read_vectors
 from tests.damage import damage
-from tests.ranks import Ranks, command, launch
+from tests.docs.pages import blocks
+from tests.ranks import ROOT, Ranks, command, launch
 from tests.tasks.incomplete import COUNT, DIM, NO_PICTURE, NO_TITLE, SCRIPT, build_incomplete_catalog, save_contrastive
 from tests.tasks.test_vectors import kill_after
 
@@ -234,3 +236,16 @@ def another(tmp_path: Path) -> Path:
     """Another catalogue."""
     (tmp_path / "shop").mkdir()
     return build_incomplete_catalog(tmp_path / "shop", seed=6)
+
+
+@pytest.mark.distributed
+def test_the_pages_python_about_contrastive_models(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/deploy.md: its block runs as it stands."""
+    (block,) = (code for code in blocks(ROOT / "docs/deploy.md", "python") if "runs/contrastive" in code)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "contrastive").symlink_to(made.model)
+    (tmp_path / "runs" / "vectors").symlink_to(made.vectors)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"Encoder": Encoder}
+    exec(block, names)
+    assert names["queries"].shape == (1, DIM) and len(names["hits"][0]) == 20
