@@ -151,7 +151,7 @@ class Encoder:
         items = self._items(titles, images)
         samples = [Sample(item) for item in range(len(items.titles))]
         found = self._run(self._embedder, items, samples, view)
-        return found.reshape(len(samples), self._embedder.width).astype(np.float32)
+        return found.reshape(len(samples), self._embedder.width(view)).astype(np.float32)
 
     def score(
         self,

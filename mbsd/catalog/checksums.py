@@ -44,10 +44,13 @@ def sealed(meta: Mapping[str, Any]) -> dict[str, Any]:
     return {**meta, CHECKSUM: _crc32_of_meta(meta)}
 
 
-def require_whole_meta(meta: Mapping[str, Any], path: Path) -> None:
-    """Raise UserError where `catalog.json` is not what was written; one of an older version has no checksum."""
+def require_whole_meta(meta: Mapping[str, Any], path: Path, remedy: str = AGAIN) -> None:
+    """Raise UserError where `catalog.json`, or another file that is sealed like it, is not what was written.
+
+    One of an older version has no checksum.
+    """
     if CHECKSUM in meta and _crc32_of_meta(meta) != meta[CHECKSUM]:
-        raise UserError(f"{path}: damaged, its content is not what was written; {AGAIN}")
+        raise UserError(f"{path}: damaged, its content is not what was written; {remedy}")
 
 
 def require_whole_batch(meta: Mapping[str, Any], number: int, batch: Any, path: Path) -> None:

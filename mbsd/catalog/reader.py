@@ -177,6 +177,12 @@ class Catalog:
             raise UserError(f"split {split!r}; expected one of {', '.join(SPLITS)}")
         return self._mapped(split_file(split))
 
+    def is_complete(self) -> NDArray[np.bool_]:
+        """Return whether each item has both a title and a picture, bool [items]."""
+        table = self.table()
+        complete = pc.and_(pc.not_equal(table["title"], ""), pc.greater_equal(table["offset"], 0))
+        return np.asarray(complete.to_numpy())
+
     def item_number(self, item_id: str) -> int | None:
         """Return the number of the item with this id, or None."""
         hashes, items = self._mapped(ID_HASH_FILE), self._mapped(ID_ITEM_FILE)

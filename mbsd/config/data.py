@@ -25,6 +25,9 @@ class DataConfig:
     """Most tokens of a text, special tokens included; the title is cut first."""
     max_query_tokens: int = 64
     """With [CLS] and [SEP]; a longer query or tag is cut here."""
+    drop_incomplete: bool = False
+    """Where the catalogue alone is read (stage 1, contrastive): train and validate without the items that have no title
+    or no picture."""
     decoder: Literal["auto", "torchvision", "dali"] = "auto"
     """auto: DALI on a GPU where it is installed, else torchvision."""
     num_workers: int = at_least(0, default=2)

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mbsd.batch import Batch, Masks
+from mbsd.catalog.keys import ItemKeys
 from mbsd.catalog.reader import DamagedRecord
 from mbsd.config.data import DataConfig
 from mbsd.data.augment import Augmentation, draw_augmentation, no_augmentation
@@ -21,7 +22,7 @@ from mbsd.data.masking import Vocabulary, mask_patches, mask_text
 from mbsd.data.order import sample_rng
 from mbsd.data.samples import ItemSource, Sample
 from mbsd.data.shape_buckets import black_images, fill_up
-from mbsd.data.spec import BatchSpec
+from mbsd.data.spec import BatchSpec, SameProduct
 from mbsd.data.text import encode_pair
 from mbsd.data.views import TextTokens, pack
 
@@ -68,6 +69,7 @@ class BatchBuilder:
         data: lengths, crops, flips, image size.
         spec: what a batch holds.
         decoder: from `make_decoder`, of data.image_size.
+        keys: identity keys of the source's items, where the spec asks for them (`SameProduct`).
     """
 
     def __init__(
@@ -77,13 +79,18 @@ class BatchBuilder:
         data: DataConfig,
         spec: BatchSpec,
         decoder: ImageDecoder,
+        keys: ItemKeys | None = None,
     ) -> None:
         if spec.masking is not None and "full" not in spec.views:
             raise ValueError(f"masking needs the view full, found views {list(spec.views)}")
         if decoder.size != data.image_size:
             raise ValueError(f"decoder of {decoder.size} px, data.image_size={data.image_size}: expected the same")
+        if isinstance(spec.targets, SameProduct) != (keys is not None):
+            raise ValueError(
+                f"targets {spec.targets} and keys {keys}: expected keys for SameProduct and no other targets"
+            )
         self.source, self.tokenizer, self.data = source, tokenizer, data
-        self.spec, self.decoder = spec, decoder
+        self.spec, self.decoder, self.keys = spec, decoder, keys
         self.bucket = data.token_bucket if spec.train else 1
         specials = sorted(tokenizer.all_special_ids)
         self._vocabulary = Vocabulary(len(tokenizer), tokenizer.mask_token_id, specials)
@@ -126,6 +133,7 @@ class BatchBuilder:
             )
             for sample in samples
         ]
+        keys_BK, has_text = self._identities(samples, texts)
         drawn = [self._mask_sample(key, text, image) for key, text, image in zip(keys, texts, has_image, strict=True)]
         texts = [sample.text for sample in drawn]
         ids_N, positions_N, types_N, views = pack(
@@ -149,6 +157,8 @@ class BatchBuilder:
             items_B=torch.tensor([sample.item for sample in samples], dtype=torch.int64),
             labels_B=labels,
             masks=masks,
+            keys_BK=keys_BK,
+            has_text=has_text,
         )
         if self.bucket > 1:
             images = len(encoded.jpegs)
@@ -206,6 +216,15 @@ class BatchBuilder:
         if missing:
             raise ValueError(f"item {missing[0]}: a label is asked for and this sample has none")
         return torch.tensor([sample.label for sample in samples], dtype=dtype)
+
+    def _identities(
+        self, samples: Sequence[Sample], texts: Sequence[TextTokens]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """`Batch.keys_BK` and `Batch.has_text`, where the spec asks for them."""
+        if self.keys is None:
+            return None, None
+        keys_BK = self.keys.of(np.array([sample.item for sample in samples], dtype=np.int64))
+        return torch.from_numpy(keys_BK), torch.tensor([text.has_title for text in texts])
 
     def _mask_sample(self, key: Key, text: TextTokens, has_image: bool) -> _MaskedSample:
         none = np.zeros(0, dtype=np.int64)

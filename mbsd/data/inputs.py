@@ -7,13 +7,15 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from mbsd.catalog.keys import open_keys
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Kind, Table
 from mbsd.config.data import DataConfig
+from mbsd.config.run import BaseConfig
 from mbsd.data.batch_builder import BatchBuilder
 from mbsd.data.decode_dali import make_decoder
-from mbsd.data.samples import CatalogSamples, ItemSource, Samples, TableSamples
-from mbsd.data.spec import BatchSpec, Targets
+from mbsd.data.samples import CatalogSamples, Samples, TableSamples
+from mbsd.data.spec import BatchSpec, SameProduct, Targets
 from mbsd.errors import UserError
 from mbsd.model.config import BackboneConfig
 from mbsd.parallel.world import World
@@ -52,20 +54,29 @@ def open_catalog(data: DataConfig, table: Kind | None) -> tuple[Catalog, Table |
         raise UserError(f"data.table={data.table}: no table is read here, only the catalogue: remove it")
     if table is not None and data.table is None:
         raise UserError(f"data.table is not set: name a table of {table} (`mbsd tables`, `mbsd pairs mine`)")
+    if data.table is not None and data.drop_incomplete:
+        raise UserError(
+            f"data.drop_incomplete=true and data.table={data.table}: a table names its own items, and only where the "
+            "catalogue alone is read are some left out: remove it"
+        )
     catalog = Catalog(data.catalog)
     return catalog, Table(data.table, catalog, kind=table) if data.table is not None else None
 
 
-def split_samples(catalog: Catalog, table: Table | None, split: str) -> Samples:
-    """The rows of the table's split, or the catalogue's items.
+def split_samples(config: BaseConfig, catalog: Catalog, table: Table | None, split: str) -> Samples:
+    """The rows of the table's split, or the catalogue's items; of these the complete ones, with data.drop_incomplete.
 
     Raises:
         UserError: there are none.
     """
-    samples: Samples = TableSamples(table, split) if table is not None else CatalogSamples(catalog, split)
+    complete = config.data.drop_incomplete
+    samples: Samples = (
+        TableSamples(table, split) if table is not None else CatalogSamples(catalog, split, complete=complete)
+    )
     if len(samples) == 0:
         source = table.path if table is not None else catalog.path
-        raise UserError(f"{source}: its {split} split is empty; use more items")
+        empty = "has no item with both title and picture (data.drop_incomplete=true)" if complete else "is empty"
+        raise UserError(f"{source}: its {split} split {empty}; use more items")
     return samples
 
 
@@ -79,7 +90,7 @@ class Builders:
         max_batch: samples that a batch has at most.
     """
 
-    source: ItemSource
+    source: Catalog
     tokenizer: PreTrainedTokenizerBase
     data: DataConfig
     model: BackboneConfig
@@ -91,11 +102,14 @@ class Builders:
         """A builder of batches in these views.
 
         Raises:
-            UserError: a view that the model does not read.
+            UserError: a view that the model does not read, or keys of items that are needed and not there, or damaged.
         """
         self.model.require_views(views, "views")
         decoder = make_decoder(
             self.data.decoder, self.data.image_size, world.device, num_threads=2, max_batch=self.max_batch
         )
         spec = BatchSpec(views, targets, self.model.num_patches, self.model.image_cls, train, seed)
-        return BatchBuilder(self.source, self.tokenizer, self.data, spec, decoder)
+        keys = None
+        if isinstance(targets, SameProduct):
+            keys = open_keys(self.source, targets.same, required=targets.required)
+        return BatchBuilder(self.source, self.tokenizer, self.data, spec, decoder, keys)

@@ -66,6 +66,10 @@ class SplitCatalog(ItemSource, Protocol):
         """The item numbers of a split, int64; all of them for None."""
         ...
 
+    def is_complete(self) -> npt.NDArray[np.bool_]:
+        """Whether each item has a title and a picture, bool [items]."""
+        ...
+
 
 class SplitTable(Protocol):
     """What is read of a task table (`mbsd.catalog.tables.Table`)."""
@@ -85,10 +89,17 @@ class SplitTable(Protocol):
 
 
 class CatalogSamples:
-    """The items of a split, without query and label: stage 1, embedding."""
+    """The items of a split, without query and label: stage 1, contrastive, embedding.
 
-    def __init__(self, catalog: SplitCatalog, split: str | None = "train") -> None:
-        self.items = catalog.indices(split)
+    Args:
+        catalog: whose items they are.
+        split: None: all.
+        complete: leave out items without title or picture.
+    """
+
+    def __init__(self, catalog: SplitCatalog, split: str | None = "train", *, complete: bool = False) -> None:
+        items = catalog.indices(split)
+        self.items = items[catalog.is_complete()[items]] if complete else items
 
     def __len__(self) -> int:
         return len(self.items)

@@ -30,6 +30,11 @@ class TextTokens:
     token_type_ids: Int64
     num_query: int
 
+    @property
+    def has_title(self) -> bool:
+        """Whether a word of the title is left."""
+        return len(self.input_ids) > (self.num_query or 2)  # without a query: `[CLS] [SEP]`
+
 
 def pack(
     texts: Sequence[TextTokens], has_image: Sequence[bool], view_names: Sequence[str], patches_per_image: int

@@ -76,7 +76,7 @@ def _what(config: EmbedConfig, catalog: Catalog, num_items: int, embedder: Embed
         "model": digest_of(folder / "model.safetensors"),
         "view": config.view,
         "vector": embedder.vector,
-        "width": embedder.width,
+        "width": embedder.width(config.view),
         "dtype": config.dtype,
         "max_text_tokens": config.data.max_text_tokens,
     }

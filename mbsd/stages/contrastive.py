@@ -6,6 +6,7 @@ With one micro-batch a step, `forward` does it all. With more, `contexts` runs t
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
@@ -20,12 +21,15 @@ from mbsd.config.run import PretrainConfig
 from mbsd.config.stages import ContrastiveConfig
 from mbsd.data.inputs import Inputs
 from mbsd.data.spec import Needs, SameProduct
-from mbsd.metrics.board import Charts
+from mbsd.metrics.board import Board, Charts
 from mbsd.model.config import BackboneConfig
+from mbsd.model.embedder import Embedder
 from mbsd.model.heads import EmbedsOutput, MbsdForContrastive
 from mbsd.model.load import start_model
 from mbsd.objectives.contrastive import Rule
 from mbsd.stages.global_batch import Solved, Vectors, in_order, solve
+from mbsd.stages.nearest import FOUND, retrieval, show_nearest
+from mbsd.stages.showcase import HeldOut
 from mbsd.stages.stage import Losses, Objective, Stage, Validation, WholeBatch
 from mbsd.stages.two_pass import RandomState, Share, shares
 
@@ -129,11 +133,20 @@ class ContrastiveObjective(Objective):
 
     @torch.no_grad()
     def validate(self, batches: Iterable[Batch]) -> Validation:
-        """The loss over all held-out samples as ONE global batch: the more there are, the higher it is."""
-        mine = [Vectors.of(self.model(batch), batch) for batch in batches]
-        rows = in_order(mine, self.device).alone()
-        solved = solve(rows, *self._scale_and_bias(), self.rule)
-        return Validation({name: float(value) for name, value in solved.values.items()})
+        """The loss over all held-out samples as ONE global batch, so that it rises with their number; and retrieval."""
+        rows = in_order([Vectors.of(self.model(batch), batch) for batch in batches], self.device)
+        solved = solve(rows.alone(), *self._scale_and_bias(), self.rule)
+        values = {name: float(value) for name, value in solved.values.items() if name != "empty_steps"}
+        return Validation({**values, **retrieval(rows)})
+
+    def vectors(self, batch: Batch) -> Tensor:
+        """[B, E]: the direction between title and picture, or of the one that there is."""
+        embedder = Embedder(self.model.mbsd, "contrastive", self.model)
+        return embedder.of_views(batch, ("mean",))["mean"].vectors_BE
+
+    def show(self, board: Board, step: int, few: HeldOut) -> None:
+        """The nearest pictures to a few titles, and the nearest titles to their pictures."""
+        show_nearest(self.model, board, step, few)
 
 
 def _needs(config: PretrainConfig) -> Needs:
@@ -144,29 +157,29 @@ def _needs(config: PretrainConfig) -> Needs:
 def _objective(config: PretrainConfig, inputs: Inputs) -> ContrastiveObjective:
     settings = config.contrastive or ContrastiveConfig()
     model = start_model(MbsdForContrastive, config, len(inputs.tokenizer), inputs.weights, _head(settings))
+    if settings.temperature_start is not None:  # weights of an earlier contrastive run bring their own
+        with torch.no_grad():
+            model.logit_scale.fill_(math.log(settings.temperature_start))
     return ContrastiveObjective(model, settings)
 
 
 def _outline(config: PretrainConfig, model: BackboneConfig) -> ContrastiveObjective:
     settings = config.contrastive or ContrastiveConfig()
-    shape = type(model).from_dict({**model.to_dict(), **_head(settings)})
-    return ContrastiveObjective(MbsdForContrastive(shape), dataclasses.replace(settings, check_passes=False))
+    shaped = copy.deepcopy(model)
+    for name, value in _head(settings).items():
+        setattr(shaped, name, value)
+    # A plan has no passes to compare, and a benchmark is of the step without the comparison.
+    return ContrastiveObjective(MbsdForContrastive(shaped), dataclasses.replace(settings, check_passes=False))
 
 
 def _head(settings: ContrastiveConfig) -> dict[str, Any]:
+    """Of BackboneConfig."""
     return {
         "projection_dim": settings.dim,
         "projection": settings.projection,
-        "logit_scale_start": _start(settings),
+        "logit_scale_start": settings.temperature_start or (1 / 0.07 if settings.loss == "softmax" else 10.0),
         "logit_bias": settings.loss == "sigmoid",
     }
-
-
-def _start(settings: ContrastiveConfig) -> float:
-    """What similarities are multiplied by in the first step."""
-    if settings.temperature != "learned":
-        return settings.temperature
-    return settings.temperature_start or (1 / 0.07 if settings.loss == "softmax" else 10.0)
 
 
 CONTRASTIVE = Stage(
@@ -179,6 +192,7 @@ CONTRASTIVE = Stage(
                 "loss terms": (r"train/loss_(image|text)",),
                 "right within the batch": (r"modality/accuracy_(image|text)",),
                 "held out: found first": (r"validation/r1_(text_to_image|image_to_text)",),
+                "held out: found among ten": (r"validation/r10_(text_to_image|image_to_text)",),
             },
             "towers": {
                 "temperature": ("train/temperature",),
@@ -190,7 +204,8 @@ CONTRASTIVE = Stage(
                 "steps without any pair": ("train/empty_steps",),
             },
         },
-        held_out=("loss",),
+        held_out=("loss", "loss_image", "loss_text", *FOUND),
     ),
+    monitor="r1_mean",
     least_batch=2,
 )

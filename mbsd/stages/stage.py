@@ -119,18 +119,22 @@ class Stage:
         objective: (settings, inputs) -> the model with its first weights, and its loss; or UserError.
         outline: (settings, configuration of a model) -> the same around a model of that shape, for `mbsd plan` and
             `mbsd bench step`, which read no data.
-        samples: (catalogue, table, split) -> its samples; or UserError. Default: rows of the table, or all items.
+        samples: (settings, catalogue, table, split) -> its samples; or UserError. Default: rows of the table, or all
+            items of the catalogue (data.drop_incomplete: those with title and picture).
         charts: its rows of TensorBoard's page "custom scalars".
         paper_batch: global batch of the paper (section 4.3); None: the paper has none.
+        monitor: validation metric, of `charts.held_out`, that the best checkpoint is chosen by where the settings name
+            none; None: no best one is chosen.
         least_batch: samples that a global batch needs at least.
     """
 
     needs: Callable[[Any], Needs]
     objective: Callable[[Any, Inputs], Objective]
     outline: Callable[[Any, BackboneConfig], Objective]
-    samples: Callable[[Catalog, Table | None, str], Samples] = split_samples
+    samples: Callable[[Any, Catalog, Table | None, str], Samples] = split_samples
     charts: Charts = field(default_factory=Charts)
     paper_batch: int | None = None
+    monitor: str | None = None
     least_batch: int = 1
 
     def check_batch(self, global_batch: int) -> None:

@@ -37,7 +37,7 @@ def task_stage(config: FinetuneConfig) -> Stage:
     def needs(config: FinetuneConfig) -> Needs:
         return Needs(config.task.views, Labelled(task.label_dtype), table=task.kind)
 
-    def samples(catalog: Catalog, table: Table | None, split: str) -> Samples:
+    def samples(config: FinetuneConfig, catalog: Catalog, table: Table | None, split: str) -> Samples:
         assert table is not None, "FinetuneConfig.check"
         labels = task.labels(table, config.task)
         check_training_table(task, table, labels)
@@ -61,7 +61,8 @@ def task_stage(config: FinetuneConfig) -> Stage:
         },
         held_out=("loss", *(f"{name}_{view}" for view in views for name in task.metric_names)),
     )
-    return Stage(needs=needs, objective=objective, outline=outline, samples=samples, charts=charts)
+    monitor = f"{task.monitor}_{views[0]}"
+    return Stage(needs=needs, objective=objective, outline=outline, samples=samples, charts=charts, monitor=monitor)
 
 
 def class_weights(table: Table, labels: Labels, config: TaskConfig) -> Tensor | None:

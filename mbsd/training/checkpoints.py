@@ -37,8 +37,12 @@ class RunParts:
     schedule: Schedule
 
     @classmethod
-    def of(cls, run: Run, inputs: Inputs, needs: Needs, schedule: Schedule, model: Any) -> RunParts:
-        """The parts of a run; `identity` is what must be the same on resume."""
+    def of(cls, run: Run, inputs: Inputs, needs: Needs, schedule: Schedule, model: Any, keys: str | None) -> RunParts:
+        """The parts of a run; `identity` is what must be the same on resume.
+
+        Args:
+            keys: digest of the items' identity keys; None where the stage reads none.
+        """
         identity = {
             "catalogue": inputs.catalog.fingerprint,
             "table": inputs.table.fingerprint if inputs.table is not None else None,
@@ -47,6 +51,7 @@ class RunParts:
             "train_batch_size": run.sizes.global_batch,
             "views": list(needs.views),
             "model": _shape(model.config),
+            "keys": keys,
             "vocabulary": words_digest(inputs.tokenizer),
             "optimizer": schedule.deepspeed["optimizer"]["type"],
         }

@@ -111,7 +111,8 @@ def test_a_second_pass_costs_a_forward() -> None:
     assert once.speed.encoding == 0 and once.sizes.accumulation == 1
     assert twice.sizes.accumulation == 4
     assert 0.25 * twice.speed.compute < twice.speed.encoding < 0.42 * twice.speed.compute
-    assert twice.speed.loss == once.speed.loss > 0 and twice.speed.exchange_bytes == once.speed.exchange_bytes
+    assert twice.speed.loss == pytest.approx(once.speed.loss, rel=0.01) and once.speed.loss > 0
+    assert twice.speed.exchange_bytes == once.speed.exchange_bytes
     assert twice.memory.loss_beside == 0 and once.memory.loss_beside == once.memory.activations
     advice = [line for line in twice.advice if "model.activation_checkpointing=true with" in line]
     assert len(advice) == 1 and "train_micro_batch_size_per_gpu=512 takes" in advice[0]

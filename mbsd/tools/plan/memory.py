@@ -49,8 +49,8 @@ class Memory:
         working: largest sum of temporaries beside activations and engine.
         pictures: decoded pixels of a step's micro-batches, and DALI's own buffers.
         reserve: CUDA's context, NCCL and the allocator's gaps; an assumption.
-        vectors: of the global batch, kept over the micro-steps (contrastive stage).
-        loss: temporaries while the loss of the global batch is computed once.
+        vectors: of the global batch, and their gradients, kept over the micro-steps (contrastive stage).
+        loss: what is added to them while the loss of the global batch is computed.
         loss_beside: of the activations that are there at that moment: with one micro-step all of them.
     """
 
@@ -117,11 +117,13 @@ def whole_memory(engine: EngineMemory, trace: Trace, config: BaseConfig, sizes: 
     """The engine's memory and that of a micro-batch of `sizes`; `dali`: pictures are decoded on the GPU."""
     pictures = picture_bytes(config.data, sizes, dali=dali)
     once = trace.once if trace.once is not None else Once(0, 0, [], [], 0)
-    loss, beside = once.peak - once.kept, trace.saved if sizes.accumulation == 1 else 0
-    at_once = once.kept + max(trace.peak, loss + beside)
+    # In one pass the backward begins with the vectors' gradients and frees them before it holds most.
+    vectors, beside = (once.kept, 0) if sizes.accumulation > 1 else (0, trace.saved)
+    loss = once.peak - vectors
+    at_once = vectors + max(trace.peak, loss + beside)
     known = engine.weights + engine.optimizer + engine.gradients + engine.reducing + at_once + pictures
     working, reserve = max(0, trace.peak - trace.saved), int(CONTEXT + GAPS * known)
-    return Memory(engine, trace.saved, working, pictures, reserve, once.kept, loss, beside)
+    return Memory(engine, trace.saved, working, pictures, reserve, vectors, loss, beside)
 
 
 def picture_bytes(data: DataConfig, sizes: BatchSizes, *, dali: bool) -> int:

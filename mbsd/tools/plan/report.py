@@ -72,7 +72,7 @@ def _memory(plan: Plan) -> Table:
         ("pictures, DALI", memory.pictures, "pixels and decoder buffers"),
         ("reserve", memory.reserve, "CUDA, NCCL, gaps of the allocator: assumed"),
     ]
-    if memory.vectors:
+    if memory.loss:
         beside = "beside the activations" if memory.loss_beside else "between the two passes"
         rows[-2:-2] = [
             ("vectors", memory.vectors, "of the global batch, their gradients"),

@@ -1,0 +1,1 @@
+"""Offline: which items of a catalogue are the same product."""
