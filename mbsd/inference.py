@@ -4,6 +4,12 @@
     vectors = encoder.encode(titles=["red linen dress"], images=["dress.jpg"])
     scores = encoder.score(["colour:red"], titles=["red linen dress"], images=["dress.jpg"])
 
+A model of the contrastive stage also compares titles with pictures:
+
+    encoder = Encoder.load("runs/contrastive")
+    queries = encoder.embed(titles=["red linen dress"])
+    hits = encoder.search("runs/vectors", titles=["red linen dress"], k=20)
+
 Pictures take the way of `mbsd catalog build` and of evaluation (the same normalising, decoder and packed forward), so
 that an item's vector is that of `launchers/embed.py`.
 """
@@ -13,8 +19,9 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -23,8 +30,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from mbsd.batch import Batch
 from mbsd.catalog.build.normalise import normalise_image
 from mbsd.catalog.build.open_image import ImageRejected
 from mbsd.checkpoint.resume import weights_folder
@@ -36,15 +45,18 @@ from mbsd.data.samples import Sample
 from mbsd.data.spec import BatchSpec
 from mbsd.data.text import load_tokenizer
 from mbsd.errors import UserError
+from mbsd.io.files import digest_of
 from mbsd.io.home import expand_home
 from mbsd.io.settings_text import read_yaml
+from mbsd.metrics.search import Hit, StoredIndex
 from mbsd.model.config import BackboneConfig
-from mbsd.model.embedder import Embedder, load_embedder
+from mbsd.model.embedder import Embedder, load_embedder, shown_for
 from mbsd.model.heads import MbsdForClassification, MbsdForMatching
 from mbsd.model.load import load_model, saved_config
 
 Picture = Image.Image | bytes | str | PathLike[str]
 View = Literal["full", "text", "image"]
+SharedView = Literal["text", "image", "mean"]
 MAX_SIDE = 320  # pixels, of `mbsd catalog build`
 TEXT_LENGTHS = ("max_text_tokens", "max_query_tokens")
 
@@ -82,8 +94,9 @@ class Encoder:
         tokenizer: PreTrainedTokenizerBase,
         data: DataConfig,
         limits: _Limits,
+        folder: Path,
     ) -> None:
-        device, self._limits = limits.device, limits
+        device, self._limits, self._folder = limits.device, limits, folder
         self._embedder = embedder.to(device).eval()
         self._head = head.to(device).eval() if head is not None else None
         self._tokenizer, self._data, self._device = tokenizer, data, device
@@ -95,7 +108,7 @@ class Encoder:
         path: str | PathLike[str],
         *,
         device: str | torch.device | None = None,
-        vector: Literal["auto", "h", "mean"] = "auto",
+        vector: Literal["auto", "h", "mean", "contrastive"] = "auto",
         decoder: Literal["auto", "torchvision", "dali"] = "auto",
         batch_size: int = 64,
         max_side: int = MAX_SIDE,
@@ -122,7 +135,7 @@ class Encoder:
         if head is not None:
             embedder = Embedder(head.mbsd, embedder.vector)  # one backbone for both
         tokenizer = load_tokenizer(str(folder))
-        return cls(embedder, head, tokenizer, data, _Limits(chosen, batch_size, max_side))
+        return cls(embedder, head, tokenizer, data, _Limits(chosen, batch_size, max_side), folder)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -148,10 +161,93 @@ class Encoder:
             UserError: neither titles nor images, not as many of the one as of the other, or a picture that cannot be
                 read, by its place.
         """
+        if self._embedder.vector == "contrastive":
+            return self._of_view(titles, images, view)
         items = self._items(titles, images)
         samples = [Sample(item) for item in range(len(items.titles))]
-        found = self._run(self._embedder, items, samples, view)
+        found = self._run(lambda batch: self._embedder(batch)[0], items, samples, (view,))
         return found.reshape(len(samples), self._embedder.width(view)).astype(np.float32)
+
+    def embed(
+        self,
+        titles: Sequence[str | None] | None = None,
+        images: Sequence[Picture | None] | None = None,
+        *,
+        view: SharedView | None = None,
+    ) -> NDArray[np.float32]:
+        """Unit vectors [n, E] of n items in the space that titles and pictures share; arguments as of `encode`.
+
+        Zeros for an item that shows nothing: text without a title, image without a picture.
+
+        Args:
+            view: text, image, or mean: the direction of the sum of both vectors, of the one alone where the other is
+                missing. Default: text where only titles are given, image where only images are, else mean.
+
+        Raises:
+            UserError: as of `encode`; or the model is none of the contrastive stage.
+        """
+        if self._embedder.vector != "contrastive":
+            raise UserError(
+                f"{self._folder}: has vectors {self._embedder.vector}, in which titles and pictures do not compare; "
+                "load a model of the contrastive stage, or use encode"
+            )
+        return self._of_view(
+            titles, images, view or ("text" if images is None else "image" if titles is None else "mean")
+        )
+
+    def search(
+        self,
+        vectors: str | PathLike[str] | StoredIndex,
+        titles: Sequence[str | None] | None = None,
+        images: Sequence[Picture | None] | None = None,
+        *,
+        k: int = 10,
+    ) -> list[list[Hit]]:
+        """The k items of a catalogue that are nearest to each of n queries, best first.
+
+        Args:
+            vectors: a folder that `launchers/embed.py` wrote with this model (its view mean, where it has several), or
+                `open_index` of it, which reads it once for many searches.
+            titles, images: the queries; as of `embed`.
+
+        Raises:
+            UserError: as of `embed` and `open_index`; or a query that shows nothing.
+        """
+        index = vectors if isinstance(vectors, StoredIndex) else self.open_index(vectors)
+        queries = self.embed(titles, images)
+        empty = np.flatnonzero(~queries.any(axis=1))
+        if len(empty):
+            raise UserError(f"query {empty[0]}: has neither a title nor a picture; leave it out")
+        return index.search(queries, k)
+
+    def open_index(self, folder: str | PathLike[str], view: SharedView | None = None) -> StoredIndex:
+        """The vectors of a folder that `launchers/embed.py` wrote with this model, ready for `search`.
+
+        Args:
+            view: whose vectors are searched; default: the only one there is, or mean.
+
+        Raises:
+            UserError: no finished vectors there, those of another model, or none that titles and pictures share.
+        """
+        index = StoredIndex(Path(expand_home(str(folder))), view)
+        found = index.stored
+        if found.manifest["vector"] != "contrastive" or found.view == "full":
+            raise UserError(
+                f"{folder}: holds vectors {found.manifest['vector']} of the view {found.view}, which do not compare "
+                "with titles and pictures; write them with launchers/embed.py --vector contrastive --views "
+                "text,image,mean"
+            )
+        if found.manifest["model"] != self._digest:
+            raise UserError(
+                f"{folder}: its vectors are of another model ({found.manifest['model_path']}, "
+                f"{found.manifest['model'][:12]}…) than {self._folder} ({self._digest[:12]}…); load that model, or "
+                "write the vectors again with this one"
+            )
+        return index
+
+    @cached_property
+    def _digest(self) -> str:
+        return digest_of(self._folder / "model.safetensors")
 
     def score(
         self,
@@ -174,7 +270,8 @@ class Encoder:
             )
         items = self._items(titles, images)
         samples = [Sample(item, text=tag) for item in range(len(items.titles)) for tag in tags]
-        logits = self._run(lambda batch: self._head(batch).logits, items, samples, view)
+        head = self._head
+        logits = self._run(lambda batch: head(batch).logits[0], items, samples, (view,))
         probabilities: NDArray[np.float64] = _sigmoid(logits).reshape(len(items.titles), len(tags))
         return probabilities
 
@@ -198,24 +295,38 @@ class Encoder:
             )
         items = self._items(titles, images)
         samples = [Sample(item) for item in range(len(items.titles))]
-        logits = self._run(lambda batch: self._head(batch).logits, items, samples, view)
+        head = self._head
+        logits = self._run(lambda batch: head(batch).logits[0], items, samples, (view,))
         if config.task == "sensitive":
             positive = _sigmoid(logits.reshape(-1))
             return np.stack([1 - positive, positive], axis=1)
         probabilities: NDArray[np.float64] = torch.from_numpy(logits).double().softmax(-1).numpy()
         return probabilities
 
+    def _of_view(self, titles: Any, images: Any, view: str) -> NDArray[np.float32]:
+        """[n, E]; zeros for an item that shows nothing in the view."""
+        items = self._items(titles, images)
+        samples = [Sample(item) for item in range(len(items.titles))]
+        embedder = self._embedder
+        found = self._run(
+            lambda batch: embedder.of_views(batch, (view,))[view].vectors_BE, items, samples, shown_for((view,))
+        )
+        return found.reshape(len(samples), embedder.width(view)).astype(np.float32)
+
     @torch.inference_mode()
-    def _run(self, model: Any, items: _Items, samples: list[Sample], view: View) -> NDArray[Any]:
+    def _run(
+        self, ask: Callable[[Batch], Tensor], items: _Items, samples: list[Sample], views: tuple[str, ...]
+    ) -> NDArray[Any]:
+        """What `ask` answers for batches of the samples in these views: [samples, …]."""
         config = self._embedder.config
-        config.require_views((view,), "view")
-        spec = BatchSpec((view,), None, config.num_patches, config.image_cls)
+        config.require_views(views, "view")
+        spec = BatchSpec(views, None, config.num_patches, config.image_cls)
         builder = BatchBuilder(items, self._tokenizer, self._data, spec, self._decoder)
         found = []
         for start in range(0, len(samples), self._limits.batch_size):
             part = samples[start : start + self._limits.batch_size]
             batch = one_batch(builder, part, self._device)
-            found.append(model(batch)[0].float().cpu().numpy())
+            found.append(ask(batch).float().cpu().numpy())
         return np.concatenate(found) if found else np.zeros((0,), dtype=np.float32)
 
     def _items(self, titles: Sequence[str | None] | None, images: Sequence[Picture | None] | None) -> _Items:

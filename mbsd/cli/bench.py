@@ -131,6 +131,23 @@ def bench_latency(  # noqa: PLR0913 (typer makes an option of each parameter)
         draw_latency(numbers, picture)
 
 
+@bench_app.command("search")
+def bench_search(  # noqa: PLR0913 (typer makes an option of each parameter)
+    vectors: Annotated[int, typer.Option(min=64, help="That are searched; made with the structure of a shop.")] = 10**6,
+    width: Annotated[int, typer.Option(min=1, help="Numbers of a vector.")] = 512,
+    queries: Annotated[int, typer.Option(min=1, help="Asked at once.")] = 1000,
+    nearest: Annotated[int, typer.Option(min=1, help="Asked for by each query.")] = 10,
+    probed: Annotated[list[int], typer.Option(min=1, help="Cells looked into; repeated.")] = [1, 8, 32, 128, 256],  # noqa: B006
+    turns: Annotated[int, typer.Option(min=1, help="Of each search; the fastest counts.")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="Of faiss.")] = 2,
+    json_file: JsonFile = None,
+) -> None:
+    """The nearest of many vectors, exactly and by cells: seconds to build and to search, recall, memory."""
+    from mbsd.tools.bench.search import SearchBench, measure_search
+
+    _write_json(json_file, measure_search(SearchBench(vectors, width, queries, nearest, tuple(probed), turns, threads)))
+
+
 @bench_app.command("gpu")
 def bench_gpu(
     out: Annotated[Path, typer.Option(help="Folder for gpu.json, gpu.md, logs and runs.")] = Path("runs/gpu"),

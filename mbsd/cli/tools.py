@@ -129,3 +129,17 @@ def floors(
     from mbsd.scoring.floors import write_floors
 
     write_floors(Catalog(catalog), table, out)
+
+
+@tools_app.command("vector-floors")
+def vector_floors(
+    catalog: CatalogDir,
+    out: Annotated[Path, typer.Option(help="Folder for FLOOR/TASK.json, as launchers/evaluate.py writes them.")],
+    table: Annotated[list[Path], typer.Option(help="Of categories, attributes or alignment; may be repeated.")] = [],  # noqa: B006
+    bootstrap: Annotated[int, typer.Option(min=0, help="Resamples behind each 95 % interval; 0: none.")] = 1000,
+) -> None:
+    """What TF-IDF, colours and edges reach as vectors, and by canonical correlation: retrieval, zero-shot, probe …."""
+    from mbsd.catalog.reader import Catalog
+    from mbsd.scoring.vector_floors import write_vector_floors
+
+    write_vector_floors(Catalog(catalog), table, out, bootstrap)

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,7 +110,8 @@ def _parse(config_class: type, argv: Sequence[str] | None, with_deepspeed: bool)
     words = _with_home(sys.argv[1:] if argv is None else argv, files)
     _refuse_deepspeed_keys(words)
     try:
-        namespace = parser.parse_args(_with_texts(words, files - {"deepspeed_config"}))
+        texts = _with_texts(words, files - {"deepspeed_config"})
+        namespace = parser.parse_args(_with_brackets(texts, set(_list_names(config_class))))
     except jsonargparse.ArgumentError as error:
         raise UserError(" ".join(str(error).split())) from error
     values = vars(parser.instantiate(namespace))
@@ -139,6 +141,24 @@ def _with_texts(words: Sequence[str], names: Collection[str]) -> list[str]:
             # In ASCII: jsonargparse asks the system whether this is a path, and a locale may lack what is in it.
             read[at] = option + yaml.safe_dump(_load_yaml(read_text(path)) or {}, default_style='"')
     return read
+
+
+def _with_brackets(words: Sequence[str], names: Collection[str]) -> list[str]:
+    """The words with `text,image` where a list is expected written as `[text,image]`, as YAML has it."""
+    read = list(words)
+    for at, option, value in _values(words, names):
+        if re.fullmatch(r"[\w.]+(,[\w.]+)*", value):
+            read[at] = f"{option}[{value}]"
+    return read
+
+
+def _list_names(settings: type, prefix: str = "") -> Iterator[str]:
+    """The dotted names of the settings that are lists and nothing else, in a dataclass and in those inside it."""
+    for name, hint in typing.get_type_hints(settings).items():
+        if typing.get_origin(hint) is tuple:
+            yield f"{prefix}{name}"
+        elif dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            yield from _list_names(hint, f"{prefix}{name}.")
 
 
 def _values(words: Sequence[str], names: Collection[str]) -> Iterator[tuple[int, str, str]]:

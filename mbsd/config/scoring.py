@@ -130,9 +130,9 @@ class EvaluateConfig:
         """Raise UserError if the settings contradict each other."""
         if self.data.table is None and self.task != "retrieval":
             raise UserError("data.table is not set: evaluation needs a task table")
-        _refuse_drop_incomplete(self.data)
         if self.data.table is not None and self.task == "retrieval":
             raise UserError(f"data.table={self.data.table}: task=retrieval reads the catalogue alone: remove it")
+        _refuse_drop_incomplete(self.data)
         if not self.out.endswith(".json"):
             raise UserError(f"out={self.out}: expected a name that ends in .json; the answers go beside it as .parquet")
         check_ranges(self)
@@ -153,7 +153,7 @@ class EvaluateConfig:
                 raise UserError(f"{name}={list(numbers)}: expected different numbers above 0")
         if not self.names.templates or not all("{}" in template for template in self.names.templates):
             raise UserError(
-                f"names.templates={list(self.names.templates)}: expected one or more texts with {{}} where the name goes"
+                f"names.templates={list(self.names.templates)}: expected texts with {{}} where the name goes"
             )
 
 
@@ -167,13 +167,18 @@ class EmbedConfig:
     """Its table is not read."""
     out: PathText
     """Folder for vectors/part-000000.parquet … and manifest.json. An unfinished one is resumed."""
-    view: View = "full"
-    """What the model sees of each item."""
+    view: View | None = None
+    """What the model sees of each item, where one vector an item is written. Default, without views: full."""
+    views: tuple[VectorView, ...] = ()
+    """Several vectors an item, from one forward, each in a column of its own: vector_text, …; null for an item that
+    shows nothing in that view. mean: the direction of the sum of the unit vectors of title and picture; of the one
+    alone where the other is missing. Default for contrastive vectors, without view: text, image and mean."""
     split: Literal["train", "validation", "test"] | None = None
     """Default: all items."""
-    vector: Literal["auto", "h", "mean"] = "auto"
-    """h: the representation that stage 2 and the tasks train; mean: of the last layer's tokens; auto: mean for a model
-    of stage 1, which trains no h, else h."""
+    vector: Literal["auto", "h", "mean", "contrastive"] = "auto"
+    """h: the representation that stage 2 and the tasks train; mean: of the last layer's tokens; contrastive: the unit
+    vectors of the contrastive stage, in which titles and pictures compare (of the view full, which has none, h); auto:
+    mean for a model of stage 1, which trains no h, contrastive for one of the contrastive stage, else h."""
     dtype: Literal["float32", "float16"] = "float32"
     """Of the vectors in the files."""
     items_per_file: int = at_least(1, default=65536)
@@ -187,6 +192,10 @@ class EmbedConfig:
             raise UserError(f"data.table={self.data.table}: embedding reads the catalogue alone: remove it")
         _refuse_drop_incomplete(self.data)
         check_ranges(self)
+        if self.view is not None and self.views:
+            raise UserError(f"view={self.view} and views={list(self.views)}: set one of them")
+        if len(set(self.views)) < len(self.views):
+            raise UserError(f"views={list(self.views)}: names a view twice")
         if self.items_per_file % self.micro_batch:
             raise UserError(
                 f"items_per_file={self.items_per_file}: expected a multiple of micro_batch={self.micro_batch}"

@@ -26,6 +26,7 @@ def chance_of(candidates: Int64, right: Int64) -> dict[str, Float64]:
         "r5": lambda m, p: _found_in(5, m, p),
         "r10": lambda m, p: _found_in(TOP, m, p),
         "mrr": _reciprocal_rank,
+        "p1": lambda m, p: p / m,
         "p10": lambda m, p: min(TOP, m) * p / m / TOP,
         "ndcg10": _ndcg,
         "map": _average_precision,

@@ -62,7 +62,7 @@ class Ranking:
     Attributes:
         rows: int64 [q]; which of the queries they are.
         values: metric -> float64 [q]; "rank" is 1 + the number of wrong candidates that score as well as the best right
-            one, or better; "p10" is the share of right ones among the first ten.
+            one, or better; "p1" and "p10" are the shares of right ones among the first and the first ten.
         chance: metric -> float64 [q]; what is to be expected of a random order of the candidates.
         left_out: queries without any right candidate.
         candidates: how many there are.
@@ -114,7 +114,7 @@ def ranking(queries: Identified, candidates: Identified, *, exclude_own: bool = 
     sizes, right = (found.pop(name, empty).astype(np.int64) for name in ("size", "right"))
     return Ranking(
         rows=rows,
-        values=found or {name: empty for name in ("rank", "r1", "r5", "r10", "mrr", "p10", "ndcg10", "map")},
+        values=found or {name: empty for name in ("rank", "r1", "r5", "r10", "mrr", "p1", "p10", "ndcg10", "map")},
         chance=chance_of(sizes, right),
         left_out=len(queries.items) - len(rows),
         candidates=len(candidates.items),
@@ -229,6 +229,7 @@ def _ranked(queries: Tensor, candidates: Tensor, pairs: _Pairs, first: int) -> d
         "r5": (best <= 5).astype(np.float64),
         "r10": (best <= TOP).astype(np.float64),
         "mrr": 1 / best,
+        "p1": (best <= 1).astype(np.float64),
         "p10": summed(position <= TOP) / TOP,
         "ndcg10": summed(gain) / ideal[np.minimum(right, TOP)],
         "map": summed(nth / position) / right,

@@ -24,7 +24,7 @@ Float64 = NDArray[np.float64]
 
 COMPONENTS = 256  # of each side, at most
 DIRECTIONS = (16, 32, 64, 128, 256)
-POWERS = (0.0, 1.0, 4.0)  # of a direction's correlation, its weight
+POWERS = (0.0, 1.0)  # of a direction's correlation, its weight
 
 
 @dataclass(frozen=True)

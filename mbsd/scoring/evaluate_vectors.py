@@ -25,7 +25,7 @@ from mbsd.model.embedder import load_embedder, shown_for
 from mbsd.model.load import saved_config
 from mbsd.parallel.world import World, on_rank_zero, same_on_every_rank
 from mbsd.scoring.intervals import intervals
-from mbsd.scoring.item_vectors import VectorEncoder
+from mbsd.scoring.item_vectors import VectorEncoder, require_whole
 from mbsd.tasks.vector_task import VIEWS, Encoded, Int64, Measured, Subject, VectorTask, items_of, split_rows
 
 MISSING_VIEWS = ("mean", "full")
@@ -52,13 +52,13 @@ def evaluate_vectors(config: EvaluateConfig, task: VectorTask, folder: Path, wor
         texts = list(task.texts(subject))
         tokenizer = load_tokenizer(config.data.tokenizer or str(folder))
         builders = Builders(subject.catalog, tokenizer, config.data, saved, config.micro_batch)
+        require_whole(texts, builders)
         samples = [Sample(item) for item in subject.items.tolist()]
         shown = shown_for((*views, *(missing_views if config.missing.rates else ())))
         require_room([eval_need(samples, builders.build(shown, None, world), config.micro_batch)], world.local_size)
     damaged = DamagedPictures(config.data.max_corrupt, say)
     encoder = VectorEncoder(embedder.to(world.device).eval(), builders, world, damaged)
-    with same_on_every_rank():
-        of_texts = encoder.texts(texts)
+    of_texts = encoder.texts(texts)
     union = np.union1d(subject.items, others)
     all_views = tuple(view for view in VIEWS if view in {*views, *(missing_views if config.missing.rates else ())})
     whole = encoder.items([Sample(item) for item in union.tolist()], union, all_views)
@@ -91,7 +91,11 @@ def evaluate_vectors(config: EvaluateConfig, task: VectorTask, folder: Path, wor
             "samples": len(subject.rows),
             "labels": list(subject.table.class_names) if subject.table is not None else [],
             "views": reported.pop("views", {}),
-            "missing": {f"{what} missing at {rate}": of_pass for rate, of_pass in reported.items()},
+            "missing": {
+                f"{what} missing at {rate}, {view}": lines
+                for rate, of_pass in reported.items()
+                for view, lines in of_pass.items()
+            },
             "corrupt_images": num_damaged,
         }
 

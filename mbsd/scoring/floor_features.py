@@ -16,6 +16,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
 
 from mbsd.catalog.reader import Catalog
+from mbsd.errors import UserError
 from mbsd.io.console import say
 
 Int64 = NDArray[np.int64]
@@ -26,11 +27,24 @@ SIDE = 64  # pixels that edges are looked for in
 MAX_EDGES = 256  # components that are kept of the gradients' histograms
 
 
-def words(catalog: Catalog, items: Int64, train: Int64) -> Features:
-    """TF-IDF of words and pairs of words that occur in two titles of `train` or more: [items, words]."""
+def vocabulary(catalog: Catalog, train: Int64) -> TfidfVectorizer:
+    """TF-IDF of words and pairs of words that occur in two titles of `train` or more.
+
+    Raises:
+        UserError: no word does.
+    """
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, token_pattern=r"(?u)\w+")
-    vectorizer.fit(catalog.title(item) for item in train.tolist())
-    return vectorizer.transform(catalog.title(item) for item in items.tolist())
+    try:
+        return vectorizer.fit(catalog.title(item) for item in train.tolist())
+    except ValueError:
+        raise UserError(
+            f"catalogue {catalog.path}: no word occurs in two of the {len(train)} training titles; use more items"
+        ) from None
+
+
+def words(catalog: Catalog, items: Int64, train: Int64) -> Features:
+    """TF-IDF of titles: [items, words] (sparse)."""
+    return vocabulary(catalog, train).transform(catalog.title(item) for item in items.tolist())
 
 
 def colours(catalog: Catalog, items: Int64, train: Int64) -> Features:

@@ -7,7 +7,6 @@ their combination. Their penalty is chosen on the validation split; metrics are 
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
@@ -16,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
@@ -29,11 +27,10 @@ from mbsd.metrics.binary import binary_metrics
 from mbsd.scoring.floor_features import FEATURES, Features, Int64, together
 from mbsd.tasks.classification import class_metrics
 from mbsd.tasks.clustering import cluster_metrics, group
+from mbsd.tasks.probe import LEAST, fitted, log_probabilities, right
 
 INVERSE_PENALTIES = (1.0, 10.0)
 WEIGHTS = (0.0, 0.25, 0.5, 1.0)  # of a kind of features, where all are asked together
-MAX_ITERATIONS = 100
-LEAST = -20.0  # log-probability of a value that was never seen in training
 
 
 @dataclass(frozen=True)
@@ -107,25 +104,23 @@ def _classes(features: Mapping[str, Features], splits: dict[str, Rows]) -> dict[
     train, held_out = splits["train"], {split: splits[split] for split in ("validation", "test")}
     num_classes = 1 + max(int(rows.labels.max()) for rows in splits.values())
 
-    def predicted_by(model: LogisticRegression, of_items: Features, rows: Rows) -> NDArray[np.float64]:
-        logits = np.full((len(rows.labels), num_classes), LEAST)
-        logits[:, model.classes_] = model.predict_log_proba(of_items[rows.of_item]).clip(min=LEAST)
-        return logits
-
-    def right(logits: NDArray[np.float64]) -> float:
-        return float(np.mean(logits.argmax(1) == held_out["validation"].labels))
-
     predicted: dict[str, dict[str, NDArray[np.float64]]] = {}
     for name, of_items in features.items():
-        models = [_fitted(of_items[train.of_item], train.labels, c) for c in INVERSE_PENALTIES]
-        each = [{split: predicted_by(model, of_items, rows) for split, rows in held_out.items()} for model in models]
-        predicted[name] = max(each, key=lambda found: right(found["validation"]))
+        models = [fitted(of_items[train.of_item], train.labels, c) for c in INVERSE_PENALTIES]
+        each = [
+            {split: log_probabilities(model, of_items[rows.of_item], num_classes) for split, rows in held_out.items()}
+            for model in models
+        ]
+        predicted[name] = max(each, key=lambda found: right(found["validation"], held_out["validation"].labels))
 
     def combined(weights: tuple[float, ...], split: str) -> NDArray[np.float64]:
         weighted = [w * found[split] for w, found in zip(weights, predicted.values(), strict=True)]
         return np.asarray(np.sum(weighted, axis=0))
 
-    weights = max(product(WEIGHTS, repeat=len(predicted)), key=lambda chosen: right(combined(chosen, "validation")))
+    def judged(weights: tuple[float, ...]) -> float:
+        return right(combined(weights, "validation"), held_out["validation"].labels)
+
+    weights = max(product(WEIGHTS, repeat=len(predicted)), key=judged)
     test = held_out["test"]
     logits = {**{name: found["test"] for name, found in predicted.items()}, "all": combined(weights, "test")}
     seen = {**features, "all": together(*features.values())}
@@ -172,7 +167,7 @@ def _heard(features: Features, splits: dict[str, Rows]) -> dict[str, NDArray[np.
         true = of_name["validation"].labels == 1
         answers = []
         for c in INVERSE_PENALTIES:
-            model = _fitted(features[learned.of_item], labels, c)
+            model = fitted(features[learned.of_item], labels, c)
             predicted = {split: _predicted(model, features, rows, values) for split, rows in of_name.items()}
             answers.append((float(predicted["validation"][true].mean()) if true.any() else 0.0, predicted))
         _, predicted = max(answers, key=lambda answer: answer[0])
@@ -212,10 +207,3 @@ def _predicted(model: LogisticRegression, features: Features, rows: Rows, values
     own = log_probability[np.arange(len(place)), place]
     found: NDArray[np.float64] = np.where(values[place] == rows.values, own, LEAST).clip(min=LEAST)
     return found
-
-
-def _fitted(features: Features, labels: Int64, inverse_penalty: float) -> LogisticRegression:
-    with warnings.catch_warnings():
-        # A floor that has not quite settled is judged on validation rows as every other is.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return LogisticRegression(C=inverse_penalty, max_iter=MAX_ITERATIONS, tol=1e-3).fit(features, labels)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from mbsd.batch import Batch
+from mbsd.data.batch_builder import BatchBuilder
 from mbsd.data.damaged import DamagedPictures
 from mbsd.data.inputs import Builders
 from mbsd.data.loader import eval_batches
@@ -38,6 +39,22 @@ class _Texts:
 
     def image(self, item: int, /) -> None:
         return None
+
+
+def require_whole(texts: Sequence[str], builders: Builders) -> None:
+    """Refuse texts that would be cut, and could become another one.
+
+    Raises:
+        UserError: naming the first.
+    """
+    room = builders.data.max_text_tokens - 2
+    for text in texts:
+        length = len(builders.tokenizer.tokenize(text))
+        if length > room:
+            raise UserError(
+                f"the text {shortened(text)!r} has {length} tokens, and data.max_text_tokens="
+                f"{builders.data.max_text_tokens} leaves room for {room}; raise it, or shorten the name or its template"
+            )
 
 
 @dataclass(frozen=True)
@@ -66,28 +83,17 @@ class VectorEncoder:
             items: int64, rising.
             views: some of text, image, mean and full.
         """
-        builder = self.builders.build(shown_for(views), None, self.world)
-        mine = whole_batches(len(items), self._micro_batch, self.world.rank, self.world.size)
-        batches: Iterator[Batch] = iter(())
-        if len(mine):
-            chosen = Chosen(samples, mine)
-            batches = eval_batches(chosen, builder, self.world.alone(), self._micro_batch, damaged=self.damaged)
-        return self._gathered(batches, mine, items, views)
+        return self._run(self.builders.build(shown_for(views), None, self.world), samples, items, views)
 
     def texts(self, texts: Sequence[str]) -> Encode:
-        """An encoder of these texts, as the titles of items without a picture (collective; of use on rank 0).
-
-        Raises:
-            UserError: a text that would be cut, and could become another one.
-        """
+        """An encoder of these texts, as the titles of items without a picture (collective; of use on rank 0)."""
         distinct = sorted(set(texts))
-        self._require_whole(distinct)
-        builders = Builders(
-            _Texts(distinct), self.builders.tokenizer, self.builders.data, self.builders.model, self._micro_batch
-        )
-        encoder = VectorEncoder(self.embedder, builders, self.world, self.damaged)
+        of_items = self.builders.build(("text",), None, self.world)
+        builder = BatchBuilder(_Texts(distinct), of_items.tokenizer, of_items.data, of_items.spec, of_items.decoder)
         samples = [Sample(number) for number in range(len(distinct))]
-        found = encoder.items(samples, np.arange(len(distinct)), ("text",)).vectors["text"] if distinct else None
+        found = (
+            self._run(builder, samples, np.arange(len(distinct)), ("text",)).vectors.get("text") if distinct else None
+        )
         number = {text: k for k, text in enumerate(distinct)}
 
         def encode(asked: Sequence[str]) -> Any:
@@ -96,20 +102,17 @@ class VectorEncoder:
 
         return encode
 
+    def _run(self, builder: BatchBuilder, samples: Samples, items: Int64, views: tuple[str, ...]) -> ItemVectors:
+        mine = whole_batches(len(items), self._micro_batch, self.world.rank, self.world.size)
+        batches: Iterator[Batch] = iter(())
+        if len(mine):
+            chosen = Chosen(samples, mine)
+            batches = eval_batches(chosen, builder, self.world.alone(), self._micro_batch, damaged=self.damaged)
+        return self._gathered(batches, mine, items, views)
+
     @property
     def _micro_batch(self) -> int:
         return self.builders.max_batch
-
-    def _require_whole(self, texts: Sequence[str]) -> None:
-        room = self.builders.data.max_text_tokens - 2
-        for text in texts:
-            length = len(self.builders.tokenizer.tokenize(text))
-            if length > room:
-                raise UserError(
-                    f"the text {shortened(text)!r} has {length} tokens, and data.max_text_tokens="
-                    f"{self.builders.data.max_text_tokens} leaves room for {room}; raise it, or shorten the name or "
-                    "its template"
-                )
 
     @torch.inference_mode()
     def _gathered(

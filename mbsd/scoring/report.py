@@ -51,6 +51,8 @@ def lines_of(views: Mapping[str, Any]) -> list[str]:
         shown = []
         for name, value in groups["all"].items():
             low, high = groups.get("interval", {}).get(name, (None, None))
-            shown.append(f"{name} {value:.4f}" + (f" [{low:.4f}, {high:.4f}]" if low is not None else ""))
+            chance = groups.get("chance", {}).get(name)
+            interval = f" [{low:.4f}, {high:.4f}]" if low is not None else ""
+            shown.append(f"{name} {value:.4f}{interval}" + (f" chance {chance:.4f}" if chance is not None else ""))
         lines.append(f"{view}: " + "  ".join(shown))
     return lines

@@ -1,7 +1,8 @@
 """Vectors of a catalogue's items as Parquet files that an interrupted run resumes.
 
 manifest.json                    what the vectors are of and, when all are there, each file with its rows and SHA-256
-vectors/part-000000.parquet …    item_id, item (its number), vector (fixed-size list); items in the catalogue's order
+vectors/part-000000.parquet …    item_id, item (its number), vector (fixed-size list); items in the catalogue's order;
+                                 of several views a column each: vector_text, …; null where an item shows nothing
 vectors/_part-000000.json        until all are there: size and SHA-256 of the file, written before it appears
 
 A file holds a fixed range of the items, whoever writes it, and appears when it is whole: so any number of ranks may
@@ -25,9 +26,10 @@ from numpy.typing import NDArray
 from mbsd.catalog.reader import Catalog
 from mbsd.errors import UserError
 from mbsd.io.files import difference, facts_of, read_own_json, replace_text, replacing
+from mbsd.io.stored_vectors import MANIFEST, VECTORS, column_widths
 
-MANIFEST = "manifest.json"
-VECTORS = "vectors"
+Vectors = tuple[NDArray[np.float32], NDArray[np.bool_]]
+"""Of B items: [B, E], and [B] whether each has one; the others are null."""
 
 
 @dataclass(frozen=True)
@@ -123,18 +125,22 @@ class VectorFiles:
         size = int(self.what["items_per_file"])
         return np.arange(part * size, min((part + 1) * size, int(self.what["items"])), dtype=np.int64)
 
-    def write(self, parts: list[int], batches: Iterable[NDArray[np.float32]]) -> None:
-        """Write these files from the vectors of their items, which come in batches [B, D] that end where files end."""
+    def write(self, parts: list[int], batches: Iterable[dict[str, Vectors]]) -> None:
+        """Write these files from the vectors of their items, by view, in batches that end where files end."""
         catalog = Catalog(self.catalog)
         items = catalog.indices(self.split)
         ids = catalog.table()["item_id"]
         arriving = iter(batches)
         for part in parts:
-            chosen, held, count = items[self.numbers(part)], [], 0
+            chosen, held, count = items[self.numbers(part)], list[dict[str, Vectors]](), 0
             while count < len(chosen):
                 held.append(next(arriving))
-                count += len(held[-1])
-            self._write_part(part, ids.take(pa.array(chosen)), chosen, np.concatenate(held))
+                count += len(next(iter(held[-1].values()))[1])
+            joined = {
+                view: (np.concatenate([of[view][0] for of in held]), np.concatenate([of[view][1] for of in held]))
+                for view in held[0]
+            }
+            self._write_part(part, ids.take(pa.array(chosen)), chosen, joined)
 
     def finish(self, model_path: str, damaged: int) -> str:
         """Write the manifest with all files and where the model lay; returns a line about it to print.
@@ -150,18 +156,20 @@ class VectorFiles:
         for part in range(self.num_files):
             self._facts(part).unlink()
         without = f"; {damaged} pictures were damaged and left out" if damaged else ""
-        return f"{self.folder}: {self.what['items']} vectors of {self.what['width']} in {len(files)} files{without}"
+        columns = column_widths(self.what)
+        views = f" in the views {', '.join(columns)}" if len(columns) > 1 else ""
+        widths = " and ".join(dict.fromkeys(str(width) for _, width in columns.values()))
+        return f"{self.folder}: {self.what['items']} vectors of {widths}{views} in {len(files)} files{without}"
 
-    def _write_part(self, part: int, ids: Any, items: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
-        half = self.what["dtype"] == "float16"
-        flat = pa.array(vectors.astype(np.float16 if half else np.float32).reshape(-1))
-        table = pa.table(
-            {
-                "item_id": ids,
-                "item": pa.array(items),
-                "vector": pa.FixedSizeListArray.from_arrays(flat, int(self.what["width"])),
-            }
-        )
+    def _write_part(self, part: int, ids: Any, items: NDArray[np.int64], of_view: dict[str, Vectors]) -> None:
+        dtype = np.float16 if self.what["dtype"] == "float16" else np.float32
+        columns = {"item_id": ids, "item": pa.array(items)}
+        for view, (name, width) in column_widths(self.what).items():
+            vectors, present = of_view[view]
+            flat = pa.array(vectors.astype(dtype).reshape(-1))
+            mask = None if present.all() else pa.array(~present)
+            columns[name] = pa.FixedSizeListArray.from_arrays(flat, width, mask=mask)
+        table = pa.table(columns)
         with replacing(self.path(part)) as beside:
             pq.write_table(table, beside, compression="zstd")
             replace_text(self._facts(part), json.dumps(facts_of(beside)) + "\n")

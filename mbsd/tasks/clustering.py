@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import faiss
 import numpy as np
+import scipy.sparse
 import torch
 from numpy.typing import NDArray
 from sklearn.cluster import HDBSCAN, KMeans
@@ -23,6 +25,9 @@ from mbsd.model.heads import MbsdForClassification
 from mbsd.tasks.task import Labels, Task
 
 RESTARTS = 10  # of k-means
+MANY = 100_000  # vectors; above, k-means is faiss' own, in float32
+PER_GROUP = 4096  # at most so many vectors a group are looked at to find the groups of many
+ROUNDS = 50  # of it, at each restart
 
 
 def cluster_metrics(clusters: NDArray[Any], labels: NDArray[np.int64]) -> dict[str, float]:
@@ -37,6 +42,9 @@ def cluster_metrics(clusters: NDArray[Any], labels: NDArray[np.int64]) -> dict[s
 def group(vectors_nD: Any, num_categories: int, settings: ClusteringConfig) -> NDArray[np.int64]:
     """The group of each of n vectors (dense or sparse); HDBSCAN's -1: in none, which counts as a group of its own.
 
+    Up to `MANY` dense vectors, and sparse ones, are grouped by scikit-learn; more by faiss, which takes a fraction of
+    the time.
+
     Raises:
         UserError: more groups than vectors.
     """
@@ -47,9 +55,24 @@ def group(vectors_nD: Any, num_categories: int, settings: ClusteringConfig) -> N
         clusters = settings.clusters or num_categories
         if clusters > directions.shape[0]:
             raise UserError(f"clustering.clusters={clusters}: there are only {directions.shape[0]} items; lower it")
-        found = KMeans(clusters, n_init=RESTARTS, random_state=settings.seed).fit_predict(directions)
+        many = directions.shape[0] > MANY and not scipy.sparse.issparse(directions)
+        found = (_group_many if many else _group_few)(directions, clusters, settings.seed)
     grouped: NDArray[np.int64] = np.asarray(found, dtype=np.int64)
     return grouped
+
+
+def _group_few(directions: Any, clusters: int, seed: int) -> Any:
+    return KMeans(clusters, n_init=RESTARTS, random_state=seed).fit_predict(directions)
+
+
+def _group_many(directions_nD: NDArray[np.float64], clusters: int, seed: int) -> Any:
+    vectors = np.ascontiguousarray(directions_nD, dtype=np.float32)
+    groups = faiss.Kmeans(
+        vectors.shape[1], clusters, niter=ROUNDS, nredo=RESTARTS, seed=seed,
+        min_points_per_centroid=1, max_points_per_centroid=PER_GROUP,
+    )  # fmt: skip
+    groups.train(vectors)
+    return groups.index.search(vectors, 1)[1][:, 0]
 
 
 def _compare(

@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-Features = Any  # [n, D], dense or sparse
-Int64 = NDArray[np.int64]
+from mbsd.errors import UserError
+from mbsd.tasks.neighbours import check_known_classes
+from mbsd.tasks.vector_task import Encoded, Int64, Measured, Subject, VectorTask, items_of, split_rows
+from mbsd.tasks.zero_shot import answer_metrics, class_names
 
-PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)  # C, inverse strength: unit vectors need weights far from 0
+Features = Any  # [n, D], dense or sparse
+
 MAX_ITERATIONS = 100
 LEAST = -20.0  # log-probability of a class that was never seen in training
 
@@ -48,13 +51,12 @@ def right(logits_nC: NDArray[Any], labels: Int64) -> float:
 
 
 def probe(
-    train: Part, validation: Part, asked: Mapping[str, Features], num_classes: int, penalties: Sequence[float]
-) -> tuple[dict[str, NDArray[np.float64]], float]:
-    """Log-probabilities [n, C] of the asked features by name, by the model that is right most often on validation.
+    train: Part, validation: Part, asked: Features, num_classes: int, penalties: Sequence[float]
+) -> tuple[NDArray[np.float64], float]:
+    """Log-probabilities [n, C] of the asked rows, by the model that is right most often on validation.
 
     Args:
         train: rows of two classes or more.
-        asked: the rows to be scored.
         penalties: C of scikit-learn, each is tried; of equally good ones the first.
 
     Returns:
@@ -65,4 +67,51 @@ def probe(
         right(log_probabilities(model, validation.features, num_classes), validation.labels) for _, model in tried
     ]
     chosen, model = tried[int(np.argmax(held_out))]
-    return {name: log_probabilities(model, features, num_classes) for name, features in asked.items()}, chosen
+    return log_probabilities(model, asked, num_classes), chosen
+
+
+def check_probe(subject: Subject) -> None:
+    """Refuse a table that nothing can be learned from; naming the row where a class has no row in train.
+
+    Raises:
+        UserError: also for an empty validation split, or one class alone in train.
+    """
+    check_known_classes(subject)
+    table = subject.labels
+    split_rows(table, "validation")
+    if len(names := np.unique(table.column("label")[split_rows(table, "train")])) < 2:
+        raise UserError(
+            f"table {table.path}: all rows of its train split are of the category {table.class_names[names[0]]!r}; "
+            "there is nothing to tell apart: use a table with two or more"
+        )
+
+
+def _others(subject: Subject) -> Int64:
+    table = subject.labels
+    return items_of(table, np.concatenate([split_rows(table, split) for split in ("train", "validation")]))
+
+
+def _measure(subject: Subject, encoded: Encoded) -> Mapping[str, Measured]:
+    table, rows = subject.labels, subject.rows
+    items, labels, of_split = table.column("item"), table.column("label"), {}
+    for split in ("train", "validation"):
+        of_rows = split_rows(table, split)
+        of_split[split] = (encoded.others.at(items[of_rows]), labels[of_rows])
+    measured = {}
+    for view, vectors in encoded.rows.at(items[rows]).vectors.items():
+        parts = {split: Part(found.vectors[view], theirs) for split, (found, theirs) in of_split.items()}
+        logits_nC, chosen = probe(
+            parts["train"], parts["validation"], vectors, table.num_classes, subject.settings.probe.penalties
+        )
+        answers = logits_nC.argmax(axis=1)
+        measured[view] = Measured(
+            answer_metrics,
+            answers,
+            labels[rows],
+            more={"penalty": chosen},
+            answers={"answer": class_names(table.class_names, answers), "probability": np.exp(logits_nC.max(axis=1))},
+        )
+    return measured
+
+
+PROBE = VectorTask(name="probe", kind="categories", measure=_measure, others=_others, check=check_probe)

@@ -1,7 +1,7 @@
 """The contract of a task that is measured on vectors: nothing is trained, and no model is asked.
 
-A task says which items and texts it needs vectors of, and measures arrays: those of a model (`mbsd.scoring.item_vectors`) or
-of anything else that has one vector an item.
+A task says which items and texts it needs vectors of, and measures arrays: those of a model
+(`mbsd.scoring.item_vectors`) or of anything else that has one vector an item.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from mbsd.errors import UserError
 from mbsd.metrics.chance import chance_of, median_rank
 from mbsd.metrics.ranking import METRICS, Identified, Ranking, ranking
 
-VALUES = ("rank", "r1", "r5", "r10", "mrr", "p10", "ndcg10", "map")
+VALUES = ("rank", "r1", "r5", "r10", "mrr", "p1", "p10", "ndcg10", "map")
 
 
 def vectors(
@@ -56,6 +56,7 @@ def by_hand(queries: Identified, candidates: Identified, exclude_own: bool) -> d
         for top in (1, 5, 10):
             found[f"r{top}"].append(float(places[0] <= top))
         found["mrr"].append(1 / places[0])
+        found["p1"].append(float(places[0] == 1))
         found["p10"].append(sum(place <= 10 for place in places) / 10)
         found["ndcg10"].append(sum(1 / math.log2(1 + place) for place in places if place <= 10) / ideal)
         found["map"].append(sum(k / place for k, place in enumerate(places, start=1)) / len(places))

@@ -21,12 +21,19 @@ from mbsd.io.files import facts_of, replace_text, replacing
 from mbsd.io.settings_text import read_yaml
 from mbsd.model.backbone import MbsdPreTrainedModel
 from mbsd.model.config import BackboneConfig
-from mbsd.model.heads import MbsdForAlignment, MbsdForClassification, MbsdForMaskedModelling, MbsdForMatching
+from mbsd.model.heads import (
+    MbsdForAlignment,
+    MbsdForClassification,
+    MbsdForContrastive,
+    MbsdForMaskedModelling,
+    MbsdForMatching,
+)
 from mbsd.model.mbsd import MbsdConfig
 from mbsd.model.patchify import IMAGE_MEAN, IMAGE_STD
 
 ARCHITECTURES: dict[str, type[MbsdPreTrainedModel]] = {
-    kind.__name__: kind for kind in (MbsdForMaskedModelling, MbsdForMatching, MbsdForClassification, MbsdForAlignment)
+    kind.__name__: kind
+    for kind in (MbsdForMaskedModelling, MbsdForContrastive, MbsdForMatching, MbsdForClassification, MbsdForAlignment)
 }
 
 
@@ -73,7 +80,8 @@ def export(run: Path, out: Path, *, onnx: bool = False) -> Exported:
         tokenizer.model_max_length = settings["max_text_tokens"]
         tokenizer.save_pretrained(writing)
         image_processor(config, **settings).save_pretrained(writing)
-        differences = write_graph(model, writing / "model.onnx", settings["max_text_tokens"]) if onnx else {}
+        ends = tokenizer.cls_token_id, tokenizer.sep_token_id
+        differences = write_graph(model, writing / "model.onnx", settings["max_text_tokens"], ends) if onnx else {}
         files = {path.name: facts_of(path) for path in sorted(writing.iterdir())}
         replace_text(writing / MANIFEST, json.dumps({"files": files}, indent=1) + "\n")
     return Exported(type(model).__name__, checkpoint, weights, differences)

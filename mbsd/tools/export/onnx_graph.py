@@ -17,9 +17,10 @@ from mbsd.batch import VIEW_NAMES, Batch
 from mbsd.data.views import TextTokens, pack
 from mbsd.errors import UserError
 from mbsd.model.backbone import MbsdPreTrainedModel
-from mbsd.model.heads import MbsdForMatching
+from mbsd.model.embedder import Embedder
+from mbsd.model.heads import MbsdForContrastive, MbsdForMatching
 from mbsd.model.patchify import normalise_pixels
-from mbsd.tools.export.padded import PaddedMbsd
+from mbsd.tools.export.padded import PaddedContrastive, PaddedMbsd
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 TOLERANCE = 1e-4
@@ -37,49 +38,101 @@ def require_packages() -> None:
         raise UserError(f"--onnx: {', '.join(missing)} is not installed; pip install 'mbsd[onnx]'")
 
 
-def write_graph(model: MbsdPreTrainedModel, path: Path, max_text_tokens: int) -> dict[str, float]:
+def write_graph(
+    model: MbsdPreTrainedModel, path: Path, max_text_tokens: int, ends: tuple[int, int] = (0, 0)
+) -> dict[str, float]:
     """Write `PaddedMbsd` of the model as one graph for any number of samples and any text length.
+
+    Of a model of the contrastive stage it is `PaddedContrastive`, whose texts and pictures need not be equally many.
+
+    Args:
+        ends: the tokens [CLS] and [SEP], which the latter holds.
 
     Returns:
         View -> largest absolute difference between onnxruntime on padded input and torch on packed input, over
-        representations and logits of samples of several lengths, with and without query, title and image.
+        representations and logits (or projected vectors) of samples of several lengths, with and without query, title
+        and image.
 
     Raises:
         ArithmeticError: a difference is above 1e-4.
     """
-    samples = _samples(model.config, max_text_tokens)
-    padded = PaddedMbsd(model).eval()
-    names = ["h"] if padded.head is None else ["h", "logits"]
-    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=model.config.max_position_embeddings)
-    text = {0: batch, 1: length}
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of operators that are not used here
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            padded,
-            tuple(_padded(samples, "full").values()),
-            path,
-            input_names=list(INPUTS),
-            output_names=names,
-            dynamic_shapes=(text, text, text, {0: batch}, {0: batch}),
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
-    differences = _differences(model, path, samples)
+    if isinstance(model, MbsdForContrastive):
+        differences = _write_contrastive(model, path, max_text_tokens, ends)
+    else:
+        differences = _write_one_view(model, path, max_text_tokens)
     if not max(differences.values()) <= TOLERANCE:
         raise ArithmeticError(f"{path}: differs from torch by {differences}; expected at most {TOLERANCE}")
     return differences
 
 
-def _samples(config: Any, max_text_tokens: int) -> list[tuple[TextTokens, Tensor | None]]:
-    """Samples of several text lengths, with and without query and title; pictures uint8 [3, side, side], or None."""
+def _write_one_view(model: MbsdPreTrainedModel, path: Path, max_text_tokens: int) -> dict[str, float]:
+    samples = _samples(model.config, max_text_tokens)
+    padded = PaddedMbsd(model).eval()
+    names = ["h"] if padded.head is None else ["h", "logits"]
+    batch = torch.export.Dim("batch")
+    _write(padded, path, _padded(samples, "full"), names, (batch, batch))
+    return _differences(model, path, samples)
+
+
+def _write_contrastive(
+    model: MbsdForContrastive, path: Path, max_text_tokens: int, ends: tuple[int, int]
+) -> dict[str, float]:
+    samples = _samples(model.config, max_text_tokens, ends)
+    names = ["text_embeds", "image_embeds"]
+    dims = torch.export.Dim("texts"), torch.export.Dim("pictures")
+    inputs = _padded(samples, "full")
+    pictures = {name: torch.cat([inputs[name], inputs[name][:2]]) for name in ("pixel_values", "image_mask")}
+    _write(PaddedContrastive(model, ends).eval(), path, inputs | pictures, names, dims)
+    found = _run(path, inputs)
+    with torch.no_grad():
+        embedder = Embedder(model.mbsd, "contrastive", model)
+        expected = embedder.of_views(_packed(model, samples, ("text", "image")), ("text", "image"))
+    return {
+        view: float((torch.from_numpy(vectors) - expected[view].vectors_BE).abs().max())
+        for view, vectors in zip(("text", "image"), found, strict=True)
+    }
+
+
+def _write(
+    padded: torch.nn.Module, path: Path, inputs: dict[str, Tensor], outputs: list[str], dims: tuple[Any, Any]
+) -> None:
+    """Trace and write; `dims` are the numbers of texts and of pictures."""
+    config: Any = getattr(padded, "model", padded)
+    length = torch.export.Dim("length", max=config.mbsd.config.max_position_embeddings)
+    text, pictures = {0: dims[0], 1: length}, {0: dims[1]}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of operators that are not used here
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            padded,
+            tuple(inputs.values()),
+            path,
+            input_names=list(INPUTS),
+            output_names=outputs,
+            dynamic_shapes=(text, text, text, pictures, pictures),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+
+
+def _samples(
+    config: Any, max_text_tokens: int, ends: tuple[int, int] | None = None
+) -> list[tuple[TextTokens, Tensor | None]]:
+    """Samples of several text lengths, with and without query and title; pictures uint8 [3, side, side], or None.
+
+    Args:
+        ends: their first and last token; they have no queries then. None: any, with queries.
+    """
     rng = np.random.default_rng(0)
     longest = min(max_text_tokens, config.max_position_embeddings)
     side = config.image_size
     made = []
     for query, title, has_image in ((3, 5, True), (0, 7, True), (4, 0, True), (2, longest - 4, True), (5, 6, False)):
+        query = 0 if ends else query
         ids = rng.integers(0, config.vocab_size, 2 + query + title)
+        if ends:
+            ids[[0, -1]] = ends
         types = np.zeros(len(ids), dtype=np.int64)
         num_query = query + 2 if query else 0
         types[num_query or len(ids) :] = 1
@@ -115,21 +168,12 @@ def _padded(samples: list[tuple[TextTokens, Tensor | None]], view: str) -> dict[
 def _differences(
     model: MbsdPreTrainedModel, path: Path, samples: list[tuple[TextTokens, Tensor | None]]
 ) -> dict[str, float]:
-    import onnxruntime
-
-    texts = [text for text, _ in samples]
-    has_image = [pixels is not None for _, pixels in samples]
-    patches = model.config.num_patches + int(model.config.image_cls)
-    ids_N, positions_N, types_N, views = pack(texts, has_image, VIEW_NAMES, patches)
-    images = torch.stack([pixels for _, pixels in samples if pixels is not None])
-    batch = Batch(ids_N, positions_N, types_N, images, views, items_B=torch.arange(len(samples)))
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    has_logits = len(session.get_outputs()) == 2
+    batch = _packed(model, samples, VIEW_NAMES)
+    has_logits = PaddedMbsd(model).head is not None
     packed: Any = model(batch) if has_logits else PaddedMbsd(model).mbsd(batch)
     differences = {}
     for v, view in enumerate(VIEW_NAMES):
-        given: dict[str, npt.NDArray[Any]] = {name: x.numpy() for name, x in _padded(samples, view).items()}
-        found = [torch.from_numpy(output) for output in session.run(None, given)]
+        found = [torch.from_numpy(output) for output in _run(path, _padded(samples, view))]
         largest = float((found[0] - packed.h_VBD[v]).abs().max())
         if has_logits:
             per_view = isinstance(model, MbsdForMatching) and found[1].ndim == 2
@@ -137,3 +181,24 @@ def _differences(
             largest = max(largest, float((logits - packed.logits[v]).abs().max()))
         differences[view] = largest
     return differences
+
+
+def _packed(
+    model: MbsdPreTrainedModel, samples: list[tuple[TextTokens, Tensor | None]], views: tuple[str, ...]
+) -> Batch:
+    """The same samples as a batch of the model's."""
+    texts = [text for text, _ in samples]
+    has_image = [pixels is not None for _, pixels in samples]
+    patches = model.config.num_patches + int(model.config.image_cls)
+    ids_N, positions_N, types_N, plan = pack(texts, has_image, views, patches)
+    images = torch.stack([pixels for _, pixels in samples if pixels is not None])
+    return Batch(ids_N, positions_N, types_N, images, plan, items_B=torch.arange(len(samples)))
+
+
+def _run(path: Path, inputs: dict[str, Tensor]) -> list[npt.NDArray[Any]]:
+    """The graph's outputs by onnxruntime."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    outputs: list[npt.NDArray[Any]] = session.run(None, {name: x.numpy() for name, x in inputs.items()})
+    return outputs

@@ -1,0 +1,119 @@
+"""`mbsd bench search`: the nearest of many vectors, exactly and by cells: time, recall, memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from mbsd.errors import UserError
+from mbsd.metrics.search import Nearest
+
+Float32 = NDArray[np.float32]
+
+ITEMS_A_PRODUCT, PRODUCTS_A_CATEGORY = 20, 50
+PRODUCT, ITEM = 0.8, 0.6  # how long the parts of a vector are beside its category's, which is 1
+ROWS = 65536  # made at a time
+
+
+@dataclass(frozen=True)
+class SearchBench:
+    """What is measured.
+
+    Attributes:
+        vectors: how many are searched.
+        width: numbers of each.
+        queries: asked at once.
+        k: nearest ones asked for.
+        probed: cells that are looked into.
+        turns: of each search; the fastest counts.
+        threads: of faiss.
+    """
+
+    vectors: int
+    width: int
+    queries: int
+    k: int
+    probed: tuple[int, ...]
+    turns: int
+    threads: int
+
+
+def measure_search(bench: SearchBench) -> dict[str, Any]:
+    """Measure and print: seconds to build, seconds of all queries, and the share of the exact answers that are found.
+
+    The vectors are made: each is the direction of its category's vector, its product's and its own, all of them random
+    normal, 20 items a product and 50 products a category. Queries are further items of the same products.
+
+    Raises:
+        UserError: more queries than there are vectors.
+    """
+    if bench.queries > bench.vectors:
+        raise UserError(f"--queries {bench.queries}: expected at most --vectors {bench.vectors}")
+    faiss.omp_set_num_threads(bench.threads)
+    vectors, queries = made_vectors(bench.vectors, bench.width, bench.queries)
+    exact, of_exact = _built(lambda: Nearest(vectors, exact=True))
+    seconds, truth = _timed(exact, queries, bench)
+    print(
+        f"{bench.vectors} vectors of {bench.width}, {bench.queries} queries, {bench.k} nearest, {bench.threads} threads"
+    )
+    print(f"exact: built in {of_exact['build_s']:.1f} s, {of_exact['gib']:.2f} GiB, {seconds:.3f} s for all queries")
+    found: dict[str, Any] = {**asdict(bench), "exact": {**of_exact, "search_s": seconds}}
+    del exact
+    cells, of_cells = _built(lambda: Nearest(vectors, exact=False))
+    print(f"{cells.cells} cells: built in {of_cells['build_s']:.1f} s, {of_cells['gib']:.2f} GiB")
+    found["cells"] = {**of_cells, "cells": cells.cells, "probed": {}}
+    for probed in bench.probed:
+        cells.probe(min(probed, cells.cells))
+        seconds, rows = _timed(cells, queries, bench)
+        recall = recall_of(rows, truth)
+        found["cells"]["probed"][probed] = {"search_s": seconds, "recall": recall}
+        print(f"  {probed:4d} looked into: {seconds:.3f} s for all queries, recall@{bench.k} {recall:.4f}")
+    return found
+
+
+def made_vectors(count: int, width: int, queries: int) -> tuple[Float32, Float32]:
+    """`count` unit vectors and `queries` further ones of the same products: see `measure_search`."""
+    rng = np.random.default_rng(0)
+    products = -(-count // ITEMS_A_PRODUCT)
+    of_category = rng.standard_normal((-(-products // PRODUCTS_A_CATEGORY), width), dtype=np.float32)
+    of_product = of_category[np.arange(products) // PRODUCTS_A_CATEGORY]
+    of_product += PRODUCT * rng.standard_normal((products, width), dtype=np.float32)
+
+    def made(product: NDArray[np.int64]) -> Float32:
+        items = np.empty((len(product), width), dtype=np.float32)
+        for first in range(0, len(product), ROWS):
+            part = of_product[product[first : first + ROWS]]
+            part += ITEM * rng.standard_normal(part.shape, dtype=np.float32)
+            items[first : first + ROWS] = part / np.linalg.norm(part, axis=1, keepdims=True)
+        return items
+
+    return made(np.arange(count) // ITEMS_A_PRODUCT), made(rng.integers(0, products, queries))
+
+
+def recall_of(found: NDArray[np.int64], truth: NDArray[np.int64]) -> float:
+    """The share of the rows [q, k] of `truth` that are among those of `found`."""
+    return float(np.mean([np.isin(of_query, rows).mean() for of_query, rows in zip(truth, found, strict=True)]))
+
+
+def _built(make: Callable[[], Nearest]) -> tuple[Nearest, dict[str, float]]:
+    process, begun = psutil.Process(), time.perf_counter()
+    before = process.memory_info().rss
+    index = make()
+    taken = time.perf_counter() - begun
+    return index, {"build_s": taken, "gib": (process.memory_info().rss - before) / 2**30}
+
+
+def _timed(index: Nearest, queries: Float32, bench: SearchBench) -> tuple[float, NDArray[np.int64]]:
+    best, rows = np.inf, np.zeros((0, bench.k), dtype=np.int64)
+    for _ in range(bench.turns):
+        begun = time.perf_counter()
+        rows = index.search(queries, bench.k).rows
+        best = min(best, time.perf_counter() - begun)
+    return best, rows

@@ -1,0 +1,1 @@
+"""Models measured on vectors, and vectors searched."""
