@@ -49,6 +49,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "device": ("computes", "architecture", *OWN),
     "runs": ("fp16_", "bf16_"),
     "traces": ("trace_",),
+    "passes": ("fp16_passes_", "bf16_passes_"),
     "resume": ("resume_", "repeat_"),
     "tests": ("gpu_tests_",),
     "step": ("step_",),

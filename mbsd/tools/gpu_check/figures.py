@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 Value = float | int | bool | str
 
-RUNS = tuple((precision, stage) for precision in ("fp16", "bf16") for stage in ("masked", "matching"))
+PRECISIONS = ("fp16", "bf16")
+RUNS = tuple((precision, stage) for precision in PRECISIONS for stage in ("masked", "matching", "contrastive"))
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,16 @@ def _run_claims(precision: str, stage: str) -> dict[str, Claim]:
     }
 
 
+def _pass_claims(precision: str) -> dict[str, Claim]:
+    run = f"{precision} contrastive"
+    return {
+        f"{precision}_passes_differ": Claim(f"in a {run} run a second pass has the bits of the first", GPU),
+        f"{precision}_passes_deviation": Claim(
+            f"a {run} run of two passes deviates by rounding only from one of one: largest of a loss", GPU
+        ),
+    }
+
+
 # Figure -> claim, in the order of the report.
 CLAIMS: dict[str, Claim] = {
     "computes": Claim("the device computes right products", GPU, computed=False),
@@ -82,6 +93,7 @@ CLAIMS: dict[str, Claim] = {
     "gpu_tests_skipped": Claim("tests marked gpu that are skipped", GPU),
     "sanitizer_errors": Claim("errors that compute-sanitizer finds in LAMB and packed attention", GPU),
     **{name: claim for precision, stage in RUNS for name, claim in _run_claims(precision, stage).items()},
+    **{name: claim for precision in PRECISIONS for name, claim in _pass_claims(precision).items()},
     "resume_deviation": Claim("a resumed run deviates by rounding only: largest relative deviation of a loss", GPU),
     "resume_deviation_deterministic": Claim("with run.deterministic a resumed run has the same losses", GPU),
     "repeat_deviation_deterministic": Claim("with run.deterministic a run repeated has the same losses", GPU),
