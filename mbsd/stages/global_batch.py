@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mbsd.batch import Batch
 from mbsd.model.heads import EmbedsOutput
-from mbsd.objectives.contrastive import Rows, Rule, loss_and_gradients, row_statistics, watched
+from mbsd.objectives.contrastive import Kept, Rows, Rule, loss_and_gradients, row_statistics, watched
 from mbsd.parallel.world import gather_objects
 
 
@@ -88,10 +88,11 @@ def solve(rows: Rows, scale: Tensor, bias: Tensor | None, rule: Rule) -> Solved:
         scale, bias: [1], as `loss_and_gradients` takes them.
     """
     whole = rows.own == (0, len(rows.image_NE))
-    statistics = row_statistics(rows, scale, rule)
+    kept = Kept()
+    statistics = row_statistics(rows, scale, rule, kept)
     if not whole:
         statistics = _gathered(statistics.transpose(0, 1)).transpose(0, 1)
-    found = loss_and_gradients(rows, statistics, scale, bias, rule)
+    found = loss_and_gradients(rows, statistics, scale, bias, rule, kept)
     shares = {**found.sums, **watched(rows)}
     sums = torch.stack(list(shares.values()))
     if not whole:
