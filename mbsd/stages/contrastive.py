@@ -6,9 +6,10 @@ With one micro-batch a step, `forward` does it all. With more, `contexts` runs t
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -135,25 +136,29 @@ def _needs(config: PretrainConfig) -> Needs:
 
 def _objective(config: PretrainConfig, inputs: Inputs) -> ContrastiveObjective:
     settings = config.contrastive or ContrastiveConfig()
-    head = {
-        "projection_dim": settings.dim,
-        "projection": settings.projection,
-        "logit_scale_start": _start(settings),
-        "logit_bias": settings.loss == "sigmoid",
-    }
-    model = start_model(MbsdForContrastive, config, len(inputs.tokenizer), inputs.weights, head)
+    model = start_model(MbsdForContrastive, config, len(inputs.tokenizer), inputs.weights, _head(settings))
+    if settings.temperature_start is not None:  # weights of an earlier contrastive run bring their own
+        with torch.no_grad():
+            model.logit_scale.fill_(math.log(settings.temperature_start))
     return ContrastiveObjective(model, settings)
 
 
 def _outline(config: PretrainConfig, model: BackboneConfig) -> ContrastiveObjective:
-    return ContrastiveObjective(MbsdForContrastive(model), config.contrastive or ContrastiveConfig())
+    settings = config.contrastive or ContrastiveConfig()
+    shaped = copy.deepcopy(model)
+    for name, value in _head(settings).items():
+        setattr(shaped, name, value)
+    return ContrastiveObjective(MbsdForContrastive(shaped), settings)
 
 
-def _start(settings: ContrastiveConfig) -> float:
-    """What similarities are multiplied by in the first step."""
-    if settings.temperature != "learned":
-        return settings.temperature
-    return settings.temperature_start or (1 / 0.07 if settings.loss == "softmax" else 10.0)
+def _head(settings: ContrastiveConfig) -> dict[str, Any]:
+    """Of BackboneConfig."""
+    return {
+        "projection_dim": settings.dim,
+        "projection": settings.projection,
+        "logit_scale_start": settings.temperature_start or (1 / 0.07 if settings.loss == "softmax" else 10.0),
+        "logit_bias": settings.loss == "sigmoid",
+    }
 
 
 CONTRASTIVE = Stage(

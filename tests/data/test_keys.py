@@ -20,6 +20,7 @@ from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Table
 from mbsd.config.data import DataConfig
 from mbsd.config.run import BaseConfig, RunConfig
+from mbsd.config.scoring import EmbedConfig, EvaluateConfig
 from mbsd.data.batch_builder import BatchBuilder, Prepared
 from mbsd.data.decode_torchvision import TorchvisionDecoder
 from mbsd.data.inputs import Builders, open_catalog, split_samples
@@ -221,6 +222,16 @@ def test_drop_incomplete_beside_a_table_is_refused(catalog: Catalog, pairs: Tabl
     data = DataConfig(str(catalog.path), table=str(pairs.path), drop_incomplete=True)
     with pytest.raises(UserError, match=r"data.drop_incomplete=true and data.table=.*: a table names its own items"):
         open_catalog(data, "pairs")
+
+
+def test_scoring_leaves_no_item_out(catalog: Catalog, pairs: Table) -> None:
+    data = DataConfig(str(catalog.path), drop_incomplete=True)
+    for config in (
+        EmbedConfig("model", data, "out"),
+        EvaluateConfig("model", dataclasses.replace(data, table=str(pairs.path)), "out.json"),
+    ):
+        with pytest.raises(UserError, match="data.drop_incomplete=true: .* here every item counts: remove it"):
+            config.check()
 
 
 def test_a_split_without_a_complete_item_is_refused(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Run on the fake device: training steps of both stages and of fine-tuning, with marks between their parts.
+"""Run on the fake device: training steps of all stages and of fine-tuning, with marks between their parts.
 
     python -m tests.fake_cuda.run --capability 70 --log LOG -- python -m tests.fake_cuda.steps fp16
 
@@ -30,10 +30,12 @@ from tests.fake_cuda.marks import mark
 
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 SHIPPED = {
-    "fp16": {"masked": "v100x16_stage1", "matching": "v100x16_stage2", "finetune": "v100x16_stage2"},
-    "bf16": {"masked": "h100x8_stage1", "matching": "h100x8_stage2", "finetune": "h100_finetune"},
-}
-KINDS = ("masked", "matching", "finetune")
+    "fp16": {"masked": "v100x16_stage1", "matching": "v100x16_stage2", "contrastive": "v100x16_contrastive",
+             "finetune": "v100x16_stage2"},
+    "bf16": {"masked": "h100x8_stage1", "matching": "h100x8_stage2", "contrastive": "h100x8_contrastive",
+             "finetune": "h100_finetune"},
+}  # fmt: skip
+KINDS = ("masked", "matching", "contrastive", "finetune")
 BATCH, CLASSES, LAYERS = 8, 5, 2
 WARM = 4  # steps before the one that is looked at: the first ones fill caches of torch and DeepSpeed
 
@@ -62,6 +64,9 @@ def batches(kind: str, config: MbsdConfig, device: torch.device) -> list[Any]:
         batch = packed(draw(config, BATCH, masked=kind == "masked", longest=False, seed=seed), config)
         if kind == "finetune":
             batch = dataclasses.replace(batch, labels_B=torch.arange(BATCH) % CLASSES)
+        if kind == "contrastive":
+            keys = torch.arange(BATCH)[:, None] // 2
+            batch = dataclasses.replace(batch, keys_BK=keys, has_text=torch.ones(BATCH, dtype=torch.bool))
         found.append(batch.to(device))
     return found
 
@@ -92,7 +97,21 @@ def train(kind: str, precision: str, device: torch.device) -> None:
     with torch.no_grad():
         engine.module.model(given[0])
     mark(f"{kind} evaluation")
+    if kind == "contrastive":
+        two_passes(engine.module, given[-2:])
     engine.destroy()
+
+
+def two_passes(objective: Objective, micro_batches: list[Any]) -> None:
+    """The passes of a step of several micro-batches, between marks when they have run before."""
+    objective.train()
+    for tell in (no_mark, mark):
+        tell("two passes before")
+        contexts = objective.contexts(micro_batches)
+        tell("two passes first")
+        losses = [objective(batch, context) for batch, context in zip(micro_batches, contexts, strict=True)]
+        tell("two passes second")
+        del contexts, losses
 
 
 def no_mark(text: str) -> None:

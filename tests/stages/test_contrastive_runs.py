@@ -77,11 +77,13 @@ def test_another_number_of_ranks_and_micro_steps_goes_on(catalog: Path, tmp_path
             assert found[number] == pytest.approx(values, rel=1e-6), number
 
 
-def test_other_keys_are_another_run(catalog: Path, tmp_path: Path) -> None:
+def test_other_keys_or_vectors_are_another_run(catalog: Path, tmp_path: Path) -> None:
     words = arguments(tmp_path / "run", catalog)
     kill_after(Ranks(1, words, tmp_path / "log"), step(tmp_path / "run", HALF))
     found = refused(1, [*words, "--contrastive.same=[title]"], tmp_path / "log")
     assert "keys was 'title." in found and "set it back" in found
+    found = refused(1, [*words, "--contrastive.dim=8"], tmp_path / "log")
+    assert "is [16, 32] in it and [8, 32] in this model; set the model back" in found
 
 
 def test_it_learns_from_stage_1_and_stage_2_starts_from_it(shop: Shop, catalog: Path, tmp_path: Path) -> None:
