@@ -44,7 +44,7 @@ def measure_passes(
     numbers: dict[str, dict[str, float]] = {}
 
     def step(micro_steps: int) -> None:
-        batches = [_batch(config, micro_batch, seed).to(world.device) for seed in range(micro_steps)]
+        batches = [_batch(config, micro_batch).to(world.device) for _ in range(micro_steps)]
         for batch, context in zip(batches, objective.contexts(batches), strict=True):
             losses = objective(batch, context)
             (losses["loss"] / micro_steps).backward()
@@ -63,9 +63,12 @@ def measure_passes(
     return numbers
 
 
-def _batch(config: MbsdConfig, num: int, seed: int) -> Batch:
-    """Titles of drawn lengths and pictures of drawn pixels, all of different products."""
-    drawn = draw(config, num, masked=True, longest=False, seed=seed)
+def _batch(config: MbsdConfig, num: int) -> Batch:
+    """Titles of drawn lengths and pictures of drawn pixels, of different products; the same each time.
+
+    Of other lengths, the longest of more micro-batches would take more memory whatever the passes do.
+    """
+    drawn = draw(config, num, masked=True, longest=False, seed=0)
     ids_N, positions_N, types_N, plan = pack(drawn.texts, [True] * num, ("text", "image"), config.num_patches)
     return Batch(
         ids_N, positions_N, types_N, drawn.images, plan, torch.arange(num),
