@@ -37,6 +37,7 @@ RUN_BY = {
     "mbsd vector-floors": "tests/tasks/test_vector_floors.py::test_the_command",
     "mbsd plan": "tests/plan/test_plan.py::test_the_papers_setting",
     "mbsd report": "tests/tasks/test_report.py::test_the_papers_tables",
+    "mbsd neighbours": "tests/tasks/test_contrastive_vectors.py::test_a_page_of_neighbours",
     "mbsd trial": "tests/studies/test_trial.py::test_a_trial",
     "mbsd bench lamb": "tests/bench/test_ranks.py::test_lamb",
     "mbsd bench checkpoint": "tests/bench/test_ranks.py::test_checkpoint",
