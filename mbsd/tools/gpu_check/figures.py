@@ -8,7 +8,8 @@ from dataclasses import dataclass
 Value = float | int | bool | str
 
 PRECISIONS = ("fp16", "bf16")
-RUNS = tuple((precision, stage) for precision in PRECISIONS for stage in ("masked", "matching", "contrastive"))
+STAGES = ("masked", "matching", "contrastive")
+RUNS = tuple((precision, stage) for precision in PRECISIONS for stage in STAGES)
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,11 @@ def _run_claims(precision: str, stage: str) -> dict[str, Claim]:
 
 
 def _pass_claims(precision: str) -> dict[str, Claim]:
-    run = f"{precision} contrastive"
+    run = f"{precision} contrastive run"
     return {
-        f"{precision}_passes_differ": Claim(f"in a {run} run a second pass has the bits of the first", GPU),
-        f"{precision}_passes_deviation": Claim(
-            f"a {run} run of two passes deviates by rounding only from one of one: largest of a loss", GPU
+        f"passes_{precision}_same": Claim(f"the second pass of a {run} has the bits of the first", GPU),
+        f"passes_{precision}_deviation": Claim(
+            f"a {run} in two passes deviates by rounding only from one in one pass: largest of a loss", GPU
         ),
     }
 
@@ -99,7 +100,7 @@ CLAIMS: dict[str, Claim] = {
     "repeat_deviation_deterministic": Claim("with run.deterministic a run repeated has the same losses", GPU),
     **{
         f"plan_{what}_{stage}": Claim(f"predicted / measured {name} of a bf16 {stage} run", PLAN)
-        for stage in ("masked", "matching")
+        for stage in STAGES
         for what, name in (("memory", "activations and working memory"), ("time", "compute time of a step"))
     },
     **{
