@@ -87,6 +87,19 @@ class Views(_Tensors):
         """`lengths` of the V * B sequences alone."""
         return self.lengths[: len(self.lengths) - self.num_fill]
 
+    def alone(self, view: int) -> Views:
+        """The plan of names[view] by itself, without what only fills up; the device is asked for nothing."""
+        each = len(self.real_lengths) // len(self.names)
+        first = view * each
+        lengths = self.lengths[first : first + each]
+        start = sum(self.lengths[:first])
+        return Views(
+            names=(self.names[view],),
+            source_T=self.source_T[start : start + sum(lengths)],
+            cu_seqlens=self.cu_seqlens[first : first + each + 1] - start,
+            lengths=lengths,
+        )
+
 
 @dataclass(frozen=True)
 class Masks(_Tensors):

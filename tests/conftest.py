@@ -76,12 +76,12 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     from mbsd.catalog.mining.mine import mine_pairs
     from mbsd.catalog.reader import Catalog
     from mbsd.catalog.sources import read_items
-    from mbsd.catalog.synthetic.shop import synthesise
+    from mbsd.catalog.synthetic.shop import ShopOptions, synthesise
     from mbsd.catalog.tables import derive_table
 
     folder = tmp_path_factory.mktemp("shop")
     made = Shop(folder / "catalog", folder / "pairs.parquet", folder / "tags.parquet")
-    synthesise(folder / "raw", num_items=240, seed=5, image_side=64, workers=1)
+    synthesise(folder / "raw", ShopOptions(num_items=240, seed=5, image_side=64), workers=1)
     where = json.loads((folder / "raw" / "attribute_where.json").read_text())
     items = read_items(folder / "raw" / "items.jsonl")
     options = BuildOptions(workers=1, attribute_where=where, progress=False)

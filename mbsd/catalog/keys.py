@@ -20,15 +20,26 @@ from dataclasses import asdict, dataclass
 from mbsd.catalog.identity.files import KEYS_DIR, KINDS, NO_KEY, Int64, ItemKeys, open_keys, publish_keys
 from mbsd.catalog.identity.find import ProductColumn, picture_keys, product_keys, title_keys
 from mbsd.catalog.identity.near import MAX_DISTANCE, near_picture_keys
+from mbsd.catalog.identity.near_page import write_near_page
 from mbsd.catalog.identity.report import KeysReport, as_json, kind_report, with_another, without_placeholders
 from mbsd.catalog.reader import Catalog
 from mbsd.errors import UserError
 from mbsd.io.console import say
 from mbsd.io.files import replace_text
 
-__all__ = ["KINDS", "NO_KEY", "ItemKeys", "KeyOptions", "KeysReport", "ProductColumn", "open_keys", "write_keys"]
+__all__ = [
+    "KINDS",
+    "NEAR_FILE",
+    "NO_KEY",
+    "ItemKeys",
+    "KeyOptions",
+    "KeysReport",
+    "ProductColumn",
+    "open_keys",
+    "write_keys",
+]
 
-REPORT_FILE = "report.json"
+REPORT_FILE, NEAR_FILE = "report.json", "near_pictures.html"
 
 
 @dataclass(frozen=True)
@@ -63,9 +74,10 @@ class KeyOptions:
 
 
 def write_keys(catalog: Catalog, options: KeyOptions | None = None) -> KeysReport:
-    """Find the keys of a catalogue's items and write them to its folder `keys/`, with `report.json`.
+    """Find the keys of a catalogue's items and write them to its folder `keys/`.
 
-    Written again, they replace the old ones, which are valid until then.
+    Beside them lie `report.json` and, with near pictures, `near_pictures.html`, which shows what these join. Written
+    again, they replace the old ones, which are valid until then.
 
     Raises:
         UserError: a product column that is not there, or a source that is not the catalogue's.
@@ -93,6 +105,11 @@ def write_keys(catalog: Catalog, options: KeyOptions | None = None) -> KeysRepor
     publish_keys(catalog, keys, {"options": _described(options), "counts": counts})
     text = json.dumps(as_json(report), ensure_ascii=False, indent=2)
     replace_text(catalog.path / KEYS_DIR / REPORT_FILE, text + "\n")
+    page = catalog.path / KEYS_DIR / NEAR_FILE
+    if options.near_picture:
+        write_near_page(page, catalog, keys, options.near_distance)
+    else:
+        page.unlink(missing_ok=True)  # one of older keys
     return report
 
 

@@ -22,18 +22,26 @@ pairs_app = typer.Typer(no_args_is_help=True, help="Query-item pairs from behavi
 
 
 @catalog_app.command("synth")
-def catalog_synth(
+def catalog_synth(  # noqa: PLR0913 (options of a command line)
     out: Annotated[Path, typer.Argument(help="A new folder for items, pictures and log.")],
     items: Annotated[int, typer.Option(help="Number of products.")] = 2000,
     seed: Annotated[int, typer.Option(help="Another seed draws another shop.")] = 0,
     language: Annotated[Literal["zh", "en"], typer.Option(help="Of titles, queries and attributes.")] = "zh",
     image_side: Annotated[int, typer.Option(help="Pixels of a picture's side.")] = 224,
+    duplicates: Annotated[
+        float, typer.Option(help="Share of the items that are another item's product, sold by another shop.")
+    ] = 0.0,
     workers: Workers = 0,
 ) -> None:
-    """Draw a fashion catalogue with a behaviour log: items.jsonl, images/, log.parquet, attribute_where.json."""
-    from mbsd.catalog.synthetic.shop import synthesise
+    """Draw a fashion catalogue with a behaviour log: items.jsonl, images/, log.parquet, attribute_where.json.
 
-    summary = synthesise(out, num_items=items, seed=seed, language=language, image_side=image_side, workers=workers)
+    With --duplicates, the column product_id of items.jsonl names each item's product, and all items of a product are in
+    one split.
+    """
+    from mbsd.catalog.synthetic.shop import ShopOptions, synthesise
+
+    options = ShopOptions(items, seed, language, image_side, duplicates)
+    summary = synthesise(out, options, workers)
     print(f"{out}: {summary.items} items, {summary.log_rows} rows of behaviour")
 
 
@@ -118,6 +126,52 @@ def catalog_inspect(catalog: Annotated[Path, typer.Argument(help="Folder written
     from mbsd.catalog.inspection import inspect_catalog
 
     print_json(inspect_catalog(catalog))
+
+
+@catalog_app.command("keys")
+def catalog_keys(  # noqa: PLR0913 (options of a command line)
+    catalog: Annotated[Path, typer.Argument(help="Folder written by `mbsd catalog build`.")],
+    items: Annotated[
+        Path | None, typer.Option(help="The items that it was built from (JSONL or Parquet), for --product-column.")
+    ] = None,
+    product_column: Annotated[
+        str, typer.Option(help="What names an item's product: a column of --items, else an attribute of the catalogue.")
+    ] = "",
+    column: Annotated[
+        list[str] | None, typer.Option(help="Of --items: OURS=NAME for item_id, title or image; may be repeated.")
+    ] = None,
+    near_picture: Annotated[
+        bool, typer.Option("--near-picture", help="Also keys of pictures that look the same, and a page to judge them.")
+    ] = False,
+    near_distance: Annotated[int, typer.Option(help="Bits of 64 in which linked near pictures may differ.")] = 0,
+    max_same: Annotated[
+        int, typer.Option(help="A title or picture of more items than this is a placeholder and joins none.")
+    ] = 100,
+    workers: Workers = 0,
+) -> None:
+    """Write the identity keys: which items are the same product. The contrastive stage reads them.
+
+    Items are the same product where their product, their title (in NFKC, without case and extra spaces) or their
+    picture is the same. Written again, keys replace those of before.
+    """
+    from mbsd.catalog.keys import NEAR_FILE, KeyOptions, ProductColumn, write_keys
+    from mbsd.catalog.reader import Catalog
+
+    columns = dict(_name_and_value(text) for text in column or [])
+    if not product_column and (items is not None or columns):
+        raise UserError("--items and --column are read for products alone, and no --product-column is named; name it")
+    if columns and items is None:
+        raise UserError(f"--column {(column or [])[0]}: names a column of --items, which is not given; give it")
+    options = KeyOptions(
+        product=ProductColumn(product_column, items, columns) if product_column else None, near_picture=near_picture,
+        near_distance=near_distance, max_same=max_same, workers=workers,
+    )  # fmt: skip
+    shop = Catalog(catalog)
+    report = write_keys(shop, options)
+    folder = shop.path / "keys"
+    print(f"{folder}: {report.with_another} of {report.items} items share a key with another\n")
+    print(report.describe())
+    print(f"report: {folder / 'report.json'}" + (f", {folder / NEAR_FILE}" if near_picture else ""))
 
 
 @tables_app.command("build")

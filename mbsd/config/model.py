@@ -15,13 +15,16 @@ from mbsd.errors import UserError
 class ModelConfig:
     """The network. The defaults are the paper's; a backbone or init_from brings its own sizes."""
 
-    architecture: Literal["mbsd", "bert", "vit", "vilt", "fashionbert", "kaleido"] = "mbsd"
+    architecture: Literal["mbsd", "bert", "vit", "vilt", "fashionbert", "kaleido", "two_tower"] = "mbsd"
     """mbsd, or a baseline to compare it with, which is trained and scored by the same commands (`mbsd.model.families`).
-    bert reads the view text alone, vit the view image."""
+    bert reads the view text alone, vit the view image; two_tower has one of each, as CLIP, for the contrastive stage.
+    """
     backbone: PathText | None = None
-    """A BERT checkpoint (local folder or hub name, such as bert-base-chinese) to start from; of vit and vilt a ViT."""
+    """A BERT checkpoint (local folder or hub name, such as bert-base-chinese) to start from; of vit and vilt a ViT. Of
+    two_tower: the text tower's."""
     image_weights: PathText | None = None
-    """Of fashionbert and kaleido: a local file with torchvision's ResNet-50 weights (.pth or .safetensors)."""
+    """Of fashionbert and kaleido: a local file with torchvision's ResNet-50 weights (.pth or .safetensors). Of
+    two_tower: a ViT checkpoint (local folder or hub name), as large as the text tower."""
     crop_size: int = at_least(1, default=224)
     """Of fashionbert and kaleido: pixels of a crop's side as ResNet-50 sees it."""
     vocab_size: int = 21128
@@ -78,6 +81,8 @@ def _unread(architecture: str) -> tuple[str, ...]:
     if architecture == "mbsd":
         return of_crops
     of_mbsd = ("patchify", "patchify_channels", "image_cls", "match_head", "compile", "activation_checkpointing")
+    if architecture == "two_tower":
+        return (*(name for name in of_mbsd if name != "activation_checkpointing"), "crop_size")
     if architecture in ("vit", "vilt"):  # their patches are as large as MBSD's
         return (*of_mbsd, *of_crops)
     return (*of_mbsd, "patchify_strides", *(() if architecture in ("fashionbert", "kaleido") else of_crops))

@@ -12,7 +12,7 @@ from mbsd.config.stages import ContrastiveConfig, MaskingConfig, SdmiConfig, Tas
 from mbsd.errors import UserError
 
 # Sections of the settings, by the stage that reads them. What else a stage needs it checks itself (`mbsd.stages`).
-SECTION_OF_STAGE = {"masking": "masked", "contrastive": "contrastive", "sdmi": "matching"}
+SECTION_OF_STAGE = {"masking": "masked", "contrastive": "contrastive", "best": "contrastive", "sdmi": "matching"}
 BUILT_IN = ("masked", "contrastive", "matching")
 
 
@@ -67,14 +67,22 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class BestConfig:
-    """Which checkpoint of a fine-tuning run is its result, and when training stops early."""
+    """Which checkpoint of a fine-tuning or contrastive run is its result, and when training stops early."""
 
     metric: str | None = None
     """A validation metric by its name after `validation/` in metrics.jsonl, such as roc_auc_full or loss. Default: the
-    task's own, of its first view. The checkpoint of its best value is kept, and is what evaluate, embed, export and
-    init_from read of the run."""
+    task's own, of its first view; of the contrastive stage r1_mean. The checkpoint of its best value is kept, and is
+    what evaluate, embed, export and init_from read of the run."""
     patience: int = at_least(0, default=0)
     """Training stops after this many validations in a row without a better value. 0: never."""
+
+    def check(self, run: RunConfig) -> None:
+        """Raise UserError where patience has nothing to wait for."""
+        if self.patience and not run.validate_every:
+            raise UserError(
+                f"best.patience={self.patience} counts validations, and run.validate_every=0 says there are none "
+                "before the last step: set run.validate_every, or leave best.patience out"
+            )
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,8 @@ class PretrainConfig(BaseConfig):
     """Stage 1 only."""
     contrastive: ContrastiveConfig | None = None
     """The contrastive stage only."""
+    best: BestConfig | None = None
+    """The contrastive stage only."""
     sdmi: SdmiConfig | None = None
     """Stage 2 only."""
 
@@ -139,6 +149,8 @@ class PretrainConfig(BaseConfig):
             raise UserError(f"stage={self.stage} does not read data.table, but it is set: remove it")
         if self.contrastive is not None:
             self.contrastive.check()
+        if self.best is not None:
+            self.best.check(self.run)
         if self.stage == "matching" and self.data.table is None:
             raise UserError("stage=matching needs data.table, the pair table that `mbsd pairs mine` writes")
 
@@ -156,8 +168,4 @@ class FinetuneConfig(BaseConfig):
         if self.data.table is None:
             raise UserError("data.table is not set: fine-tuning needs a task table (`mbsd tables build` or `derive`)")
         self.task.check()
-        if self.best.patience and not self.run.validate_every:
-            raise UserError(
-                f"best.patience={self.best.patience} counts validations, and run.validate_every=0 says there are none "
-                "before the last step: set run.validate_every, or leave best.patience out"
-            )
+        self.best.check(self.run)

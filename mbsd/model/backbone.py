@@ -1,9 +1,9 @@
 """A backbone: what turns a batch into one representation of each sample in each view (dimension letters: batch.py).
 
-`encode` runs any number of views of a batch in ONE forward: text is embedded once, the image side runs once, and the
-packed trunk gathers from both what each view shows. It is written here once, for MBSD and for all baselines; a backbone
-gives the embeddings and the trunk. Layers are transformers' own, which work token by token but for the attention: what
-they compute is what they would on padded input.
+`OneStream.encode` runs any number of views of a batch in ONE forward: text is embedded once, the image side runs once,
+and the packed trunk gathers from both what each view shows. It is written here once, for MBSD and for all baselines; a
+backbone gives the embeddings and the trunk (`mbsd.model.two_tower` has one such backbone for each view). Layers are
+transformers' own, which work token by token but for the attention: they compute what they would on padded input.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from mbsd.batch import Batch
 from mbsd.model.attention import PACKED, AttentionPlan
 from mbsd.model.config import BackboneConfig
 from mbsd.model.patchify import normalise_pixels
+from mbsd.model.taken_over import TakenOver
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class MbsdPreTrainedModel(PreTrainedModel):
     config_class = BackboneConfig
     base_model_prefix = "mbsd"
     supports_gradient_checkpointing = True
+    taken_over: TakenOver | None = None  # of the folder that it was loaded from (`mbsd.model.load`)
     _supports_sdpa = True
 
     @classmethod
@@ -75,11 +77,34 @@ class MbsdPreTrainedModel(PreTrainedModel):
 class Backbone(MbsdPreTrainedModel, ABC):
     """What every head stands on."""
 
-    pooler: BertPooler
-
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__(config)
         config._attn_implementation = PACKED
+
+    @abstractmethod
+    def encode(self, batch: Batch) -> Encoded:
+        """All views of all samples in one forward; nothing is computed on padding and no view is computed alone.
+
+        Any sample may lack its picture or its title: its tokens are absent.
+        """
+
+    @abstractmethod
+    def freeze_for_tasks(self) -> None:
+        """Freeze what no head on h reads, so that no optimizer decays it."""
+
+    def image_targets(self, pixels: Tensor) -> Tensor:
+        """What stage 1 predicts of each patch: [I * patches, config.image_target_size]."""
+        raise TypeError(f"a {self.config.architecture} has no targets for masked patches")
+
+    def forward(self, batch: Batch) -> Encoded:
+        """See `encode`."""
+        return self.encode(batch)
+
+
+class OneStream(Backbone):
+    """Backbones whose words and patches are tokens of one stream, through one trunk."""
+
+    pooler: BertPooler
 
     @abstractmethod
     def embed_text(self, batch: Batch) -> Tensor:
@@ -97,20 +122,13 @@ class Backbone(MbsdPreTrainedModel, ABC):
     def run_trunk(self, tokens_TD: Tensor, plan: AttentionPlan) -> Tensor:
         """Embedded tokens [T, D] -> the last hidden states [T, D]; each sequence attends to itself alone."""
 
-    def image_targets(self, pixels: Tensor) -> Tensor:
-        """What stage 1 predicts of each patch: [I * patches, config.image_target_size]."""
-        raise TypeError(f"a {self.config.architecture} has no targets for masked patches")
-
     def freeze_for_tasks(self) -> None:
-        """Freeze what no head on h reads, so that no optimizer decays it."""
+        """The pooler, where h is [CLS] itself."""
         if self.config.representation == "cls":
             self.pooler.requires_grad_(False)
 
     def encode(self, batch: Batch) -> Encoded:
-        """All views of all samples in one forward; nothing is computed on padding and no view is computed alone.
-
-        Any sample may lack its picture or its title: its tokens are absent.
-        """
+        """Text is embedded once, the image side runs once, and the packed trunk reads what each view shows of both."""
         text_ND = self.embed_text(batch)
         pixels = normalise_pixels(batch.images, text_ND.dtype)
         patches = self.embed_images(pixels, batch.masks.patch_source if batch.masks is not None else None)
@@ -121,12 +139,8 @@ class Backbone(MbsdPreTrainedModel, ABC):
             cls_SD = self.pooler(cls_SD[:, None])
         return Encoded(hidden_TD, cls_SD.view(len(batch.views.names), batch.num_samples, -1), pixels)
 
-    def forward(self, batch: Batch) -> Encoded:
-        """See `encode`."""
-        return self.encode(batch)
 
-
-class BertTrunk(Backbone):
+class BertTrunk(OneStream):
     """Backbones whose stream is a BERT's: its embedding of words, its encoder, its pooler."""
 
     def __init__(self, config: BackboneConfig) -> None:

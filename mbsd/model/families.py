@@ -18,9 +18,10 @@ from mbsd.model.baselines.kaleido import KaleidoBert, KaleidoConfig
 from mbsd.model.baselines.vilt import ViltBaseline, ViltBaselineConfig
 from mbsd.model.baselines.vit import VitBaseline, VitConfig
 from mbsd.model.config import BackboneConfig
-from mbsd.model.foreign import from_bert, from_vit
+from mbsd.model.foreign import from_bert, from_vit, load_image_tower, load_resnet_of_crops, text_tower_from_bert
 from mbsd.model.fresh import fresh_config
 from mbsd.model.mbsd import MbsdConfig, MbsdModel
+from mbsd.model.two_tower import TwoTower, TwoTowerConfig
 
 
 def _cropped(model: ModelConfig, data: DataConfig, vocab_size: int, **more: Any) -> BackboneConfig:
@@ -39,12 +40,14 @@ class Family:
         config, backbone: their classes.
         fresh: (model and data settings of the run, words, kind=class, **settings of the head) -> configuration.
         load: (model class, configuration, model.backbone) -> the model with that checkpoint's weights; or UserError.
+        load_images: (model, model.image_weights) gives the model that checkpoint's weights; or UserError.
     """
 
     config: type[BackboneConfig]
     backbone: type[Backbone]
     fresh: Callable[..., BackboneConfig] = fresh_config
     load: Callable[[Any, BackboneConfig, str], Any] = from_bert
+    load_images: Callable[[Any, str], None] = load_resnet_of_crops
 
 
 FAMILIES: dict[str, Family] = {
@@ -54,6 +57,7 @@ FAMILIES: dict[str, Family] = {
     "vilt": Family(ViltBaselineConfig, ViltBaseline, _linear, from_vit),
     "fashionbert": Family(FashionBertConfig, FashionBert, _cropped),
     "kaleido": Family(KaleidoConfig, KaleidoBert, _cropped),
+    "two_tower": Family(TwoTowerConfig, TwoTower, _linear, text_tower_from_bert, load_image_tower),
 }
 
 # `AutoModel` and `AutoConfig` know what is in the table.

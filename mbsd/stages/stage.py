@@ -20,6 +20,7 @@ from mbsd.catalog.tables import Table
 from mbsd.data.inputs import Inputs, split_samples
 from mbsd.data.samples import Samples
 from mbsd.data.spec import Needs
+from mbsd.errors import UserError
 from mbsd.metrics.board import Board, Charts
 from mbsd.metrics.table_scores import TableScores
 from mbsd.model.backbone import MbsdPreTrainedModel
@@ -35,6 +36,21 @@ class Validation:
 
     metrics: dict[str, float]
     scores: TableScores | None = None
+
+
+@dataclass(frozen=True)
+class WholeBatch:
+    """What a step does once for its whole global batch, on the meta device; for `mbsd plan`.
+
+    Attributes:
+        contexts: of the micro-batches.
+        exchanged: bytes of all ranks together that each rank gathers.
+        encodes_first: with more than one micro-batch, each is encoded without graph before.
+    """
+
+    contexts: Sequence[Any]
+    exchanged: int
+    encodes_first: bool
 
 
 class Objective(nn.Module, ABC):
@@ -60,6 +76,12 @@ class Objective(nn.Module, ABC):
         Default: nothing; micro-batches are of equal size, so the mean of their means is the mean.
         """
         return [None] * len(batches)
+
+    def whole_batch(self, batch: Batch, micro_steps: int, num_ranks: int) -> WholeBatch | None:
+        """What `contexts` does beside encoding, of so many micro-batches like `batch` on each of so many ranks.
+
+        For `mbsd plan`: all of it is on the meta device, and no other rank is there. Default: nothing of size.
+        """
 
     @abstractmethod
     def forward(self, batch: Batch, context: Any = None) -> Losses:
@@ -101,6 +123,9 @@ class Stage:
             items of the catalogue (data.drop_incomplete: those with title and picture).
         charts: its rows of TensorBoard's page "custom scalars".
         paper_batch: global batch of the paper (section 4.3); None: the paper has none.
+        monitor: validation metric, of `charts.held_out`, that the best checkpoint is chosen by where the settings name
+            none; None: no best one is chosen.
+        least_batch: samples that a global batch needs at least.
     """
 
     needs: Callable[[Any], Needs]
@@ -109,3 +134,13 @@ class Stage:
     samples: Callable[[Any, Catalog, Table | None, str], Samples] = split_samples
     charts: Charts = field(default_factory=Charts)
     paper_batch: int | None = None
+    monitor: str | None = None
+    least_batch: int = 1
+
+    def check_batch(self, global_batch: int) -> None:
+        """Raise UserError where a global batch has too few samples."""
+        if global_batch < self.least_batch:
+            raise UserError(
+                f"train_batch_size={global_batch}: this stage tells the samples of a global batch from each other and "
+                f"needs {self.least_batch} or more; raise it in DeepSpeed's JSON"
+            )

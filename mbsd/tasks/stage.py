@@ -61,7 +61,8 @@ def task_stage(config: FinetuneConfig) -> Stage:
         },
         held_out=("loss", *(f"{name}_{view}" for view in views for name in task.metric_names)),
     )
-    return Stage(needs=needs, objective=objective, outline=outline, samples=samples, charts=charts)
+    monitor = f"{task.monitor}_{views[0]}"
+    return Stage(needs=needs, objective=objective, outline=outline, samples=samples, charts=charts, monitor=monitor)
 
 
 def class_weights(table: Table, labels: Labels, config: TaskConfig) -> Tensor | None:

@@ -37,8 +37,12 @@ class RunParts:
     schedule: Schedule
 
     @classmethod
-    def of(cls, run: Run, inputs: Inputs, needs: Needs, schedule: Schedule, model: Any) -> RunParts:
-        """The parts of a run; `identity` is what must be the same on resume."""
+    def of(cls, run: Run, inputs: Inputs, needs: Needs, schedule: Schedule, model: Any, keys: str | None) -> RunParts:
+        """The parts of a run; `identity` is what must be the same on resume.
+
+        Args:
+            keys: digest of the items' identity keys; None where the stage reads none.
+        """
         identity = {
             "catalogue": inputs.catalog.fingerprint,
             "table": inputs.table.fingerprint if inputs.table is not None else None,
@@ -47,6 +51,7 @@ class RunParts:
             "train_batch_size": run.sizes.global_batch,
             "views": list(needs.views),
             "model": _shape(model.config),
+            "keys": keys,
             "vocabulary": words_digest(inputs.tokenizer),
             "optimizer": schedule.deepspeed["optimizer"]["type"],
         }
@@ -89,7 +94,8 @@ class Checkpoints:
             found = find_elsewhere(run.config.run.resume, run.world, identity, run.print)
         self._manager = self._open(token)
         if found is None:
-            return f"weights of {run.config.run.init_from or run.config.model.backbone or 'scratch'}"
+            taken = f": {self.parts.model.taken_over}" if run.config.run.init_from else ""
+            return f"weights of {run.config.run.init_from or run.config.model.backbone or 'scratch'}{taken}"
         facts = self._manager.load(found)
         self.rate_before = float(facts["lr"][0])
         with same_on_every_rank():

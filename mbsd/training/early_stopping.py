@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mbsd.config.run import BaseConfig, FinetuneConfig
+from mbsd.config.run import BaseConfig, BestConfig
 from mbsd.errors import UserError
-from mbsd.tasks.registry import TASKS
+from mbsd.stages.stage import Stage
 
-LOWER_IS_BETTER = ("loss",)
+LOWER_IS_BETTER = ("loss", "loss_image", "loss_text")
 
 
 @dataclass
@@ -97,17 +97,18 @@ class EarlyStopping:
         return f"best {self.metric} {self.best:.4f} at step {self.best_step}"
 
 
-def early_stopping_of(config: BaseConfig) -> EarlyStopping | None:
-    """Of a fine-tuning's settings; None of pre-training, which chooses no best checkpoint.
+def early_stopping_of(config: BaseConfig, stage: Stage) -> EarlyStopping | None:
+    """Of a run's settings; None where its stage chooses no best checkpoint.
 
     Raises:
-        UserError: the task's validations have no such metric.
+        UserError: the stage's validations have no such metric.
     """
-    if not isinstance(config, FinetuneConfig):
+    if stage.monitor is None:
         return None
-    task, views = TASKS[config.task.name], config.task.views
-    known = [*LOWER_IS_BETTER, *(f"{name}_{view}" for view in views for name in task.metric_names)]
-    metric = config.best.metric or f"{task.monitor}_{views[0]}"
+    best = getattr(config, "best", None) or BestConfig()
+    metric, known = best.metric or stage.monitor, stage.charts.held_out
     if metric not in known:
-        raise UserError(f"best.metric={metric}: task {task.name} has {', '.join(known)}; name one of them", shared=True)
-    return EarlyStopping(metric, higher_is_better=metric not in LOWER_IS_BETTER, patience=config.best.patience)
+        raise UserError(
+            f"best.metric={metric}: validations of this run have {', '.join(known)}; name one of them", shared=True
+        )
+    return EarlyStopping(metric, higher_is_better=metric not in LOWER_IS_BETTER, patience=best.patience)

@@ -57,6 +57,12 @@ class Feed:
         require_room([loader.need, eval_need(held_out, validation, run.sizes.micro_batch)], run.world.local_size)
         return cls(run, loader, shown, damaged)
 
+    @property
+    def keys(self) -> str | None:
+        """Digest of the items' identity keys; None where the stage reads none."""
+        keys = self.loader.builder.keys
+        return keys.digest if keys is not None else None
+
     def steps(self) -> Iterator[list[Batch]]:
         """The micro-batches of one step after the other, on the rank's device, from where the loader stands."""
         micro_batches = iter(self.loader)

@@ -39,12 +39,13 @@ def run_stage(config: BaseConfig, ds_config: DeepSpeedConfig, stage: Stage) -> N
     Raises:
         UserError: the settings, the data, the weights or the checkpoints do not fit together; or the run diverged.
     """
-    early_stopping = early_stopping_of(config)
+    early_stopping = early_stopping_of(config, stage)
     with open_run(config, ds_config) as run:
         if run.finished and on_rank_zero(lambda: is_asked_again(run)):
             run.print(f"{run.folder}: finished already (DONE is there); nothing to do")
             return
         with same_on_every_rank():
+            stage.check_batch(run.sizes.global_batch)
             needs = stage.needs(config)
             catalog, table = open_catalog(config.data, needs.table)
             train, held_out = (stage.samples(config, catalog, table, split) for split in ("train", "validation"))
@@ -66,7 +67,7 @@ def run_stage(config: BaseConfig, ds_config: DeepSpeedConfig, stage: Stage) -> N
 
         run.watchdog.beat("starting: checkpoint")
         state = TrainState(schedule.total_steps, feed.loader, early_stopping)
-        parts = RunParts.of(run, inputs, needs, schedule, objective.model)
+        parts = RunParts.of(run, inputs, needs, schedule, objective.model, feed.keys)
         checkpoints = Checkpoints(run, engine, storage, parts, state)
         origin = checkpoints.restore()
         if run.finished:

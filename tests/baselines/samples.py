@@ -17,6 +17,7 @@ from mbsd.model.baselines.kaleido import KaleidoConfig
 from mbsd.model.baselines.vilt import ViltBaselineConfig
 from mbsd.model.baselines.vit import VitConfig
 from mbsd.model.config import BaselineConfig
+from mbsd.model.two_tower import TwoTowerConfig
 
 CONFIGS: dict[str, type[BaselineConfig]] = {
     "bert": BertBaselineConfig,
@@ -24,6 +25,7 @@ CONFIGS: dict[str, type[BaselineConfig]] = {
     "vilt": ViltBaselineConfig,
     "fashionbert": FashionBertConfig,
     "kaleido": KaleidoConfig,
+    "two_tower": TwoTowerConfig,
 }
 VOCABULARY, CLS, SEP = 40, 2, 3
 Layout = Sequence[tuple[int, int, bool]]
@@ -38,7 +40,7 @@ def tiny(name: str, **changes: Any) -> BaselineConfig:
         "intermediate_size": 48, "max_position_embeddings": 24, "image_size": 32, "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
     }  # fmt: skip
-    if name in ("vit", "vilt"):
+    if name in ("vit", "vilt", "two_tower"):
         sizes |= {"patchify_strides": (16,)}
     if name in ("fashionbert", "kaleido"):
         sizes |= {"crop_size": 8}

@@ -33,6 +33,7 @@ RUNS: dict[str, tuple[str, int, int, int, str, list[str]]] = {
     "vilt": ("classification", 2, 16, 30, "full", ["--model.patchify_strides=[8]"]),
     "fashionbert": ("classification", 2, 8, 8, "full", ["--model.crop_size=8"]),
     "kaleido": ("classification", 1, 8, 6, "full", ["--model.crop_size=8"]),
+    "two_tower": ("attributes", 2, 16, 30, "text", ["--model.patchify_strides=[8]"]),
 }
 
 
@@ -88,6 +89,11 @@ def test_it_learns_and_is_scored(name: str, shop: Shop, tables: dict[tuple[str, 
         start = Ranks(1, [*more, "--model.architecture=mbsd"], tmp_path / "other", launcher="finetune")
         assert start.wait() == [2] and "is a bert; set model.architecture=bert" in start.errors()[0]
         launch(1, [*more, "--run.max_steps=1"], tmp_path / "same", launcher="finetune")
+    if name == "two_tower":  # the other tower, from the same weights
+        more = [*arguments_of(name, shop, table, tmp_path / "next"), f"--run.init_from={run}", "--task.views=[image]"]
+        launch(1, [*more, "--run.max_steps=6"], tmp_path / "image", launcher="finetune")
+        found = losses(tmp_path / "next")
+        assert sorted(found) == list(range(1, 7)) and found[6]["loss"] < found[1]["loss"]
 
 
 @pytest.mark.distributed

@@ -17,7 +17,7 @@ from mbsd.catalog.mining.mine import mine_pairs
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import read_items
 from mbsd.catalog.synthetic.pictures import draw_item
-from mbsd.catalog.synthetic.shop import synthesise
+from mbsd.catalog.synthetic.shop import ShopOptions, synthesise
 from mbsd.catalog.synthetic.words import BOTTOMS, COLLAR, COLOUR, PATTERN, SLEEVE, VOCABULARY, WHERE_SEEN, Language
 from mbsd.errors import UserError
 
@@ -35,20 +35,20 @@ def _records(folder: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module", params=LANGUAGES)
 def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Language, Path]:
     out = tmp_path_factory.mktemp("synthetic") / request.param
-    synthesise(out, num_items=300, seed=7, language=request.param, image_side=64, workers=1)
+    synthesise(out, ShopOptions(num_items=300, seed=7, language=request.param, image_side=64), workers=1)
     return request.param, out
 
 
 def test_same_for_any_number_of_workers(tmp_path: Path, shop: tuple[Language, Path]) -> None:
     language, out = shop
-    synthesise(tmp_path / "again", num_items=300, seed=7, language=language, image_side=64, workers=2)
+    synthesise(tmp_path / "again", ShopOptions(num_items=300, seed=7, language=language, image_side=64), workers=2)
     assert _files(tmp_path / "again") == _files(out)
 
 
 def test_an_item_depends_on_its_number_and_the_seed_alone(tmp_path: Path, shop: tuple[Language, Path]) -> None:
     language, out = shop
-    synthesise(tmp_path / "few", num_items=20, seed=7, language=language, image_side=64, workers=1)
-    synthesise(tmp_path / "other", num_items=20, seed=8, language=language, image_side=64, workers=1)
+    synthesise(tmp_path / "few", ShopOptions(num_items=20, seed=7, language=language, image_side=64), workers=1)
+    synthesise(tmp_path / "other", ShopOptions(num_items=20, seed=8, language=language, image_side=64), workers=1)
     assert _records(tmp_path / "few") == _records(out)[:20] != _records(tmp_path / "other")
     images = _files(out / "images")
     assert all(images[name] == data for name, data in _files(tmp_path / "few/images").items())
@@ -162,15 +162,15 @@ def test_the_whole_way_to_pairs(tmp_path: Path, shop: tuple[Language, Path]) -> 
 
 def test_users_mistakes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="num_items is 0; expected at least 1"):
-        synthesise(tmp_path / "o", num_items=0, seed=0)
+        synthesise(tmp_path / "o", ShopOptions(num_items=0, seed=0))
     with pytest.raises(UserError, match="language 'fr'"):
-        synthesise(tmp_path / "o", num_items=1, seed=0, language="fr")  # type: ignore[arg-type]
+        synthesise(tmp_path / "o", ShopOptions(num_items=1, seed=0, language="fr"))  # type: ignore[arg-type]
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="already there"):
-        synthesise(tmp_path, num_items=1, seed=0)
+        synthesise(tmp_path, ShopOptions(num_items=1, seed=0))
 
 
 def test_the_smallest_shop(tmp_path: Path) -> None:
-    summary = synthesise(tmp_path / "o", num_items=1, seed=0, workers=1)
+    summary = synthesise(tmp_path / "o", ShopOptions(num_items=1, seed=0), workers=1)
     assert summary.items == 1 and summary.log_rows == pq.read_table(summary.log_file).num_rows > 0
     assert len(list(summary.images.iterdir())) == 1

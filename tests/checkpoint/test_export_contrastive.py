@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from mbsd.batch import Batch
+from mbsd.data.views import TextTokens, pack
 from mbsd.model.embedder import Embedder
 from mbsd.model.heads import MbsdForContrastive
-from mbsd.model.mbsd import MbsdModel
+from mbsd.model.mbsd import MbsdConfig, MbsdModel
 from mbsd.model.patchify import normalise_pixels
 from mbsd.tools.export.onnx_graph import write_graph
-from tests.model.reference import CLS, SEP, deviation, hand_batch, random_samples, randomise, text_of, tiny_config
+from tests.model.reference import CLS, SEP, Sample, deviation, random_samples, randomise, text_of, tiny_config
 
 LAYOUT = ((None, 5, True), (None, 9, True), (None, None, True), (None, 2, False))
 
@@ -37,12 +39,19 @@ def test_projections_and_temperature_are_kept(bias: bool, tmp_path: Path) -> Non
     assert all(weight.equal(weights[f"mbsd.{name}"]) for name, weight in backbone.state_dict().items())
 
 
-@pytest.mark.parametrize("changes", [{}, {"projection": "shared", "image_cls": True, "representation": "cls"}])
-def test_the_graph_gives_both_vectors(changes: dict[str, object], tmp_path: Path) -> None:
+def batch_of(samples: list[Sample], ids: list[list[int]], config: MbsdConfig) -> Batch:
+    texts = [TextTokens(np.array(row), np.zeros(len(row), dtype=np.int64), 0) for row in ids]
+    has_image = [sample.image is not None for sample in samples]
+    *streams, views = pack(texts, has_image, ("text", "image"), config.num_patches + 1)
+    images = torch.stack([sample.image for sample in samples if sample.image is not None])
+    return Batch(*streams, images, views, items_B=torch.arange(len(samples)))
+
+
+def test_the_graph_gives_both_vectors(tmp_path: Path) -> None:
     """Other numbers of titles and of pictures, also none of one kind: each what the packed forward gives it."""
     import onnxruntime
 
-    config = tiny_config(projection_dim=7, **changes)
+    config = tiny_config(projection_dim=7, image_cls=True)
     model = MbsdForContrastive(config).eval()
     randomise(model, seed=76)
     largest = write_graph(model, tmp_path / "model.onnx", 144, (CLS, SEP))
@@ -50,10 +59,10 @@ def test_the_graph_gives_both_vectors(changes: dict[str, object], tmp_path: Path
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
     assert [output.name for output in session.get_outputs()] == ["text_embeds", "image_embeds"]
     samples = random_samples(LAYOUT, seed=77)
+    ids = [text_of(sample)[0] for sample in samples]
     with torch.no_grad():
         embedder = Embedder(model.mbsd, "contrastive", model)
-        expected = embedder.of_views(hand_batch(samples, ("text", "image"), config), ("text", "image"))
-    ids = [text_of(sample)[0] for sample in samples]
+        expected = embedder.of_views(batch_of(samples, ids, config), ("text", "image"))
     length = max(map(len, ids))
     padded = np.array([row + [0] * (length - len(row)) for row in ids])
     mask = np.array([[1] * len(row) + [0] * (length - len(row)) for row in ids])

@@ -27,6 +27,8 @@ TOGETHER = [
     (PretrainConfig, "stage2", "v100x16_stage2", 16),
     (PretrainConfig, "stage1", "h100x8_stage1", 8),
     (PretrainConfig, "stage2", "h100x8_stage2", 8),
+    (PretrainConfig, "contrastive", "v100x16_contrastive", 16),
+    (PretrainConfig, "contrastive", "h100x8_contrastive", 8),
     (FinetuneConfig, "attributes", "h100_finetune", 1),
     (FinetuneConfig, "attributes", "h100x8_finetune", 8),
     (FinetuneConfig, "alignment", "h100_finetune", 1),
@@ -34,6 +36,7 @@ TOGETHER = [
     (FinetuneConfig, "sensitive", "h100_finetune", 1),
     (PretrainConfig, "small_stage1", "cpu_stage1", 2),
     (PretrainConfig, "small_stage2", "cpu_stage2", 2),
+    (PretrainConfig, "small_contrastive", "cpu_contrastive", 2),
     (FinetuneConfig, "small_attributes", "cpu_finetune", 2),
     (FinetuneConfig, "small_classification", "cpu_finetune", 2),
 ]
@@ -74,7 +77,19 @@ def test_every_shipped_file_is_tested() -> None:
     assert config.views == ("image",) and config.split == "test" and config.task is None
     config = parse_scoring(EvaluateConfig, ["--config", str(CONFIGS / "retrieval.yaml")])
     assert config.task == "retrieval" and config.data.table is None and config.views is None
-    assert parse_scoring(EmbedConfig, ["--config", str(CONFIGS / "embed.yaml")]).view is None
+    embed = parse_scoring(EmbedConfig, ["--config", str(CONFIGS / "embed.yaml")])
+    assert embed.view is None and embed.views == ()
+
+
+def test_a_list_may_be_written_with_commas_alone() -> None:
+    words = ["--model=m", "--out=o", "--data.catalog=c"]
+    for views in (["--views", "text,image,mean"], ["--views=text,image,mean"], ["--views=[text, image, mean]"]):
+        assert parse_scoring(EmbedConfig, [*words, *views]).views == ("text", "image", "mean")
+    assert parse_scoring(EmbedConfig, [*words, "--views", "text"]).views == ("text",)
+    assert parse_scoring(EmbedConfig, [*words, "--data.crop_scale=0.5,1.0"]).data.crop_scale == (0.5, 1.0)
+    for views, said in (("text,text", "names a view twice"), ("text,sound", "sound"), ("text --view=full", "set one of them")):
+        with pytest.raises(UserError, match=said):
+            parse_scoring(EmbedConfig, [*words, *f"--views {views}".split()])
 
 
 @pytest.mark.parametrize("name", STUDIES)

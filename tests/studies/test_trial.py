@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mbsd.catalog.synthetic.shop import synthesise
+from mbsd.catalog.synthetic.shop import ShopOptions, synthesise
 from tests.ranks import CPU
 from tests.studies.warm import Server
 
@@ -23,7 +23,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Server:
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trial") / "shop"
-    synthesise(folder, num_items=160, seed=1, language="en", image_side=32, workers=1)
+    synthesise(folder, ShopOptions(num_items=160, seed=1, language="en", image_side=32), workers=1)
     return folder
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from mbsd.catalog.build.build import BuildOptions, build_catalog
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Item
-from mbsd.catalog.synthetic.shop import synthesise
+from mbsd.catalog.synthetic.shop import ShopOptions, synthesise
 from mbsd.catalog.synthetic.words import COLOUR, VOCABULARY
 from mbsd.catalog.tables import build_table
 from tests.settings import ADAM, run_words, scoring_words
@@ -49,7 +49,7 @@ class Market:
 def build_market(folder: Path) -> Market:
     words = VOCABULARY["en"]
     colours = {word for k, value in enumerate(words.values[COLOUR]) for word in (value, *words.colour_synonyms[k])}
-    synthesise(folder / "raw", num_items=NUM_ITEMS, seed=5, language="en", image_side=32, workers=1)
+    synthesise(folder / "raw", ShopOptions(num_items=NUM_ITEMS, seed=5, language="en", image_side=32), workers=1)
     items = []
     for line in (folder / "raw" / "items.jsonl").read_text().splitlines():
         record = json.loads(line)

@@ -18,11 +18,12 @@ from mbsd.catalog.layout import id_hash
 from mbsd.catalog.queries import normalise_query
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.record_files import Records, Row, format_of, some
-from mbsd.catalog.sources import ITEM_COLUMNS, item_id_of
+from mbsd.catalog.sources import item_id_of
 from mbsd.errors import UserError
 
 Int64 = NDArray[np.int64]
 POSITIVE = 2**63 - 1
+ID_COLUMNS = ("item_id", "title", "image")
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,19 @@ class ProductColumn:
         name: a column of `items`, or an attribute of the catalogue where `items` is None.
         items: the source that the catalogue was built from; JSONL or Parquet.
         columns: our name of a column of `items` (item_id, title, image) -> the source's, where it is another.
+
+    Raises:
+        UserError: another name than these in `columns`.
     """
 
     name: str
     items: Path | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = next((name for name in self.columns if name not in ID_COLUMNS), None)
+        if unknown is not None:
+            raise UserError(f"column {unknown!r}; what names an item is {', '.join(ID_COLUMNS)}: give item_id=sku")
 
 
 def text_keys(texts: list[str]) -> Int64:
@@ -99,8 +108,8 @@ def _from_source(catalog: Catalog, column: ProductColumn) -> list[str]:
     assert source is not None
     if format_of(source) == "tsv":
         raise UserError(f"{source}: a TSV has no names of columns, so no {column.name!r}; give JSONL or Parquet")
-    theirs = {name: name for name in ITEM_COLUMNS} | dict(column.columns)
-    wanted = [theirs["item_id"], theirs["title"], theirs["image"], column.name]
+    theirs = {name: name for name in ID_COLUMNS} | dict(column.columns)
+    wanted = [*theirs.values(), column.name]
     rows = Records(source, wanted)
     ids, texts = [], []
     is_there = False

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
@@ -15,13 +13,12 @@ import jinja2
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image
 
 from mbsd.catalog.layout import SPLITS
 from mbsd.catalog.mining.charts import chart_lengths, chart_pairs_per_item, chart_splits
 from mbsd.catalog.mining.gazetteer import cuts_word
 from mbsd.catalog.reader import Catalog
-from mbsd.io.console import say
+from mbsd.catalog.thumbnail import thumbnail_of
 from mbsd.io.files import replace_text
 
 SOURCES = ("purchase", "same-category", "rewrite")
@@ -237,15 +234,8 @@ def _replaced_term(text: str, replaced: str) -> dict[str, str] | None:
 
 def _thumbnails(catalog: Catalog, items: set[int]) -> dict[int, str]:
     """Return item -> a small JPEG as a data URI, for the items that have a picture."""
-    pictures = {}
-    for item in sorted(items):
-        jpeg = catalog.whole_image(item, say)
-        if jpeg is not None:
-            image, small = Image.open(io.BytesIO(jpeg)), io.BytesIO()
-            image.thumbnail((THUMBNAIL, THUMBNAIL))
-            image.save(small, "JPEG", quality=80)
-            pictures[item] = "data:image/jpeg;base64," + base64.b64encode(small.getvalue()).decode()
-    return pictures
+    pictures = {item: thumbnail_of(catalog, item, THUMBNAIL) for item in sorted(items)}
+    return {item: picture for item, picture in pictures.items() if picture}
 
 
 def _batches(pairs: Path, columns: tuple[str, ...]) -> Iterator[Any]:

@@ -21,8 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from mbsd.catalog.synthetic.duplicates import id_in_split_of, in_another_guise, origins_of, retold
 from mbsd.catalog.synthetic.pictures import draw_item
-from mbsd.catalog.synthetic.words import BOTTOMS, COLLAR, COLOUR, SLEEVE, VOCABULARY, WHERE_SEEN, Language
+from mbsd.catalog.synthetic.words import BOTTOMS, COLLAR, COLOUR, SLEEVE, VOCABULARY, WHERE_SEEN, Language, Vocabulary
 from mbsd.errors import UserError
 from mbsd.io.files import replacing
 
@@ -49,45 +50,70 @@ class SyntheticSummary:
 
 
 @dataclass(frozen=True)
-class _Drawn:
-    """An item before it is written; the codes are indices in `Vocabulary.values`, or `ABSENT`."""
+class ShopOptions:
+    """What is drawn.
 
-    category: int
-    codes: tuple[int, ...]
-    title: str
-
-
-def synthesise(
-    out: Path, *, num_items: int, seed: int, language: Language = "zh", image_side: int = 224, workers: int = 0
-) -> SyntheticSummary:
-    """Write `items.jsonl`, `images/*.jpg`, `log.parquet` and `attribute_where.json` below `out`.
-
-    Item k depends on (seed, k, language) alone, its picture on (seed, k). The log (columns user, query, item, kind,
-    time) depends on all items; it has about 34 rows for each.
-
-    Args:
-        out: a folder that does not exist or is empty.
+    Attributes:
         num_items: number of items.
         seed: 0 or more.
         language: that of titles, attributes and queries.
         image_side: side of the square pictures in pixels.
+        duplicates: share of the items that are the product of another one, sold by another shop (see `duplicates`).
+            Above 0, every item has a `product_id`, which is equal where the product is.
+
+    Raises:
+        UserError: a value makes no sense.
+    """
+
+    num_items: int
+    seed: int
+    language: Language = "zh"
+    image_side: int = 224
+    duplicates: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.language not in VOCABULARY:
+            raise UserError(f"language {self.language!r}; expected one of {', '.join(VOCABULARY)}")
+        for name, least in (("num_items", 1), ("image_side", 32), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        if not 0 <= self.duplicates < 1:
+            raise UserError(f"duplicates is {self.duplicates:g}; expected a share of the items, from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """An item before it is written; the codes are indices in `Vocabulary.values`, or `ABSENT`."""
+
+    item_id: str
+    category: int
+    codes: tuple[int, ...]
+    words: tuple[str, ...]
+
+
+def synthesise(out: Path, options: ShopOptions, workers: int = 0) -> SyntheticSummary:
+    """Write `items.jsonl`, `images/*.jpg`, `log.parquet` and `attribute_where.json` below `out`.
+
+    Item k depends on (seed, k, language) alone, its picture on (seed, k); a duplicate on its original too, of which
+    there are the more, the fewer duplicates are drawn. The log (columns user, query, item, kind, time) depends on all
+    items; it has about 34 rows for each.
+
+    Args:
+        out: a folder that does not exist or is empty.
+        options: what is drawn.
         workers: processes that draw; 0 = one per core; 1 = this process.
 
     Raises:
-        UserError: `out` is not empty, or an option makes no sense.
+        UserError: `out` is not empty.
     """
-    if language not in VOCABULARY:
-        raise UserError(f"language {language!r}; expected one of {', '.join(VOCABULARY)}")
-    for name, value, least in [("num_items", num_items, 1), ("image_side", image_side, 32), ("seed", seed, 0)]:
-        if value < least:
-            raise UserError(f"{name} is {value}; expected at least {least}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: already there and not an empty folder; choose another name or remove it")
+    origins = origins_of(options.num_items, options.duplicates, options.seed)
     with replacing(out) as beside:
         (beside / "images").mkdir(parents=True)
-        drawn = [_draw_words(seed, k, language) for k in range(num_items)]
-        _write_images(beside / "images", num_items, seed, image_side, workers or os.cpu_count() or 1)
-        words = VOCABULARY[language]
+        drawn = [_draw_words(options, item, origin) for item, origin in enumerate(origins)]
+        _write_images(beside / "images", origins, options, workers or os.cpu_count() or 1)
+        words = VOCABULARY[options.language]
         with (beside / "items.jsonl").open("w", encoding="utf-8") as file:
             for k, item in enumerate(drawn):
                 attributes = {
@@ -96,19 +122,21 @@ def synthesise(
                     if code != ABSENT
                 }
                 record = {
-                    "item_id": item_id(k),
-                    "title": item.title,
+                    "item_id": item.item_id,
+                    "title": words.separator.join(item.words),
                     "category": words.categories[item.category],
                     "attributes": attributes,
                     "image": image_name(k),
                 }
+                if options.duplicates:
+                    record["product_id"] = f"product-{origins[k]:07d}"
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
         where = dict(zip(words.names, WHERE_SEEN, strict=True))
         (beside / "attribute_where.json").write_text(json.dumps(where, ensure_ascii=False, indent=2) + "\n", "utf-8")
-        log = _log(drawn, seed, language)
+        log = _log(drawn, options.seed, options.language)
         pq.write_table(log, beside / "log.parquet", compression="zstd")
     return SyntheticSummary(
-        items=num_items,
+        items=options.num_items,
         log_rows=log.num_rows,
         items_file=out / "items.jsonl",
         images=out / "images",
@@ -118,7 +146,7 @@ def synthesise(
 
 
 def item_id(item: int) -> str:
-    """Return the id of item number `item`."""
+    """Return the id of item number `item`; a duplicate's may go on behind it."""
     return f"syn-{item:07d}"
 
 
@@ -138,10 +166,19 @@ def _codes(seed: int, item: int) -> tuple[random.Random, int, tuple[int, ...]]:
     return rng, category, tuple(codes)
 
 
-def _draw_words(seed: int, item: int, language: Language) -> _Drawn:
-    _, category, codes = _codes(seed, item)
+def _draw_words(options: ShopOptions, item: int, origin: int) -> _Drawn:
+    """An item, all but its picture; `origin` is its own number, or that of the item whose product it is."""
+    seed, words = options.seed, VOCABULARY[options.language]
+    _, category, codes = _codes(seed, origin)
+    title = _title(seed, origin, category, codes, words)
+    if item == origin:
+        return _Drawn(item_id(item), category, codes, title)
+    again = random.Random(f"title again\t{seed}\t{item}")
+    return _Drawn(id_in_split_of(item_id(origin), item_id(item)), category, codes, retold(again, title, words))
+
+
+def _title(seed: int, item: int, category: int, codes: tuple[int, ...], words: Vocabulary) -> tuple[str, ...]:
     rng = random.Random(f"title\t{seed}\t{item}")
-    words = VOCABULARY[language]
     shown = []
     for attribute, code in enumerate(codes):
         if code == ABSENT or WHERE_SEEN[attribute] == "image":
@@ -156,24 +193,29 @@ def _draw_words(seed: int, item: int, language: Language) -> _Drawn:
         opening.insert(rng.randint(0, 1), season)
     if rng.random() < 0.5:
         opening.append(rng.choice(words.genders))
-    return _Drawn(category, codes, words.separator.join([*opening, *shown, words.categories[category]]))
+    return (*opening, *shown, words.categories[category])
 
 
-def _write_images(folder: Path, num_items: int, seed: int, side: int, workers: int) -> None:
-    chunks = [range(start, min(start + CHUNK, num_items)) for start in range(0, num_items, CHUNK)]
+def _write_images(folder: Path, origins: list[int], options: ShopOptions, workers: int) -> None:
+    every = list(enumerate(origins))
+    chunks = [every[start : start + CHUNK] for start in range(0, len(every), CHUNK)]
     if workers == 1 or len(chunks) == 1:
         for chunk in chunks:
-            _draw_images(folder, chunk, seed, side)
+            _draw_images(folder, chunk, options)
         return
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("forkserver")) as pool:
-        for future in [pool.submit(_draw_images, folder, chunk, seed, side) for chunk in chunks]:
+        for future in [pool.submit(_draw_images, folder, chunk, options) for chunk in chunks]:
             future.result()
 
 
-def _draw_images(folder: Path, items: range, seed: int, side: int) -> None:
-    for item in items:
-        rng, category, codes = _codes(seed, item)
-        (folder / image_name(item)).write_bytes(draw_item(rng, codes, category, side))
+def _draw_images(folder: Path, items: list[tuple[int, int]], options: ShopOptions) -> None:
+    """Draw the pictures of (item, origin)."""
+    for item, origin in items:
+        rng, category, codes = _codes(options.seed, origin)
+        jpeg = draw_item(rng, codes, category, options.image_side)
+        if item != origin:
+            jpeg = in_another_guise(random.Random(f"picture again\t{options.seed}\t{item}"), jpeg)
+        (folder / image_name(item)).write_bytes(jpeg)
 
 
 def _log(drawn: list[_Drawn], seed: int, language: Language) -> Any:
@@ -214,7 +256,7 @@ def _log(drawn: list[_Drawn], seed: int, language: Language) -> Any:
         {
             "user": pa.array([f"u{k:07d}" for k in range(int(user.max()) + 1)]).take(pa.array(user[order])),
             "query": texts.take(pa.array(place.reshape(-1)[query][order])),
-            "item": pa.array([item_id(k) for k in range(len(drawn))]).take(pa.array(item[order])),
+            "item": pa.array([one.item_id for one in drawn]).take(pa.array(item[order])),
             "kind": pa.array(["click", "purchase"]).take(pa.array(bought[order].astype(np.int8))),
             "time": pa.array(time[order]),
         }

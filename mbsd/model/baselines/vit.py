@@ -18,7 +18,7 @@ from transformers.models.vit.modeling_vit import ViTLayer
 from mbsd.batch import Batch
 from mbsd.errors import UserError
 from mbsd.model.attention import AttentionPlan
-from mbsd.model.backbone import Backbone
+from mbsd.model.backbone import OneStream
 from mbsd.model.config import BaselineConfig
 
 
@@ -42,7 +42,7 @@ class VitConfig(BaselineConfig):
         return VitBaseline(self)
 
 
-class VitTrunk(Backbone):
+class VitTrunk(OneStream):
     """Backbones whose stream is a ViT's: linear patches, layers that normalise first, a last LayerNorm."""
 
     def __init__(self, config: VitConfig) -> None:

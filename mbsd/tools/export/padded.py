@@ -67,7 +67,8 @@ class PaddedContrastive(nn.Module):
     def __init__(self, model: MbsdForContrastive, ends: tuple[int, int]) -> None:
         super().__init__()
         self.model = model
-        self.register_buffer("ends", torch.tensor(ends), persistent=False)
+        self.ends_1L: Tensor
+        self.register_buffer("ends_1L", torch.tensor([ends]), persistent=False)
 
     def forward(
         self,
@@ -88,7 +89,7 @@ class PaddedContrastive(nn.Module):
         text_ALD = mbsd.embeddings(input_ids=input_ids, token_type_ids=token_type_ids) + mbsd.modality_2D[0]
         has_text_A = attention_mask.sum(1) > NO_TEXT
         text_AE = self.model.project(represent(mbsd, text_ALD, attention_mask), "text") * has_text_A[:, None]
-        ends_1LD = mbsd.embeddings(input_ids=self.ends[None]) + mbsd.modality_2D[0]
+        ends_1LD = mbsd.embeddings(input_ids=self.ends_1L) + mbsd.modality_2D[0]
         pictures = pixel_values.shape[0]
         patches_BPD = mbsd.embed_images(pixel_values, None).unflatten(0, (pictures, -1))
         tokens_BTD = torch.cat([ends_1LD.expand(pictures, -1, -1), patches_BPD], dim=1)

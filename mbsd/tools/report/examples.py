@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from PIL import Image
 
 from mbsd.catalog.reader import Catalog
+from mbsd.catalog.thumbnail import thumbnail_of
 from mbsd.errors import UserError
-from mbsd.io.console import say
 from mbsd.io.files import difference
 from mbsd.tools.report.gather import Evaluation
 
@@ -108,16 +105,5 @@ def _example(catalog: Catalog, found: dict[str, list[Any]], views: list[str], ro
         answer, probability = str(found[f"answer_{view}"][row]), float(found[f"probability_{view}"][row])
         answers[view] = (answer, probability, answer == label)
     text = str(found["text"][row]) if "text" in found else ""
-    shown = tuple(Shown(catalog.title(number), _thumbnail(catalog, number)) for number in numbers)
+    shown = tuple(Shown(catalog.title(number), thumbnail_of(catalog, number, THUMBNAIL)) for number in numbers)
     return Example(int(found["row"][row]), shown, text, label, answers)
-
-
-def _thumbnail(catalog: Catalog, item: int) -> str:
-    jpeg = catalog.whole_image(item, say)
-    if jpeg is None:
-        return ""
-    picture = Image.open(io.BytesIO(jpeg))
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    small = io.BytesIO()
-    picture.save(small, format="JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(small.getvalue()).decode()
