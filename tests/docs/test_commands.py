@@ -66,6 +66,7 @@ CANNOT_RUN = {
     "ds_configs/h100x8_stage1.json": "needs 8 H100",
     "ds_configs/v100x16_stage1.json": "needs 16 V100",
     "ds_configs/v100x16_stage2.json": "needs 16 V100",
+    "ds_configs/v100x16_contrastive.json": "needs 16 V100",
     "launchers/configs/ablation.yaml": "48 runs on GPUs",
     "launchers/configs/missing.yaml": "runs on GPUs",
     "launchers/configs/small_missing.yaml": "takes half an hour of two cores",
