@@ -7,6 +7,7 @@ With one micro-batch a step, `forward` does it all. With more, `contexts` runs t
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -29,9 +30,10 @@ from mbsd.objectives.contrastive import Rule
 from mbsd.stages.global_batch import Solved, Vectors, in_order, solve
 from mbsd.stages.nearest import FOUND, retrieval, show_nearest
 from mbsd.stages.showcase import HeldOut
-from mbsd.stages.stage import Losses, Objective, Stage, Validation
+from mbsd.stages.stage import Losses, Objective, Stage, Validation, WholeBatch
 from mbsd.stages.two_pass import RandomState, Share, shares
 
+FLOAT, INT = 4, 8  # bytes
 Context = Share | Literal["gather"] | None
 
 
@@ -54,8 +56,26 @@ class ContrastiveObjective(Objective):
             for batch in batches:
                 parts.append(Vectors.of(self.model(batch), batch))
                 states.append(RandomState.now(self.device))
-            solved = solve(Vectors.joined(parts).of_all_ranks(), *self._scale_and_bias(), self.rule)
-        return shares(solved, parts, states)
+            return self._shares(parts, states, dist.get_rank(), dist.get_world_size())
+
+    def _shares(
+        self, parts: Sequence[Vectors], states: Sequence[RandomState], rank: int, num_ranks: int
+    ) -> Sequence[Share]:
+        solved = solve(Vectors.joined(parts).of_all_ranks(rank, num_ranks), *self._scale_and_bias(), self.rule)
+        return shares(solved, parts, states, num_ranks)
+
+    @torch.no_grad()
+    def whole_batch(self, batch: Batch, micro_steps: int, num_ranks: int) -> WholeBatch:
+        """The gather of vectors and keys, the loss and its gradient."""
+        keys_BK, has_B = batch.keys_BK, batch.has_text
+        assert keys_BK is not None and has_B is not None, "the contrastive stage asks for both"
+        rows, width, state = batch.num_samples, self.model.config.projection_dim, RandomState.now(self.device)
+        vectors = [torch.empty(2, rows, width, device=self.device) for _ in range(micro_steps)]
+        parts = [Vectors(image, text, keys_BK, has_B, has_B) for image, text in vectors]
+        contexts = self._shares(parts, [state] * (micro_steps + 1), 0, num_ranks)
+        numbers = 2 * width + 2 * 2  # two vectors, and two statistics in each of two directions
+        row = FLOAT * numbers + INT * (keys_BK.shape[1] + 2)
+        return WholeBatch(contexts, num_ranks * micro_steps * rows * row, encodes_first=True)
 
     def forward(self, batch: Batch, context: Context = None) -> Losses:
         """The loss of the global batch, whose gradient is this micro-batch's share of the whole one."""
@@ -64,7 +84,7 @@ class ContrastiveObjective(Objective):
         output: EmbedsOutput = self.model(batch)
         with torch.no_grad():
             mine = Vectors.of(output, batch)
-            rows = mine.of_all_ranks() if context == "gather" else mine.alone()
+            rows = mine.of_all_ranks(dist.get_rank(), dist.get_world_size()) if context == "gather" else mine.alone()
             solved = solve(rows, *self._scale_and_bias(), self.rule)
         return self._losses(output, solved, dist.get_world_size() if context == "gather" else 1)
 
@@ -148,7 +168,8 @@ def _outline(config: PretrainConfig, model: BackboneConfig) -> ContrastiveObject
     shaped = copy.deepcopy(model)
     for name, value in _head(settings).items():
         setattr(shaped, name, value)
-    return ContrastiveObjective(MbsdForContrastive(shaped), settings)
+    # A plan has no passes to compare, and a benchmark is of the step without the comparison.
+    return ContrastiveObjective(MbsdForContrastive(shaped), dataclasses.replace(settings, check_passes=False))
 
 
 def _head(settings: ContrastiveConfig) -> dict[str, Any]:

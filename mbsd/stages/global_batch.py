@@ -40,7 +40,9 @@ class Vectors:
 
     @classmethod
     def joined(cls, parts: Sequence[Vectors]) -> Vectors:
-        """The rows of all parts, one after the other."""
+        """The rows of all parts, one after the other; of one part no copy."""
+        if len(parts) == 1:
+            return parts[0]
         return cls(*(torch.cat(column) for column in zip(*(part.columns for part in parts), strict=True)))
 
     @property
@@ -53,14 +55,14 @@ class Vectors:
         flags = self.has_image_n, self.has_text_n
         return Rows(self.image_nE, self.text_nE, self.keys_nK, *flags, own=(0, len(self.image_nE)))
 
-    def of_all_ranks(self) -> Rows:
+    def of_all_ranks(self, rank: int, num_ranks: int) -> Rows:
         """The rows of all ranks, of which each has as many (collective)."""
         num, width = self.image_nE.shape
-        image_NE, text_NE = _gathered(torch.cat([self.image_nE, self.text_nE], 1)).split(width, 1)
+        image_NE, text_NE = _gathered(torch.cat([self.image_nE, self.text_nE], 1), num_ranks).split(width, 1)
         flags_n2 = torch.stack([self.has_image_n, self.has_text_n], 1)
-        codes = _gathered(torch.cat([self.keys_nK, flags_n2.long()], 1))
+        codes = _gathered(torch.cat([self.keys_nK, flags_n2.long()], 1), num_ranks)
         keys_NK, has_image_N, has_text_N = codes[:, :-2], codes[:, -2] > 0, codes[:, -1] > 0
-        first = dist.get_rank() * num
+        first = rank * num
         return Rows(image_NE.contiguous(), text_NE.contiguous(), keys_NK, has_image_N, has_text_N, (first, first + num))
 
 
@@ -91,11 +93,12 @@ def solve(rows: Rows, scale: Tensor, bias: Tensor | None, rule: Rule) -> Solved:
     kept = Kept()
     statistics = row_statistics(rows, scale, rule, kept)
     if not whole:
-        statistics = _gathered(statistics.transpose(0, 1)).transpose(0, 1)
+        num_ranks = len(rows.image_NE) // statistics.shape[1]
+        statistics = _gathered(statistics.transpose(0, 1), num_ranks).transpose(0, 1)
     found = loss_and_gradients(rows, statistics, scale, bias, rule, kept)
     shares = {**found.sums, **watched(rows)}
     sums = torch.stack(list(shares.values()))
-    if not whole:
+    if not whole and not sums.is_meta:
         dist.all_reduce(sums)
     values = dict(zip(shares, sums.unbind(), strict=True))
     log_scale, bias_gradient, empty = (values.pop(name) for name in ("log_scale", "bias", "empty"))
@@ -121,8 +124,10 @@ def in_order(mine: Sequence[Vectors], device: torch.device) -> Vectors:
     return Vectors(*(torch.from_numpy(column).to(device) for column in columns))
 
 
-def _gathered(rows_n: Tensor) -> Tensor:
-    """[N, …]: the rows of all ranks, rank after rank."""
-    rows_N = rows_n.new_empty((dist.get_world_size() * len(rows_n), *rows_n.shape[1:]))
-    dist.all_gather_into_tensor(rows_N, rows_n.contiguous())
+def _gathered(rows_n: Tensor, num_ranks: int) -> Tensor:
+    """[N, …]: the rows of all ranks, rank after rank; on the meta device, where a plan is made, their shape alone."""
+    rows_N = rows_n.new_empty((num_ranks * len(rows_n), *rows_n.shape[1:]))
+    rows_n = rows_n.contiguous()
+    if not rows_n.is_meta:
+        dist.all_gather_into_tensor(rows_N, rows_n)
     return rows_N

@@ -38,6 +38,21 @@ class Validation:
     scores: TableScores | None = None
 
 
+@dataclass(frozen=True)
+class WholeBatch:
+    """What a step does once for its whole global batch, on the meta device; for `mbsd plan`.
+
+    Attributes:
+        contexts: of the micro-batches.
+        exchanged: bytes of all ranks together that each rank gathers.
+        encodes_first: with more than one micro-batch, each is encoded without graph before.
+    """
+
+    contexts: Sequence[Any]
+    exchanged: int
+    encodes_first: bool
+
+
 class Objective(nn.Module, ABC):
     """A model and its loss: the one module that DeepSpeed wraps.
 
@@ -61,6 +76,12 @@ class Objective(nn.Module, ABC):
         Default: nothing; micro-batches are of equal size, so the mean of their means is the mean.
         """
         return [None] * len(batches)
+
+    def whole_batch(self, batch: Batch, micro_steps: int, num_ranks: int) -> WholeBatch | None:
+        """What `contexts` does beside encoding, of so many micro-batches like `batch` on each of so many ranks.
+
+        For `mbsd plan`: all of it is on the meta device, and no other rank is there. Default: nothing of size.
+        """
 
     @abstractmethod
     def forward(self, batch: Batch, context: Any = None) -> Losses:

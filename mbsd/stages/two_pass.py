@@ -71,7 +71,7 @@ class Share:
             )
 
 
-def shares(solved: Solved, parts: Sequence[Vectors], states: Sequence[RandomState]) -> list[Share]:
+def shares(solved: Solved, parts: Sequence[Vectors], states: Sequence[RandomState], num_ranks: int) -> list[Share]:
     """One for each micro-batch.
 
     Args:
@@ -81,7 +81,7 @@ def shares(solved: Solved, parts: Sequence[Vectors], states: Sequence[RandomStat
     counts = [len(part.image_nE) for part in parts]
     gradients = zip(solved.image_nE.split(counts), solved.text_nE.split(counts), strict=True)
     ends = [None] * (len(parts) - 1) + [states[-1]]
-    whole = dist.get_world_size() * len(parts)
+    whole = num_ranks * len(parts)
     return [
         Share(Solved(image, text, solved.log_scale, solved.bias, solved.values), part, state, end, whole)
         for (image, text), part, state, end in zip(gradients, parts, states[:-1], ends, strict=True)

@@ -19,8 +19,9 @@ from mbsd.config.run import PretrainConfig
 from mbsd.tools.gpu_check.check import PARTS, Check, Report
 from mbsd.tools.gpu_check.figures import CLAIMS, RUNS, Figure, measured
 from mbsd.tools.gpu_check.parts import count_tests, gpu_test_files
+from mbsd.tools.gpu_check.passes import measure_passes
 from mbsd.tools.gpu_check.place import NotMeasuredError, Place
-from mbsd.tools.gpu_check.runs import Shop, write_settings
+from mbsd.tools.gpu_check.runs import Shop, draw_shop, write_settings
 from mbsd.tools.gpu_check.traces import traced
 from mbsd.tools.plan.measured import FIGURES
 from tests.fake_cuda.build import why_not
@@ -104,6 +105,19 @@ def test_tests_are_counted_and_those_that_fail_are_named(tmp_path: Path) -> None
 def test_the_tests_of_gpus_are_found() -> None:
     assert {"tests/optim/test_lamb.py", "tests/model/test_packed.py"} <= set(gpu_test_files())
     assert "tests/docs/test_pages.py" not in gpu_test_files()
+
+
+@pytest.mark.distributed
+def test_two_passes_are_those_of_the_stage(tmp_path: Path) -> None:
+    """The part "passes" on a CPU, which has bf16 too: the same bits twice, and rounding between one pass and two."""
+    place, shop = Place(tmp_path, deadline=float("inf")), Shop(items=60, image_size=64, model="tiny")
+    draw_shop(place, shop)
+    figures = measure_passes(place, shop, ["bf16"])
+    assert figures["passes_bf16_same"].value is True, figures["passes_bf16_same"].reason
+    deviation = figures["passes_bf16_deviation"].value
+    assert isinstance(deviation, float) and deviation < 0.02
+    metrics = [json.loads(line) for line in (tmp_path / "runs/bf16_passes_two/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in metrics if "samples_per_s" in line] == [1, 2, 3, 4, 5, 6]
 
 
 def event(name: str, cat: str, tid: int = 1, **more: Any) -> dict[str, Any]:

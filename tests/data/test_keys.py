@@ -30,6 +30,7 @@ from mbsd.data.samples import CatalogSamples, Sample, WithMissing
 from mbsd.data.spec import BatchSpec, SameProduct, Targets
 from mbsd.errors import UserError
 from mbsd.model.config import BackboneConfig
+from mbsd.tools.plan.shapes import num_samples
 from tests.catalog.helpers import write_jsonl
 from tests.data.conftest import IMAGE_SIZE, NUM_ITEMS, PATCHES, ranks, sizes, tensors_of
 
@@ -215,6 +216,8 @@ def test_incomplete_items_are_left_out_where_that_is_asked_for(catalog: Catalog)
         assert [some[n].item for n in range(len(some))] == [
             item for item in catalog.indices(split).tolist() if catalog.title(item) and catalog.has_image(item)
         ]
+        if split == "train":
+            assert num_samples(settings(catalog, drop_incomplete=True)) == len(some), "as planned"
     assert len(CatalogSamples(catalog, None, complete=True)) < NUM_ITEMS == len(CatalogSamples(catalog, None))
 
 

@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 
+from mbsd.batch import Batch
 from mbsd.config.data import DataConfig
 from mbsd.config.deepspeed import DeepSpeedConfig, read_deepspeed
 from mbsd.config.run import PretrainConfig, RunConfig
+from mbsd.data.views import TextTokens, pack
 from mbsd.model.heads import MbsdForClassification
 from mbsd.model.mbsd import MbsdConfig
 from mbsd.objectives.labels import class_loss
@@ -24,29 +26,36 @@ from mbsd.parallel.world import process_group
 from mbsd.stages.labelled import LabelledObjective
 from mbsd.stages.registry import STAGES
 from mbsd.stages.stage import Objective
-from mbsd.tools.bench.step_batches import draw, packed
+from mbsd.tools.bench.step_batches import Drawn, draw, packed
 from mbsd.training.engine import build_engine
 from tests.fake_cuda.marks import mark
 
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 SHIPPED = {
-    "fp16": {"masked": "v100x16_stage1", "matching": "v100x16_stage2", "contrastive": "v100x16_contrastive",
-             "finetune": "v100x16_stage2"},
-    "bf16": {"masked": "h100x8_stage1", "matching": "h100x8_stage2", "contrastive": "h100x8_contrastive",
-             "finetune": "h100_finetune"},
+    "fp16": {"masked": "v100x16_stage1", "matching": "v100x16_stage2", "finetune": "v100x16_stage2",
+             "contrastive": "v100x16_contrastive", "two_pass": "v100x16_contrastive"},
+    "bf16": {"masked": "h100x8_stage1", "matching": "h100x8_stage2", "finetune": "h100_finetune",
+             "contrastive": "h100x8_contrastive", "two_pass": "h100x8_contrastive"},
 }  # fmt: skip
-KINDS = ("masked", "matching", "contrastive", "finetune")
+CONTRASTIVE = ("contrastive", "two_pass")  # with one micro-batch, and with two
+KINDS = ("masked", "matching", "finetune", *CONTRASTIVE)
 BATCH, CLASSES, LAYERS = 8, 5, 2
 WARM = 4  # steps before the one that is looked at: the first ones fill caches of torch and DeepSpeed
 
 
 def ds_config(precision: str, kind: str) -> DeepSpeedConfig:
-    """What is shipped, for one small micro-batch on one rank."""
+    """What is shipped, for a small micro-batch, or two, on one rank."""
     shipped = read_deepspeed(DS_CONFIGS / f"{SHIPPED[precision][kind]}.json")
-    tree = {**shipped.tree, "train_batch_size": BATCH, "train_micro_batch_size_per_gpu": BATCH}
+    whole = BATCH * micro_steps(kind)
+    tree = {**shipped.tree, "train_batch_size": whole, "train_micro_batch_size_per_gpu": BATCH}
     if kind == "finetune":
         tree["optimizer"] = read_deepspeed(DS_CONFIGS / "h100_finetune.json").tree["optimizer"]
     return DeepSpeedConfig(tree)
+
+
+def micro_steps(kind: str) -> int:
+    """Of a step."""
+    return 2 if kind == "two_pass" else 1
 
 
 def objective(kind: str, config: MbsdConfig) -> Objective:
@@ -54,21 +63,29 @@ def objective(kind: str, config: MbsdConfig) -> Objective:
     if kind == "finetune":
         weights = torch.linspace(0.5, 1.5, CLASSES)
         return LabelledObjective(MbsdForClassification(config), class_loss, class_weights=weights)
-    return STAGES[kind].outline(PretrainConfig(RunConfig("", max_steps=1), DataConfig(""), stage=kind), config)
+    stage = "contrastive" if kind in CONTRASTIVE else kind
+    return STAGES[stage].outline(PretrainConfig(RunConfig("", max_steps=1), DataConfig(""), stage=stage), config)
 
 
 def batches(kind: str, config: MbsdConfig, device: torch.device) -> list[Any]:
-    """One for each step, of different lengths, on the device."""
+    """One for each micro-step, of different lengths, on the device."""
     found = []
-    for seed in range(WARM + 1):
-        batch = packed(draw(config, BATCH, masked=kind == "masked", longest=False, seed=seed), config)
+    for seed in range((WARM + 1) * micro_steps(kind)):
+        drawn = draw(config, BATCH, masked=kind == "masked", longest=False, seed=seed)
+        batch = items(drawn, config) if kind in CONTRASTIVE else packed(drawn, config)
         if kind == "finetune":
             batch = dataclasses.replace(batch, labels_B=torch.arange(BATCH) % CLASSES)
-        if kind == "contrastive":
-            keys = torch.arange(BATCH)[:, None] // 2
-            batch = dataclasses.replace(batch, keys_BK=keys, has_text=torch.ones(BATCH, dtype=torch.bool))
         found.append(batch.to(device))
     return found
+
+
+def items(drawn: Drawn, config: MbsdConfig) -> Batch:
+    """Titles and pictures, some of one product, as the contrastive stage reads them."""
+    texts = [TextTokens(text.input_ids, text.token_type_ids * 0, 0) for text in drawn.texts]
+    ids_N, positions_N, types_N, views = pack(texts, [True] * BATCH, ("text", "image"), config.num_patches)
+    keys_BK, has_text = torch.arange(BATCH)[:, None] // 2, torch.ones(BATCH, dtype=torch.bool)
+    numbers = torch.arange(BATCH)
+    return Batch(ids_N, positions_N, types_N, drawn.images, views, numbers, keys_BK=keys_BK, has_text=has_text)
 
 
 def train(kind: str, precision: str, device: torch.device) -> None:
@@ -80,38 +97,27 @@ def train(kind: str, precision: str, device: torch.device) -> None:
     engine = build_engine(objective(kind, config), ds_config(precision, kind).resolved(1, 100))
     engine.train()
     given = batches(kind, config, device)
-    for step, batch in enumerate(given):
+    for step in range(WARM + 1):
         tell = mark if step == WARM else no_mark
+        parts = given[step * micro_steps(kind) : (step + 1) * micro_steps(kind)]
         tell(f"{kind} before")
-        (context,) = engine.module.contexts([batch])
+        contexts = engine.module.contexts(parts)
         tell(f"{kind} contexts")
-        losses = engine(batch, context)
-        tell(f"{kind} forward")
-        engine.backward(losses["loss"])
-        tell(f"{kind} backward")
-        engine.step()
-        tell(f"{kind} step")
+        for batch, context in zip(parts, contexts, strict=True):
+            name = kind if batch is parts[-1] else f"{kind}, earlier"
+            losses = engine(batch, context)
+            tell(f"{name} forward")
+            engine.backward(losses["loss"])
+            tell(f"{name} backward")
+            engine.step()
+            tell(f"{name} step")
     assert engine.skipped_steps == 0, "an optimizer that does not step would show nothing"
     engine.eval()
     mark(f"{kind} end")
     with torch.no_grad():
         engine.module.model(given[0])
     mark(f"{kind} evaluation")
-    if kind == "contrastive":
-        two_passes(engine.module, given[-2:])
     engine.destroy()
-
-
-def two_passes(objective: Objective, micro_batches: list[Any]) -> None:
-    """The passes of a step of several micro-batches, between marks when they have run before."""
-    objective.train()
-    for tell in (no_mark, mark):
-        tell("two passes before")
-        contexts = objective.contexts(micro_batches)
-        tell("two passes first")
-        losses = [objective(batch, context) for batch, context in zip(micro_batches, contexts, strict=True)]
-        tell("two passes second")
-        del contexts, losses
 
 
 def no_mark(text: str) -> None:

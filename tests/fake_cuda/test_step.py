@@ -23,15 +23,6 @@ def test_forward_never_waits(steps: Steps, kind: str, precision: str) -> None:
 
 
 @PRECISIONS
-def test_two_passes_never_wait(steps: Steps, precision: str) -> None:
-    for name, times in (("first", 2), ("second", 2)):
-        part = steps[precision][f"two passes {name}"]
-        assert part.asked("wait", "pageable", "allocation") == {}, name
-        kernels = part.kernels()
-        assert sum(n for kernel, n in kernels.items() if FORWARD[precision] in kernel) == times * LAYERS, name
-
-
-@PRECISIONS
 @EVERY_KIND
 def test_backward_waits_where_deepspeed_overlaps(steps: Steps, kind: str, precision: str) -> None:
     part = steps[precision][f"{kind} backward"]
@@ -57,11 +48,29 @@ def test_attention_is_one_kernel_a_layer(steps: Steps, kind: str, precision: str
         assert [kernel for kernel in kernels if SOFTMAX.search(kernel)] == []
 
 
+@PRECISIONS
+def test_the_first_of_two_passes_encodes_each_micro_batch(steps: Steps, precision: str) -> None:
+    """And gathers, once: the second pass is a forward alone. Its earlier micro-step asks nothing of the device."""
+    parts = steps[precision]
+    kernels = {name: parts[f"two_pass {name}"].kernels() for name in ("contexts", "forward")}
+    attention = {
+        name: sum(n for kernel, n in found.items() if FORWARD[precision] in kernel) for name, found in kernels.items()
+    }
+    assert attention == {"contexts": 2 * LAYERS, "forward": LAYERS}
+    for kind, gathering in (("two_pass", "contexts"), ("contrastive", "forward")):
+        gathers = {part: parts[f"{kind} {part}"].of("nccl") for part in ("contexts", "forward", "backward")}
+        assert [name for name, events in gathers.items() if any("gather" in e.name.lower() for e in events)] == [
+            gathering
+        ]
+    earlier = [parts[f"two_pass, earlier {name}"] for name in ("forward", "backward", "step")]
+    assert all(part.asked("wait", "pageable", "allocation") == {} for part in earlier)
+
+
 @EVERY_KIND
 def test_the_search_for_overflow_launches_no_kernels_for_each_tensor(steps: Steps, kind: str) -> None:
-    """A step in fp16 has it, one in bf16 has not."""
+    """A step in fp16 has it, one in bf16 has not; there are more than 30 tensors."""
     fp16, bf16 = (sum(steps[precision][f"{kind} step"].kernels().values()) for precision in ("fp16", "bf16"))
-    assert bf16 < fp16 < bf16 + 20
+    assert bf16 < fp16 < bf16 + 30
 
 
 @PRECISIONS

@@ -10,8 +10,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mbsd.catalog.keys import open_keys
+from mbsd.catalog.build.build import BuildOptions, build_catalog
+from mbsd.catalog.keys import open_keys, write_keys
 from mbsd.catalog.reader import Catalog
+from mbsd.catalog.sources import Item
 from mbsd.inference import Encoder
 from mbsd.metrics.ranking import Identified, ranking
 from tests.ranks import launch, refused
@@ -126,6 +128,21 @@ def test_mistakes_are_one_line(shop: Shop, tmp_path: Path) -> None:
     assert "nothing would be scored" in line
     line = refused(1, [*words, "--retrieval.same=[near_picture]"], tmp_path / "keys", launcher="evaluate")
     assert "mbsd catalog keys" in line and not out.exists()
+
+
+@pytest.mark.distributed
+def test_a_catalogue_without_keys_and_an_empty_split_are_refused(shop: Shop, tmp_path: Path) -> None:
+    items = [Item(name, f"a {name} of wool") for name in ("scarf", "hat", "sock")]
+    build_catalog(items, tmp_path, tmp_path / "few", BuildOptions(workers=1, progress=False))
+    catalog = Catalog(tmp_path / "few")
+    by_size = sorted(("train", "validation", "test"), key=lambda split: len(catalog.indices(split)))
+    assert len(catalog.indices(by_size[0])) == 0 < len(catalog.indices(by_size[-1]))
+    words = [*shop.words(tmp_path / "found.json"), "--data.catalog", catalog.path]
+    line = refused(2, [*words, f"--split={by_size[-1]}"], tmp_path / "keys", launcher="evaluate")
+    assert "no identity keys" in line and "mbsd catalog keys" in line
+    write_keys(catalog)
+    line = refused(2, [*words, f"--split={by_size[0]}"], tmp_path / "empty", launcher="evaluate")
+    assert f"its {by_size[0]} split is empty" in line
 
 
 @pytest.mark.distributed

@@ -156,7 +156,12 @@ def _losses(mine: Vectors, rule: Rule) -> dict[str, Callable[[], Answer]]:
 def answer_in_chunks(mine: Vectors, rule: Rule) -> Answer:
     """What the stage does after the forward (collective)."""
     log_scale, bias = _log_scale_and_bias(mine)
-    solved = solve(mine.of_all_ranks(), log_scale.exp(), bias if rule.loss == "sigmoid" else None, rule)
+    solved = solve(
+        mine.of_all_ranks(dist.get_rank(), dist.get_world_size()),
+        log_scale.exp(),
+        bias if rule.loss == "sigmoid" else None,
+        rule,
+    )
     loss = solved.values["loss"]
     return Answer(loss, solved.image_nE, solved.text_nE, solved.log_scale[None], solved.bias[None])
 

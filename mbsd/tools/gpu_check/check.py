@@ -17,6 +17,7 @@ from mbsd.io.console import say
 from mbsd.io.files import replace_text
 from mbsd.tools.gpu_check import parts
 from mbsd.tools.gpu_check.figures import CLAIMS, Figure
+from mbsd.tools.gpu_check.passes import measure_passes
 from mbsd.tools.gpu_check.place import NotMeasuredError, Place
 from mbsd.tools.gpu_check.report import as_markdown
 from mbsd.tools.gpu_check.runs import MODELS, Shop, draw_shop, measure_resume, measure_runs, measure_traces
@@ -49,6 +50,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "device": ("computes", "architecture", *OWN),
     "runs": ("fp16_", "bf16_"),
     "traces": ("trace_",),
+    "passes": ("passes_",),
     "resume": ("resume_", "repeat_"),
     "tests": ("gpu_tests_",),
     "step": ("step_",),
@@ -188,6 +190,7 @@ def _works(
     return {
         "runs": with_shop(measure_runs),
         "traces": with_shop(measure_traces),
+        "passes": with_shop(measure_passes),
         "resume": with_shop(measure_resume),
         "tests": lambda: parts.measure_tests(place),
         "step": lambda: parts.measure_step_bench(place, shop),

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 Value = float | int | bool | str
 
-RUNS = tuple((precision, stage) for precision in ("fp16", "bf16") for stage in ("masked", "matching"))
+PRECISIONS = ("fp16", "bf16")
+STAGES = ("masked", "matching", "contrastive")
+RUNS = tuple((precision, stage) for precision in PRECISIONS for stage in STAGES)
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,16 @@ def _run_claims(precision: str, stage: str) -> dict[str, Claim]:
     }
 
 
+def _pass_claims(precision: str) -> dict[str, Claim]:
+    run = f"{precision} contrastive run"
+    return {
+        f"passes_{precision}_same": Claim(f"the second pass of a {run} has the bits of the first", GPU),
+        f"passes_{precision}_deviation": Claim(
+            f"a {run} in two passes deviates by rounding only from one in one pass: largest of a loss", GPU
+        ),
+    }
+
+
 # Figure -> claim, in the order of the report.
 CLAIMS: dict[str, Claim] = {
     "computes": Claim("the device computes right products", GPU, computed=False),
@@ -82,12 +94,13 @@ CLAIMS: dict[str, Claim] = {
     "gpu_tests_skipped": Claim("tests marked gpu that are skipped", GPU),
     "sanitizer_errors": Claim("errors that compute-sanitizer finds in LAMB and packed attention", GPU),
     **{name: claim for precision, stage in RUNS for name, claim in _run_claims(precision, stage).items()},
+    **{name: claim for precision in PRECISIONS for name, claim in _pass_claims(precision).items()},
     "resume_deviation": Claim("a resumed run deviates by rounding only: largest relative deviation of a loss", GPU),
     "resume_deviation_deterministic": Claim("with run.deterministic a resumed run has the same losses", GPU),
     "repeat_deviation_deterministic": Claim("with run.deterministic a run repeated has the same losses", GPU),
     **{
         f"plan_{what}_{stage}": Claim(f"predicted / measured {name} of a bf16 {stage} run", PLAN)
-        for stage in ("masked", "matching")
+        for stage in STAGES
         for what, name in (("memory", "activations and working memory"), ("time", "compute time of a step"))
     },
     **{

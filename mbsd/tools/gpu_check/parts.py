@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from mbsd.tools.gpu_check.figures import Figure, Value, measured
+from mbsd.tools.gpu_check.figures import STAGES, Figure, Value, measured
 from mbsd.tools.gpu_check.place import NotMeasuredError, Place
 from mbsd.tools.gpu_check.runs import Shop, mean_lengths, write_settings
 from mbsd.tools.plan.gpus import GPUS
@@ -142,7 +142,7 @@ def measure_plan(place: Place, shop: Shop, kind: str | None, figures: dict[str, 
         raise NotMeasuredError("no data sheet of this GPU is known")
     title, query = mean_lengths(place, shop)
     found: dict[str, Figure] = {}
-    for stage in ("masked", "matching"):
+    for stage in STAGES:
         settings, deepspeed = write_settings(place, shop, "bf16", stage, f"bf16_{stage}")
         answer = place.out / f"plan_{stage}.json"
         words = ("--config", settings, "--deepspeed_config", deepspeed, "--gpu", kind, "--gpus", 1,

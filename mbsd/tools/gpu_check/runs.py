@@ -1,4 +1,4 @@
-"""Training runs of a check: both stages in fp16 and bf16 through `launchers/pretrain.py`, and resumed ones."""
+"""Training runs of a check: all stages in fp16 and bf16 through `launchers/pretrain.py`, and resumed ones."""
 
 from __future__ import annotations
 
@@ -27,12 +27,15 @@ RESUME_AT = STEPS // 2
 TRACED = 3
 TRACED_RUN = ("--run.max_steps", WAIT + WARM_UP + TRACED + 1, "--run.profile", TRACED)
 LIMIT = 90.0  # seconds of a run
-MICRO_BATCH = {"masked": 128, "matching": 64}  # as the V100 JSONs have them
+MICRO_BATCH = {"masked": 128, "matching": 64, "contrastive": 512}  # as the V100 JSONs have them
+TINY_BATCH = {"masked": 8, "matching": 4, "contrastive": 8}
 DS_CONFIGS = {
     ("fp16", "masked"): "v100x16_stage1",
     ("fp16", "matching"): "v100x16_stage2",
+    ("fp16", "contrastive"): "v100x16_contrastive",
     ("bf16", "masked"): "h100x8_stage1",
     ("bf16", "matching"): "h100x8_stage2",
+    ("bf16", "contrastive"): "h100x8_contrastive",
 }
 Losses = dict[int, float]  # logged step -> loss
 RATES = ("samples_per_s", "mfu", "data_wait", "memory_gib")
@@ -64,11 +67,11 @@ class Shop:
     @property
     def micro_batches(self) -> Mapping[str, int]:
         """Samples of a micro-batch, by stage; the tiny model is there to try the commands."""
-        return MICRO_BATCH if self.model == "base" else {"masked": 8, "matching": 4}
+        return MICRO_BATCH if self.model == "base" else TINY_BATCH
 
 
 def draw_shop(place: Place, shop: Shop) -> None:
-    """A synthetic catalogue in `out/catalog` and the pairs mined from its log in `out/pairs.parquet`.
+    """A synthetic catalogue in `out/catalog` with its keys, and the pairs mined from its log in `out/pairs.parquet`.
 
     Raises:
         NotMeasuredError: a command failed.
@@ -79,12 +82,16 @@ def draw_shop(place: Place, shop: Shop) -> None:
     place.python("synth", *main, *synth, limit=LIMIT)
     build = ("catalog", "build", raw / "items.jsonl", "--images", raw / "images", "--out", catalog)
     place.python("build", *main, *build, limit=LIMIT)
+    place.python("keys", *main, "catalog", "keys", catalog, limit=LIMIT)
     mine = ("pairs", "mine", "--log", raw / "log.parquet", "--catalog", catalog, "--out", place.out / "pairs.parquet")
     place.python("mine", *main, *mine, limit=LIMIT)
 
 
-def write_settings(place: Place, shop: Shop, precision: str, stage: str, run: str) -> tuple[Path, Path]:
-    """The YAML and DeepSpeed's JSON of a run: that of `ds_configs/`, its whole batch one micro-batch of one GPU.
+def write_settings(
+    place: Place, shop: Shop, precision: str, stage: str, run: str, micro_steps: int = 1
+) -> tuple[Path, Path]:
+    """The YAML and DeepSpeed's JSON of a run: that of `ds_configs/`, its whole batch one micro-batch of one GPU, or the
+    same batch in more micro-steps.
 
     Each run has files of its own, since some are started at once.
     """
@@ -105,7 +112,7 @@ def write_settings(place: Place, shop: Shop, precision: str, stage: str, run: st
     replace_text(settings, yaml.safe_dump(tree, sort_keys=False))
     source = json.loads((ROOT / "ds_configs" / f"{DS_CONFIGS[precision, stage]}.json").read_text(encoding="utf-8"))
     batch = shop.micro_batches[stage]
-    cut = {"train_batch_size": batch, "train_micro_batch_size_per_gpu": batch}
+    cut = {"train_batch_size": batch, "train_micro_batch_size_per_gpu": batch // micro_steps}
     replace_text(deepspeed, json.dumps(source | cut, indent=2) + "\n")
     return settings, deepspeed
 
@@ -116,7 +123,7 @@ def measure_runs(place: Place, shop: Shop) -> dict[str, Figure]:
     for precision, stage in RUNS:
         name = f"{precision}_{stage}"
         try:
-            lines = _train(place, shop, precision, stage, name)
+            lines = train(place, shop, precision, stage, name)
         except NotMeasuredError as error:
             kinds = (*RATES, "loss_first", "loss_last", "skipped_steps")
             figures |= {f"{name}_{kind}": Figure(None, reason=str(error)) for kind in kinds}
@@ -138,7 +145,7 @@ def measure_traces(place: Place, shop: Shop) -> dict[str, Figure]:
     def trace(precision: str, stage: str) -> dict[str, Figure]:
         name = f"{precision}_{stage}"
         try:
-            _train(place, shop, precision, stage, f"{name}_traced", *TRACED_RUN)
+            train(place, shop, precision, stage, f"{name}_traced", *TRACED_RUN)
         except NotMeasuredError as error:
             return {f"trace_{name}_{kind}": Figure(None, reason=str(error)) for kind in KINDS}
         return {f"trace_{name}_{kind}": found for kind, found in traced(place.out / "runs" / f"{name}_traced").items()}
@@ -213,12 +220,18 @@ def _apart(loss: float, expected: float) -> float:
 
 
 def _losses(place: Place, shop: Shop, name: str, *words: object) -> Losses:
-    return {line["step"]: line["loss"] for line in _train(place, shop, "bf16", "masked", name, *words)}
+    return {line["step"]: line["loss"] for line in train(place, shop, "bf16", "masked", name, *words)}
 
 
-def _train(place: Place, shop: Shop, precision: str, stage: str, name: str, *words: object) -> list[dict[str, Any]]:
-    """The training lines of a run's metrics.jsonl; of the run that is there, where it has ended well."""
-    settings, deepspeed = write_settings(place, shop, precision, stage, name)
+def train(
+    place: Place, shop: Shop, precision: str, stage: str, name: str, *words: object, micro_steps: int = 1
+) -> list[dict[str, Any]]:
+    """The training lines of a run's metrics.jsonl; of the run that is there, where it has ended well.
+
+    Raises:
+        NotMeasuredError: it failed.
+    """
+    settings, deepspeed = write_settings(place, shop, precision, stage, name, micro_steps)
     folder = place.out / "runs" / name
     if not (folder / DONE).exists():
         launcher = ("launchers/pretrain.py", "--config", settings, "--deepspeed_config", deepspeed)

@@ -11,7 +11,7 @@ from mbsd.config.data import DataConfig
 from mbsd.config.deepspeed import BatchSizes, precision
 from mbsd.config.run import BaseConfig
 from mbsd.optim.groups import parameter_groups
-from mbsd.tools.plan.trace import Trace
+from mbsd.tools.plan.trace import Once, Trace
 
 FLOAT = 4
 MOMENTS = 2 * FLOAT  # bytes of Adam's and LAMB's moments for each parameter
@@ -49,6 +49,9 @@ class Memory:
         working: largest sum of temporaries beside activations and engine.
         pictures: decoded pixels of a step's micro-batches, and DALI's own buffers.
         reserve: CUDA's context, NCCL and the allocator's gaps; an assumption.
+        vectors: of the global batch, and their gradients, kept over the micro-steps (contrastive stage).
+        loss: what is added to them while the loss of the global batch is computed.
+        loss_beside: of the activations that are there at that moment: with one micro-step all of them.
     """
 
     engine: EngineMemory
@@ -56,13 +59,16 @@ class Memory:
     working: int
     pictures: int
     reserve: int
+    vectors: int = 0
+    loss: int = 0
+    loss_beside: int = 0
 
     @property
     def total(self) -> int:
-        """The peak: in the backward or in the optimizer's step, whichever holds more."""
+        """The peak: in the backward, in the optimizer's step or at the loss of the global batch."""
         engine = self.engine
-        held = engine.weights + engine.optimizer + engine.gradients + self.pictures + self.reserve
-        return held + max(self.activations + self.working + engine.reducing, engine.step)
+        held = engine.weights + engine.optimizer + engine.gradients + self.pictures + self.reserve + self.vectors
+        return held + max(self.activations + self.working + engine.reducing, engine.step, self.loss_beside + self.loss)
 
 
 def engine_memory(step: nn.Module, resolved: dict[str, Any], world_size: int) -> EngineMemory:
@@ -110,8 +116,14 @@ def engine_memory(step: nn.Module, resolved: dict[str, Any], world_size: int) ->
 def whole_memory(engine: EngineMemory, trace: Trace, config: BaseConfig, sizes: BatchSizes, *, dali: bool) -> Memory:
     """The engine's memory and that of a micro-batch of `sizes`; `dali`: pictures are decoded on the GPU."""
     pictures = picture_bytes(config.data, sizes, dali=dali)
-    known = engine.weights + engine.optimizer + engine.gradients + engine.reducing + trace.peak + pictures
-    return Memory(engine, trace.saved, max(0, trace.peak - trace.saved), pictures, int(CONTEXT + GAPS * known))
+    once = trace.once if trace.once is not None else Once(0, 0, [], [], 0)
+    # In one pass the backward begins with the vectors' gradients and frees them before it holds most.
+    vectors, beside = (once.kept, 0) if sizes.accumulation > 1 else (0, trace.saved)
+    loss = once.peak - vectors
+    at_once = vectors + max(trace.peak, loss + beside)
+    known = engine.weights + engine.optimizer + engine.gradients + engine.reducing + at_once + pictures
+    working, reserve = max(0, trace.peak - trace.saved), int(CONTEXT + GAPS * known)
+    return Memory(engine, trace.saved, working, pictures, reserve, vectors, loss, beside)
 
 
 def picture_bytes(data: DataConfig, sizes: BatchSizes, *, dali: bool) -> int:

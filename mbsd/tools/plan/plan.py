@@ -56,6 +56,7 @@ class Plan:
         optimizer, peak_lr: its type, and the highest learning rate of the run's steps.
         parameters, trained: number of the objective's parameters, and of those that are trained.
         model: where the model's sizes were read.
+        unit: what a sample is called: a pair of a title and a picture, or a sample.
         samples: of the training split; None: unknown.
         steps: optimizer steps of the run; None: unknown.
         shares: of the data sheet's peaks, with which times are computed.
@@ -76,6 +77,7 @@ class Plan:
     parameters: int
     trained: int
     model: str
+    unit: str
     samples: int | None
     steps: int | None
     memory: Memory
@@ -162,7 +164,7 @@ def make_plan(
 
     def memory_of(micro_batch: int) -> Memory:
         if micro_batch not in traces:
-            traces[micro_batch] = shapes.trace(micro_batch)
+            traces[micro_batch] = shapes.trace(micro_batch, per_gpu // micro_batch, gpus)
         cut = {"train_micro_batch_size_per_gpu": micro_batch, "gradient_accumulation_steps": "auto"}
         changed = DeepSpeedConfig({**ds_config.tree, **cut}, ds_config.path)
         engine = engine_memory(shapes.objective, changed.resolved(gpus, 1), gpus)
@@ -184,6 +186,7 @@ def make_plan(
         traces[micro_batch].kernels, cluster,
         StepWork(kind != "fp32", trained, sizes.accumulation, zero.get("stage", 0), bool(zero.get("overlap_comm"))),
         shares,
+        traces[micro_batch].once,
     )  # fmt: skip
     samples = samples if samples is not None else num_samples(config)
     flops = _flops(shapes, micro_batch)
@@ -195,18 +198,28 @@ def make_plan(
         peak_lr=peak_learning_rate(resolved, steps or UNKNOWN_STEPS), sizes=sizes,
         parameters=sum(p.numel() for p in shapes.objective.parameters()),
         trained=trained, model=shapes.source, samples=samples, steps=steps,
-        memory=memory, flops=flops, speed=seconds, shares=shares,
+        memory=memory, flops=flops, speed=seconds, shares=shares, unit="pairs" if shapes.pairs else "samples",
         mfu=flops.packed * sizes.global_batch / gpus / seconds.step / gpu.half_flops,
         largest_micro_batch=largest, advice=[],
     )  # fmt: skip
     plan.advice.extend(_advice(plan))
-    if not plan.fits and not config.model.activation_checkpointing:
+    if not config.model.activation_checkpointing and (not plan.fits or seconds.encoding):
         lean = dataclasses.replace(config, model=dataclasses.replace(config.model, activation_checkpointing=True))
-        saved = Shapes(lean, DTYPES[kind], lengths, gpu.capability).trace(micro_batch).saved
-        plan.advice.append(
-            f"model.activation_checkpointing=true keeps {saved / GIB:.2f} GiB of activations instead of "
-            f"{memory.activations / GIB:.2f}, for about a third more compute"
-        )
+        of_lean = Shapes(lean, DTYPES[kind], lengths, gpu.capability)
+        if not plan.fits:
+            saved = of_lean.trace(micro_batch).saved
+            plan.advice.append(
+                f"model.activation_checkpointing=true keeps {saved / GIB:.2f} GiB of activations instead of "
+                f"{memory.activations / GIB:.2f}, for about a third more compute"
+            )
+        else:
+            shapes, traces = of_lean, {}
+            total = memory_of(per_gpu).total
+            if total <= gpu.memory:
+                plan.advice.append(
+                    f"model.activation_checkpointing=true with train_micro_batch_size_per_gpu={per_gpu} takes "
+                    f"{total / GIB:.1f} GiB: the same extra forward, in one pass, and gradients are reduced once"
+                )
     return plan
 
 
@@ -218,7 +231,7 @@ def _flops(shapes: Shapes, micro_batch: int) -> Flops:
     whole = {
         "full": data.max_text_tokens + patches,
         "text": data.max_text_tokens,
-        "image": (data.max_query_tokens if not shapes.masked else 2) + patches,
+        "image": (data.max_query_tokens if shapes.queries else 2) + patches,
     }
     released = [whole[name] for name in views.names for _ in range(micro_batch)]
     # A forward of its own for each view patchifies the image each time that it is shown.
@@ -259,4 +272,5 @@ def _advice(plan: Plan) -> list[str]:
     waited = plan.speed.exposed + plan.speed.gather
     if plan.nodes > 1 and waited > 0.25 * plan.speed.step:
         advice.append(f"the network takes {waited / plan.speed.step:.0%} of the step: fewer nodes or a faster network")
-    return advice or ["nothing: the whole batch of a GPU fits in one micro-step"]
+    whole = "the whole batch of a GPU fits in one micro-step"
+    return advice or [f"nothing: {whole if sizes.accumulation == 1 else 'no larger micro-batch fits'}"]

@@ -72,6 +72,12 @@ def _memory(plan: Plan) -> Table:
         ("pictures, DALI", memory.pictures, "pixels and decoder buffers"),
         ("reserve", memory.reserve, "CUDA, NCCL, gaps of the allocator: assumed"),
     ]
+    if memory.loss:
+        beside = "beside the activations" if memory.loss_beside else "between the two passes"
+        rows[-2:-2] = [
+            ("vectors", memory.vectors, "of the global batch, their gradients"),
+            ("loss of the global batch", memory.loss, f"chunks of similarities; {beside}"),
+        ]
     for name, size, what in rows:
         table.add_row(name, f"{size / GIB:.2f}", what)
     table.add_section()
@@ -100,6 +106,11 @@ def _time(plan: Plan) -> Table:
     speed = plan.speed
     table = _table("", "time of one step", "s", "")
     table.add_row("forward, backward", f"{speed.compute:.3f}", f"{plan.sizes.accumulation} micro-steps")
+    if speed.encoding:
+        table.add_row("first pass", f"{speed.encoding:.3f}", "each micro-batch once more, without graph")
+    if speed.loss:
+        table.add_row("gather vectors", f"{speed.exchange:.3f}", f"{_size(speed.exchange_bytes)} a GPU")
+        table.add_row("loss", f"{speed.loss:.3f}", f"of {plan.sizes.global_batch:,} {plan.unit}, in float32")
     table.add_row(
         "reduce gradients",
         f"{speed.reduce:.3f}",
@@ -108,12 +119,10 @@ def _time(plan: Plan) -> Table:
     table.add_row("optimizer", f"{speed.optimizer:.3f}", "of one slice")
     table.add_row("gather weights", f"{speed.gather:.3f}", f"{_size(speed.gather_bytes)} a GPU")
     table.add_section()
-    tokens = plan.samples_per_s * plan.flops.tokens
-    table.add_row(
-        "step", f"{speed.step:.3f}", f"{plan.samples_per_s:,.0f} samples/s, {tokens:,.0f} tokens/s, MFU {plan.mfu:.0%}"
-    )
+    rate, tokens = plan.samples_per_s, plan.samples_per_s * plan.flops.tokens
+    table.add_row("step", f"{speed.step:.3f}", f"{rate:,.0f} {plan.unit}/s, {tokens:,.0f} tokens/s, MFU {plan.mfu:.0%}")
     hours = plan.gpus * 1e6 / plan.samples_per_s / 3600
-    table.add_row("a million samples", f"{1e6 / plan.samples_per_s:,.0f}", f"{hours:.2f} GPU-hours")
+    table.add_row(f"a million {plan.unit}", f"{1e6 / plan.samples_per_s:,.0f}", f"{hours:.2f} GPU-hours")
     if plan.days is not None and plan.gpu_hours is not None:
         table.add_row(
             "the whole run", f"{plan.days * 86400:,.0f}", f"{plan.days:.2f} days, {plan.gpu_hours:,.0f} GPU-hours"

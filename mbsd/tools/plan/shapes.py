@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,19 +20,20 @@ from mbsd.catalog.tables import Table
 from mbsd.checkpoint.resume import weights_folder
 from mbsd.config.run import BaseConfig, FinetuneConfig, PretrainConfig
 from mbsd.data.samples import CatalogSamples, TableSamples
-from mbsd.data.spec import Masked
+from mbsd.data.spec import Masked, SameProduct
 from mbsd.data.views import TextTokens, pack
 from mbsd.errors import UserError
 from mbsd.model.attention import meta_device_as
 from mbsd.model.config import BackboneConfig
 from mbsd.model.execution import checkpoint_layers
-from mbsd.model.fresh import fresh_config
-from mbsd.model.mbsd import MbsdConfig
+from mbsd.model.families import FAMILIES
+from mbsd.model.load import saved_config
 from mbsd.stages.registry import find_stage
 from mbsd.stages.stage import Objective, Stage
 from mbsd.tasks.stage import task_stage
-from mbsd.tools.plan.trace import Trace, trace_step
+from mbsd.tools.plan.trace import Once, Trace, trace_once, trace_step
 
+PLANNED = ("mbsd", "two_tower")
 SPREAD = 0.25  # titles and queries are this much shorter to this much longer than their mean
 
 
@@ -84,8 +88,18 @@ class Shapes:
 
     @property
     def masked(self) -> bool:
-        """Whether words and patches are masked, and so no sample has a query."""
+        """Whether words and patches are masked."""
         return isinstance(self.needs.targets, Masked)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether a sample is a pair of a title and a picture, of which some are the same product."""
+        return isinstance(self.needs.targets, SameProduct)
+
+    @property
+    def queries(self) -> bool:
+        """Whether a sample has a query."""
+        return not (self.masked or self.pairs)
 
     def batch(self, micro_batch: int) -> Batch:
         """A micro-batch of typical lengths, every sample with an image; on the CPU, its pixels on the meta device."""
@@ -101,28 +115,45 @@ class Shapes:
             images=torch.empty(micro_batch, 3, side, side, dtype=torch.uint8, device="meta"),
             views=views,
             items_B=torch.zeros(micro_batch, dtype=torch.int64),
-            labels_B=None if self.masked else torch.zeros(micro_batch),
+            labels_B=torch.zeros(micro_batch) if self.queries else None,
             masks=self._masks(views, micro_batch) if self.masked else None,
+            keys_BK=self._keys(micro_batch) if self.pairs else None,
+            has_text=torch.ones(micro_batch, dtype=torch.bool) if self.pairs else None,
         )
 
-    def trace(self, micro_batch: int) -> Trace:
-        """Of one forward and backward of a micro-batch, laid out as a GPU lays it out."""
+    def trace(self, micro_batch: int, micro_steps: int = 1, num_ranks: int = 1) -> Trace:
+        """Of one forward and backward of a micro-batch, laid out as a GPU lays it out; and of what a step of so many
+        micro-steps on so many ranks does once."""
         batch = self.batch(micro_batch).to("meta")
+        views = [batch.views.alone(view).lengths for view in range(len(batch.views.names))]
+        lengths = (*views, batch.views.lengths)  # the sequences of a view alone, where each has a tower
         self.objective.train()
         with meta_device_as(self.capability):
-            return trace_step(self.objective, lambda: _loss(self.objective, batch), batch.views.lengths)
+            whole, ledger = trace_once(lambda: self.objective.whole_batch(batch, micro_steps, num_ranks))
+            if whole is None:
+                return trace_step(self.objective, partial(_loss, self.objective, batch), *lengths)
+            twice = whole.encodes_first and micro_steps > 1
+            encoding = trace_once(lambda: self.objective.model(batch), *lengths)[1].kernels if twice else []
+            once = Once(ledger.live, ledger.peak, ledger.kernels, encoding, whole.exchanged)
+            run = partial(_loss, self.objective, batch, whole.contexts[0])
+            trace = trace_step(self.objective, run, *lengths, counted=ledger)
+        return dataclasses.replace(trace, once=once)
 
     def _text(self, n: int, of: int) -> TextTokens:
         """The n-th of evenly spread lengths, cut as the loader cuts them."""
         data = self.config.data
         factor = 1 + SPREAD * (2 * n / max(of - 1, 1) - 1) if of > 1 else 1.0
         title, query = round(self.lengths.title * factor), 0
-        if not self.masked:
+        if self.queries:
             query = min(round(self.lengths.query * factor) + 2, data.max_query_tokens)
         length = min((query or 1) + title + 1, data.max_text_tokens)
         types = np.zeros(length, dtype=np.int64)
         types[query or length :] = 1
         return TextTokens(np.zeros(length, dtype=np.int64), types, query)
+
+    def _keys(self, micro_batch: int) -> Tensor:
+        assert isinstance(self.needs.targets, SameProduct)
+        return torch.zeros(micro_batch, len(self.needs.targets.same), dtype=torch.int64)
 
     def _masks(self, views: Views, micro_batch: int) -> Masks:
         assert isinstance(self.needs.targets, Masked)
@@ -145,7 +176,7 @@ def num_samples(config: BaseConfig) -> int | None:
         return None
     catalog = Catalog(config.data.catalog)
     if config.data.table is None:
-        return len(CatalogSamples(catalog, "train"))
+        return len(CatalogSamples(catalog, "train", complete=config.data.drop_incomplete))
     if not Path(config.data.table).exists():
         return None
     return len(TableSamples(Table(config.data.table, catalog), "train"))
@@ -160,26 +191,29 @@ def num_steps(config: BaseConfig, samples: int | None, global_batch: int) -> int
     return max(1, math.ceil((config.run.epochs or 0) * samples / global_batch))
 
 
-def _loss(objective: Objective, batch: Batch) -> Tensor:
-    loss: Tensor = objective(batch)["loss"]
+def _loss(objective: Objective, batch: Batch, context: Any = None) -> Tensor:
+    loss: Tensor = objective(batch, context)["loss"]
     return loss
 
 
 def _model_config(config: BaseConfig) -> tuple[BackboneConfig, str]:
     """Sizes of run.init_from or model.backbone where they are folders here, else those of the YAML."""
-    if config.model.architecture != "mbsd":
+    settings = config.model
+    if settings.architecture not in PLANNED:
         raise UserError(
-            f"model.architecture={config.model.architecture}: a plan is of MBSD's own training alone; remove it"
+            f"model.architecture={settings.architecture}: a plan is of {' and '.join(PLANNED)} alone; remove it"
         )
-    fresh = fresh_config(config.model, config.data, -(-config.model.vocab_size // 8) * 8)
-    start, backbone = config.run.init_from, config.model.backbone
+    family = FAMILIES[settings.architecture]
+    fresh = family.fresh(settings, config.data, -(-settings.vocab_size // 8) * 8, kind=family.config)
+    start, backbone = config.run.init_from, settings.backbone
     if start is not None and Path(start).exists():
-        saved = MbsdConfig.from_pretrained(weights_folder(start))
-        saved.hidden_dropout_prob = saved.attention_probs_dropout_prob = config.model.dropout
+        saved = saved_config(weights_folder(start))
+        saved.hidden_dropout_prob = saved.attention_probs_dropout_prob = settings.dropout
         return saved, f"run.init_from={start}"
     if backbone is not None and Path(backbone).exists():
         bert = AutoConfig.from_pretrained(backbone).to_dict()
         keys = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        return MbsdConfig.from_dict({**fresh.to_dict(), **{key: bert[key] for key in keys}}), f"backbone {backbone}"
+        found = type(fresh).from_dict({**fresh.to_dict(), **{key: bert[key] for key in keys}})
+        return found, f"backbone {backbone}"
     named = start or backbone
     return fresh, f"the YAML's model section ({named} is not a folder here)" if named else "the YAML's model section"

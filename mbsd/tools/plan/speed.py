@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from mbsd.tools.plan.gpus import Cluster, Gpu
 from mbsd.tools.plan.measured import Shares
 from mbsd.tools.plan.memory import FLOAT
-from mbsd.tools.plan.trace import Kernel
+from mbsd.tools.plan.trace import Kernel, Once
 
 OPTIMIZER_WORDS = 10  # float32 words that LAMB reads and writes for each parameter, see mbsd.optim.fused
 
@@ -29,6 +29,10 @@ class Speed:
         gather: all-gather of the new weights.
         exposed: the part of `reduce` that the step waits for.
         reduce_bytes, gather_bytes: that each GPU sends.
+        encoding: the forward that each micro-batch has before, where the loss is of the whole global batch.
+        loss: that loss and its gradient, once.
+        exchange: all-gather of what it reads, which nothing hides.
+        exchange_bytes: that each GPU sends for it.
     """
 
     compute: float
@@ -38,11 +42,16 @@ class Speed:
     exposed: float
     reduce_bytes: float
     gather_bytes: float
+    encoding: float = 0.0
+    loss: float = 0.0
+    exchange: float = 0.0
+    exchange_bytes: float = 0.0
 
     @property
     def step(self) -> float:
         """The whole step, in seconds, without waiting for data: the loader is assumed to keep up."""
-        return self.compute + self.optimizer + self.exposed + self.gather
+        whole_batch = self.encoding + self.loss + self.exchange
+        return self.compute + whole_batch + self.optimizer + self.exposed + self.gather
 
 
 @dataclass(frozen=True)
@@ -72,7 +81,9 @@ def compute_seconds(kernels: Sequence[Kernel], gpu: Gpu, shares: Shares, *, half
     return max(device, shares.launch * len(kernels))
 
 
-def speed(kernels: Sequence[Kernel], cluster: Cluster, work: StepWork, shares: Shares) -> Speed:
+def speed(
+    kernels: Sequence[Kernel], cluster: Cluster, work: StepWork, shares: Shares, once: Once | None = None
+) -> Speed:
     """Seconds of one optimizer step on all GPUs of the cluster.
 
     Gradients are all-reduced (DeepSpeed's multi-rank buckets): each GPU sends 2 (n - 1) / n of their bytes, under
@@ -82,6 +93,7 @@ def speed(kernels: Sequence[Kernel], cluster: Cluster, work: StepWork, shares: S
 
     Args:
         kernels: forward and backward of one micro-batch.
+        once: what is done once for the whole global batch: in float32, whatever the precision of the run is.
     """
     gpu, world_size = cluster.gpu, cluster.gpus
     width = 2 if work.half else FLOAT
@@ -94,6 +106,8 @@ def speed(kernels: Sequence[Kernel], cluster: Cluster, work: StepWork, shares: S
     reduce = reduce_bytes / link
     # The backward is two thirds of the compute; the gradients of the first layers are ready only near its end.
     hidden = min(reduce, compute * 2 / 3) if work.overlap else 0.0
+    once = once if once is not None else Once(0, 0, [], [], 0)
+    exchange_bytes = (world_size - 1) / world_size * once.exchanged
     return Speed(
         compute=compute,
         optimizer=OPTIMIZER_WORDS * FLOAT * slice_size / (gpu.bandwidth * shares.lamb_bandwidth),
@@ -102,4 +116,8 @@ def speed(kernels: Sequence[Kernel], cluster: Cluster, work: StepWork, shares: S
         exposed=reduce - hidden,
         reduce_bytes=reduce_bytes,
         gather_bytes=gather_bytes,
+        encoding=work.accumulation * compute_seconds(once.encoding, gpu, shares, half=work.half),
+        loss=compute_seconds(once.kernels, gpu, shares, half=False),
+        exchange=exchange_bytes / link,
+        exchange_bytes=exchange_bytes,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+R = TypeVar("R")
 
 # Of an attention kernel over sequences of many lengths: how many products of the size of its scores it takes.
 PRODUCTS = {
@@ -37,7 +39,26 @@ class Kernel:
     bytes: float
 
 
-@dataclass
+@dataclass(frozen=True)
+class Once:
+    """Memory and kernels of what a step does once for its whole global batch, beside its micro-batches.
+
+    Attributes:
+        kept: bytes that stay until the last micro-step.
+        peak: most bytes alive while it is done, those of `kept` among them.
+        kernels: of it, in order.
+        encoding: kernels of the forward that each micro-batch has before, without graph; none: there is no such.
+        exchanged: bytes of all ranks together that each rank gathers.
+    """
+
+    kept: int
+    peak: int
+    kernels: list[Kernel]
+    encoding: list[Kernel]
+    exchanged: int
+
+
+@dataclass(frozen=True)
 class Trace:
     """Memory and kernels of one micro-batch's forward and backward.
 
@@ -45,11 +66,13 @@ class Trace:
         saved: bytes that autograd saves for the backward, without weights.
         peak: most bytes alive at once, without weights; each parameter's gradient is freed once it is complete.
         kernels: of forward and backward, in order.
+        once: what the step does once for its whole global batch; None: nothing of size.
     """
 
     saved: int = 0
     peak: int = 0
     kernels: list[Kernel] = field(default_factory=list)
+    once: Once | None = None
 
     @property
     def flops(self) -> float:
@@ -60,12 +83,16 @@ class Trace:
 class SavedBytes:
     """Sums the distinct storages that autograd saves inside the block, except those of `module`'s parameters.
 
+    Args:
+        counted: a ledger whose storages are counted already.
+
     Attributes:
         bytes: the sum, once the block has ended.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, counted: Ledger | None = None) -> None:
         self._not_these = {p.untyped_storage()._cdata for p in module.parameters()}
+        self._not_these |= counted.alive if counted is not None else set()
         self._storages: dict[int, Any] = {}
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._note, lambda tensor: tensor)
 
@@ -87,25 +114,35 @@ class SavedBytes:
         self._storages.clear()
 
 
-def trace_step(step: nn.Module, run: Callable[[], Tensor], lengths: Sequence[int]) -> Trace:
+def trace_step(
+    step: nn.Module, run: Callable[[], Tensor], *lengths: Sequence[int], counted: Ledger | None = None
+) -> Trace:
     """Trace the forward `run`, which returns the loss of the module `step` on the meta device, and its backward.
 
     Args:
-        lengths: tokens of each sequence that is attended.
+        lengths: tokens of each sequence that is attended; of every set of sequences that is attended by itself.
+        counted: what `run` reads and another trace counts.
     """
     hooks = [
         p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
         for p in step.parameters()
         if p.requires_grad
     ]
-    ledger = Ledger(lengths)
+    ledger = Ledger(*lengths)
     with _AsOnGpu(), ledger:
-        with SavedBytes(step) as saved:
+        with SavedBytes(step, counted) as saved:
             loss = run()
         torch.autograd.backward(loss)  # loss.backward() would leave the dispatch mode, and so miss recomputed layers
     for hook in hooks:
         hook.remove()
     return Trace(saved.bytes, ledger.peak, ledger.kernels)
+
+
+def trace_once(run: Callable[[], R], *lengths: Sequence[int]) -> tuple[R, Ledger]:
+    """What `run` returns, and what it does on the meta device without graph; `lengths` as of `trace_step`."""
+    with torch.no_grad(), _AsOnGpu(), Ledger(*lengths) as ledger:
+        found = run()
+    return found, ledger
 
 
 class _AsOnGpu(TorchFunctionMode):
@@ -122,15 +159,21 @@ class Ledger(TorchDispatchMode):
     """Records each operation's cost, and the bytes of all storages alive.
 
     Args:
-        lengths: of the sequences, for the FLOPs of attention: its arguments on the meta device do not tell them.
+        lengths: of the sequences, for the FLOPs of attention: its arguments on the meta device do not tell them, but
+            how many tokens they have together, by which the set is found. None: attention counts no FLOPs.
     """
 
-    def __init__(self, lengths: Sequence[int] = ()) -> None:
+    def __init__(self, *lengths: Sequence[int]) -> None:
         super().__init__()
-        self._scores = sum(n * n for n in lengths)
+        self._scores = {sum(some): sum(n * n for n in some) for some in lengths}
         self.live, self.peak = 0, 0
         self.kernels: list[Kernel] = []
         self._storages: dict[int, weakref.ref[Any]] = {}
+
+    @property
+    def alive(self) -> set[int]:
+        """Which storages are alive."""
+        return set(self._storages)
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = META.get(operation, operation)(*args, **(kwargs or {}))
@@ -147,8 +190,9 @@ class Ledger(TorchDispatchMode):
 
     def _flops(self, operation: Any, args: Any, kwargs: Any, out: Any) -> float:
         if operation.overloadpacket in PRODUCTS:
-            *_, heads, size = args[1].shape
-            return float(2 * PRODUCTS[operation.overloadpacket] * self._scores * heads * size)
+            *_, rows, heads, size = args[1].shape
+            scores = self._scores[rows] if self._scores else 0
+            return float(2 * PRODUCTS[operation.overloadpacket] * scores * heads * size)
         count = flop_registry.get(operation.overloadpacket)
         return float(count(*args, **kwargs, out_val=out)) if count is not None else 0.0
 
