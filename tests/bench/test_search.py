@@ -23,7 +23,7 @@ def test_search_is_measured(tmp_path: Path) -> None:
 
 
 def test_made_vectors_have_the_structure_of_a_shop() -> None:
-    vectors, queries = made_vectors(2000, 64, 10)
+    vectors, queries = made_vectors(2000, 64, 10, spread=0.6)
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6) and queries.shape == (10, 64)
     cosines = vectors @ vectors.T
     product, category = np.arange(2000) // 20, np.arange(2000) // 1000
