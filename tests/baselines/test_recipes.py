@@ -138,3 +138,27 @@ def test_a_baseline_is_trained_by_the_stages_it_can_read(shop: Shop, tmp_path: P
     words = run_words(tmp_path / "masked", shop.catalog, 3, *SIZES, "--model.architecture=vilt")
     start = Ranks(1, words, tmp_path / "masked_log")
     assert start.wait() == [2] and "model.architecture=vilt: stage=masked" in start.errors()[0]
+
+
+@pytest.mark.distributed
+def test_two_towers_are_trained_by_contrast_and_then_for_a_task(shop: Shop, tmp_path: Path) -> None:
+    """In two passes; a task reads one of the two towers. Masked patches and three views are not theirs."""
+    run, towers = tmp_path / "run", [*SIZES, "--model.architecture=two_tower", "--model.patchify_strides=[8]"]
+    of_stage = [*towers, "--stage=contrastive", "--contrastive.targets=own", "--contrastive.check_passes=true"]
+    words = run_words(
+        run, shop.catalog, 12, *of_stage, "--run.log_every=1", train_batch_size=16, train_micro_batch_size_per_gpu=4,
+        optimizer=ADAM,
+    )  # fmt: skip
+    launch(2, words, tmp_path / "log")
+    found = [line["loss"] for _, line in sorted(losses(run).items())]
+    assert len(found) == 12 and statistics.fmean(found[-3:]) < statistics.fmean(found[:3])
+    for view in ("text", "image"):
+        words = arguments_of("two_tower", shop, shop.tags, tmp_path / view)
+        launch(1, [*words, f"--task.views=[{view}]", "--run.max_steps=2", f"--run.init_from={run}"],
+               tmp_path / f"log_{view}", launcher="finetune")  # fmt: skip
+    for name, words in (
+        ("masked", run_words(tmp_path / "masked", shop.catalog, 3, *towers)),
+        ("matching", stage_2_words(tmp_path / "matching", shop.catalog, shop.pairs, 3, *towers)),
+    ):
+        start = Ranks(1, words, tmp_path / f"refused_{name}")
+        assert start.wait() == [2] and "two_tower" in start.errors()[0]

@@ -87,7 +87,11 @@ def test_a_list_may_be_written_with_commas_alone() -> None:
         assert parse_scoring(EmbedConfig, [*words, *views]).views == ("text", "image", "mean")
     assert parse_scoring(EmbedConfig, [*words, "--views", "text"]).views == ("text",)
     assert parse_scoring(EmbedConfig, [*words, "--data.crop_scale=0.5,1.0"]).data.crop_scale == (0.5, 1.0)
-    for views, said in (("text,text", "names a view twice"), ("text,sound", "sound"), ("text --view=full", "set one of them")):
+    for views, said in (
+        ("text,text", "names a view twice"),
+        ("text,sound", "sound"),
+        ("text --view=full", "set one of them"),
+    ):
         with pytest.raises(UserError, match=said):
             parse_scoring(EmbedConfig, [*words, *f"--views {views}".split()])
 

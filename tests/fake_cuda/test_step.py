@@ -23,15 +23,6 @@ def test_forward_never_waits(steps: Steps, kind: str, precision: str) -> None:
 
 
 @PRECISIONS
-def test_two_passes_never_wait(steps: Steps, precision: str) -> None:
-    for name, times in (("first", 2), ("second", 2)):
-        part = steps[precision][f"two passes {name}"]
-        assert part.asked("wait", "pageable", "allocation") == {}, name
-        kernels = part.kernels()
-        assert sum(n for kernel, n in kernels.items() if FORWARD[precision] in kernel) == times * LAYERS, name
-
-
-@PRECISIONS
 @EVERY_KIND
 def test_backward_waits_where_deepspeed_overlaps(steps: Steps, kind: str, precision: str) -> None:
     part = steps[precision][f"{kind} backward"]

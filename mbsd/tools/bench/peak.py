@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+MMAP_THRESHOLD = -3  # glibc's malloc.h: blocks from so many bytes on get pages of their own
+SMALL_BLOCK, LARGEST_THRESHOLD = 1 << 16, 32 << 20
 FORGET_PEAK = "5"  # written to clear_refs: from now on VmHWM is the largest resident set since (proc(5))
 
 
@@ -23,11 +25,16 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
         work()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    ctypes.CDLL(None).malloc_trim(0)  # or what others have freed would be used again, unseen
+    malloc = ctypes.CDLL(None)
+    # Tensors in pages of their own: what has been freed is gone, and no gap between others counts as held.
+    malloc.mallopt(MMAP_THRESHOLD, SMALL_BLOCK)
+    malloc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text(FORGET_PEAK, encoding="ascii")
     before = _resident("VmRSS")
     work()
-    return _resident("VmHWM") - before
+    peak = _resident("VmHWM")
+    malloc.mallopt(MMAP_THRESHOLD, LARGEST_THRESHOLD)  # where glibc itself arrives in a process with large tensors
+    return peak - before
 
 
 def _resident(name: str) -> int:

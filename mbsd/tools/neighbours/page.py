@@ -16,6 +16,7 @@ from mbsd.catalog.thumbnail import data_uri, thumbnail_of
 from mbsd.errors import UserError
 from mbsd.inference import Encoder
 from mbsd.io.files import replace_text
+from mbsd.io.stored_vectors import read_manifest
 from mbsd.metrics.search import Hit, StoredIndex
 
 TEMPLATE = "page.html.j2"
@@ -107,7 +108,7 @@ def _opened(vectors: Path, asked: Asked, model: Path | None) -> tuple[Encoder | 
     if not (asked.texts or asked.pictures):
         return None, StoredIndex(vectors, asked.view)
     if model is None:
-        written_by = StoredIndex(vectors, asked.view).stored.manifest["model_path"]
+        written_by = read_manifest(vectors)["model_path"]
         if not Path(written_by).exists():
             raise UserError(
                 f"{vectors}: the model that wrote these vectors, {written_by}, is not there; name it with --model, or "
