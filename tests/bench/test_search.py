@@ -13,7 +13,7 @@ from tests.ranks import command
 
 def test_search_is_measured(tmp_path: Path) -> None:
     out = tmp_path / "found.json"
-    words = ["--vectors", 4000, "--width", 16, "--queries", 50, "--turns", 1, "--threads", 1]
+    words = ["--vectors", 4000, "--width", 16, "--queries", 50, "--turns", 1, "--spread", 1, "--threads", 1]
     done = command("bench", "search", *words, "--probed", 1, "--probed", 100000, "--json", out)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text(encoding="utf-8"))
