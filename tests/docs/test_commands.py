@@ -44,6 +44,7 @@ RUN_BY = {
     "mbsd bench checkpoint": "tests/bench/test_ranks.py::test_checkpoint",
     "mbsd bench loader": "tests/bench/test_loader.py::test_every_way_is_measured",
     "mbsd bench mining": "tests/bench/test_mining.py::test_the_command",
+    "mbsd bench search": "tests/bench/test_search.py::test_search_is_measured",
     "mbsd bench gpu": "tests/bench/test_gpu_check.py::test_make_gpu_finds_out_a_device_that_computes_nothing",
     "mbsd bench latency": "tests/bench/test_latency.py::test_the_command",
     "mbsd bench step": "tests/bench/test_step.py::test_a_table_of_everything",
