@@ -8,6 +8,7 @@ shards/000000.tar    WebDataset: 000000012.json, 000000012.jpg (the nine digits 
 shards/000000.idx    the same shard's index for DALI's readers.webdataset
 quarantine.jsonl     row, place, item_id, image, kept, reason: rows that were dropped, or kept as text only
 duplicates.jsonl     rows that repeat an item id (dropped), and items with the same picture as an earlier one (kept)
+keys/                identity keys, where `mbsd catalog keys` has written them (see `identity.files`)
 """
 
 from __future__ import annotations

@@ -19,7 +19,12 @@ def thumbnail_of(catalog: Catalog, item: int, side: int) -> str:
     jpeg = catalog.whole_image(item, say)
     if jpeg is None:
         return ""
-    picture, small = Image.open(io.BytesIO(jpeg)), io.BytesIO()
-    picture.thumbnail((side, side))
-    picture.save(small, format="JPEG", quality=85)
+    return data_uri(jpeg, side)
+
+
+def data_uri(picture: bytes, side: int) -> str:
+    """Return an encoded picture as a data URI of a JPEG of at most `side` pixels."""
+    opened, small = Image.open(io.BytesIO(picture)), io.BytesIO()
+    opened.thumbnail((side, side))
+    opened.save(small, format="JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(small.getvalue()).decode()

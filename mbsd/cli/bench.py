@@ -47,6 +47,32 @@ def bench_step(  # noqa: PLR0913 (typer makes an option of each parameter)
     _write_json(json_file, measure_step(bench))
 
 
+@bench_app.command("contrastive")
+def bench_contrastive(  # noqa: PLR0913 (typer makes an option of each parameter)
+    rows: Annotated[list[int], typer.Option(min=2, help="Of a global batch; may be repeated.")] = [  # noqa: B006
+        256,
+        1024,
+        4096,
+        8192,
+        16384,
+        32768,
+    ],  # fmt: skip
+    ranks: Ranks = [1, 2],  # noqa: B006 (typer reads it as the option's default)
+    loss: Annotated[str, typer.Option(help="softmax or sigmoid.")] = "softmax",
+    targets: Annotated[str, typer.Option(help="shared, masked or own.")] = "shared",
+    dim: Annotated[int, typer.Option(min=1, help="Numbers of a vector.")] = 512,
+    chunk: Annotated[int, typer.Option(min=1, help="Rows of similarities that are held at a time.")] = 1024,
+    turns: Annotated[int, typer.Option(min=1, help="Timed turns of each loss; medians are reported.")] = 3,
+    micro_batch: Annotated[int, typer.Option(min=0, help="Samples, of two passes; 0: they are left out.")] = 8,
+    json_file: JsonFile = None,
+) -> None:
+    """The contrastive loss against all-gather, dense logits and autograd; and the memory of a step of two passes."""
+    from mbsd.tools.bench.contrastive import ContrastiveBench, measure_contrastive
+
+    bench = ContrastiveBench(tuple(rows), tuple(ranks), loss, targets, dim, chunk, turns, micro_batch)
+    _write_json(json_file, measure_contrastive(bench))
+
+
 @bench_app.command("checkpoint")
 def bench_checkpoint(
     ranks: Ranks = [1, 2, 4],  # noqa: B006 (as above)

@@ -1,4 +1,4 @@
-"""The commands around a run: `mbsd export`, `plan`, `demo`, `report`, `trial` and `floors`.
+"""The commands around a run: `mbsd export`, `plan`, `demo`, `report`, `neighbours`, `trial` and `floors`.
 
 Modules are imported where they are used, so that `--help` and a misuse answer at once.
 """
@@ -86,6 +86,33 @@ def report(
     for table in write_report(runs, out, examples):
         print(f"{table.title}\n\n{table.markdown()}")
     print(f"{out / 'report.html'}")
+
+
+@tools_app.command("neighbours")
+def neighbours(  # noqa: PLR0913 (options of a command line)
+    vectors: Annotated[Path, typer.Argument(help="Folder written by launchers/embed.py.")],
+    query: Annotated[list[str], typer.Option(help="A text; may be repeated.")] = [],  # noqa: B006
+    item: Annotated[list[str], typer.Option(help="Id of an item, which needs no model; may be repeated.")] = [],  # noqa: B006
+    picture: Annotated[list[Path], typer.Option(help="A picture file; may be repeated.")] = [],  # noqa: B006
+    model: Annotated[
+        Path | None, typer.Option(help="That encodes texts and pictures; without: the one that wrote the vectors.")
+    ] = None,
+    catalog: Annotated[Path | None, typer.Option(help="Without: the one that the vectors are of.")] = None,
+    view: Annotated[
+        str | None, typer.Option(help="text, image, mean or full: whose vectors are searched; without: mean.")
+    ] = None,
+    number: Annotated[int, typer.Option("-k", min=1, help="Items that are shown of each query.")] = 20,
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("neighbours.html"),
+) -> None:
+    """The items nearest to texts, pictures and other items, on one page with pictures that needs no server."""
+    from mbsd.io.console import quiet_libraries
+    from mbsd.tools.neighbours.page import Asked, write_page
+
+    quiet_libraries()
+    asked = Asked(tuple(query), tuple(item), tuple(picture), view, number)
+    for answer in write_page(vectors, asked, out, model=model, catalog_path=catalog):
+        print(answer.text())
+    print(out)
 
 
 @tools_app.command("trial")

@@ -26,6 +26,21 @@ def column_widths(manifest: dict[str, Any]) -> dict[str, tuple[str, int]]:
     return {str(manifest["view"]): ("vector", int(manifest["width"]))}
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What the vectors of a folder are of.
+
+    Raises:
+        UserError: no such folder, or an unfinished one.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{folder}: no vectors, it has no {MANIFEST}; name a folder that launchers/embed.py wrote")
+    manifest = read_own_json(path, f"remove the folder and {AGAIN}")
+    if not manifest.get("complete"):
+        raise UserError(f"{path}: its vectors are not finished; {AGAIN}")
+    return dict(manifest)
+
+
 @dataclass(frozen=True)
 class StoredVectors:
     """The vectors of a catalogue's items in one view, in the catalogue's order.
@@ -56,12 +71,7 @@ def read_vectors(folder: Path, view: str | None = None) -> StoredVectors:
     Raises:
         UserError: no such folder, an unfinished one, a file that is not as it was written, or a view that is not there.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise UserError(f"{folder}: no vectors, it has no {MANIFEST}; name a folder that launchers/embed.py wrote")
-    manifest = read_own_json(path, f"remove the folder and {AGAIN}")
-    if not manifest.get("complete"):
-        raise UserError(f"{path}: its vectors are not finished; {AGAIN}")
+    manifest = read_manifest(folder)
     columns = column_widths(manifest)
     chosen = view or (next(iter(columns)) if len(columns) == 1 else "mean")
     if chosen not in columns:

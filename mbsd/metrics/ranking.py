@@ -128,7 +128,7 @@ def directions(vectors: Any) -> Tensor:
     Raises:
         UserError: a number is not finite.
     """
-    given = torch.as_tensor(vectors)
+    given = vectors if isinstance(vectors, Tensor) else torch.from_numpy(np.ascontiguousarray(vectors))
     found = torch.empty(given.shape, dtype=torch.int32, device=given.device)
     for first in range(0, len(given), ROWS):
         block = given[first : first + ROWS].double()

@@ -22,6 +22,7 @@ from mbsd.batch import Batch
 from mbsd.model.attention import PACKED, AttentionPlan
 from mbsd.model.config import BackboneConfig
 from mbsd.model.patchify import normalise_pixels
+from mbsd.model.taken_over import TakenOver
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class MbsdPreTrainedModel(PreTrainedModel):
     config_class = BackboneConfig
     base_model_prefix = "mbsd"
     supports_gradient_checkpointing = True
+    taken_over: TakenOver | None = None  # of the folder that it was loaded from (`mbsd.model.load`)
     _supports_sdpa = True
 
     @classmethod

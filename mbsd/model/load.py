@@ -18,6 +18,7 @@ from mbsd.model.backbone import MbsdPreTrainedModel
 from mbsd.model.config import BackboneConfig
 from mbsd.model.families import FAMILIES
 from mbsd.model.fresh import SIZES, behaviour
+from mbsd.model.taken_over import TakenOver
 
 M = TypeVar("M", bound=MbsdPreTrainedModel)
 NO_HEAD: Mapping[str, Any] = {}  # of pre-training, whose heads have no settings
@@ -93,7 +94,7 @@ def load_model(
     with_head: bool = False,
 ) -> M:
     """The model of a transformers folder (`saved_config`), in float32; a head that it does not hold, or that was
-    trained for another question, is initialised.
+    trained for another question, is initialised; `taken_over` of the model says what it has of the folder.
 
     Args:
         changes: of its configuration.
@@ -105,7 +106,7 @@ def load_model(
     saved = saved_config(folder)
     if saved.image_size != image_size:
         raise UserError(f"data.image_size={image_size}, but {folder} was trained on {saved.image_size}; set it to that")
-    purpose = saved.task, saved.label_names
+    purpose = _purpose(saved)
     for name, value in (changes or {}).items():
         setattr(saved, name, value)
     loaded: Any = model_class.from_pretrained(
@@ -130,14 +131,22 @@ def load_model(
             f"{folder}: {len(broken)} weights hold values that are no numbers, {broken[0]} among them; name an earlier "
             "checkpoint"
         )
-    if changes is not None and (saved.task, saved.label_names) != purpose:
+    other = changes is not None and _purpose(saved) != purpose
+    taken = TakenOver.of(model, info, fresh_head=other)
+    if other:
         # The head answers another question, even where it has the same shape.
         trained: Any = model
         fresh: Any = model_class(saved)
         fresh.mbsd.load_state_dict(trained.mbsd.state_dict())
         model = fresh
+    model.taken_over = taken
     complete: M = model
     return complete
+
+
+def _purpose(config: BackboneConfig) -> tuple[Any, ...]:
+    """What a head answers: the task and its labels; or, with a bias, whether two vectors are one product (sigmoid)."""
+    return config.task, config.label_names, config.logit_bias
 
 
 def _refuse_other_architecture(wanted: ModelConfig, weights: Path, source: str | None) -> None:

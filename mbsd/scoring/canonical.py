@@ -23,6 +23,7 @@ Features = Any  # [n, F], dense or sparse
 Float64 = NDArray[np.float64]
 
 COMPONENTS = 256  # of each side, at most
+SHARE = 0.9999  # of the variance that whitening keeps: it would blow up what hardly varies
 DIRECTIONS = (16, 32, 64, 128, 256)
 POWERS = (0.0, 1.0)  # of a direction's correlation, its weight
 
@@ -91,4 +92,4 @@ def _white(features: Features) -> Pipeline:
     count, width = features.shape
     kept = min(COMPONENTS, count - 1, width - 1)
     reduce = TruncatedSVD(kept, random_state=0) if scipy.sparse.issparse(features) else PCA(kept, random_state=0)
-    return Pipeline([("reduce", reduce), ("whiten", PCA(whiten=True, random_state=0))])
+    return Pipeline([("reduce", reduce), ("whiten", PCA(SHARE, whiten=True))])

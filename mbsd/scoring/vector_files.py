@@ -143,7 +143,7 @@ class VectorFiles:
             self._write_part(part, ids.take(pa.array(chosen)), chosen, joined)
 
     def finish(self, model_path: str, damaged: int) -> str:
-        """Write the manifest with all files and where the model lay; returns a line about it to print.
+        """Write the manifest with all files and where model and catalogue lay; returns a line about it to print.
 
         The checksums are those of what was written, not of what is there now.
         """
@@ -152,7 +152,8 @@ class VectorFiles:
             facts = read_own_json(self._facts(part), "start again: its vectors are then written again")
             name = f"{VECTORS}/{self.path(part).name}"
             files.append({"file": name, "rows": len(self.numbers(part)), "sha256": facts["sha256"]})
-        self._write_manifest({"complete": True, "model_path": model_path, "files": files})
+        paths = {"model_path": model_path, "catalog_path": self.catalog}
+        self._write_manifest({"complete": True, **paths, "files": files})
         for part in range(self.num_files):
             self._facts(part).unlink()
         without = f"; {damaged} pictures were damaged and left out" if damaged else ""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 from numpy.typing import NDArray
 from sklearn.preprocessing import normalize
 from threadpoolctl import threadpool_limits
@@ -39,6 +40,7 @@ TASKS_OF_KIND: dict[Kind, tuple[str, ...]] = {
     "attributes": ("attributes",),
     "alignment": ("matching",),
 }
+LEAST_ITEMS = 3  # that canonical correlation is fitted on
 JUDGED = 2000  # validation items, at most, by which directions and weights are chosen
 
 
@@ -99,11 +101,12 @@ def build_floors(catalog: Catalog) -> Iterator[Floor]:
     present = {"text": _nonzero(text), "image": _nonzero(image)}
     yield Floor("floor_features", ItemVectors(items, {"text": text, "image": image}, present), None, {})
     both = train[present["text"][train] & present["image"][train]]
-    if len(both) < 3:
-        raise UserError(
-            f"catalogue {catalog.path}: {len(both)} items of the train split have a title with known words and a "
-            "picture; canonical correlation takes more"
-        )
+    for side, shown in ((text, "titles"), (image, "pictures")):
+        if len(both) < LEAST_ITEMS or _varying(side[both]) < 2:
+            raise UserError(
+                f"catalogue {catalog.path}: {len(both)} items of the train split have a title with known words and a "
+                f"picture, and their {shown} have to differ; canonical correlation takes {LEAST_ITEMS} or more"
+            )
     fitted = fit_canonical(text[both], image[both])
     held_out = catalog.indices("validation")
     held_out = held_out[present["text"][held_out] & present["image"][held_out]]
@@ -174,6 +177,12 @@ def _no_texts(texts: Sequence[str]) -> Any:
 def _dense(vectors: ItemVectors) -> ItemVectors:
     text = vectors.vectors["text"].toarray().astype(np.float32)
     return ItemVectors(vectors.items, {**vectors.vectors, "text": text}, vectors.present)
+
+
+def _varying(features: Features) -> int:
+    """How many columns hold different numbers."""
+    dense = [part.toarray() if scipy.sparse.issparse(part) else part for part in (features.max(0), features.min(0))]
+    return int(np.sum(dense[0] > dense[1]))
 
 
 def _nonzero(features: Features) -> NDArray[np.bool_]:

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbsd.catalog.keys import open_keys
-from mbsd.errors import UserError
 from mbsd.metrics.ranking import METRICS, Identified, Int64, Ranking, ranking
 from mbsd.stages.labelled import TaskMetrics
 from mbsd.tasks.names import shown_name, text_vectors
@@ -127,9 +126,6 @@ def _together(rows: ItemVectors, others: ItemVectors) -> ItemVectors:
 
 def _check(subject: Subject) -> None:
     open_keys(subject.catalog, subject.settings.retrieval.same, required=True)
-    views = subject.settings.views
-    if views is not None and not subject.settings.missing.rates and not {*views} & {*CATEGORY_VIEWS, *WITHIN}:
-        raise UserError(f"views={list(views)}: nothing is retrieved in them; name text, image, mean or full")
 
 
 def _measure(subject: Subject, encoded: Encoded) -> Mapping[str, Measured]:

@@ -94,7 +94,8 @@ class Checkpoints:
             found = find_elsewhere(run.config.run.resume, run.world, identity, run.print)
         self._manager = self._open(token)
         if found is None:
-            return f"weights of {run.config.run.init_from or run.config.model.backbone or 'scratch'}"
+            taken = f": {self.parts.model.taken_over}" if run.config.run.init_from else ""
+            return f"weights of {run.config.run.init_from or run.config.model.backbone or 'scratch'}{taken}"
         facts = self._manager.load(found)
         self.rate_before = float(facts["lr"][0])
         with same_on_every_rank():

@@ -19,7 +19,7 @@ from mbsd.catalog.identity.find import text_keys
 from mbsd.catalog.keys import KINDS, NO_KEY, KeyOptions, ProductColumn, open_keys, write_keys
 from mbsd.catalog.queries import normalise_query
 from mbsd.catalog.reader import Catalog
-from mbsd.catalog.sources import Item
+from mbsd.catalog.sources import Item, read_items
 from mbsd.errors import UserError
 from tests.catalog.helpers import items_of, picture, small_catalog, write_jsonl
 from tests.damage import damage
@@ -284,7 +284,14 @@ def test_a_source_without_all_items_or_without_the_column_is_refused(
         write_keys(catalog, KeyOptions(product=ProductColumn("gtin", tmp_path / "a.tsv")))
 
 
-def test_ids_under_another_name_and_ids_that_were_made(tmp_path: Path) -> None:
+def test_ids_that_were_made_of_title_and_image(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "items.jsonl", *({"title": f"t{n}", "group": n // 2} for n in range(4)))
+    catalog = small_catalog(tmp_path / "c", list(read_items(source)))
+    write_keys(catalog, KeyOptions(product=ProductColumn("group", source)))
+    assert partition(open_keys(catalog, ("product",), required=True).of(np.arange(4))[:, 0]) == [[0, 1], [2, 3]]
+
+
+def test_ids_under_another_name(tmp_path: Path) -> None:
     records = [{"sku": f"s{n}", "title": f"t{n}", "group": n // 2} for n in range(4)]
     catalog = small_catalog(tmp_path / "c", [Item(r["sku"], r["title"]) for r in records])
     source = write_jsonl(tmp_path / "skus.jsonl", *records)

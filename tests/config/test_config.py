@@ -69,12 +69,31 @@ def test_every_shipped_file_is_tested() -> None:
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == {name for _, name, _, _ in TOGETHER} | {
         "evaluate",
         "embed",
+        "retrieval",
         *STUDIES,
     }
     assert {path.stem for path in DS_CONFIGS.glob("*.json")} == {name for _, _, name, _ in TOGETHER}
     config = parse_scoring(EvaluateConfig, ["--config", str(CONFIGS / "evaluate.yaml"), "--views=[image]"])
     assert config.views == ("image",) and config.split == "test" and config.task is None
-    assert parse_scoring(EmbedConfig, ["--config", str(CONFIGS / "embed.yaml")]).view == "full"
+    config = parse_scoring(EvaluateConfig, ["--config", str(CONFIGS / "retrieval.yaml")])
+    assert config.task == "retrieval" and config.data.table is None and config.views is None
+    embed = parse_scoring(EmbedConfig, ["--config", str(CONFIGS / "embed.yaml")])
+    assert embed.view is None and embed.views == ()
+
+
+def test_a_list_may_be_written_with_commas_alone() -> None:
+    words = ["--model=m", "--out=o", "--data.catalog=c"]
+    for views in (["--views", "text,image,mean"], ["--views=text,image,mean"], ["--views=[text, image, mean]"]):
+        assert parse_scoring(EmbedConfig, [*words, *views]).views == ("text", "image", "mean")
+    assert parse_scoring(EmbedConfig, [*words, "--views", "text"]).views == ("text",)
+    assert parse_scoring(EmbedConfig, [*words, "--data.crop_scale=0.5,1.0"]).data.crop_scale == (0.5, 1.0)
+    for views, said in (
+        ("text,text", "names a view twice"),
+        ("text,sound", "sound"),
+        ("text --view=full", "set one of them"),
+    ):
+        with pytest.raises(UserError, match=said):
+            parse_scoring(EmbedConfig, [*words, *f"--views {views}".split()])
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -20,6 +20,7 @@ from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Table
 from mbsd.config.data import DataConfig
 from mbsd.config.run import BaseConfig, RunConfig
+from mbsd.config.scoring import EmbedConfig, EvaluateConfig
 from mbsd.data.batch_builder import BatchBuilder, Prepared
 from mbsd.data.decode_torchvision import TorchvisionDecoder
 from mbsd.data.inputs import Builders, open_catalog, split_samples
@@ -29,6 +30,7 @@ from mbsd.data.samples import CatalogSamples, Sample, WithMissing
 from mbsd.data.spec import BatchSpec, SameProduct, Targets
 from mbsd.errors import UserError
 from mbsd.model.config import BackboneConfig
+from mbsd.tools.plan.shapes import num_samples
 from tests.catalog.helpers import write_jsonl
 from tests.data.conftest import IMAGE_SIZE, NUM_ITEMS, PATCHES, ranks, sizes, tensors_of
 
@@ -214,6 +216,8 @@ def test_incomplete_items_are_left_out_where_that_is_asked_for(catalog: Catalog)
         assert [some[n].item for n in range(len(some))] == [
             item for item in catalog.indices(split).tolist() if catalog.title(item) and catalog.has_image(item)
         ]
+        if split == "train":
+            assert num_samples(settings(catalog, drop_incomplete=True)) == len(some), "as planned"
     assert len(CatalogSamples(catalog, None, complete=True)) < NUM_ITEMS == len(CatalogSamples(catalog, None))
 
 
@@ -221,6 +225,16 @@ def test_drop_incomplete_beside_a_table_is_refused(catalog: Catalog, pairs: Tabl
     data = DataConfig(str(catalog.path), table=str(pairs.path), drop_incomplete=True)
     with pytest.raises(UserError, match=r"data.drop_incomplete=true and data.table=.*: a table names its own items"):
         open_catalog(data, "pairs")
+
+
+def test_scoring_leaves_no_item_out(catalog: Catalog, pairs: Table) -> None:
+    data = DataConfig(str(catalog.path), drop_incomplete=True)
+    for config in (
+        EmbedConfig("model", data, "out"),
+        EvaluateConfig("model", dataclasses.replace(data, table=str(pairs.path)), "out.json"),
+    ):
+        with pytest.raises(UserError, match="data.drop_incomplete=true: .* here every item counts: remove it"):
+            config.check()
 
 
 def test_a_split_without_a_complete_item_is_refused(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:

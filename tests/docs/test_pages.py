@@ -24,6 +24,8 @@ FOREIGN = {
 # First words of a python block -> the test that runs it.
 PYTHON_RUN_BY = {
     "from mbsd.inference import Encoder": "tests/tasks/test_vectors.py::test_the_pages_python",
+    'encoder = Encoder.load("runs/contrastive")': "tests/tasks/test_contrastive_vectors.py::"
+    "test_the_pages_python_about_contrastive_models",
     "import mbsd ": "tests/tasks/test_vectors.py::test_the_pages_python",
     "from typing import Any\n\nfrom mbsd.batch": "tests/stages/test_own_stage.py::"
     "test_a_stage_of_a_few_lines_is_trained_by_the_launcher",

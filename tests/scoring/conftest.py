@@ -13,7 +13,7 @@ from mbsd.catalog.build.build import BuildOptions, build_catalog
 from mbsd.catalog.keys import write_keys
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Item
-from mbsd.catalog.synthetic.shop import synthesise
+from mbsd.catalog.synthetic.shop import ShopOptions, synthesise
 from mbsd.data.text import build_tokenizer
 from mbsd.model.heads import MbsdForContrastive, MbsdForMatching
 from mbsd.model.mbsd import MbsdConfig
@@ -41,7 +41,7 @@ class Shop:
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     """Of 90 items every fifth has the next one's title, some lack a title, some a picture."""
     folder = tmp_path_factory.mktemp("shop")
-    synthesise(folder / "raw", num_items=NUM_ITEMS, seed=3, language="en", image_side=32, workers=1)
+    synthesise(folder / "raw", ShopOptions(NUM_ITEMS, 3, "en", image_side=32), workers=1)
     records = [json.loads(line) for line in (folder / "raw" / "items.jsonl").read_text(encoding="utf-8").splitlines()]
     items = []
     for number, record in enumerate(records):

@@ -10,8 +10,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mbsd.catalog.keys import open_keys
+from mbsd.catalog.build.build import BuildOptions, build_catalog
+from mbsd.catalog.keys import open_keys, write_keys
 from mbsd.catalog.reader import Catalog
+from mbsd.catalog.sources import Item
 from mbsd.inference import Encoder
 from mbsd.metrics.ranking import Identified, ranking
 from tests.ranks import launch, refused
@@ -49,7 +51,7 @@ def test_what_stands_in_a_report(shop: Shop, alone: Path) -> None:
     has_text = np.array([bool(catalog.title(item)) for item in items])
     has_image = np.array([catalog.has_image(item) for item in items])
     assert not has_text.all() and not has_image.all()
-    across, within = ("text->image", "image->text"), ("mean->mean", "full->full")
+    across, within = ("text->image", "image->text"), ("text->text", "image->image", "mean->mean", "full->full")
     own = tuple(f"{name}_own" for name in across)
     categories = tuple(f"category->{view}" for view in ("text", "image", "mean"))
     assert {*found["views"]} == {*across, *own, *within, *categories} and found["samples"] == len(items)
@@ -64,7 +66,7 @@ def test_what_stands_in_a_report(shop: Shop, alone: Path) -> None:
         for name, value in of_view["all"].items():
             low, high = of_view["interval"][name]
             assert low <= value <= high or name == "median_rank"
-    expected = {f"either missing at {rate}, {view}" for rate in (0.3, 0.9) for view in (*within, "category->mean")}
+    expected = {f"either missing at {rate}, {view}" for rate in (0.3, 0.9) for view in (*within[2:], "category->mean")}
     assert {*found["missing"]} == expected
 
 
@@ -126,6 +128,21 @@ def test_mistakes_are_one_line(shop: Shop, tmp_path: Path) -> None:
     assert "nothing would be scored" in line
     line = refused(1, [*words, "--retrieval.same=[near_picture]"], tmp_path / "keys", launcher="evaluate")
     assert "mbsd catalog keys" in line and not out.exists()
+
+
+@pytest.mark.distributed
+def test_a_catalogue_without_keys_and_an_empty_split_are_refused(shop: Shop, tmp_path: Path) -> None:
+    items = [Item(name, f"a {name} of wool") for name in ("scarf", "hat", "sock")]
+    build_catalog(items, tmp_path, tmp_path / "few", BuildOptions(workers=1, progress=False))
+    catalog = Catalog(tmp_path / "few")
+    by_size = sorted(("train", "validation", "test"), key=lambda split: len(catalog.indices(split)))
+    assert len(catalog.indices(by_size[0])) == 0 < len(catalog.indices(by_size[-1]))
+    words = [*shop.words(tmp_path / "found.json"), "--data.catalog", catalog.path]
+    line = refused(2, [*words, f"--split={by_size[-1]}"], tmp_path / "keys", launcher="evaluate")
+    assert "no identity keys" in line and "mbsd catalog keys" in line
+    write_keys(catalog)
+    line = refused(2, [*words, f"--split={by_size[0]}"], tmp_path / "empty", launcher="evaluate")
+    assert f"its {by_size[0]} split is empty" in line
 
 
 @pytest.mark.distributed

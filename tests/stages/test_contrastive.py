@@ -36,6 +36,7 @@ VARIATIONS = {
     "filled batches": Variation(bucket=16),
     "float32": Variation(dtype=torch.float32),
 }
+EXECUTED = ("activation checkpointing", "compiled", "filled batches")
 
 
 @pytest.mark.distributed
@@ -58,10 +59,19 @@ def whole_gradients(rank: int, world_size: int, accumulations: tuple[int, ...], 
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("world_size", "accumulations"), [(1, (1, 2, 4)), (2, (1, 2))])
-def test_a_step_has_the_gradient_of_the_whole_batch(world_size: int, accumulations: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("world_size", "accumulations", "names"),
+    [
+        (1, (1, 2, 4), ("softmax", "sigmoid, one projection", "float32")),
+        (1, (1, 2), EXECUTED),
+        (2, (1, 2), ("softmax",)),
+    ],
+)
+def test_a_step_has_the_gradient_of_the_whole_batch(
+    world_size: int, accumulations: tuple[int, ...], names: tuple[str, ...]
+) -> None:
     """With dropout, against one graph of all rows under the same masks; the random state ends where one pass ends."""
-    call(whole_gradients, world_size, accumulations, tuple(VARIATIONS))
+    call(whole_gradients, world_size, accumulations, names)
 
 
 class OtherMasks(ContrastiveObjective):

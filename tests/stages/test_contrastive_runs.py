@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mbsd.catalog.keys import write_keys
 from mbsd.catalog.reader import Catalog
@@ -77,11 +78,13 @@ def test_another_number_of_ranks_and_micro_steps_goes_on(catalog: Path, tmp_path
             assert found[number] == pytest.approx(values, rel=1e-6), number
 
 
-def test_other_keys_are_another_run(catalog: Path, tmp_path: Path) -> None:
+def test_other_keys_or_vectors_are_another_run(catalog: Path, tmp_path: Path) -> None:
     words = arguments(tmp_path / "run", catalog)
     kill_after(Ranks(1, words, tmp_path / "log"), step(tmp_path / "run", HALF))
     found = refused(1, [*words, "--contrastive.same=[title]"], tmp_path / "log")
     assert "keys was 'title." in found and "set it back" in found
+    found = refused(1, [*words, "--contrastive.dim=8"], tmp_path / "log")
+    assert "is [16, 32] in it and [8, 32] in this model; set the model back" in found
 
 
 def test_it_learns_from_stage_1_and_stage_2_starts_from_it(shop: Shop, catalog: Path, tmp_path: Path) -> None:
@@ -102,6 +105,14 @@ def test_it_learns_from_stage_1_and_stage_2_starts_from_it(shop: Shop, catalog: 
     finds = {f"validation/{m}_{d}" for m in ("r1", "r10") for d in ("text_to_image", "image_to_text", "mean")}
     assert {"validation/loss", *finds} <= held_out.keys()
 
+    board = EventAccumulator(str(tmp_path / "run/tensorboard"), size_guidance={"tensors": 0, "images": 0})
+    board.Reload()
+    image = board.Images("nearest/pictures_of_titles")[-1]
+    assert (image.width, image.height) == (6 * 36 - 4, 6 * 36 - 4)  # six queries with five pictures each
+    (table,) = board.Tensors("nearest/titles_of_pictures/text_summary")[-1].tensor_proto.string_val
+    assert len(table.decode().splitlines()) == 8 and table.decode().count("|") == 8 * 7
+    assert (tmp_path / f"run/tensorboard/{40:05d}").is_dir()  # vectors of the projector
+
     best = best_validation(tmp_path / "run")
     assert best.metric == "r1_mean" and best.value == held_out["validation/r1_mean"]
     saved = load_file(tmp_path / f"run/checkpoints/step-{40:08d}/model/model.safetensors")
@@ -111,6 +122,15 @@ def test_it_learns_from_stage_1_and_stage_2_starts_from_it(shop: Shop, catalog: 
         "--data.num_workers=0", "--run.init_from", tmp_path / "run", "--run.validate_samples=8",
     )  # fmt: skip
     launch(1, second, tmp_path / "log")
+
+    for name, words, starts in (
+        ("goes_on", (), last["temperature"]),
+        ("anew", ("--contrastive.temperature_start=5",), 5.0),
+    ):
+        ended = ["--run.init_from", tmp_path / "run", "--run.max_steps=1", *words]
+        launch(1, run_words(tmp_path / name, catalog, 1, *more, *ended), tmp_path / "log")
+        (row, *_) = (tmp_path / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        assert json.loads(row)["temperature"] == pytest.approx(starts, rel=0.02)
 
 
 REFUSED = {

@@ -9,7 +9,7 @@ import torch
 
 from mbsd.catalog.build.build import BuildOptions, build_catalog
 from mbsd.catalog.sources import Item
-from mbsd.catalog.synthetic.shop import synthesise
+from mbsd.catalog.synthetic.shop import ShopOptions, synthesise
 from mbsd.data.text import build_tokenizer
 from mbsd.model.heads import MbsdForContrastive
 from tests.model.reference import randomise, tiny_config
@@ -19,9 +19,9 @@ NO_TITLE, NO_PICTURE = (3, 17), (4, 31)
 SCRIPT = "<script>alert('dress & co')</script>"
 
 
-def build_incomplete_catalog(folder: Path) -> Path:
+def build_incomplete_catalog(folder: Path, seed: int = 5) -> Path:
     """Its raw pictures lie in folder/raw/images."""
-    synthesise(folder / "raw", num_items=COUNT, seed=5, language="en", image_side=32, workers=1)
+    synthesise(folder / "raw", ShopOptions(num_items=COUNT, seed=seed, language="en", image_side=32), workers=1)
     records = [json.loads(line) for line in (folder / "raw" / "items.jsonl").read_text(encoding="utf-8").splitlines()]
     items = []
     for number, record in enumerate(records):

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from dataclasses import dataclass
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from mbsd.catalog.reader import Catalog
 from mbsd.errors import UserError
 from mbsd.inference import Encoder
 from mbsd.io.stored_vectors import read_vectors
 from tests.damage import damage
-from tests.ranks import Ranks, launch
-from tests.tasks.incomplete import COUNT, DIM, NO_PICTURE, NO_TITLE, build_incomplete_catalog, save_contrastive
+from tests.docs.pages import blocks
+from tests.ranks import ROOT, Ranks, command, launch
+from tests.tasks.incomplete import COUNT, DIM, NO_PICTURE, NO_TITLE, SCRIPT, build_incomplete_catalog, save_contrastive
 from tests.tasks.test_vectors import kill_after
 
 VIEWS = ("text", "image", "mean")
@@ -160,3 +166,86 @@ def test_what_is_nearest(made: Made, tmp_path: Path) -> None:
         UserError, match=r"holds vectors h of the view full.*--vector contrastive --views text,image,mean"
     ):
         encoder.search(tmp_path / "h", titles=[title])
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its text, its pictures, and any tag that runs or loads something."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.pictures: list[str] = []
+        self.loads: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if tag == "img":
+            self.pictures.append(values["src"] or "")
+        elif tag in ("script", "link", "iframe") or "src" in values or "href" in values:
+            self.loads.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data.strip())
+
+
+@pytest.mark.distributed
+def test_a_page_of_neighbours(made: Made, tmp_path: Path) -> None:
+    """A text, an item and a picture: what the search finds, pictures that decode, titles that are text and no tags."""
+    catalog = Catalog(made.catalog)
+    item_id, out = catalog.record(2).item_id, tmp_path / "page.html"
+    words = ["--item", item_id, "--query", "<b>red & blue</b>", "--picture", made.pictures / f"{5:07d}.jpg"]
+    done = command("neighbours", made.vectors, *words, "-k", COUNT, "--out", out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    page = Page(out)
+    assert page.loads == [] and SCRIPT in page.texts and "<b>red & blue</b>" in page.texts
+    pictured = COUNT - len(NO_PICTURE)
+    assert len(page.pictures) == pictured + pictured + 1 + pictured, "the item is shown once, as the query"
+    for source in page.pictures:
+        assert source.startswith("data:image/jpeg;base64,")
+        Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).load()
+    assert page.texts.count("no picture") == 3 * len(NO_PICTURE) and page.texts.count("no title") == 3 * len(NO_TITLE)
+    hits = Encoder.load(made.model).search(made.vectors, titles=["<b>red & blue</b>"], k=COUNT)[0]
+    lines = done.stdout.partition("text: ")[2].splitlines()[1 : COUNT + 1]
+    assert [line.split()[1] for line in lines] == [hit.item_id for hit in hits]
+    own = done.stdout.partition("text: ")[0].splitlines()[1:]
+    assert len(own) == COUNT - 1 and item_id not in {line.split()[1] for line in own}
+
+
+@pytest.mark.distributed
+def test_mistakes_in_what_is_asked_are_one_line(made: Made, another: Path, tmp_path: Path) -> None:
+    catalog = Catalog(made.catalog)
+    lacking = catalog.record(NO_PICTURE[0]).item_id
+    other = save_contrastive(tmp_path / "other", ["red dress"] * 3, seed=91)
+    for words, said in (
+        ([], "nothing is asked: give --query TEXT"),
+        (["--item", "nobody"], "has no such item"),
+        (["--item", lacking, "--view", "image"], "has no vector in the view image"),
+        (["--item", lacking, "--view", "full"], "holds vectors of text, image, mean and not of the view full"),
+        (["--item", lacking, "--catalog", another], "not the catalogue that the vectors in"),
+        (["--query", "red", "--model", other], "its vectors are of another model"),
+        (["--picture", tmp_path / "nothing.jpg"], "nothing.jpg"),
+    ):
+        done = command("neighbours", made.vectors, *words, "--out", tmp_path / "page.html")
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and said in done.stderr, done.stderr
+    assert not (tmp_path / "page.html").exists()
+
+
+@pytest.fixture
+def another(tmp_path: Path) -> Path:
+    """Another catalogue."""
+    (tmp_path / "shop").mkdir()
+    return build_incomplete_catalog(tmp_path / "shop", seed=6)
+
+
+@pytest.mark.distributed
+def test_the_pages_python_about_contrastive_models(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/deploy.md: its block runs as it stands."""
+    (block,) = (code for code in blocks(ROOT / "docs/deploy.md", "python") if "runs/contrastive" in code)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "contrastive").symlink_to(made.model)
+    (tmp_path / "runs" / "vectors").symlink_to(made.vectors)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"Encoder": Encoder}
+    exec(block, names)
+    assert names["queries"].shape == (1, DIM) and len(names["hits"][0]) == 20

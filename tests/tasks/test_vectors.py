@@ -225,6 +225,8 @@ def test_the_pages_python(trained: Trained, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     for block in deploy:
+        if "runs/contrastive" in block:
+            continue  # of a model that is not trained here (test_contrastive_vectors.py)
         exec(block, names)
     assert names["vectors"].shape == (1, 32) and names["scores"].shape == (1, 1)
     assert names["model"].config.hidden_size == 32 and names["pictures"] and names["tokenizer"]

@@ -12,7 +12,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +27,7 @@ from mbsd.model.heads import MbsdForMaskedModelling
 from mbsd.model.mbsd import MbsdConfig
 from mbsd.optim.groups import build_optimizer, parameter_groups
 from mbsd.parallel.world import World
-from mbsd.tools.bench.ranks import SumOfWeights, on_ranks
+from mbsd.tools.bench.ranks import SumOfWeights, on_ranks, seconds_of_slowest
 from mbsd.tools.plan.memory import FLOAT
 from mbsd.tools.plan.speed import OPTIMIZER_WORDS
 from mbsd.training.engine import build_engine
@@ -114,7 +113,7 @@ def _measure(world: World, turns: int, layers: int) -> dict[str, dict[str, float
     for turn in range(turns + 1):
         for name, contestant in contestants.items():
             contestant.prepare()
-            took = _seconds(contestant.step, world)
+            took = seconds_of_slowest(contestant.step, world)
             if turn:  # the first turn allocates
                 seconds[name].append(took)
     return {name: _summary(name, contestants[name], seconds, num_parameters) for name in contestants}
@@ -134,23 +133,6 @@ def _summary(
         if other in seconds and name != other and (other != TEXTBOOK or not name.endswith(WHOLE)):
             found[key] = statistics.median(a / b for a, b in zip(seconds[name], seconds[other], strict=True))
     return found
-
-
-def _seconds(step: Callable[[], None], world: World) -> float:
-    """Seconds of a step on the slowest rank, from a barrier to the end of the last kernel."""
-    _wait(world)
-    dist.barrier()
-    began = time.perf_counter()
-    step()
-    _wait(world)
-    took = torch.tensor(time.perf_counter() - began, dtype=torch.float64, device=world.device)
-    dist.all_reduce(took, op=dist.ReduceOp.MAX)
-    return float(took)
-
-
-def _wait(world: World) -> None:
-    if world.device.type == "cuda":
-        torch.cuda.synchronize(world.device)
 
 
 def _lamb_engine(model: nn.Module) -> Any:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from mbsd.errors import UserError
@@ -63,6 +65,23 @@ def on_ranks(world_size: int, measure: Callable[Concatenate[World, P], R], *args
         raise RuntimeError(f"a rank failed; exit codes {[process.exitcode for process in processes]}")
     result: R = answers.get()
     return result
+
+
+def seconds_of_slowest(step: Callable[[], object], world: World) -> float:
+    """Seconds of a step on the slowest rank, from a barrier to the end of the last kernel (collective)."""
+    _wait(world)
+    dist.barrier()
+    began = time.perf_counter()
+    step()
+    _wait(world)
+    took = torch.tensor(time.perf_counter() - began, dtype=torch.float64, device=world.device)
+    dist.all_reduce(took, op=dist.ReduceOp.MAX)
+    return float(took)
+
+
+def _wait(world: World) -> None:
+    if world.device.type == "cuda":
+        torch.cuda.synchronize(world.device)
 
 
 def _rank(

@@ -178,7 +178,7 @@ def num_samples(config: BaseConfig) -> int | None:
         return None
     catalog = Catalog(config.data.catalog)
     if config.data.table is None:
-        return len(CatalogSamples(catalog, "train"))
+        return len(CatalogSamples(catalog, "train", complete=config.data.drop_incomplete))
     if not Path(config.data.table).exists():
         return None
     return len(TableSamples(Table(config.data.table, catalog), "train"))

@@ -51,13 +51,15 @@ def find_examples(evaluation: Evaluation, number: int) -> dict[str, list[Example
     Labels take turns, so that in a yes/no task half of the rows are labelled yes, if there are enough.
 
     Returns:
-        "right" and "wrong" -> at most `number` rows; empty if the evaluation wrote no answers.
+        "right" and "wrong" -> at most `number` rows; empty if the evaluation wrote no answers with probabilities.
 
     Raises:
         UserError: the evaluation's catalogue is missing, or its answers are not those that it wrote.
     """
     if evaluation.answers is None or not evaluation.views:
         return {}
+    if evaluation.vector and evaluation.task != "probe":
+        return {}  # ranks and distances say nothing of how sure an answer is
     if not Path(evaluation.catalog).is_dir():
         raise UserError(
             f"{evaluation.file}: its catalogue {evaluation.catalog} is not there; start from the folder that the "

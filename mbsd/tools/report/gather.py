@@ -28,6 +28,7 @@ class Evaluation:
         missing: which input is missing, and how often -> the same.
         answers: Parquet file of the rows' answers; None: none were written.
         answers_sha256: its checksum when it was written; "": an older version recorded none.
+        vector: which vectors were measured; "": the answers of a head were.
     """
 
     name: str
@@ -37,16 +38,17 @@ class Evaluation:
     split: str
     samples: int
     catalog: str
-    table: str
+    table: str | None
     views: dict[str, Any]
     missing: dict[str, Any]
     answers: Path | None
     answers_sha256: str = ""
+    vector: str = ""
 
     @property
     def dataset(self) -> str:
-        """Name of the evaluated table, which distinguishes data sets of one task."""
-        return Path(self.table).stem
+        """Name of the evaluated table, or of the catalogue where no table is read: data sets of one task."""
+        return Path(self.catalog).name if self.table is None else Path(self.table).stem
 
 
 def read_evaluations(paths: Sequence[Path]) -> list[Evaluation]:
@@ -98,6 +100,7 @@ def _read(file: Path, strict: bool = False) -> Evaluation | None:
         run=run,
         answers=answers if answers.exists() else None,
         answers_sha256=values.get("answers_sha256", ""),
+        vector=values.get("vector", ""),
         **{name: values[name] for name in wanted - {"model"}},
     )
 

@@ -13,9 +13,10 @@ from mbsd.io.settings_text import read_yaml
 from mbsd.tools.report.curves import draw_curves, read_curves
 from mbsd.tools.report.examples import Example, find_examples
 from mbsd.tools.report.gather import Evaluation, read_evaluations
-from mbsd.tools.report.tables import READS, PaperTable, paper_tables
+from mbsd.tools.report.tables import READS, PaperTable, paper_tables, table_of
 
 TEMPLATE = "page.html.j2"
+OF_VECTORS = "r1_mean"  # what a run of the contrastive stage is chosen by
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,10 @@ def _part(evaluation: Evaluation, tables: Sequence[PaperTable], examples: int) -
     curves, settings = "", ""
     if evaluation.run is not None:
         found = read_curves(evaluation.run)
-        metrics = next(table.metrics for table in tables if table.task == evaluation.task)
+        metrics = next(table.metrics for table in tables if table.task == table_of(evaluation))
         if found:
-            curves = draw_curves(
-                found, [f"{metric}_{view}" for view in evaluation.views for metric in list(metrics)[-1:]]
-            )
+            of_views = [f"{metric}_{view}" for view in evaluation.views for metric in list(metrics)[-1:]]
+            curves = draw_curves(found, [*of_views, OF_VECTORS])
         config = read_yaml(evaluation.run / "config.yaml")
         run = config["run"]
         settings = f"from {run.get('init_from') or 'scratch'}, seed {run['seed']}"

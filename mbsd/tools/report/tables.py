@@ -1,4 +1,8 @@
-"""The paper's tables from evaluated runs: Table 1 (attributes), 4 (alignment), 5 (classification), and more."""
+"""The paper's tables from evaluated runs: Table 1 (attributes), 4 (alignment), 5 (classification), and more.
+
+Vectors that were measured without training have two tables: retrieval, a row for each model and direction, and
+zero-shot, neighbours and probe side by side, a row for each model and view.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +28,22 @@ TABLES: dict[str, tuple[str, dict[str, str]]] = {
     "classification": ("Table 5: classification", {"accuracy": "Accuracy", "macro_f1": "Macro-F1"}),
     "sensitive": ("Sensitive products", {**FIVE, "average_precision": "Average precision"}),
     "clustering": ("Clustering", {"nmi": "NMI", "ari": "ARI", "purity": "Purity"}),
-}
-READS = {"full": "", "text": " (text)", "image": " (image)"}
+    "retrieval": (
+        "Retrieval",
+        {"r1": "R@1", "r5": "R@5", "r10": "R@10", "p1": "P@1", "p10": "P@10", "mrr": "MRR", "ndcg10": "nDCG@10",
+         "map": "MAP"},
+    ),
+    "frozen": (
+        "Categories by frozen vectors",
+        {"zero_shot/accuracy": "Zero-shot", "zero_shot/top5": "top 5", "zero_shot/macro_f1": "Macro-F1",
+         "neighbours/accuracy_k1": "1 neighbour", "neighbours/accuracy_k20": "20 neighbours",
+         "probe/accuracy": "Probe", "probe/macro_f1": "Macro-F1 of the probe"},
+    ),
+    "matching": ("Matching without training", {**FIVE, "average_precision": "Average precision"}),
+}  # fmt: skip
+# Tables of several tasks, whose metrics are named TASK/METRIC; any other is of the task that it is named after.
+TASKS_OF = {"frozen": ("zero_shot", "neighbours", "probe")}
+READS = {"full": "", "text": " (text)", "image": " (image)", "mean": " (mean of both)"}
 
 
 @dataclass(frozen=True)
@@ -122,7 +140,7 @@ def paper_tables(evaluations: Sequence[Evaluation]) -> list[PaperTable]:
     """A table for each evaluated task, in the paper's order; runs of one name count as seeds of one model."""
     tables = []
     for task, (title, metrics) in TABLES.items():
-        of_task = [evaluation for evaluation in evaluations if evaluation.task == task]
+        of_task = [evaluation for evaluation in evaluations if table_of(evaluation) == task]
         if not of_task:
             continue
         split = {evaluation.split for evaluation in of_task}
@@ -141,11 +159,18 @@ def paper_tables(evaluations: Sequence[Evaluation]) -> list[PaperTable]:
     return tables
 
 
+def table_of(evaluation: Evaluation) -> str:
+    """The table, as of TABLES, that an evaluation stands in."""
+    return next((table for table, tasks in TASKS_OF.items() if evaluation.task in tasks), evaluation.task)
+
+
 def _has(run: Evaluation, view: str, metric: str) -> bool:
-    return metric in run.views.get(view, {}).get("all", {})
+    task, _, name = metric.rpartition("/")
+    return task in ("", run.task) and name in run.views.get(view, {}).get("all", {})
 
 
 def _cell(runs: Sequence[Evaluation], view: str, metric: str) -> Cell:
+    metric = metric.rpartition("/")[2]
     values = [run.views[view]["all"][metric] for run in runs]
     ends = [run.views[view]["interval"][metric] for run in runs if metric in run.views[view].get("interval", {})]
     return Cell(

@@ -1,0 +1,1 @@
+"""`mbsd neighbours`: a page of the items that are nearest to titles, pictures and other items."""
