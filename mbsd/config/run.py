@@ -93,6 +93,11 @@ class BaseConfig:
     data: DataConfig
     model: ModelConfig = field(default_factory=ModelConfig)
 
+    @property
+    def batch_schedule(self) -> tuple[tuple[float, int], ...] | None:
+        """Global batches by share of the run's samples (`mbsd.config.batch_plan`); None: all steps have one."""
+        return None
+
     def check(self) -> None:
         """Raise UserError where two settings contradict each other."""
         run, data = self.run, self.data
@@ -138,6 +143,11 @@ class PretrainConfig(BaseConfig):
     """The contrastive stage only."""
     sdmi: SdmiConfig | None = None
     """Stage 2 only."""
+
+    @property
+    def batch_schedule(self) -> tuple[tuple[float, int], ...] | None:
+        """Of the contrastive stage."""
+        return self.contrastive.batch_schedule if self.contrastive is not None else None
 
     def check(self) -> None:
         """See BaseConfig; and each stage has its own sections."""

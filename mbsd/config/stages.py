@@ -62,6 +62,10 @@ class ContrastiveConfig:
     """The learned one is held below this."""
     chunk: int = at_least(1, default=1024)
     """Rows of the similarity matrix that are held at a time: less memory, the same numbers."""
+    batch_schedule: tuple[tuple[float, int], ...] | None = None
+    """Smaller global batches at the beginning: from which share of the run's samples on which batch, say
+    [[0, 2048], [0.1, 8192]]. By the number of micro-steps alone; the last is train_batch_size of DeepSpeed's JSON.
+    Epochs are as long as ever; the learning rate goes by steps. Default: every step has train_batch_size."""
     check_passes: bool = False
     """To find faults: stop where the vectors of the second pass are not bit for bit those of the first. It waits for
     the device in each step."""
@@ -72,6 +76,8 @@ class ContrastiveConfig:
             raise UserError(f"contrastive.dim={self.dim}: expected at most {MAX_CONTRASTIVE_DIM}")
         if len(set(self.same)) < len(self.same):
             raise UserError(f"contrastive.same={list(self.same)}: names a kind of key twice")
+        if self.batch_schedule is not None:
+            _check_schedule(self.batch_schedule)
         numbers = {"temperature": self.temperature, "temperature_start": self.temperature_start}
         for name, value in (*numbers.items(), ("temperature_max", self.temperature_max)):
             if isinstance(value, (int, float)) and not 0 < value < math.inf:
@@ -81,6 +87,15 @@ class ContrastiveConfig:
                 f"contrastive.temperature_start={self.temperature_start}: contrastive.temperature={self.temperature} "
                 "is a constant, which starts nowhere else; remove one"
             )
+
+
+def _check_schedule(schedule: tuple[tuple[float, int], ...]) -> None:
+    shown = f"contrastive.batch_schedule={[list(phase) for phase in schedule]}"
+    shares = [share for share, _ in schedule]
+    if not shares or shares[0] != 0 or shares != sorted(set(shares)) or shares[-1] >= 1:
+        raise UserError(f"{shown}: expected shares that begin at 0 and rise, all below 1")
+    if any(batch < 2 for _, batch in schedule):
+        raise UserError(f"{shown}: expected batches of 2 samples or more")
 
 
 @dataclass(frozen=True)

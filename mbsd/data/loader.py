@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mbsd.batch import Batch
+from mbsd.config.batch_plan import BatchPlan, Place
 from mbsd.config.deepspeed import BatchSizes
 from mbsd.data.batch_builder import BatchBuilder, Prepared
 from mbsd.data.damaged import DamagedPictures
@@ -47,7 +48,7 @@ class TrainLoader:
         builder: with spec.train; its `data` sets how many workers build micro-batches (0: the calling process does) and
             how many each holds ready.
         order: of these samples.
-        sizes: samples of a step and of a micro-batch.
+        sizes: samples of a step and of a micro-batch; or of each step, by its position.
         world: of this process. Micro-batches are delivered on its device; to a GPU they travel from page-locked
             memory, ahead of their step.
         damaged: counts damaged pictures; None: they are not counted.
@@ -65,7 +66,7 @@ class TrainLoader:
         samples: Samples,
         builder: BatchBuilder,
         order: Order,
-        sizes: BatchSizes,
+        sizes: BatchSizes | BatchPlan,
         world: World,
         damaged: DamagedPictures | None = None,
     ) -> None:
@@ -73,12 +74,14 @@ class TrainLoader:
         if order.num_samples != len(samples):
             raise ValueError(f"an order of {order.num_samples} samples for {len(samples)}: expected the same number")
         self.order, self.builder = order, builder
-        self._dataset = _TrainMicroBatches(samples, builder, order, sizes, world)
+        plan = sizes if isinstance(sizes, BatchPlan) else BatchPlan.constant(sizes)
+        self._dataset = _TrainMicroBatches(samples, builder, order, plan, world)
         self._device, self._damaged = world.device, damaged
         self._consumed = 0  # micro-batches since the position that was loaded
         # A step's micro-batches are taken together; on a GPU they are copied, and the memory is free again.
-        held = HELD_FOR_A_GPU if world.device.type == "cuda" else sizes.accumulation + 1
-        self.need = Need.of(builder, samples, sizes.micro_batch, builder.data.prefetch, held)
+        held = HELD_FOR_A_GPU if world.device.type == "cuda" else plan.most_micro_steps + 1
+        micro_batch = plan.phases[0][1].micro_batch
+        self.need = Need.of(builder, samples, micro_batch, builder.data.prefetch, held)
 
     def __iter__(self) -> Iterator[Batch]:
         numbers = itertools.count(self._consumed)
@@ -88,13 +91,21 @@ class TrainLoader:
             self._consumed += 1
             yield batch
 
+    @property
+    def micro_steps(self) -> int:
+        """Micro-batches of the step that the next one belongs to."""
+        return self._place.sizes.accumulation
+
+    @property
+    def _place(self) -> Place:
+        return self._dataset.plan.place(self._dataset.first, self._consumed)
+
     def state_dict(self) -> dict[str, int]:
         """`epoch` and `position` in it of the next step's first sample, and what the order was drawn from.
 
         A step of which only some micro-batches were taken comes again as a whole.
         """
-        step = self._consumed // self._dataset.sizes.accumulation
-        epoch, position = divmod(self._dataset.first + step * self._dataset.sizes.global_batch, self.order.num_samples)
+        epoch, position = divmod(self._place.position, self.order.num_samples)
         return {"epoch": epoch, "position": position, **dataclasses.asdict(self.order)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -171,23 +182,19 @@ def spread(num_samples: int, limit: int | None) -> Int64:
 class _TrainMicroBatches(Dataset[Prepared]):
     """Micro-batch number n of one rank, counted over all steps from the global position `first`."""
 
-    def __init__(self, samples: Samples, builder: BatchBuilder, order: Order, sizes: BatchSizes, world: World) -> None:
+    def __init__(self, samples: Samples, builder: BatchBuilder, order: Order, plan: BatchPlan, world: World) -> None:
         self.samples, self.builder, self.order = samples, builder, order
-        self.sizes, self.rank, self.world_size = sizes, world.rank, world.size
+        self.plan, self.rank, self.world_size = plan, world.rank, world.size
         self.first = 0
-        micro_batch_positions(0, 0, self.rank, **self._cut)  # raises where the sizes do not fit together
+        for _, sizes in plan.phases:
+            self._positions(Place(0, 0, sizes))  # raises where the sizes do not fit together
 
-    @property
-    def _cut(self) -> dict[str, int]:
-        return {
-            "global_batch": self.sizes.global_batch,
-            "micro_batch": self.sizes.micro_batch,
-            "world_size": self.world_size,
-        }
+    def _positions(self, place: Place) -> Int64:
+        cut = {"global_batch": place.sizes.global_batch, "micro_batch": place.sizes.micro_batch}
+        return place.position + micro_batch_positions(0, place.micro_step, self.rank, **cut, world_size=self.world_size)
 
     def __getitem__(self, number: int) -> Prepared:
-        step, micro_step = divmod(number, self.sizes.accumulation)
-        positions = self.first + micro_batch_positions(step, micro_step, self.rank, **self._cut)
+        positions = self._positions(self.plan.place(self.first, number))
         epochs, places = np.divmod(positions, len(self.samples))
         indices = self.order.samples_at(positions)
         return self.builder.prepare([self.samples[index] for index in indices.tolist()], places, epochs)

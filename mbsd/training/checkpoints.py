@@ -48,7 +48,7 @@ class RunParts:
             "table": inputs.table.fingerprint if inputs.table is not None else None,
             "samples": schedule.num_samples,
             "run.seed": run.config.run.seed,
-            "train_batch_size": run.sizes.global_batch,
+            "train_batch_size": schedule.batches.identity,
             "views": list(needs.views),
             "model": _shape(model.config),
             "keys": keys,

@@ -59,6 +59,17 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not any(expected in record.getMessage() for expected in EXPECTED_WARNINGS)
 
 
+def set_micro_steps(engine: Any, micro_steps: int) -> None:
+    """Let the next step have so many micro-steps; nothing is touched where the step before had as many.
+
+    DeepSpeed divides losses by `gradient_accumulation_steps` and steps where the micro-steps since its beginning are a
+    multiple of them: they are counted from this step on. All else that reads the number belongs to offloading.
+    """
+    if micro_steps != engine.gradient_accumulation_steps():
+        engine.set_train_batch_size(micro_steps * engine.train_micro_batch_size_per_gpu() * engine.dp_world_size)
+        engine.micro_steps = 0
+
+
 def lamb_of(engine: Any) -> Lamb | None:
     """The engine's LAMB, without what DeepSpeed has wrapped around it; None if it trains with another optimizer."""
     optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mbsd.batch import Batch
+from mbsd.config.batch_plan import BatchPlan
 from mbsd.data.damaged import DamagedPictures
 from mbsd.data.inputs import Builders, Inputs
 from mbsd.data.loader import TrainLoader, eval_batches, eval_need
@@ -36,7 +37,13 @@ class Feed:
 
     @classmethod
     def of(
-        cls, run: Run, inputs: Inputs, needs: Needs, samples: tuple[Samples, Samples], model: BackboneConfig
+        cls,
+        run: Run,
+        inputs: Inputs,
+        needs: Needs,
+        samples: tuple[Samples, Samples],
+        model: BackboneConfig,
+        batches: BatchPlan,
     ) -> Feed:
         """The streams over the training and the held-out samples; nothing is read before the first step.
 
@@ -52,7 +59,7 @@ class Feed:
         validation = builders.build(needs.held_out_views, needs.targets, run.world, seed=settings.seed)
         damaged = DamagedPictures(data.max_corrupt, say)
         order = Order(settings.seed, len(train), data.shuffle_block, data.shuffle_window)
-        loader = TrainLoader(train, builder, order, run.sizes, run.world, damaged)
+        loader = TrainLoader(train, builder, order, batches, run.world, damaged)
         shown = HeldOut(held_out, validation, inputs.catalog, settings.validate_samples, run.world.device)
         require_room([loader.need, eval_need(held_out, validation, run.sizes.micro_batch)], run.world.local_size)
         return cls(run, loader, shown, damaged)
@@ -67,7 +74,7 @@ class Feed:
         """The micro-batches of one step after the other, on the rank's device, from where the loader stands."""
         micro_batches = iter(self.loader)
         while True:
-            yield [next(micro_batches) for _ in range(self.run.sizes.accumulation)]
+            yield [next(micro_batches) for _ in range(self.loader.micro_steps)]
 
     def validation_batches(self) -> Iterator[Batch]:
         """This rank's held-out batches, on its device; the watchdog sees each of them."""

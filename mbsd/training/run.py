@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mbsd.config.batch_plan import BatchPlan, plan_batches
 from mbsd.config.deepspeed import BatchSizes, DeepSpeedConfig, precision
 from mbsd.config.run import BaseConfig
 from mbsd.config.run_files import DONE
@@ -29,11 +29,13 @@ class Schedule:
     Attributes:
         num_samples: of the training split.
         total_steps: optimizer steps.
+        batches: of each step.
         deepspeed: DeepSpeed's JSON, resolved for these steps.
     """
 
     num_samples: int
     total_steps: int
+    batches: BatchPlan
     deepspeed: dict[str, Any]
 
 
@@ -72,7 +74,7 @@ class Run:
 
     @property
     def sizes(self) -> BatchSizes:
-        """Samples of a step, and how ranks and micro-steps cut them.
+        """Samples of a step (of the last one, where batches grow), and how ranks and micro-steps cut them.
 
         Raises:
             UserError: DeepSpeed's batch keys contradict each other.
@@ -83,11 +85,15 @@ class Run:
         """How long the run is with so many training samples.
 
         Raises:
-            UserError: a DeepSpeed JSON that this project does not train with.
+            UserError: a DeepSpeed JSON that this project does not train with, or a schedule of batches beside it.
         """
         run = self.config.run
-        total_steps = run.max_steps or max(1, math.ceil((run.epochs or 0) * num_samples / self.sizes.global_batch))
-        return Schedule(num_samples, total_steps, self.ds_config.resolved(self.world.size, total_steps))
+        samples = run.epochs * num_samples if run.epochs is not None else None
+        batches = plan_batches(
+            self.config.batch_schedule, self.sizes, self.world.size, samples=samples, steps=run.max_steps
+        )
+        total_steps = run.max_steps or max(1, batches.steps_for(samples or 0))
+        return Schedule(num_samples, total_steps, batches, self.ds_config.resolved(self.world.size, total_steps))
 
     def stop_requested(self, step: int, *, last: bool) -> Stop | None:
         """Whether a signal asked any rank to stop: agreed on by all ranks, one step late; collective, once a step."""

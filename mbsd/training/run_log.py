@@ -40,7 +40,7 @@ class RunLog:
         model: BackboneConfig = engine.module.model.config
         self._throughput = Throughput(model, run.world.size, run.world.device)
         self._totals: Losses = {}  # sums since the last log, on the device
-        self._steps = 0  # since the last log
+        self._steps = self._micro_steps = 0  # since the last log
         self._skipped, self._lamb = SkippedSteps(engine, run.config.run), lamb_of(engine)
         self._unnamed = self._lamb  # until its unused parameters have been named
         self._read: tuple[dict[str, float], dict[str, float]] = {}, {}
@@ -89,6 +89,7 @@ class RunLog:
     def count(self, batch: Batch, losses: Losses) -> None:
         """Add a micro-batch that was trained on; nothing waits for the device."""
         self._throughput.count(batch)
+        self._micro_steps += 1
         for name, value in losses.items():
             self._totals[name] = self._totals.get(name, 0.0) + value.detach()
 
@@ -115,14 +116,14 @@ class RunLog:
         Raises:
             DivergedError: one of them is NaN or infinite; raised on every rank.
         """
-        values = _mean_over_ranks(self._totals, self._steps * self.run.sizes.accumulation)
+        values = _mean_over_ranks(self._totals, self._micro_steps)
         state = {"lr": self._rate, **training_state(self.engine)}
         refuse_divergence(values, state, step, self._steps, self.run.config.run)
         self._read = values, state
 
     def write(self, step: int, damaged_pictures: int) -> None:
         """Log what `read` has read, with speed and progress, and reset the counts."""
-        samples = step * self.run.sizes.global_batch
+        samples = self.schedule.batches.samples_after(step)
         progress = {"epoch": samples / self.schedule.num_samples, "samples": float(samples)}
         if damaged_pictures:
             progress["corrupt_images"] = float(damaged_pictures)
@@ -131,7 +132,7 @@ class RunLog:
         curves = {f"trust_ratio/{name}": ratio for name, ratio in ratios.items()}
         values, state = self._read
         self._writer.log(step, {**progress, **values, **state, **self._throughput.read()}, curves=curves)
-        self._totals, self._steps = {}, 0
+        self._totals, self._steps, self._micro_steps = {}, 0, 0
 
     def validation(self, step: int, held_out: Validation) -> None:
         """Log a validation, with the PR curve of each view where labels are yes or no."""

@@ -33,12 +33,13 @@ def print_start(run: Run, checkpoints: Checkpoints, origin: str, changed: Sequen
     parameters = sum(parameter.numel() for parameter in model.parameters())
     shape: Any = model.config
     sizes, resolved = run.sizes, schedule.deepspeed
-    epochs = (schedule.total_steps * sizes.global_batch) / schedule.num_samples
+    epochs = schedule.batches.samples_after(schedule.total_steps) / schedule.num_samples
+    batches = " to ".join(str(each.global_batch) for _, each in schedule.batches.phases)
     optimizer = resolved["optimizer"]
     rate = peak_learning_rate(resolved, schedule.total_steps)
     facts = {
         "start": origin,
-        "steps": f"{checkpoints.state.step + 1}-{schedule.total_steps} of {sizes.global_batch} samples "
+        "steps": f"{checkpoints.state.step + 1}-{schedule.total_steps} of {batches} samples "
         f"({run.world.size} ranks x {sizes.accumulation} x {sizes.micro_batch}): {epochs:.3g} epochs",
         "data": f"{schedule.num_samples:,} samples of {config.data.table or config.data.catalog}, "
         f"{num_held_out:,} held out",

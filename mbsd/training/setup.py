@@ -61,7 +61,7 @@ def run_stage(config: BaseConfig, ds_config: DeepSpeedConfig, stage: Stage) -> N
             inputs = Inputs(catalog, table, tokenizer, start_weights(config))
             objective = stage.objective(config, inputs)
             prepare_execution(objective.model, config)
-            feed = Feed.of(run, inputs, needs, samples, objective.model.config)
+            feed = Feed.of(run, inputs, needs, samples, objective.model.config, schedule.batches)
         seed_everything(config.run.seed, run.world.rank)
         engine = build_engine(objective, schedule.deepspeed)
 

@@ -9,6 +9,7 @@ import torch
 
 from mbsd.training.checkpoints import Checkpoints
 from mbsd.training.divergence import refuse_broken_weights
+from mbsd.training.engine import set_micro_steps
 from mbsd.training.feed import Feed
 from mbsd.training.preempt import Stop
 from mbsd.training.run import Run
@@ -70,6 +71,7 @@ class Trainer:
         self.log.begin_step()
         batches = self.log.timed(lambda: next(self._steps))
         self._beat("training")
+        set_micro_steps(self.engine, len(batches))
         contexts = self.engine.module.contexts(batches)
         for batch, context in zip(batches, contexts, strict=True):
             losses = self.engine(batch, context)

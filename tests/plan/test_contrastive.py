@@ -138,6 +138,14 @@ def test_chunks_bound_the_memory_of_the_loss() -> None:
     assert 1 < (kept[1] - kept[0]) / (4 * 128 * 16384) < 12
 
 
+def test_smaller_batches_at_the_beginning_are_more_steps() -> None:
+    epochs = ("--run.epochs=2", "--run.max_steps=null")
+    plain = plan_of(8192, 256, *epochs)
+    grown = plan_of(8192, 256, *epochs, "--contrastive.batch_schedule=[[0,4096],[0.5,8192]]")
+    assert plain.steps == -(-200_000 // 8192) == 25 and grown.steps == 25 + 12
+    assert grown.speed == plain.speed and "of the last batch, 8192" in grown.advice[-1]
+
+
 def test_it_is_printed_in_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = plan_of(8192, 256)
     print_plan(plan, "a plan")

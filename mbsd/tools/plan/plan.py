@@ -190,7 +190,7 @@ def make_plan(
     )  # fmt: skip
     samples = samples if samples is not None else num_samples(config)
     flops = _flops(shapes, micro_batch)
-    steps = num_steps(config, samples, sizes.global_batch)
+    steps = num_steps(config, samples, sizes, gpus)
     resolved = ds_config.resolved(gpus, steps or UNKNOWN_STEPS)
     plan = Plan(
         gpu=gpu, gpus=gpus, nodes=cluster.nodes, network=cluster.network, precision=kind,
@@ -203,6 +203,11 @@ def make_plan(
         largest_micro_batch=largest, advice=[],
     )  # fmt: skip
     plan.advice.extend(_advice(plan))
+    if config.batch_schedule is not None:
+        plan.advice.append(
+            f"contrastive.batch_schedule: memory and times are of the last batch, {sizes.global_batch}; smaller ones "
+            "take less"
+        )
     if not config.model.activation_checkpointing and (not plan.fits or seconds.encoding):
         lean = dataclasses.replace(config, model=dataclasses.replace(config.model, activation_checkpointing=True))
         of_lean = Shapes(lean, DTYPES[kind], lengths, gpu.capability)

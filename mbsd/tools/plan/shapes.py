@@ -18,6 +18,8 @@ from mbsd.batch import Batch, Masks, Views
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Table
 from mbsd.checkpoint.resume import weights_folder
+from mbsd.config.batch_plan import plan_batches
+from mbsd.config.deepspeed import BatchSizes
 from mbsd.config.run import BaseConfig, FinetuneConfig, PretrainConfig
 from mbsd.data.samples import CatalogSamples, TableSamples
 from mbsd.data.spec import Masked, SameProduct
@@ -182,13 +184,19 @@ def num_samples(config: BaseConfig) -> int | None:
     return len(TableSamples(Table(config.data.table, catalog), "train"))
 
 
-def num_steps(config: BaseConfig, samples: int | None, global_batch: int) -> int | None:
-    """Optimizer steps of the run; None where its epochs are of unknown length."""
-    if config.run.max_steps is not None:
-        return config.run.max_steps
-    if samples is None:
-        return None
-    return max(1, math.ceil((config.run.epochs or 0) * samples / global_batch))
+def num_steps(config: BaseConfig, samples: int | None, sizes: BatchSizes, gpus: int) -> int | None:
+    """Optimizer steps of the run; None where its epochs are of unknown length.
+
+    Raises:
+        UserError: a schedule of batches that does not fit the GPUs.
+    """
+    steps, seen = config.run.max_steps, None
+    if steps is None:
+        if samples is None:
+            return None
+        seen = (config.run.epochs or 0) * samples
+    batches = plan_batches(config.batch_schedule, sizes, gpus, samples=seen, steps=steps)
+    return steps or max(1, batches.steps_for(seen or 0))
 
 
 def _loss(objective: Objective, batch: Batch, context: Any = None) -> Tensor:
