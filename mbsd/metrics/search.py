@@ -18,7 +18,7 @@ Float32 = NDArray[np.float32]
 
 EXACT_UP_TO = 1_000_000  # vectors that are all compared with each query; of more, those of the likeliest cells
 SAMPLES_PER_CELL = 64  # that cells are learned from
-PROBED = 1 / 16  # share of the cells that are looked into
+PROBED = 1 / 64  # share of the cells that are looked into
 ROWS = 65536  # that are held a second time, as directions, while they are put into the index
 
 
