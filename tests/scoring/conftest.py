@@ -7,16 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
 from mbsd.catalog.build.build import BuildOptions, build_catalog
 from mbsd.catalog.keys import write_keys
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Item
 from mbsd.catalog.synthetic.shop import ShopOptions, synthesise
-from mbsd.data.text import build_tokenizer
-from mbsd.model.heads import MbsdForContrastive, MbsdForMatching
-from mbsd.model.mbsd import MbsdConfig
+from tests.untrained import save_untrained
 
 NUM_ITEMS = 90
 
@@ -51,14 +48,5 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     build_catalog(items, folder / "raw" / "images", folder / "catalog", BuildOptions(workers=1, progress=False))
     catalog = Catalog(folder / "catalog")
     write_keys(catalog)
-    tokenizer = build_tokenizer((catalog.title(item) for item in range(len(catalog))), 600, folder / "tokenizer")
-    config = MbsdConfig(
-        vocab_size=-(-len(tokenizer) // 8) * 8, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=64, image_size=32, patchify_strides=(4, 2), patchify_channels=(16,), projection_dim=16,
-        initializer_range=0.15,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    for name, kind in (("model", MbsdForContrastive), ("matching", MbsdForMatching)):
-        kind(config).save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-    return Shop(folder / "catalog", folder / "model", folder / "matching")
+    models = save_untrained(catalog, folder)
+    return Shop(folder / "catalog", models["contrastive"], models["matching"])

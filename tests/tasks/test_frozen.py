@@ -11,19 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Table, write_table
-from mbsd.data.text import build_tokenizer
 from mbsd.inference import Encoder
-from mbsd.model.heads import MbsdForContrastive, MbsdForMatching
-from mbsd.model.mbsd import MbsdConfig
 from tests.ranks import launch, refused
 from tests.tasks.market import POSITIVE, Market, evaluate_arguments
+from tests.untrained import save_untrained
 
 # Task -> kind of its table, settings, metrics.
 JUDGED: dict[str, tuple[str, list[str], set[str]]] = {
@@ -49,18 +46,7 @@ COMPARE = ("zero_shot", "sensitive", "attributes")
 @pytest.fixture(scope="module")
 def models(market: Market, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A model of the contrastive stage and one of stage 2, which nobody has trained."""
-    folder, catalog = tmp_path_factory.mktemp("models"), Catalog(market.catalog)
-    tokenizer = build_tokenizer((catalog.title(item) for item in range(len(catalog))), 600, folder / "tokenizer")
-    config = MbsdConfig(
-        vocab_size=-(-len(tokenizer) // 8) * 8, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=64, image_size=32, patchify_strides=(4, 2), patchify_channels=(16,), projection_dim=16,
-        initializer_range=0.15,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    for name, kind in (("contrastive", MbsdForContrastive), ("stage2", MbsdForMatching)):
-        kind(config).save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-    return {name: folder / name for name in ("contrastive", "stage2")}
+    return save_untrained(Catalog(market.catalog), tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +168,7 @@ def test_mistakes(case: str, market: Market, models: dict[str, Path], tmp_path: 
         write(kind, given)
         task, named = "neighbours", [f"row {test[3] + 1}", "'a hat'", "test", "train"]
     elif case == "no_head":
-        model, named = models["stage2"], [str(models["stage2"]), "no contrastive vectors"]
+        model, named = models["matching"], [str(models["matching"]), "no contrastive vectors"]
     elif case == "positive":
         task, named = "sensitive", ["positive is not set"]
     elif case == "names":
