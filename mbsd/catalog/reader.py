@@ -177,11 +177,16 @@ class Catalog:
             raise UserError(f"split {split!r}; expected one of {', '.join(SPLITS)}")
         return self._mapped(split_file(split))
 
+    def shown(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return whether each item has a title and whether it has a picture, bool [items] each."""
+        table = self.table()
+        has_title, has_image = pc.not_equal(table["title"], ""), pc.greater_equal(table["offset"], 0)
+        return np.asarray(has_title.to_numpy()), np.asarray(has_image.to_numpy())
+
     def is_complete(self) -> NDArray[np.bool_]:
         """Return whether each item has both a title and a picture, bool [items]."""
-        table = self.table()
-        complete = pc.and_(pc.not_equal(table["title"], ""), pc.greater_equal(table["offset"], 0))
-        return np.asarray(complete.to_numpy())
+        has_title, has_image = self.shown()
+        return has_title & has_image
 
     def item_number(self, item_id: str) -> int | None:
         """Return the number of the item with this id, or None."""

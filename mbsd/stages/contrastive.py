@@ -17,10 +17,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mbsd.batch import Batch
+from mbsd.catalog.reader import Catalog
+from mbsd.catalog.tables import Table
 from mbsd.config.run import PretrainConfig
 from mbsd.config.stages import ContrastiveConfig
-from mbsd.data.inputs import Inputs
+from mbsd.data.inputs import Inputs, split_samples
+from mbsd.data.samples import Samples
 from mbsd.data.spec import Needs, SameProduct
+from mbsd.errors import UserError
 from mbsd.metrics.board import Board, Charts
 from mbsd.model.config import BackboneConfig
 from mbsd.model.embedder import Embedder
@@ -154,6 +158,19 @@ def _needs(config: PretrainConfig) -> Needs:
     return Needs(("text", "image"), SameProduct(settings.same, required=settings.targets != "own"))
 
 
+def _samples(config: PretrainConfig, catalog: Catalog, table: Table | None, split: str) -> Samples:
+    """The catalogue's items; refused where no title can be compared with any picture."""
+    samples = split_samples(config, catalog, table, split)
+    items = catalog.indices(split)
+    for what, has in zip(("title", "picture"), catalog.shown(), strict=True):
+        if not has[items].any():
+            raise UserError(
+                f"catalogue {catalog.path}: none of the {len(items)} items of its {split} split has a {what}; "
+                "stage=contrastive compares titles with pictures: build the catalogue with both"
+            )
+    return samples
+
+
 def _objective(config: PretrainConfig, inputs: Inputs) -> ContrastiveObjective:
     settings = config.contrastive or ContrastiveConfig()
     model = start_model(MbsdForContrastive, config, len(inputs.tokenizer), inputs.weights, _head(settings))
@@ -186,6 +203,7 @@ CONTRASTIVE = Stage(
     needs=_needs,
     objective=_objective,
     outline=_outline,
+    samples=_samples,
     charts=Charts(
         {
             "watch": {

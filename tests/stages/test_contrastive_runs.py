@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -15,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mbsd.catalog.keys import write_keys
 from mbsd.catalog.reader import Catalog
 from mbsd.checkpoint.best import best_validation
+from tests.catalog.helpers import image_folder, items_of, small_catalog
 from tests.checkpoint.runs import checksums, kill_after, step
 from tests.checkpoint.test_exact import ADAMW, FP16, allow_fp16
 from tests.conftest import Shop
@@ -149,6 +151,17 @@ def test_what_cannot_be_trained(case: str, shop: Shop, catalog: Path, tmp_path: 
     more, ds, said = REFUSED[case]
     where = shop.catalog if case == "no keys" else catalog
     assert said in refused(1, arguments(tmp_path / "run", where, *more, **ds), tmp_path / "log")
+
+
+@pytest.mark.parametrize("lacks", ["picture", "title"])
+def test_a_split_in_which_nothing_can_be_compared(lacks: str, tmp_path: Path) -> None:
+    items = [dataclasses.replace(item, title="" if lacks == "title" else item.title) for item in items_of(30)]
+    images = image_folder(tmp_path / "images", 30) if lacks == "title" else None
+    catalog = small_catalog(tmp_path / "catalog", items, images)
+    write_keys(catalog)
+    said = refused(2, arguments(tmp_path / "run", catalog.path), tmp_path / "log")
+    number = len(catalog.indices("train"))
+    assert f"catalogue {catalog.path}: none of the {number} items of its train split has a {lacks}" in said
 
 
 def test_without_keys_each_item_can_be_its_own_product(shop: Shop, tmp_path: Path) -> None:
