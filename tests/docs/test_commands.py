@@ -47,6 +47,7 @@ RUN_BY = {
     "mbsd bench search": "tests/bench/test_search.py::test_search_is_measured",
     "mbsd bench gpu": "tests/bench/test_gpu_check.py::test_make_gpu_finds_out_a_device_that_computes_nothing",
     "mbsd bench latency": "tests/bench/test_latency.py::test_the_command",
+    "mbsd bench contrastive": "tests/bench/test_contrastive.py::test_the_command",
     "mbsd bench step": "tests/bench/test_step.py::test_a_table_of_everything",
     "deepspeed launchers/pretrain.py": "tests/training/test_runs.py::test_two_ranks_learn_what_one_rank_learns",
     "deepspeed launchers/finetune.py": "tests/smoke/test_demo.py::test_the_demo",
