@@ -161,6 +161,9 @@ def bench_latency(  # noqa: PLR0913 (typer makes an option of each parameter)
 def bench_search(  # noqa: PLR0913 (typer makes an option of each parameter)
     vectors: Annotated[int, typer.Option(min=64, help="That are searched; made with the structure of a shop.")] = 10**6,
     width: Annotated[int, typer.Option(min=1, help="Numbers of a vector.")] = 512,
+    spread: Annotated[
+        float, typer.Option(min=0, help="An item's own part beside its category's; more is harder.")
+    ] = 0.6,
     queries: Annotated[int, typer.Option(min=1, help="Asked at once.")] = 1000,
     nearest: Annotated[int, typer.Option(min=1, help="Asked for by each query.")] = 10,
     probed: Annotated[list[int], typer.Option(min=1, help="Cells looked into; repeated.")] = [1, 8, 32, 128, 256],  # noqa: B006
@@ -171,7 +174,8 @@ def bench_search(  # noqa: PLR0913 (typer makes an option of each parameter)
     """The nearest of many vectors, exactly and by cells: seconds to build and to search, recall, memory."""
     from mbsd.tools.bench.search import SearchBench, measure_search
 
-    _write_json(json_file, measure_search(SearchBench(vectors, width, queries, nearest, tuple(probed), turns, threads)))
+    bench = SearchBench(vectors, width, spread, queries, nearest, tuple(probed), turns, threads)
+    _write_json(json_file, measure_search(bench))
 
 
 @bench_app.command("gpu")

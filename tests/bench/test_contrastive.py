@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -21,6 +22,7 @@ from mbsd.tools.bench.contrastive import (
     draw_vectors,
     measure_contrastive,
     measure_losses,
+    measure_memory,
 )
 from mbsd.tools.bench.contrastive_passes import MICRO_STEPS, measure_passes
 from mbsd.tools.bench.contrastive_plain import plain_answer, require_same
@@ -94,19 +96,20 @@ def test_the_command(tmp_path: Path) -> None:
         assert large[IN_CHUNKS]["peak_bytes"] < large[PLAIN]["peak_bytes"] / 4
 
 
-def without_room(rank: int, world_size: int) -> dict[str, Any]:
+def without_room(rank: int, world_size: int) -> tuple[dict[int, dict[str, int]], dict[str, Any]]:
     """A machine whose memory is nearly full."""
-    import psutil
-
     full = psutil.virtual_memory()._replace(available=10_000_000)
+    world, bench = World(rank, world_size, 0, CPU), ContrastiveBench((1024, 64), (1,), dim=8, turns=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(psutil, "virtual_memory", lambda: full)
-        return measure_losses(World(rank, world_size, 0, CPU), ContrastiveBench((64, 1024), (1,), dim=8, turns=1))
+        peaks = measure_memory(world, bench)
+    return peaks, measure_losses(world, bench, peaks)
 
 
 def test_what_does_not_fit_is_left_out() -> None:
-    (found,) = call(without_room, 1)
+    ((peaks, found),) = call(without_room, 1)
     assert PLAIN in found["64"] and PLAIN not in found["1024"] and found["1024"][IN_CHUNKS]["seconds"] > 0
+    assert list(peaks[1024]) == [IN_CHUNKS]
 
 
 def passes(rank: int, world_size: int) -> dict[str, dict[str, float]]:

@@ -13,7 +13,7 @@ from tests.ranks import command
 
 def test_search_is_measured(tmp_path: Path) -> None:
     out = tmp_path / "found.json"
-    words = ["--vectors", 4000, "--width", 16, "--queries", 50, "--turns", 1, "--threads", 1]
+    words = ["--vectors", 4000, "--width", 16, "--queries", 50, "--turns", 1, "--spread", 1, "--threads", 1]
     done = command("bench", "search", *words, "--probed", 1, "--probed", 100000, "--json", out)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text(encoding="utf-8"))
@@ -23,7 +23,7 @@ def test_search_is_measured(tmp_path: Path) -> None:
 
 
 def test_made_vectors_have_the_structure_of_a_shop() -> None:
-    vectors, queries = made_vectors(2000, 64, 10)
+    vectors, queries = made_vectors(2000, 64, 10, spread=0.6)
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6) and queries.shape == (10, 64)
     cosines = vectors @ vectors.T
     product, category = np.arange(2000) // 20, np.arange(2000) // 1000

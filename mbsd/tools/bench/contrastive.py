@@ -27,7 +27,7 @@ from mbsd.parallel.world import World
 from mbsd.stages.global_batch import Vectors, solve
 from mbsd.tools.bench.contrastive_passes import MICRO_STEPS, measure_passes
 from mbsd.tools.bench.contrastive_plain import Answer, plain_answer, require_same
-from mbsd.tools.bench.peak import peak_bytes
+from mbsd.tools.bench.peak import peak_bytes, tensors_have_pages
 from mbsd.tools.bench.ranks import on_ranks, seconds_of_slowest
 
 IN_CHUNKS, PLAIN = "in chunks", "plain"
@@ -87,47 +87,70 @@ def measure_contrastive(bench: ContrastiveBench) -> dict[str, Any]:
         for num in bench.rows:
             if num % world_size:
                 raise UserError(f"--rows {num}: --ranks {world_size} cannot have equally many; choose a multiple")
-    ranks = {str(world_size): on_ranks(world_size, measure_losses, bench) for world_size in bench.ranks}
+    with tensors_have_pages():
+        peaks = {world_size: on_ranks(world_size, measure_memory, bench) for world_size in bench.ranks}
+        passes = on_ranks(1, measure_passes, bench.micro_batch, bench.rule) if bench.micro_batch else None
+    ranks = {
+        str(world_size): on_ranks(world_size, measure_losses, bench, peaks[world_size]) for world_size in bench.ranks
+    }
     _print_losses(ranks, bench)
-    passes = on_ranks(1, measure_passes, bench.micro_batch, bench.rule) if bench.micro_batch else None
     if passes is not None:
         _print_passes(passes)
     return {"turns": bench.turns, "dim": bench.dim, "chunk": bench.chunk, "ranks": ranks, "passes": passes}
 
 
-def measure_losses(world: World, bench: ContrastiveBench) -> dict[str, dict[str, Any]]:
-    """Number of rows -> what `measure_contrastive` says, on the ranks of the group that is up (collective)."""
-    numbers: dict[str, dict[str, Any]] = {}
+def measure_memory(world: World, bench: ContrastiveBench) -> dict[int, dict[str, int]]:
+    """Number of rows -> loss -> most bytes of this rank, of the losses that fit (collective)."""
+    peaks: dict[int, dict[str, int]] = {}
     plain_bytes = float(PLAIN_BYTES)
+    for num in sorted(bench.rows):
+        losses = _losses(draw_vectors(num, bench.dim, world), bench.rule)
+        if not _fits(plain_bytes * num * num, world):
+            del losses[PLAIN]
+        for loss in losses.values():
+            if num == min(bench.rows):
+                loss()  # what libraries hold from their first use on is not the loss's
+        peaks[num] = {name: peak_bytes(loss, world.device) for name, loss in losses.items()}
+        if PLAIN in losses:
+            plain_bytes = peaks[num][PLAIN] / (num * num)
+    return peaks
+
+
+def measure_losses(
+    world: World, bench: ContrastiveBench, peaks: dict[int, dict[str, int]]
+) -> dict[str, dict[str, Any]]:
+    """Number of rows -> what `measure_contrastive` says, on the ranks of the group that is up (collective).
+
+    Args:
+        peaks: as `measure_memory` returns them; losses that are missing there are left out.
+    """
+    numbers = {}
     for num in bench.rows:
-        mine = draw_vectors(num, bench.dim, world)
-        losses: dict[str, Callable[[], Answer]] = {IN_CHUNKS: partial(answer_in_chunks, mine, bench.rule)}
-        fits = _fits(plain_bytes * num * num, world)
-        if fits:
-            losses[PLAIN] = partial(plain_answer, mine, *_log_scale_and_bias(mine), bench.rule)
-        numbers[str(num)] = found = _measured(losses, bench.turns, world)
-        if fits:
-            plain_bytes = found[PLAIN]["peak_bytes"] / (num * num)
+        every = _losses(draw_vectors(num, bench.dim, world), bench.rule)
+        losses = {name: every[name] for name in peaks[num]}
+        answers = [loss() for loss in losses.values()]
+        apart = require_same(*answers) if len(answers) > 1 else None
+        del answers
+        took: dict[str, list[float]] = {name: [] for name in losses}
+        for _ in range(bench.turns):
+            for name, loss in losses.items():
+                took[name].append(seconds_of_slowest(loss, world))
+        found: dict[str, Any] = {
+            name: {"seconds": statistics.median(took[name]), "peak_bytes": peaks[num][name]} for name in losses
+        }
+        if PLAIN in losses:
+            ratios = [ours / plain for ours, plain in zip(took[IN_CHUNKS], took[PLAIN], strict=True)]
+            found[IN_CHUNKS]["x_plain"] = statistics.median(ratios)
+            found["apart"] = apart
+        numbers[str(num)] = found
     return numbers
 
 
-def _measured(losses: dict[str, Callable[[], Answer]], turns: int, world: World) -> dict[str, Any]:
-    answers = [loss() for loss in losses.values()]
-    apart = require_same(*answers) if len(answers) > 1 else None
-    del answers
-    peaks = {name: peak_bytes(loss, world.device) for name, loss in losses.items()}
-    took: dict[str, list[float]] = {name: [] for name in losses}
-    for _ in range(turns):
-        for name, loss in losses.items():
-            took[name].append(seconds_of_slowest(loss, world))
-    found: dict[str, Any] = {
-        name: {"seconds": statistics.median(took[name]), "peak_bytes": peaks[name]} for name in losses
+def _losses(mine: Vectors, rule: Rule) -> dict[str, Callable[[], Answer]]:
+    return {
+        IN_CHUNKS: partial(answer_in_chunks, mine, rule),
+        PLAIN: partial(plain_answer, mine, *_log_scale_and_bias(mine), rule),
     }
-    if PLAIN in losses:
-        ratios = [ours / plain for ours, plain in zip(took[IN_CHUNKS], took[PLAIN], strict=True)]
-        found[IN_CHUNKS]["x_plain"] = statistics.median(ratios)
-        found["apart"] = apart
-    return found
 
 
 def answer_in_chunks(mine: Vectors, rule: Rule) -> Answer:

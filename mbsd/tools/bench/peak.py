@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-MMAP_THRESHOLD = -3  # glibc's malloc.h: blocks from so many bytes on get pages of their own
-SMALL_BLOCK, LARGEST_THRESHOLD = 1 << 16, 32 << 20
+# glibc's: each tensor gets pages of its own, which go when it goes. Else gaps between others count as held, as much
+# again as is held where a model's activations come and go.
+OWN_PAGES = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 FORGET_PEAK = "5"  # written to clear_refs: from now on VmHWM is the largest resident set since (proc(5))
+
+
+@contextmanager
+def tensors_have_pages() -> Iterator[None]:
+    """Processes started inside (not forked) can be measured by `peak_bytes` to a few MB; they are slower."""
+    before = {name: os.environ.get(name) for name in OWN_PAGES}
+    os.environ.update(OWN_PAGES)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
@@ -25,16 +43,11 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
         work()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    malloc = ctypes.CDLL(None)
-    # Tensors in pages of their own: what has been freed is gone, and no gap between others counts as held.
-    malloc.mallopt(MMAP_THRESHOLD, SMALL_BLOCK)
-    malloc.malloc_trim(0)
+    ctypes.CDLL(None).malloc_trim(0)  # or what others have freed would be used again, unseen
     Path("/proc/self/clear_refs").write_text(FORGET_PEAK, encoding="ascii")
     before = _resident("VmRSS")
     work()
-    peak = _resident("VmHWM")
-    malloc.mallopt(MMAP_THRESHOLD, LARGEST_THRESHOLD)  # where glibc itself arrives in a process with large tensors
-    return peak - before
+    return _resident("VmHWM") - before
 
 
 def _resident(name: str) -> int:

@@ -18,7 +18,7 @@ from mbsd.metrics.search import Nearest
 Float32 = NDArray[np.float32]
 
 ITEMS_A_PRODUCT, PRODUCTS_A_CATEGORY = 20, 50
-PRODUCT, ITEM = 0.8, 0.6  # how long the parts of a vector are beside its category's, which is 1
+PRODUCT = 0.8  # how long the product's part of a vector is beside its category's, which is 1
 ROWS = 65536  # made at a time
 
 
@@ -29,6 +29,7 @@ class SearchBench:
     Attributes:
         vectors: how many are searched.
         width: numbers of each.
+        spread: how long an item's own part is beside its category's.
         queries: asked at once.
         k: nearest ones asked for.
         probed: cells that are looked into.
@@ -38,6 +39,7 @@ class SearchBench:
 
     vectors: int
     width: int
+    spread: float
     queries: int
     k: int
     probed: tuple[int, ...]
@@ -59,7 +61,7 @@ def measure_search(bench: SearchBench) -> dict[str, Any]:
     if bench.queries > bench.vectors:
         raise UserError(f"--queries {bench.queries}: expected at most --vectors {bench.vectors}")
     faiss.omp_set_num_threads(bench.threads)
-    vectors, queries = made_vectors(bench.vectors, bench.width, bench.queries)
+    vectors, queries = made_vectors(bench.vectors, bench.width, bench.queries, bench.spread)
     exact, of_exact = _built(lambda: Nearest(vectors, exact=True))
     of_search, truth = _timed(exact, queries, bench)
     print(
@@ -80,7 +82,7 @@ def measure_search(bench: SearchBench) -> dict[str, Any]:
     return found
 
 
-def made_vectors(count: int, width: int, queries: int) -> tuple[Float32, Float32]:
+def made_vectors(count: int, width: int, queries: int, spread: float) -> tuple[Float32, Float32]:
     """`count` unit vectors and `queries` further ones of the same products: see `measure_search`."""
     rng = np.random.default_rng(0)
     products = -(-count // ITEMS_A_PRODUCT)
@@ -92,7 +94,7 @@ def made_vectors(count: int, width: int, queries: int) -> tuple[Float32, Float32
         items = np.empty((len(product), width), dtype=np.float32)
         for first in range(0, len(product), ROWS):
             part = of_product[product[first : first + ROWS]]
-            part += ITEM * rng.standard_normal(part.shape, dtype=np.float32)
+            part += spread * rng.standard_normal(part.shape, dtype=np.float32)
             items[first : first + ROWS] = part / np.linalg.norm(part, axis=1, keepdims=True)
         return items
 
