@@ -61,7 +61,8 @@ class ContrastiveConfig:
     temperature_max: float = 100.0
     """The learned one is held below this."""
     chunk: int = at_least(1, default=1024)
-    """Rows of the similarity matrix that are held at a time: less memory, the same numbers."""
+    """Rows of the similarity matrix that are held at a time, fewer of them in a global batch above 4096, so that its
+    memory does not grow with it. Fewer rows, less memory, the same numbers."""
     batch_schedule: tuple[tuple[float, int], ...] | None = None
     """Smaller global batches at the beginning: from which share of the run's samples on which batch, say
     [[0, 2048], [0.1, 8192]]. By the number of micro-steps alone; the last is train_batch_size of DeepSpeed's JSON.

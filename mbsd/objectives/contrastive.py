@@ -23,7 +23,7 @@ from torch import Tensor
 from mbsd.objectives.anchors import LOG_SUM, MASS, RIGHT, Anchors
 from mbsd.objectives.similarities import Block, Similarities, key_numbers
 
-SAMPLE = 256  # rows of the global batch whose pairs give the uniformity
+SAMPLE = 64  # rows of the global batch whose pairs give the uniformity: more would cost a small batch much
 LINEAR_FROM = 40.0  # where softplus(x) is x: e^-40 is below the last digit of float64
 softplus: Any = F.softplus  # torch's stub does not know its `out`
 
@@ -98,7 +98,7 @@ def row_statistics(rows: Rows, scale: Tensor, rule: Rule, kept: Kept | None = No
     for d, blocks in enumerate(_blocks(sides, rule.chunk)):
         for block in blocks:
             anchors.see(d, block)
-            if kept is not None and len(sides[d].anchor_nE) <= rule.chunk:
+            if kept is not None and len(sides[d].anchor_nE) <= sides[d].rows_at_once(rule.chunk):
                 kept.blocks.append(block)
         del block  # and its room, before the next side takes its own
     return anchors.statistics()

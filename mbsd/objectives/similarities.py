@@ -16,7 +16,7 @@ from torch import Tensor
 from mbsd.batch import NO_KEY
 
 NOTHING = -1e30  # not -inf, which times 0 is no number
-ALIGNED = 4  # numbers, 16 bytes: what matrix kernels like the length of a row to be a multiple of
+WIDE = 4096  # candidates of a block of `chunk` rows; against more of them a block has fewer rows
 
 
 @dataclass(frozen=True)
@@ -84,44 +84,38 @@ class Similarities:
         """[R] bool: which of the rows have both modalities."""
         return self.has_anchor_n[self.among_own(rows)] & self.has_candidate_N[rows]
 
+    def rows_at_once(self, chunk: int) -> int:
+        """R: `chunk` rows at most, and no more numbers than `chunk` rows against `WIDE` candidates have.
+
+        So the memory of a block does not grow with the global batch.
+        """
+        return min(len(self.anchor_nE), chunk, max(1, chunk * WIDE // len(self.candidate_NE)))
+
     def spare_room(self, chunk: int) -> Tensor:
         """What `blocks` needs; directions that take turns may share it."""
-        return self.anchor_nE.new_empty(min(chunk, len(self.anchor_nE)), len(self.candidate_NE))
+        return self.anchor_nE.new_empty(self.rows_at_once(chunk), len(self.candidate_NE))
 
     def blocks(self, chunk: int, spare: Tensor) -> Iterator[Block]:
-        """Blocks of at most `chunk` rows; each is overwritten by the next."""
+        """Blocks of `rows_at_once` rows; each is overwritten by the next."""
         start, end = self.own
-        anchor_nF, candidate_NF = self._with_flags()
         room = torch.empty_like(spare)
         flags = room.new_empty(min(2, len(self.numbers_KN)), *room.shape, dtype=torch.bool)
-        for first in range(start, end, chunk):
-            rows = slice(first, min(first + chunk, end))
-            size = rows.stop - rows.start
-            logits_RN = torch.mm(anchor_nF[self.among_own(rows)], candidate_NF.T, out=room[:size])
+        of_anchor_n = spare.new_zeros(len(self.anchor_nE)).masked_fill_(~self.has_anchor_n, NOTHING)
+        of_candidate_N = spare.new_zeros(len(self.candidate_NE))
+        if self.bias is not None:
+            of_candidate_N += self.bias
+        of_candidate_N.masked_fill_(~self.has_candidate_N, NOTHING)
+        step = self.rows_at_once(chunk)
+        for first in range(start, end, step):
+            rows = slice(first, min(first + step, end))
+            size, own = rows.stop - rows.start, self.among_own(rows)
+            logits_RN = torch.add(of_anchor_n[own, None], of_candidate_N, out=room[:size])
+            logits_RN.addmm_(self.anchor_nE[own] * self.scale, self.candidate_NE.T)
             same_RN = self._same(rows, flags[:, :size])
             if self.leave_out_same and same_RN is not None:
                 logits_RN.masked_fill_(same_RN, NOTHING)
                 same_RN = None
             yield Block(rows, logits_RN, same_RN, spare[:size])
-
-    def _with_flags(self) -> tuple[Tensor, Tensor]:
-        """Anchors [n, F] and candidates [N, F] whose product is the logits with scale, bias and `NOTHING` in place.
-
-        F is a little more than E. Passes over [R, N] that wrote these would cost more than an exponential.
-        """
-        size = self.anchor_nE.shape[1]
-        longer = -(-(size + 2) // ALIGNED) * ALIGNED
-        anchor_nF = self.anchor_nE.new_zeros(len(self.anchor_nE), longer)
-        candidate_NF = self.anchor_nE.new_zeros(len(self.candidate_NE), longer)
-        torch.mul(self.anchor_nE, self.scale, out=anchor_nF[:, :size])
-        anchor_nF[:, size].masked_fill_(~self.has_anchor_n, NOTHING)
-        anchor_nF[:, size + 1] = 1.0
-        candidate_NF[:, :size] = self.candidate_NE
-        candidate_NF[:, size] = 1.0
-        if self.bias is not None:
-            candidate_NF[:, size + 1] = self.bias
-        candidate_NF[:, size + 1].masked_fill_(~self.has_candidate_N, NOTHING)
-        return anchor_nF, candidate_NF
 
     def _same(self, rows: slice, flags: Tensor) -> Tensor | None:
         """`Block.same_RN`, written to the first of flags [min(K, 2), R, N]."""

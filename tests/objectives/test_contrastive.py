@@ -16,7 +16,9 @@ from torch import Tensor
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
 from mbsd.batch import NO_KEY
+from mbsd.objectives import similarities
 from mbsd.objectives.contrastive import Kept, Rows, Rule, loss_and_gradients, row_statistics, watched
+from mbsd.objectives.similarities import Block
 from tests.objectives.contrastive_by_loops import (
     Case,
     draw,
@@ -184,6 +186,24 @@ def test_logits_are_kept_only_where_one_chunk_holds_them() -> None:
         rows, kept = ranks_of(case, cuts)[0], Kept()
         row_statistics(rows, case.scale, Rule(chunk=chunk), kept)
         assert [len(block.logits_RN) for block in kept.blocks] == sizes
+
+
+@each_rule
+@pytest.mark.parametrize("cuts", [(), (5,)], ids=["1 rank", "2 ranks"])
+def test_a_block_is_no_larger_in_a_larger_batch(
+    rule: Rule, cuts: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """13 candidates are more than `WIDE`: the blocks have fewer rows, and nothing else changes."""
+    case, sizes = draw(2, 13), []
+    expected = solve(case, replace(rule, chunk=6), cuts, keep=False)
+    monkeypatch.setattr(similarities, "WIDE", 5)
+    monkeypatch.setattr(similarities, "Block", lambda *parts: sizes.append(parts[1].numel()) or Block(*parts))
+    found = solve(case, replace(rule, chunk=6), cuts)
+    assert max(sizes) == 2 * 13 <= 6 * 5  # chunk x WIDE
+    for mine, other in zip(found.gradients, expected.gradients, strict=True):
+        assert_near(mine, other, 1e-12, "gradient")
+    for name, value in expected.sums.items():
+        assert_near(found.sums[name], value, 1e-12, name)
 
 
 @each_rule
