@@ -90,6 +90,12 @@ class MbsdForMaskedModelling(Head):
         self.freeze_unread()
         self.post_init()
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self:  # where weights of another stage are loaded, its memory has not been written
+            init.zeros_(self.word_bias)
+
     def freeze_unread(self) -> None:
         """Stage 1 asks for single tokens, never for the pooled [CLS]."""
         self.mbsd.pooler.requires_grad_(False)

@@ -132,8 +132,8 @@ def test_the_gather_is_of_vectors_keys_and_statistics() -> None:
 
 
 def test_chunks_bound_the_memory_of_the_loss() -> None:
-    """Rows of a rank times rows of the global batch, where chunks are as large; with smaller ones in proportion."""
-    kept = [plan_of(16384, 1024, f"--contrastive.chunk={chunk}").memory.loss for chunk in (256, 384, 512)]
+    """A quarter of the chunk's rows against four times as many candidates as `WIDE`; memory in proportion."""
+    kept = [plan_of(16384, 1024, f"--contrastive.chunk={chunk}").memory.loss for chunk in (1024, 1536, 2048)]
     assert kept[2] - kept[1] == pytest.approx(kept[1] - kept[0], rel=0.2)
     assert 1 < (kept[1] - kept[0]) / (4 * 128 * 16384) < 12
 
