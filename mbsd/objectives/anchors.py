@@ -10,7 +10,8 @@ from torch import Tensor
 
 from mbsd.objectives.similarities import Block, Similarities
 
-LOG_SUM, MASS, POSITIVE, RIGHT = range(4)  # the last dimension of statistics
+NUM_STATISTICS = 4  # of an anchor: the last dimension of statistics
+LOG_SUM, MASS, POSITIVE, RIGHT = range(NUM_STATISTICS)
 
 
 @dataclass(frozen=True)

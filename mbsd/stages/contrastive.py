@@ -30,6 +30,7 @@ from mbsd.model.config import BackboneConfig
 from mbsd.model.embedder import Embedder
 from mbsd.model.heads import EmbedsOutput, MbsdForContrastive
 from mbsd.model.load import start_model
+from mbsd.objectives.anchors import NUM_STATISTICS
 from mbsd.objectives.contrastive import Rule
 from mbsd.stages.global_batch import Solved, Vectors, in_order, solve
 from mbsd.stages.nearest import FOUND, retrieval, show_nearest
@@ -77,7 +78,7 @@ class ContrastiveObjective(Objective):
         vectors = [torch.empty(2, rows, width, device=self.device) for _ in range(micro_steps)]
         parts = [Vectors(image, text, keys_BK, has_B, has_B) for image, text in vectors]
         contexts = self._shares(parts, [state] * (micro_steps + 1), 0, num_ranks)
-        numbers = 2 * width + 2 * 2  # two vectors, and two statistics in each of two directions
+        numbers = 2 * width + 2 * NUM_STATISTICS  # two vectors, and the statistics of two directions
         row = FLOAT * numbers + INT * (keys_BK.shape[1] + 2)
         return WholeBatch(contexts, num_ranks * micro_steps * rows * row, encodes_first=True)
 

@@ -123,12 +123,12 @@ def test_a_second_pass_costs_a_forward() -> None:
 
 
 def test_the_gather_is_of_vectors_keys_and_statistics() -> None:
-    """Of each row two vectors and two statistics in two directions in float32, three keys and two flags of 8 bytes."""
-    row = 2 * 512 * 4 + 2 * 2 * 4 + 5 * 8
+    """Of each row two vectors and four statistics in two directions in float32, three keys and two flags of 8 bytes."""
+    row = 2 * 512 * 4 + 2 * 4 * 4 + 5 * 8
     assert plan_of(8192, 512).speed.exchange_bytes == 15 / 16 * 8192 * row
     assert plan_of(512, 512, gpus=1).speed.exchange_bytes == 0
     narrow = plan_of(8192, 512, "--contrastive.dim=64", "--contrastive.same=[title]")
-    assert narrow.speed.exchange_bytes == 15 / 16 * 8192 * (2 * 64 * 4 + 2 * 2 * 4 + 3 * 8)
+    assert narrow.speed.exchange_bytes == 15 / 16 * 8192 * (2 * 64 * 4 + 2 * 4 * 4 + 3 * 8)
 
 
 def test_chunks_bound_the_memory_of_the_loss() -> None:
