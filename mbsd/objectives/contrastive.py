@@ -76,8 +76,9 @@ class Gradients:
 
 @dataclass
 class Kept:
-    """What `row_statistics` leaves for `loss_and_gradients`: the logits, if one chunk holds all of this rank's."""
+    """What `row_statistics` leaves for `loss_and_gradients`: the sides; the logits, if one chunk holds all of them."""
 
+    sides: list[Similarities] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
 
 
@@ -94,6 +95,8 @@ def row_statistics(rows: Rows, scale: Tensor, rule: Rule, kept: Kept | None = No
     if rule.loss == "sigmoid":
         return rows.image_NE.new_zeros(2, rows.own[1] - rows.own[0], 4)
     sides = _sides(rows, scale, None, rule)
+    if kept is not None:
+        kept.sides = sides
     anchors = Anchors(sides, shares=rule.targets == "shared")
     for d, blocks in enumerate(_blocks(sides, rule.chunk)):
         for block in blocks:
@@ -115,7 +118,7 @@ def loss_and_gradients(
         scale, bias: [1], s and c; bias of the sigmoid loss alone.
         kept: as `row_statistics` left it; it is emptied.
     """
-    sides = _sides(rows, scale, bias, rule)
+    sides = kept.sides if kept is not None and kept.sides else _sides(rows, scale, bias, rule)
     loss = _Softmax(rows, sides, statistics_2N4, rule) if rule.loss == "softmax" else _Sigmoid(rows, sides, rule)
     gradients = []
     for d, blocks in enumerate(_blocks(sides, rule.chunk, kept)):
@@ -180,7 +183,7 @@ def _sides(rows: Rows, scale: Tensor, bias: Tensor | None, rule: Rule) -> list[S
 def _blocks(sides: Sequence[Similarities], chunk: int, kept: Kept | None = None) -> list[Iterable[Block]]:
     """Of each side: as they were kept, or computed."""
     if kept is not None and kept.blocks:
-        found, kept.blocks = kept.blocks, []
+        found, kept.blocks, kept.sides = kept.blocks, [], []
         return [[block] for block in found]
     spare = sides[0].spare_room(chunk)
     return [side.blocks(chunk, spare) for side in sides]
@@ -189,12 +192,14 @@ def _blocks(sides: Sequence[Similarities], chunk: int, kept: Kept | None = None)
 def _products(side: Similarities, blocks: Iterable[Block], weights: Callable[[Block], Tensor]) -> list[Tensor]:
     """Eq. (6) without the scale: of the anchors [n, E]; of a whole side, of the candidates [N, E], too."""
     of_anchor_nE = torch.empty_like(side.anchor_nE)
-    of_candidate_NE = torch.zeros_like(side.candidate_NE)
-    for block in blocks:
+    of_candidate_NE = torch.empty_like(side.candidate_NE)
+    for number, block in enumerate(blocks):
         own = side.among_own(block.rows)
         weight_RN = weights(block)
         torch.mm(weight_RN, side.candidate_NE, out=of_anchor_nE[own])
-        if side.is_whole:
+        if side.is_whole and number == 0:
+            torch.mm(weight_RN.T, side.anchor_nE[own], out=of_candidate_NE)
+        elif side.is_whole:
             of_candidate_NE.addmm_(weight_RN.T, side.anchor_nE[own])
     return [of_anchor_nE, of_candidate_NE] if side.is_whole else [of_anchor_nE]
 
