@@ -124,7 +124,7 @@ def loss_and_gradients(
     for d, blocks in enumerate(_blocks(sides, rule.chunk, kept)):
         gradients += _products(sides[d], blocks, partial(loss.weights, d))
     image_nE, text_nE = (gradient.mul_(scale * loss.factor) for gradient in gradients)
-    log_scale = (rows.image_NE[slice(*rows.own)] * image_nE).sum()
+    log_scale = _products_of_rows(rows.image_NE[slice(*rows.own)], image_nE).sum()
     return Gradients(image_nE, text_nE, {**loss.sums(), "log_scale": log_scale})
 
 
@@ -140,7 +140,8 @@ def watched(rows: Rows) -> dict[str, Tensor]:
     has_image_N, has_text_N = rows.has_image_N.to(image_NE.dtype), rows.has_text_N.to(image_NE.dtype)
     both_N = has_image_N * has_text_N
     gap = _mean(image_NE, has_image_N) - _mean(text_NE, has_text_N)
-    apart_N = (image_NE - text_NE).square().sum(1)
+    lengths_N = _products_of_rows(image_NE, image_NE) + _products_of_rows(text_NE, text_NE)
+    apart_N = lengths_N - 2 * _products_of_rows(image_NE, text_NE)
     values = {
         "incomplete": 1 - both_N.mean(),
         "modality_gap": gap.norm(),
@@ -149,6 +150,11 @@ def watched(rows: Rows) -> dict[str, Tensor]:
         "uniformity_text": _uniformity(text_NE, has_text_N),
     }
     return {name: value * _part_of(rows) for name, value in values.items()}
+
+
+def _products_of_rows(x_NE: Tensor, y_NE: Tensor) -> Tensor:
+    """[N], without the room of [N, E] that their product would take."""
+    return torch.einsum("ne,ne->n", x_NE, y_NE)
 
 
 def _part_of(rows: Rows) -> float:
