@@ -48,8 +48,8 @@ class Nearest:
     """Vectors that are searched by their cosine. Zeros, as of an item that has no vector, are never found.
 
     Attributes:
-        exact: whether every vector is compared with each query. Else those of the likeliest sixteenth of the cells into
-            which they are divided (faiss' IVF): a near one in another cell is missed.
+        exact: whether every vector is compared with each query. Else those of the likeliest cells into which they are
+            divided (faiss' IVF; `PROBED`): a near one in another cell is missed.
     """
 
     def __init__(self, vectors_nE: Any, *, exact: bool | None = None) -> None:

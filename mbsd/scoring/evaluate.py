@@ -31,7 +31,7 @@ from mbsd.model.load import load_model, saved_config
 from mbsd.parallel.world import on_rank_zero, process_group, same_on_every_rank
 from mbsd.scoring.answers import answers, write_answers
 from mbsd.scoring.evaluate_vectors import evaluate_vectors
-from mbsd.scoring.report import lines_of, report
+from mbsd.scoring.report import heading, lines_of, report
 from mbsd.tasks.checks import check_tags
 from mbsd.tasks.registry import TASKS, VECTOR_TASKS
 from mbsd.tasks.task import Labels, Task, task_samples
@@ -173,13 +173,7 @@ def _report(
     reported = {name: report(task, scores, table, rows, config) for name, scores in passes.items()}
     what = config.missing.modality
     return {
-        "model": config.model,
-        "task": task.name,
-        "split": config.split,
-        "catalog": config.data.catalog,
-        "table": config.data.table,
-        "samples": len(rows),
-        "labels": list(labels.names),
+        **heading(config, task.name, len(rows), labels.names),
         "views": reported.pop("views", {}),
         "missing": {f"{what} missing at {rate}": of_pass["full"] for rate, of_pass in reported.items()},
     }

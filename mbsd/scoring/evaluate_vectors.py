@@ -24,8 +24,8 @@ from mbsd.model.config import BackboneConfig
 from mbsd.model.embedder import load_embedder, shown_for
 from mbsd.model.load import saved_config
 from mbsd.parallel.world import World, on_rank_zero, same_on_every_rank
-from mbsd.scoring.intervals import intervals
 from mbsd.scoring.item_vectors import VectorEncoder, require_whole
+from mbsd.scoring.report import heading, lines_of_view
 from mbsd.tasks.vector_task import VIEWS, Encoded, Int64, Measured, Subject, VectorTask, items_of, split_rows
 
 MISSING_VIEWS = ("mean", "full")
@@ -81,15 +81,10 @@ def evaluate_vectors(config: EvaluateConfig, task: VectorTask, folder: Path, wor
             reported[name] = {view: lines_of_view(of_view, config) for view, of_view in of_views.items()}
             answers.add("" if name == "views" else f"_missing_{name}", of_views)
         what = config.missing.modality
+        class_names = subject.table.class_names if subject.table is not None else ()
         return {
-            "model": config.model,
-            "task": task.name,
-            "split": config.split,
-            "catalog": config.data.catalog,
-            "table": config.data.table,
+            **heading(config, task.name, len(subject.rows), class_names),
             "vector": embedder.vector,
-            "samples": len(subject.rows),
-            "labels": list(subject.table.class_names) if subject.table is not None else [],
             "views": reported.pop("views", {}),
             "missing": {
                 f"{what} missing at {rate}, {view}": lines
@@ -100,20 +95,6 @@ def evaluate_vectors(config: EvaluateConfig, task: VectorTask, folder: Path, wor
         }
 
     return Evaluation(on_rank_zero(measured), answers.table())
-
-
-def lines_of_view(measured: Measured, config: EvaluateConfig) -> dict[str, Any]:
-    """What a report says of one view: metrics over all rows, 95 % intervals, further lines, and broken down."""
-    metrics, scores, labels = measured.metrics, measured.scores, measured.labels
-    lines: dict[str, Any] = {"all": metrics(scores, labels)}
-    if config.bootstrap:
-        lines["interval"] = intervals(metrics, scores, labels, config.bootstrap, config.bootstrap_seed)
-    lines |= measured.more
-    for name, values in measured.groups.items():
-        lines[name] = {
-            str(value): metrics(scores[values == value], labels[values == value]) for value in np.unique(values)
-        }
-    return lines
 
 
 def _require_shared_space(config: EvaluateConfig, task: VectorTask, vector: str, folder: Path) -> None:

@@ -28,9 +28,8 @@ from mbsd.errors import UserError
 from mbsd.io.files import replace_text
 from mbsd.metrics.ranking import Identified, ranking
 from mbsd.scoring.canonical import Canonical, fit_canonical
-from mbsd.scoring.evaluate_vectors import lines_of_view
 from mbsd.scoring.floor_features import Features, colours, edges, vocabulary
-from mbsd.scoring.report import lines_of
+from mbsd.scoring.report import heading, lines_of, lines_of_view
 from mbsd.tasks.registry import VECTOR_TASKS
 from mbsd.tasks.retrieval import retrieved_within
 from mbsd.tasks.vector_task import Encode, Encoded, Int64, ItemVectors, Measured, Subject, items_of, split_rows
@@ -156,15 +155,10 @@ def _report(floor: Floor, name: str, subject: Subject) -> dict[str, Any]:
     else:
         measured = task.measure(subject, Encoded(rows, floor.vectors.at(others), floor.texts or _no_texts))
     return {
+        **heading(subject.settings, name, len(subject.rows), () if table is None else table.class_names),
         "model": floor.name,
-        "task": name,
-        "split": subject.settings.split,
-        "catalog": str(subject.catalog.path),
-        "table": None if table is None else str(table.path),
         "vector": floor.name,
         **floor.said,
-        "samples": len(subject.rows),
-        "labels": [] if table is None else list(table.class_names),
         "views": {view: lines_of_view(of_view, subject.settings) for view, of_view in measured.items()},
         "missing": {},
     }

@@ -63,7 +63,7 @@ class Vectors:
         codes = _gathered(torch.cat([self.keys_nK, flags_n2.long()], 1), num_ranks)
         keys_NK, has_image_N, has_text_N = codes[:, :-2], codes[:, -2] > 0, codes[:, -1] > 0
         first = rank * num
-        return Rows(image_NE.contiguous(), text_NE.contiguous(), keys_NK, has_image_N, has_text_N, (first, first + num))
+        return Rows(image_NE, text_NE, keys_NK, has_image_N, has_text_N, (first, first + num))
 
 
 @dataclass(frozen=True)

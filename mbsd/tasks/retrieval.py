@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mbsd.catalog.keys import open_keys
 from mbsd.metrics.ranking import METRICS, Identified, Int64, Ranking, ranking
 from mbsd.stages.labelled import TaskMetrics
-from mbsd.tasks.names import shown_name, text_vectors
+from mbsd.tasks.names import shown_name, templated, text_vectors
 from mbsd.tasks.vector_task import Encoded, ItemVectors, Measured, Subject, VectorTask
 
 ACROSS = (("text", "image"), ("image", "text"))
@@ -97,11 +97,7 @@ def _category_names(subject: Subject) -> list[str]:
 
 def _said(subject: Subject) -> list[str]:
     names = subject.settings.names
-    return [
-        template.replace("{}", shown_name(name, names.show))
-        for name in _category_names(subject)
-        for template in names.templates
-    ]
+    return templated([shown_name(name, names.show) for name in _category_names(subject)], names.templates)
 
 
 def _others(subject: Subject) -> Int64:

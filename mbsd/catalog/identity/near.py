@@ -26,9 +26,8 @@ Int64 = NDArray[np.int64]
 Hashed: TypeAlias = tuple[NDArray[np.uint64], NDArray[np.bool_], list[str]]
 BYTES = 8  # of a hash
 CHUNK = 1024  # pictures a task
-DRAFT = (
-    64  # pixels; the hash is of 32 x 32, and a JPEG of 320 is decoded at a quarter of its side in a third of the time
-)
+# Pixels: the hash is of 32 x 32, and a JPEG of 320 is decoded at a quarter of its side in a third of the time.
+DRAFT = 64
 MAX_DISTANCE = 16
 TABLES = 4  # of 16 bits each: hashes that differ in D bits differ in D // 4 or fewer in one of them
 
