@@ -24,13 +24,14 @@ from mbsd.stages.contrastive import ContrastiveObjective
 from mbsd.training.engine import build_engine
 from tests.model.reference import Sample, hand_batch, random_samples, randomise, tiny_config
 
-NUM = 8  # samples of a global batch
+NUM = 16  # samples of a global batch: one for each of 4 micro-steps of 4 ranks
 SIDE = 32
-# Titles without a picture, a picture without a title, and neither.
-LAYOUT = ((None, 5, True), (None, 3, True), (None, 4, False), (None, None, True), (None, 7, True), (None, 2, True),
-          (None, None, False), (None, 6, True))  # fmt: skip
-# Products: 0 = 4 = 6, 1 = 2 by another kind of key; the others are alone.
-KEYS = ((1, NO_KEY), (2, 7), (NO_KEY, 7), (3, NO_KEY), (1, 8), (4, NO_KEY), (1, NO_KEY), (NO_KEY, NO_KEY))
+# Twice each: titles without a picture, a picture without a title, and neither.
+LAYOUT = 2 * ((None, 5, True), (None, 3, True), (None, 4, False), (None, None, True), (None, 7, True), (None, 2, True),
+              (None, None, False), (None, 6, True))  # fmt: skip
+# Products: 0 = 4 = 6, 1 = 2 by another kind of key, 5 = 13, 9 = 10; the others are alone.
+KEYS = ((1, NO_KEY), (2, 7), (NO_KEY, 7), (3, NO_KEY), (1, 8), (4, NO_KEY), (1, NO_KEY), (NO_KEY, NO_KEY),
+        (5, NO_KEY), (6, 9), (6, 10), (7, NO_KEY), (8, 11), (4, 12), (9, NO_KEY), (NO_KEY, NO_KEY))  # fmt: skip
 VIEWS = ("text", "image")
 
 

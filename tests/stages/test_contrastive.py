@@ -43,8 +43,8 @@ EXECUTED = ("activation checkpointing", "compiled", "filled batches")
 def test_ranks_micro_steps_and_zero_stages_train_the_same_weights() -> None:
     (expected_losses, expected), *_ = call(trained, 1, [(0, 1)], STEPS)[0]
     assert expected_losses[0] != expected_losses[-1]
-    for world_size, accumulations in ((1, (1, 2, 4)), (2, (1, 4)), (4, (1, 2))):
-        cases = [(zero, accumulation) for zero in (0, 1, 2) for accumulation in accumulations]
+    for world_size in (1, 2, 4):
+        cases = [(zero, accumulation) for zero in (0, 1, 2) for accumulation in (1, 2, 4)]
         for rank in call(trained, world_size, cases, STEPS):
             for case, (losses, weights) in zip(cases, rank, strict=True):
                 assert losses == pytest.approx(expected_losses, rel=1e-6), (world_size, case)
@@ -64,7 +64,8 @@ def whole_gradients(rank: int, world_size: int, accumulations: tuple[int, ...], 
     [
         (1, (1, 2, 4), ("softmax", "sigmoid, one projection", "float32")),
         (1, (1, 2), EXECUTED),
-        (2, (1, 2), ("softmax",)),
+        (2, (1, 2, 4), ("softmax", "float32")),
+        (4, (1, 2, 4), ("softmax", "float32")),
     ],
 )
 def test_a_step_has_the_gradient_of_the_whole_batch(
