@@ -11,7 +11,7 @@ from mbsd.batch import Batch
 from mbsd.errors import UserError
 from mbsd.model.backbone import BertTrunk
 from mbsd.model.config import BackboneConfig
-from mbsd.model.patchify import Patchify, pixels_of_patches
+from mbsd.model.patchify import LastOfBlock, Patchify, pixels_of_patches
 
 
 @strict
@@ -42,7 +42,9 @@ class MbsdModel(BertTrunk):
                 f"data.image_size={config.image_size} is not a multiple of the patch side {config.patch_side}, the "
                 f"product of model.patchify_strides={list(config.patchify_strides)}; choose a multiple"
             )
-        self.patchify = Patchify(config.patchify_strides, config.patchify_channels, config.hidden_size)
+        self.patchify = Patchify(
+            config.patchify_strides, config.patchify_channels, config.hidden_size, config.patchify_blocks
+        )
         self.image_dropout = nn.Dropout(config.hidden_dropout_prob)
         patch_tokens = config.num_patches + int(config.image_cls)
         self.image_position_PD = nn.Parameter(torch.zeros(patch_tokens, config.hidden_size))
@@ -54,6 +56,8 @@ class MbsdModel(BertTrunk):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
+        if isinstance(module, LastOfBlock):
+            init.zeros_(module.weight)
         if isinstance(module, MbsdModel):
             for parameter in (module.image_position_PD, module.modality_2D):
                 init.normal_(parameter, 0.0, self.config.position_range)
