@@ -22,6 +22,7 @@ class Spent:
 
     def __init__(self, file: Path) -> None:
         self._file = file
+        self._since: float | None = None
 
     def add(self, command: str, seconds: float) -> None:
         """A command ran for so long; the parts of one that was stopped and resumed are added up."""
@@ -43,15 +44,22 @@ class Spent:
         everything = self._read()
         return everything["wall"], everything["cpu"]
 
+    @property
+    def so_far(self) -> float:
+        """Seconds by the clock of all starts, the one that is being counted too."""
+        now = time.monotonic() - self._since if self._since is not None else 0.0
+        return self.wall_and_cpu[0] + now
+
     @contextmanager
     def counted(self) -> Iterator[None]:
         """Count this start's seconds, those of the processes that end in it too."""
-        began, cpu = time.monotonic(), _cpu_seconds()
+        self._since, cpu = time.monotonic(), _cpu_seconds()
         try:
             yield
         finally:
             everything = self._read()
-            everything["wall"] += time.monotonic() - began
+            everything["wall"] += time.monotonic() - self._since
+            self._since = None
             everything["cpu"] += _cpu_seconds() - cpu
             self._write(everything)
 
