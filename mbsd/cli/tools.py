@@ -150,12 +150,15 @@ def floors(
     catalog: CatalogDir,
     table: Annotated[Path, typer.Option(help="Of attributes or categories.")],
     out: Annotated[Path, typer.Option(help="JSON file for the metrics.")],
+    answers: Annotated[
+        Path | None, typer.Option(help="Parquet file for each floor's answer and probabilities of every test row.")
+    ] = None,
 ) -> None:
     """What logistic regressions on TF-IDF, colours and edges reach on a task table's test split."""
     from mbsd.catalog.reader import Catalog
     from mbsd.scoring.floors import write_floors
 
-    write_floors(Catalog(catalog), table, out)
+    write_floors(Catalog(catalog), table, out, answers)
 
 
 @tools_app.command("vector-floors")

@@ -24,12 +24,14 @@ from mbsd.config.scoring import ClusteringConfig
 from mbsd.errors import UserError
 from mbsd.io.files import replace_text
 from mbsd.metrics.binary import binary_metrics
+from mbsd.scoring.floor_answers import write_floor_answers
 from mbsd.scoring.floor_features import FEATURES, Features, Int64, together
 from mbsd.tasks.classification import class_metrics
 from mbsd.tasks.clustering import cluster_metrics, group
 from mbsd.tasks.probe import LEAST, fitted, log_probabilities, right
 
 INVERSE_PENALTIES = (1.0, 10.0)
+Logits = dict[str, NDArray[np.float64]]  # floor -> [n] of yes or no, or [n, C] of C classes, of the n test rows
 WEIGHTS = (0.0, 0.25, 0.5, 1.0)  # of a kind of features, where all are asked together
 
 
@@ -48,7 +50,12 @@ class Rows:
 
 
 def floors(catalog: Catalog, table: Table) -> dict[str, Any]:
-    """The test metrics of each floor: {"tfidf": {...}, "colours": ..., "hog": ..., "all": ...}.
+    """The test metrics of each floor: {"tfidf": {...}, "colours": ..., "hog": ..., "all": ...}; see `scored_floors`."""
+    return scored_floors(catalog, table)[0]
+
+
+def scored_floors(catalog: Catalog, table: Table) -> tuple[dict[str, Any], Logits]:
+    """The test metrics of each floor, and its logits of the test rows.
 
     For attributes: the five of (tag, item), over all rows and by attribute. For categories: accuracy and macro-F1, and
     NMI, ARI and purity of k-means on the same features.
@@ -70,15 +77,18 @@ def floors(catalog: Catalog, table: Table) -> dict[str, Any]:
     return _tags(features, splits) if table.kind == "attributes" else _classes(features, splits)
 
 
-def write_floors(catalog: Catalog, table_file: Path, out: Path) -> None:
-    """Print the floors of a table and write them to `out` (JSON)."""
+def write_floors(catalog: Catalog, table_file: Path, out: Path, answers: Path | None = None) -> None:
+    """Print the floors of a table and write them to `out` (JSON), and what they answered to `answers` (Parquet)."""
     table = Table(table_file, catalog)
     # The matrices are small: on a machine that others use too, a second thread of BLAS mostly waits and burns its core.
     with threadpool_limits(1):
-        found = {"majority": majority(table), **floors(catalog, table)}
+        scored, logits = scored_floors(catalog, table)
+        found = {"majority": majority(table), **scored}
     for name, metrics in found.items():
         numbers = {key: value for key, value in metrics.items() if isinstance(value, float)}
         print(f"{name}: " + "  ".join(f"{key} {value:.4f}" for key, value in numbers.items()))
+    if answers is not None:
+        write_floor_answers(logits, table, answers)
     replace_text(out, json.dumps({"table": str(table_file), "floors": found}, indent=1) + "\n")
 
 
@@ -96,7 +106,7 @@ def _rows(table: Table, rows: Int64, items: Int64) -> Rows:
     return Rows(of_item, table.column("label")[rows], np.array(names), np.array(values))
 
 
-def _classes(features: Mapping[str, Features], splits: dict[str, Rows]) -> dict[str, Any]:
+def _classes(features: Mapping[str, Features], splits: dict[str, Rows]) -> tuple[dict[str, Any], Logits]:
     """A model of the classes on each kind of features; "all" is a weighted sum of their log-probabilities.
 
     The weights are those of WEIGHTS that are right most often on the validation rows.
@@ -124,9 +134,10 @@ def _classes(features: Mapping[str, Features], splits: dict[str, Rows]) -> dict[
     test = held_out["test"]
     logits = {**{name: found["test"] for name, found in predicted.items()}, "all": combined(weights, "test")}
     seen = {**features, "all": together(*features.values())}
-    return {
+    metrics = {
         name: {**class_metrics(logits[name], test.labels), "clustering": _clusters(seen[name], test)} for name in logits
     }
+    return metrics, logits
 
 
 def _clusters(features: Features, rows: Rows) -> dict[str, float]:
@@ -134,7 +145,7 @@ def _clusters(features: Features, rows: Rows) -> dict[str, float]:
     return cluster_metrics(clusters, rows.labels)
 
 
-def _tags(features: Mapping[str, Features], splits: dict[str, Rows]) -> dict[str, Any]:
+def _tags(features: Mapping[str, Features], splits: dict[str, Rows]) -> tuple[dict[str, Any], Logits]:
     """On each kind of features a model of the values of each attribute; then one of (tag, item) on its answers.
 
     A tag's logit is made of the log-probability of its value and of how common the value is ("all": of the
@@ -142,18 +153,18 @@ def _tags(features: Mapping[str, Features], splits: dict[str, Rows]) -> dict[str
     """
     heard = {name: _heard(of_items, splits) for name, of_items in features.items()}
     prior = {split: _prior(splits, split) for split in ("validation", "test")}
-    test, result = splits["test"], {}
+    test, result, logits = splits["test"], {}, Logits()
     for name, used in [*((name, [name]) for name in features), ("all", list(features))]:
         columns = {split: np.stack([*(heard[one][split] for one in used), prior[split]], axis=1) for split in prior}
         judge = LogisticRegression().fit(columns["validation"], splits["validation"].labels)
-        logits = judge.decision_function(columns["test"])
+        of_test = logits[name] = judge.decision_function(columns["test"])
         by_name = {
-            str(attribute): binary_metrics(logits[chosen], test.labels[chosen])
+            str(attribute): binary_metrics(of_test[chosen], test.labels[chosen])
             for attribute in np.unique(test.attributes)
             if (chosen := test.attributes == attribute).any()
         }
-        result[name] = {**binary_metrics(logits, test.labels), "attribute": by_name}
-    return result
+        result[name] = {**binary_metrics(of_test, test.labels), "attribute": by_name}
+    return result, logits
 
 
 def _heard(features: Features, splits: dict[str, Rows]) -> dict[str, NDArray[np.float64]]:

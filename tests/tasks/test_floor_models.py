@@ -7,9 +7,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score, roc_auc_score
 from typer.testing import CliRunner
 
 from mbsd.catalog.reader import Catalog
@@ -85,3 +87,32 @@ def test_other_tables_are_refused(market: Market) -> None:
     catalog = Catalog(market.catalog)
     with pytest.raises(UserError, match="holds alignment; floors are of attributes or categories"):
         floors(catalog, Table(market.table("alignment"), catalog))
+
+
+@pytest.mark.parametrize("kind", ["attributes", "categories"])
+def test_the_answers_are_those_that_were_measured(kind: str, market: Market, tmp_path: Path) -> None:
+    out, answers = tmp_path / "floors.json", tmp_path / "answers.parquet"
+    arguments = ["floors", "--catalog", market.catalog, "--table", market.table(kind), "--out", out]
+    assert CliRunner().invoke(app, list(map(str, [*arguments, "--answers", answers]))).exit_code == 0
+    measured, found = json.loads(out.read_text())["floors"], pq.read_table(answers).to_pydict()
+    table = Table(market.table(kind), Catalog(market.catalog))
+    rows = table.rows("test").tolist()
+    assert found["row"] == rows and found["item"] == [table.column("item")[row] for row in rows]
+    names = table.class_names or ["no", "yes"]
+    assert found["label"] == [names[table.column("label")[row]] for row in rows]
+    shares = []
+    for floor in ("tfidf", "colours", "hog", "all"):
+        answer, probability, of_label = (
+            np.array(found[f"{column}_{floor}"]) for column in ("answer", "probability", "label_probability")
+        )
+        right = answer == np.array(found["label"])
+        assert right.mean() == pytest.approx(measured[floor]["accuracy"])
+        shares.append(right.mean())
+        if kind == "attributes":
+            assert roc_auc_score(found["label"], probability) == pytest.approx(measured[floor]["roc_auc"], abs=1e-4)
+            yes = np.array(found["label"]) == "yes"
+            assert np.array_equal(of_label > 0.5, right) and np.array_equal(of_label[yes], probability[yes])
+        else:
+            assert f1_score(found["label"], answer, average="macro") == pytest.approx(measured[floor]["macro_f1"])
+            assert np.array_equal(of_label == probability, right) and (of_label <= probability).all()
+    assert len(set(shares)) > 2 and min(shares) < 0.9
