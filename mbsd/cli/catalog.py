@@ -232,6 +232,25 @@ def tables_derive(
     print(f"{out}: {summary.describe()}")
 
 
+@tables_app.command("sample")
+def tables_sample(
+    table: Annotated[Path, typer.Option(help="A task table.")],
+    share: Annotated[float, typer.Option(help="Of the training labels that are kept, such as 0.1.")],
+    catalog: CatalogDir,
+    out: Out,
+    seed: Annotated[int, typer.Option(help="Of the draw; a smaller share is part of a larger one.")] = 0,
+) -> None:
+    """Write a task table with fewer training labels, as many of each class in proportion; other splits stay whole."""
+    from mbsd.catalog.reader import Catalog
+    from mbsd.catalog.sample import sample_table
+    from mbsd.catalog.tables import Table
+
+    shop = Catalog(catalog)
+    whole = Table(table, shop)
+    kept = sample_table(whole, shop, share, out, seed)
+    print(f"{out}: {kept} of {len(whole.rows('train'))} training rows, the other splits whole")
+
+
 @pairs_app.command("mine")
 def pairs_mine(  # noqa: PLR0913 (options of a command line)
     log: Annotated[str, typer.Option(help="Parquet, CSV or JSONL: a file, folder, glob, or URL of Parquet.")],

@@ -49,9 +49,9 @@ def _tables(trial: Trial, folder: Path) -> Iterator[Command]:
                     ("tables", "sample", *catalog, "--table", table, "--share", share, "--out", some),
                     after=(f"{titles}_{kind}",),
                 )  # fmt: skip
-            floors = folder / f"{name}_floors.json"
+            floors = folder / f"{name}_floors.json"  # written behind the answers
             yield Command(
-                f"{titles}_{name}_floors", floors, ("floors", *catalog, "--table", some, "--out", floors),
+                f"{titles}_{name}_floors", floors, ("floors", *catalog, "--table", some, "--out", floors, "--answers", floors.with_suffix(".parquet")),
                 after=(f"{titles}_{name}",),
             )  # fmt: skip
 

@@ -123,7 +123,7 @@ def works(trial: Trial, facts: CatalogFacts, speeds: Speeds, lengths: Lengths) -
 
 
 def makespan(works: Sequence[Work], jobs: int) -> float:
-    """Seconds until all is done, where `jobs` at a time work and the first that is ready is taken (as `Runner` does)."""
+    """Seconds until all is done, `jobs` at a time, the first that is ready first, as `Runner` does."""
     order = TopologicalSorter({work.name: work.after for work in works})
     order.prepare()
     number: Mapping[str, int] = {work.name: index for index, work in enumerate(works)}

@@ -10,6 +10,7 @@ fits into the minutes. It is written to `plan.yaml` once: a trial that was inter
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from mbsd.config.deepspeed import read_deepspeed
 from mbsd.errors import UserError
 from mbsd.io.files import replace_text
 from mbsd.io.settings_text import read_yaml
-from mbsd.tools.studies.commands import ROOT, LaunchConfig, num_cores
+from mbsd.tools.studies.commands import ROOT, Command, LaunchConfig, num_cores
 from mbsd.tools.studies.recipe import CatalogFacts, Kind, Machine, Precision, Recipe, RunRecipe, recipe, with_text_model
 from mbsd.tools.studies.runner import Runner, start_runner
 from mbsd.tools.studies.settings_files import changed, same_settings
@@ -89,17 +90,7 @@ def run_trial(trial: Trial, out: Path, launch: LaunchConfig) -> None:
             plan = _plan(trial, place, spent)
             for line in plan.said:
                 place.runner.console.print(line, markup=False, highlight=False, style="bold")
-            commands = [
-                command
-                for run in runs_of(trial)
-                for command in (
-                    training(
-                        run, place.out, plan.recipe.runs[run.kind], plan.lengths.of(run), _deepspeed_file(place, run.kind)
-                    ),
-                    *evaluations(run, place.out),
-                )
-            ]
-            place.runner.run(commands)
+            place.runner.run(list(_training_commands(trial, place, plan)))
             tabulate(place.runner.console, trial, out)
     finally:
         wall, cpu = spent.wall_and_cpu
@@ -107,6 +98,14 @@ def run_trial(trial: Trial, out: Path, launch: LaunchConfig) -> None:
             f"{wall / 60:.1f} minutes by the clock, {cpu / 60:.1f} CPU minutes, all starts of this trial together",
             markup=False, highlight=False,
         )  # fmt: skip
+
+
+def _training_commands(trial: Trial, place: Place, plan: Plan) -> Iterator[Command]:
+    """Every run, with its scores behind it."""
+    for run in runs_of(trial):
+        settings = _deepspeed_file(place, run.kind)
+        yield training(run, place.out, plan.recipe.runs[run.kind], plan.lengths.of(run), settings)
+        yield from evaluations(run, place.out)
 
 
 def _plan(trial: Trial, place: Place, spent: Spent) -> Plan:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mbsd.errors import UserError
-from mbsd.tools.studies.recipe import Kind
+from mbsd.tools.studies.recipe import SHARES, Kind
 
 TITLES = {"plain": "as they are", "masked": "masked"}
 STARTS = {"pretrained": "pre-trained", "scratch": "from scratch"}
@@ -50,8 +50,16 @@ class Trial:
             raise UserError(f"--label-share {list(self.label_shares)}: expected shares above 0, up to 1")
         if len(set(self.label_shares)) < len(self.label_shares) or not self.label_shares:
             raise UserError(f"--label-share {list(self.label_shares)}: expected different shares")
+        if self.equal_time and len(self.starts) < 2:
+            raise UserError("--worth: the recipe has no stage 1 (mbsd/tools/studies/recipe.py, SHARES)")
         if self.minutes <= 0:
             raise UserError(f"--minutes {self.minutes:g}: expected more than 0")
+
+
+def starts(scratch: bool) -> tuple[str, ...]:
+    """What fine-tunings begin with: stage 1 where the recipe has one; freshly drawn weights too where asked for."""
+    pretrained = ("pretrained",) if SHARES["stage1"] > 0 else ()
+    return (*pretrained, *(("scratch",) if scratch or not pretrained else ()))
 
 
 @dataclass(frozen=True)

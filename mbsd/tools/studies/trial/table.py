@@ -1,191 +1,227 @@
-"""`mbsd trial`: what a small model learns from a shop's own items, beside floors; by commands that a user would type.
-
-Titles often name the category and the colour that the tasks ask for. So everything is done twice, with titles as they
-are and with titles from which these words are removed, and each view is scored by itself.
-"""
+"""The table of a trial: floors and models, each view by itself, on the screen, in `summary.json` and `summary.md`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from mbsd.config.run_files import DONE
 from mbsd.io.files import read_own_json, replace_text
-from mbsd.io.settings_text import read_yaml
-from mbsd.tools.studies.commands import ROOT, Command, LaunchConfig, in_clone
-from mbsd.tools.studies.runner import start_runner
-from mbsd.tools.studies.settings_files import same_settings
-from mbsd.tools.studies.study import report
+from mbsd.tools.studies.study import mean_and_deviation, report
+from mbsd.tools.studies.trial.margins import Answers, margin
+from mbsd.tools.studies.trial.settings import STARTS, TASKS, TITLES, Run, Trial, labels_part
 
-TITLES = {"plain": "as they are", "masked": "masked"}
-FLOORS = {"tfidf": "TF-IDF", "colours": "colour histogram", "hog": "HOG", "all": "TF-IDF, colours, HOG"}
+FLOORS = {
+    "tfidf": "TF-IDF", "colours": "colour histogram", "hog": "HOG", "hog_colours": "HOG + colours",
+    "all": "TF-IDF, colours, HOG",
+}  # fmt: skip
 VIEWS = {"full": "title and image", "text": "title", "image": "image"}
-COLUMNS = ("attributes, ROC-AUC", "classification, accuracy", "macro-F1", "clustering, NMI", "ARI", "purity")
+FLOOR_VIEWS = {"tfidf": "text", "colours": "image", "hog": "image", "hog_colours": "image", "all": "full"}
+# Column -> kind of run, and the metric of its scores; those of clustering have a file of their own.
+COLUMNS = {
+    "attributes, ROC-AUC": ("attributes", "roc_auc"),
+    "classification, accuracy": ("classification", "accuracy"),
+    "macro-F1": ("classification", "macro_f1"),
+    "clustering, NMI": ("clustering", "nmi"),
+    "ARI": ("clustering", "ari"),
+    "purity": ("clustering", "purity"),
+}
 WIDTH = 150  # of the table, letters; narrower, names would be cut
-TASKS = {"attributes": ("attributes", "small_attributes"), "classification": ("categories", "small_classification")}
 
 
 @dataclass(frozen=True)
-class Trial:
-    """Settings of `mbsd trial`; `source` and `images` are those of `mbsd catalog build`.
+class Row:
+    """A row of the table.
 
     Attributes:
-        mask_attributes: attributes whose values are taken out of the masked titles, beside the categories.
-        min_items: categories with fewer items are left out.
-        pretrain_steps, finetune_steps: of stage 1, and of each of the fine-tunings.
-        from_scratch: fine-tune a model that has not been pre-trained too.
+        view: what is read, of VIEWS.
+        titles: of TITLES.
+        share: of the labels.
+        values: column -> one value a seed; a floor has one.
     """
 
-    source: str
-    images: str
-    mask_attributes: tuple[str, ...]
-    min_items: int
-    pretrain_steps: int
-    finetune_steps: int
-    from_scratch: bool
-    seed: int
+    model: str
+    view: str
+    titles: str
+    share: float
+    values: dict[str, list[float]]
+    margins: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-
-def run_trial(trial: Trial, out: Path, launch: LaunchConfig) -> None:
-    """Build, pre-train, fine-tune, score and tabulate below `out`; what is there already is not done again.
-
-    Raises:
-        UserError: `out` holds a trial with other settings.
-    """
-    same_settings(out, "trial", json.loads(json.dumps(asdict(trial))), "--out")
-    runner = start_runner(out, launch, WIDTH)
-    runner.run(list(trial_commands(trial, out.resolve())))
-    tabulate(runner.console, trial, out)
-
-
-def trial_commands(trial: Trial, out: Path) -> Iterator[Command]:
-    """All commands, in order."""
-    masked, stage1 = out / "items_masked.jsonl", out / "stage1"
-    named = [word for name in trial.mask_attributes for word in ("--attribute", name)]
-    yield Command("mask", masked, ("catalog", "mask", trial.source, *named, "--out", masked))
-    for titles, items in zip(TITLES, (trial.source, masked), strict=True):
-        yield from _tables(trial, out / titles, items)
-    yield Command(
-        "stage1", stage1 / DONE,
-        (*_run_words(trial, "small_stage1", "cpu_stage1", trial.pretrain_steps), "--run.dir", stage1,
-         "--data.catalog", out / "plain/catalog"),
-        "pretrain",
-    )  # fmt: skip
-    for titles in TITLES:
-        clustering = _evaluation(out / titles, "clustering", "categories", stage1)
-        yield replace(clustering, words=(*clustering.words, "--task", "clustering"))
-        for task, (kind, config) in TASKS.items():
-            for start in _starts(trial):
-                run = out / titles / f"{task}_{start}"
-                weights = ("--run.init_from", stage1) if start == "pretrained" else drawn_words(stage1)
-                yield Command(
-                    f"{titles}_{task}_{start}", run / DONE,
-                    (*_run_words(trial, config, "cpu_finetune", trial.finetune_steps), "--run.dir", run,
-                     *_data_words(out / titles, kind), *weights),
-                    "finetune",
-                )  # fmt: skip
-                yield _evaluation(out / titles, f"{task}_{start}", kind, run)
-
-
-def _tables(trial: Trial, folder: Path, items: object) -> Iterator[Command]:
-    """Catalogue, task tables and floors for one way of writing the titles, which names `folder`."""
-    titles, catalog = folder.name, folder / "catalog"
-    yield Command(
-        f"{titles}_build", catalog / "catalog.json",
-        ("catalog", "build", items, "--images", trial.images, "--out", catalog),
-    )  # fmt: skip
-    for kind, more in (("attributes", ()), ("categories", ("--min-items", trial.min_items))):
-        table, floors = folder / f"{kind}.parquet", folder / f"{kind}_floors.json"
-        yield Command(
-            f"{titles}_{kind}", table,
-            ("tables", "derive", kind, "--catalog", catalog, "--out", table, *more, "--seed", trial.seed),
-        )  # fmt: skip
-        yield Command(
-            f"{titles}_{kind}_floors", floors, ("floors", "--catalog", catalog, "--table", table, "--out", floors)
-        )
-
-
-def _evaluation(folder: Path, name: str, kind: str, model: Path) -> Command:
-    """Scores `folder/NAME.json` of a model on the test split of a table, each view by itself."""
-    scores = folder / f"{name}.json"
-    words = ("--model", model, "--out", scores, *_data_words(folder, kind), "--data.image_size", 64,
-             "--data.num_workers", 1, "--bootstrap", 200, "--micro_batch", 128)  # fmt: skip
-    return Command(f"{folder.name}_{name}_scores", scores, words, "evaluate")
-
-
-def _run_words(trial: Trial, config: str, ds_config: str, steps: int) -> tuple[object, ...]:
-    return (
-        "--config", in_clone(f"launchers/configs/{config}.yaml"),
-        "--deepspeed_config", in_clone(f"ds_configs/{ds_config}.json"), "--run.seed", trial.seed,
-        "--run.max_steps", steps, "--run.validate_every", max(1, steps // 5),
-    )  # fmt: skip
-
-
-def _data_words(folder: Path, kind: str) -> tuple[object, ...]:
-    return "--data.catalog", folder / "catalog", "--data.table", folder / f"{kind}.parquet"
-
-
-def drawn_words(stage1: Path) -> tuple[object, ...]:
-    """Options of a fine-tuning without pre-training: weights are drawn in stage 1's sizes, with its tokenizer."""
-    model = read_yaml(ROOT / "launchers/configs/small_stage1.yaml")["model"]
-    sizes = [word for name, value in model.items() for word in (f"--model.{name}", json.dumps(value))]
-    return "--run.init_from", "null", "--data.tokenizer", stage1 / "tokenizer", *sizes
-
-
-def _starts(trial: Trial) -> tuple[str, ...]:
-    return ("pretrained", "scratch") if trial.from_scratch else ("pretrained",)
+    def as_json(self) -> dict[str, Any]:
+        """With means over seeds in the columns, None where there is no value."""
+        found: dict[str, Any] = {
+            "model": self.model, "reads": VIEWS[self.view],
+            "titles": "" if self.view == "image" else TITLES[self.titles], "labels": self.share,
+        }  # fmt: skip
+        spread = {column: mean_and_deviation(values) for column, values in self.values.items() if values}
+        found |= {column: spread[column][0] if column in spread else None for column in COLUMNS}
+        found["deviation"] = {column: deviation for column, (_, deviation) in spread.items() if deviation is not None}
+        found["seeds"] = max((len(values) for values in self.values.values()), default=0)
+        return found | {"margins": self.margins}
 
 
 def tabulate(console: Console, trial: Trial, out: Path) -> None:
-    """Gather the scores into a table on the screen, `summary.json` and `summary.md`."""
-    rows = [*_floor_rows(out), *(row for start in _starts(trial) for row in _model_rows(out, start))]
-    shown = Table()
-    for n, heading in enumerate(("model", "reads", "titles", *COLUMNS)):
-        shown.add_column(heading, justify="left" if n < 3 else "right", no_wrap=n < 3)
-    for row in rows:
-        values = ("" if row[name] is None else f"{row[name]:.3f}" for name in COLUMNS)
-        shown.add_row(row["model"], row["reads"], row["titles"], *values)
-    replace_text(out / "summary.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
-    report(console, out / "summary.md", "Trial", [("Scores of the test split.", shown)])
+    """Gather the scores."""
+    rows = [row for share in trial.label_shares for row in _rows(trial, out, share)]
+    replace_text(out / "summary.json", json.dumps([row.as_json() for row in rows], indent=1, ensure_ascii=False) + "\n")
+    tables = [("Scores of the test split; clustering of vectors that no category has trained.", _scores(trial, rows))]
+    models = [row for row in rows if row.margins]
+    tables.append(
+        ("Less the best floor that reads no more, and 95 % of its differences over test rows.", _margins(trial, models))
+    )
+    if len(trial.starts) > 1:
+        told = "at equal training time" if trial.equal_time else "with as many steps of fine-tuning"
+        tables.append((f"Pre-trained less from scratch, {told}, mean ± deviation of seeds.", _worth(trial, rows)))
+    report(console, out / "summary.md", "Trial", tables)
 
 
-def _floor_rows(out: Path) -> Iterator[dict[str, Any]]:
-    for titles, shown in TITLES.items():
-        tags, classes = (_read(out / titles / f"{kind}_floors.json")["floors"] for kind in ("attributes", "categories"))
-        for name, floor in FLOORS.items():
-            picture_alone = name in ("colours", "hog")
-            if picture_alone and titles != "plain":
-                continue  # the same pictures
-            reads = VIEWS["image"] if picture_alone else VIEWS["text" if name == "tfidf" else "full"]
-            clustering = classes[name]["clustering"]
-            yield _row(floor, reads, "" if picture_alone else shown, tags[name], classes[name], clustering)
+def _rows(trial: Trial, out: Path, share: float) -> Iterator[Row]:
+    floors = list(_floor_rows(out, share))
+    yield from floors
+    if "pretrained" in trial.starts and share == max(trial.label_shares):
+        yield from _stage1_rows(trial, out)
+    for start in trial.starts:
+        for titles in TITLES:
+            for view in VIEWS:
+                if view != "image" or titles == "plain":
+                    yield _model_row(trial, out, Run(titles, "attributes", 0, start, share), view)
 
 
-def _model_rows(out: Path, start: str) -> Iterator[dict[str, Any]]:
-    name = {"pretrained": "MBSD, pre-trained", "scratch": "MBSD, from scratch"}[start]
-    for titles, shown in TITLES.items():
-        scores = {task: _read(out / titles / f"{task}_{start}.json")["views"] for task in TASKS}
-        clusters = _read(out / titles / "clustering.json")["views"] if start == "pretrained" else {}
-        for view, reads in VIEWS.items():
+def _floor_rows(out: Path, share: float) -> Iterator[Row]:
+    for titles in TITLES:
+        scores = {task: _floors(out, titles, task, share) for task in TASKS}
+        for name, told in FLOORS.items():
+            view = FLOOR_VIEWS[name]
             if view == "image" and titles != "plain":
-                continue
-            tags, classes = (scores[task][view]["all"] for task in TASKS)
-            grouped = clusters.get(view, {}).get("all", {})
-            yield _row(name, reads, "" if view == "image" else shown, tags, classes, grouped)
+                continue  # the same pictures
+            found = {
+                "attributes": scores["attributes"][name], "classification": scores["classification"][name],
+                "clustering": scores["classification"][name]["clustering"],
+            }  # fmt: skip
+            yield Row(told, view, titles, share, {c: [found[kind][key]] for c, (kind, key) in COLUMNS.items()})
 
 
-def _row(
-    model: str, reads: str, titles: str, tags: dict[str, Any], classes: dict[str, Any], clusters: dict[str, Any]
-) -> dict[str, Any]:
-    values = [tags["roc_auc"], classes["accuracy"], classes["macro_f1"]]
-    values += [clusters.get(name) for name in ("nmi", "ari", "purity")]
-    return {"model": model, "reads": reads, "titles": titles, **dict(zip(COLUMNS, values, strict=True))}
+def _stage1_rows(trial: Trial, out: Path) -> Iterator[Row]:
+    """Vectors that no label has trained at all."""
+    for titles in TITLES:
+        files = [out / titles / f"{Run(titles, 'stage1', *_seed(trial, seed)).clusters}.json" for seed in trial.seeds]
+        scores = [_read(file)["views"] for file in files]
+        for view in VIEWS:
+            if view != "image" or titles == "plain":
+                values = _values({"clustering": [of_seed[view]["all"] for of_seed in scores]})
+                yield Row("MBSD, stage 1 alone", view, titles, max(trial.label_shares), values)
+
+
+def _seed(trial: Trial, seed: int) -> tuple[int, str, float, bool]:
+    return seed, "", 1.0, seed == trial.seeds[0]
+
+
+def _model_row(trial: Trial, out: Path, one: Run, view: str) -> Row:
+    """Of all seeds of the fine-tunings that `one` is of."""
+    first = trial.seeds[0]
+    folder = out / one.titles
+    runs = {
+        task: [Run(one.titles, task, seed, one.start, one.share, seed == first) for seed in trial.seeds]
+        for task in TASKS
+    }
+    files = {str(task): [folder / f"{run.result}.json" for run in of_task] for task, of_task in runs.items()}
+    files["clustering"] = [folder / f"{run.clusters}.json" for run in runs["attributes"]]
+    scores = {kind: [_read(file)["views"][view]["all"] for file in of_kind] for kind, of_kind in files.items()}
+    margins = {}
+    for column, (kind, metric) in COLUMNS.items():
+        if kind == "clustering":
+            continue
+        best = _best_floor(out, one, kind, metric, view)
+        models = [Answers(file.with_suffix(".parquet"), view) for file in files[kind]]
+        floor = Answers(folder / f"{_table(kind, one.share)}_floors.parquet", best)
+        margins[column] = {"floor": FLOORS[best], **margin(models, floor, metric)}
+    return Row(f"MBSD, {STARTS[one.start]}", view, one.titles, one.share, _values(scores), margins)
+
+
+def _values(scores: dict[str, list[dict[str, float]]]) -> dict[str, list[float]]:
+    """Column -> a value a seed; a metric that is not defined, as ROC-AUC of rows of one label, is left out."""
+    return {
+        column: [of_seed[key] for of_seed in scores.get(kind, []) if key in of_seed]
+        for column, (kind, key) in COLUMNS.items()
+    }
+
+
+def _best_floor(out: Path, run: Run, kind: str, metric: str, view: str) -> str:
+    """The best of those that read nothing that the view does not show."""
+    scores = _floors(out, run.titles, kind, run.share)
+    allowed = [name for name, of in FLOOR_VIEWS.items() if view in ("full", of)]
+    return max(allowed, key=lambda name: scores[name][metric])
+
+
+def _floors(out: Path, titles: str, task: str, share: float) -> dict[str, Any]:
+    found: dict[str, Any] = _read(out / titles / f"{_table(task, share)}_floors.json")["floors"]
+    return found
+
+
+def _table(task: str, share: float) -> str:
+    return "_".join([{str(k): v for k, v in TASKS.items()}[task], *labels_part(share)])
+
+
+def _scores(trial: Trial, rows: Sequence[Row]) -> Table:
+    table = _headed(trial, list(COLUMNS))
+    for row in rows:
+        table.add_row(*_named(trial, row), *(_shown(row.values[column]) for column in COLUMNS))
+    return table
+
+
+def _margins(trial: Trial, rows: Sequence[Row]) -> Table:
+    columns = list(rows[0].margins) if rows else []
+    table = _headed(trial, columns)
+    for row in rows:
+        table.add_row(*_named(trial, row), *(_above(row.margins[column]) for column in columns))
+    return table
+
+
+def _worth(trial: Trial, rows: Sequence[Row]) -> Table:
+    """Differences by seed: both starts have the same seeds."""
+    table = _headed(trial, list(COLUMNS))
+    scratch = {(row.view, row.titles, row.share): row for row in rows if row.model.endswith(STARTS["scratch"])}
+    for row in rows:
+        if row.model.endswith(STARTS["pretrained"]):
+            other = scratch[row.view, row.titles, row.share]
+            differences = (
+                [a - b for a, b in zip(row.values[column], other.values[column], strict=True)] for column in COLUMNS
+            )
+            table.add_row("difference", *_named(trial, row)[1:], *(_shown(found, sign="+") for found in differences))
+    return table
+
+
+def _headed(trial: Trial, columns: Sequence[str]) -> Table:
+    names = ["model", "reads", "titles", *(["labels"] if len(trial.label_shares) > 1 else [])]
+    table = Table()
+    for heading in (*names, *columns):
+        of_row = heading in names
+        table.add_column(heading, justify="left" if of_row else "right", no_wrap=of_row)
+    return table
+
+
+def _named(trial: Trial, row: Row) -> list[str]:
+    titles = "" if row.view == "image" else TITLES[row.titles]
+    return [row.model, VIEWS[row.view], titles, *([f"{row.share:.0%}"] if len(trial.label_shares) > 1 else [])]
+
+
+def _shown(values: Sequence[float], sign: str = "") -> str:
+    if not values:
+        return ""
+    middle, deviation = mean_and_deviation(values)
+    return f"{middle:{sign}.3f}" + (f" ± {deviation:.3f}" if deviation is not None else "")
+
+
+def _above(found: dict[str, Any]) -> str:
+    if found["value"] is None:
+        return ""
+    bounds = f" [{found['interval'][0]:+.3f}, {found['interval'][1]:+.3f}]" if found["interval"] else ""
+    return f"{found['value']:+.3f}{bounds}"
 
 
 def _read(path: Path) -> dict[str, Any]:
