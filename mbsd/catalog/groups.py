@@ -9,7 +9,8 @@ order of the items does not matter.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,8 @@ class GroupOptions:
         max_same: items that may have a key in common before it is a placeholder's and links none.
         near_distance: of the 64 bits of a perceptual hash, how many may differ between two that are linked.
         workers: processes that hash pictures for near_picture; 0 = one per core.
+        like: another catalogue of the same items, whose titles and pictures are compared instead: with titles that are
+            masked later on, tables then have the same splits as with titles as they were. None = this one.
 
     Raises:
         UserError: an unknown kind, or a number out of range.
@@ -49,6 +52,7 @@ class GroupOptions:
     max_same: int = 100
     near_distance: int = 0
     workers: int = 0
+    like: Path | None = None
 
     def __post_init__(self) -> None:
         unknown = next((kind for kind in self.by if kind not in GROUP_KINDS), None)
@@ -123,12 +127,24 @@ def find_groups(catalog: Catalog, options: GroupOptions | None = None, note: Cal
         note: prints a line, about a damaged picture.
     """
     options = options or GroupOptions()
+    if options.like is not None:
+        other = Catalog(options.like)
+        return _carried_over(find_groups(other, replace(options, like=None), note), catalog)
     find: dict[str, Callable[[], Int64]] = {
         "title": lambda: title_keys(catalog),
         "picture": lambda: picture_keys(catalog, note),
         "near_picture": lambda: near_picture_keys(catalog, options.near_distance, options.workers, note),
     }
     number = group_numbers([find[kind]() for kind in options.by], len(catalog), options.max_same)
+    return Groups(catalog, number, _splits_of(number, catalog))
+
+
+def _carried_over(groups: Groups, catalog: Catalog) -> Groups:
+    """The groups of another catalogue's items, by their ids; an item that it lacks is a group of its own."""
+    there = [groups.catalog.item_number(item_id) for item_id in catalog.table()["item_id"].to_pylist()]
+    alone = len(groups.number) + np.arange(len(catalog))
+    number = np.array([alone[k] if item is None else groups.number[item] for k, item in enumerate(there)])
+    number = np.unique(number, return_inverse=True)[1].astype(np.int64)
     return Groups(catalog, number, _splits_of(number, catalog))
 
 

@@ -238,13 +238,16 @@ def tables_derive(  # noqa: PLR0913 (options of a command line)
     group: Group = "title,picture",
     max_same: MaxSame = 100,
     near_distance: NearDistance = 0,
+    group_like: Annotated[
+        Path | None, typer.Option(help="Of --group: a catalogue of the same items whose titles are compared instead.")
+    ] = None,
 ) -> None:
     """Write a task table from the items' own metadata; equal items (--group) are in one split."""
     from mbsd.catalog.groups import GroupOptions, group_kinds
     from mbsd.catalog.reader import Catalog
     from mbsd.catalog.tables import DeriveOptions, derive_table
 
-    grouped = GroupOptions(group_kinds(group), max_same, near_distance)
+    grouped = GroupOptions(group_kinds(group), max_same, near_distance, like=group_like)
     options = DeriveOptions(seed, negatives_per_positive, min_items, grouped)
     summary = derive_table(kind, Catalog(catalog), out, options)
     print(f"{out}: {summary.describe()}")

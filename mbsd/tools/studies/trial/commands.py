@@ -32,13 +32,18 @@ def data_commands(trial: Trial, out: Path) -> Iterator[Command]:
 
 
 def _tables(trial: Trial, folder: Path) -> Iterator[Command]:
-    """Tables with their floors for one way of writing the titles, which names `folder`."""
+    """Tables with their floors for one way of writing the titles, which names `folder`.
+
+    With titles masked the splits are those of titles as they are: a test item is one that no training item equals.
+    """
     titles, catalog = folder.name, ("--catalog", folder / "catalog")
+    plain = folder.parent / "plain/catalog"
+    masked = () if titles == "plain" else ("--group-like", plain)
     for kind, more in (("attributes", ()), ("categories", ("--min-items", trial.min_items))):
         table = folder / f"{kind}.parquet"
         yield Command(
-            f"{titles}_{kind}", table, ("tables", "derive", kind, *catalog, "--out", table, *more),
-            after=(f"{titles}_build",),
+            f"{titles}_{kind}", table, ("tables", "derive", kind, *catalog, "--out", table, *more, *masked),
+            after=(f"{titles}_build", "plain_build"),
         )  # fmt: skip
         for share in trial.label_shares:
             name = "_".join([kind, *labels_part(share)])
@@ -49,9 +54,11 @@ def _tables(trial: Trial, folder: Path) -> Iterator[Command]:
                     ("tables", "sample", *catalog, "--table", table, "--share", share, "--out", some),
                     after=(f"{titles}_{kind}",),
                 )  # fmt: skip
-            floors = folder / f"{name}_floors.json"  # written behind the answers
+            floors = folder / f"{name}_floors.json"
+            answers = floors.with_suffix(".parquet")
             yield Command(
-                f"{titles}_{name}_floors", floors, ("floors", *catalog, "--table", some, "--out", floors, "--answers", floors.with_suffix(".parquet")),
+                f"{titles}_{name}_floors", floors,
+                ("floors", *catalog, "--table", some, "--out", floors, "--answers", answers),
                 after=(f"{titles}_{name}",),
             )  # fmt: skip
 

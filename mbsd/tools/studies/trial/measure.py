@@ -69,7 +69,7 @@ def _run(out: Path, kind: Kind, precision: Precision, run: RunRecipe, settings: 
 def seconds_of_step(run: Path, batch_size: int) -> float:
     """The median over what a measurement logged, its first part left out."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    rates = [line["samples_per_s"] for line in lines if "samples_per_s" in line]
+    rates: list[float] = [line["samples_per_s"] for line in lines if "samples_per_s" in line]
     return batch_size / median(rates[1:])
 
 
