@@ -34,12 +34,12 @@ START: dict[str, Any] = {"model.initializer_range": 0.08, "model.position_range"
 DATA: dict[str, Any] = {
     "data.image_size": 64, "data.crop_scale": [0.8, 1.0], "data.flip_probability": 0.5, "data.num_workers": 1,
 }  # fmt: skip
-# YAML and DeepSpeed's JSON that a kind of run starts from, by its name in launchers/configs and ds_configs.
-BASES: dict[Kind, tuple[str, str]] = {
-    "stage1": ("small_stage1", "stage1"),
-    "classification": ("small_classification", "finetune"),
-    "attributes": ("small_attributes", "finetune"),
-}
+# YAML that a kind of run starts from, by its name in launchers/configs; and DeepSpeed's JSON of all of them, by its name
+# in ds_configs behind cpu_ or cpu_bf16_.
+CONFIGS: dict[Kind, str] = {
+    "stage1": "small_stage1", "classification": "small_classification", "attributes": "small_attributes",
+}  # fmt: skip
+DEEPSPEED = "finetune"
 LEARNING_RATE: dict[Kind, float] = {"stage1": 7e-4, "classification": 7e-4, "attributes": 7e-4}
 WEIGHT_DECAY = 0.05
 
@@ -130,7 +130,7 @@ def recipe(facts: CatalogFacts, machine: Machine, minutes: float) -> Recipe:
         {
             kind: RunRecipe(
                 config=config,
-                deepspeed=f"{prefix}_{deepspeed}",
+                deepspeed=f"{prefix}_{DEEPSPEED}",
                 batch_size=batch,
                 learning_rate=LEARNING_RATE[kind],
                 model=model,
@@ -140,7 +140,7 @@ def recipe(facts: CatalogFacts, machine: Machine, minutes: float) -> Recipe:
                 share=SHARES[kind],
                 most_epochs=MOST_EPOCHS[kind],
             )
-            for kind, (config, deepspeed) in BASES.items()
+            for kind, config in CONFIGS.items()
             if SHARES[kind] > 0
         }
     )

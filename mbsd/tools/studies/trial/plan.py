@@ -39,7 +39,7 @@ class Lengths:
 
     def of(self, run: Run) -> int:
         """Steps of a run: with fewer labels fewer; and in place of stage 1 as many as take its time."""
-        steps = max(FEWEST_STEPS, round(self.steps[run.kind] * float(run.share**LABELS_POWER)))
+        steps = max(1, round(self.steps[run.kind] * float(run.share**LABELS_POWER)))
         return steps + (self.instead[run.kind] if run.start == "scratch" else 0)
 
 
