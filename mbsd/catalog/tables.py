@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
@@ -15,6 +14,7 @@ import pyarrow as pa
 
 from mbsd.catalog.labels import Contradictions, Labels
 from mbsd.catalog.layout import SPLITS, split_of
+from mbsd.catalog.negatives import NegativeOptions, read_tags
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.row_count import RowCount
 from mbsd.catalog.sources import MADE_ID
@@ -106,25 +106,32 @@ def _no_rows(source: Path, catalog: Catalog, is_tsv: bool, count: RowCount) -> s
 
 
 def derive_table(
-    kind: Kind, catalog: Catalog, out: Path, *, seed: int = 0, negatives_per_positive: int = 1, min_items: int = 1
+    kind: Kind,
+    catalog: Catalog,
+    out: Path,
+    *,
+    seed: int = 0,
+    negatives: NegativeOptions | None = None,
+    min_items: int = 1,
 ) -> TableSummary:
     """Write the table that follows from the items' own metadata; the same for the same (catalogue, seed).
 
-    attributes: for each attribute of each item the tag "name:value" with label 1, and `negatives_per_positive` tags
-    with other values of that attribute, label 0, from those that occur in the item's category (in any, where the
-    category has no other). They are drawn as often as they occur: with uniform draws a rare value would nearly always
-    be a wrong one, and a model could guess labels from the tag alone. An attribute with a single value in the whole
-    catalogue is left out: it asks nothing.
+    attributes: for each attribute of each item the tag "name:value" with label 1, and tags with other values of that
+    attribute, label 0, that are surely wrong (see `negatives`). An attribute with a single value in the whole catalogue
+    is left out, for it asks nothing, and so is an item's value without any other that is surely wrong. Which values
+    may both be true is written beside the table.
     categories: each item whose category has at least `min_items` items; labels in the categories' sorted order.
 
     Raises:
         UserError: another kind, or no item has what the table needs.
     """
     summary = TableSummary()
+    tags = None
     if kind == "attributes":
-        if negatives_per_positive < 0:
-            raise UserError(f"negatives_per_positive is {negatives_per_positive}; expected 0 or more")
-        rows = _attribute_rows(catalog, seed, negatives_per_positive, summary)
+        splits = catalog.table()["split"].to_pylist()
+        tags = read_tags(catalog, splits, negatives or NegativeOptions())
+        rows = tags.rows(seed, summary.count)
+        summary.count.notes += tags.notes
         lacking = "two values of one attribute"
     elif kind == "categories":
         if min_items < 1:
@@ -135,7 +142,10 @@ def derive_table(
         raise UserError(f"table kind {kind!r} cannot be derived from items; expected attributes or categories")
     if not rows:
         raise UserError(f"catalogue {catalog.path}: no items with {lacking}; build it from a source that has them")
-    return _write(kind, rows, catalog, out, summary)
+    _write(kind, rows, catalog, out, summary)
+    if tags is not None:
+        summary.count.notes.append(f"values that may both be true: {tags.write_ambiguity(out)}")
+    return summary
 
 
 def _values(kind: Kind, row: TaskRow, numbers: list[int | None], catalog: Catalog) -> dict[str, Any]:
@@ -149,38 +159,6 @@ def _values(kind: Kind, row: TaskRow, numbers: list[int | None], catalog: Catalo
         return {**values, "source": row.source or "given", "evidence": row.evidence, "replaced": ""}
     name = row.text.partition(":")[0]
     return {**values, "attribute": name, "where": row.where or catalog.attribute_where.get(name, "unknown")}
-
-
-def _attribute_rows(catalog: Catalog, seed: int, num_negatives: int, summary: TableSummary) -> list[dict[str, Any]]:
-    records = [catalog.record(item) for item in range(len(catalog))]
-    in_category: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for record in records:
-        for name, value in record.attributes.items():
-            in_category[record.category, name].append(value)
-    distinct = {key: sorted(set(values)) for key, values in in_category.items()}
-    anywhere = catalog.attribute_values()
-    rows: list[dict[str, Any]] = []
-    for item, record in enumerate(records):
-        for name, value in sorted(record.attributes.items()):
-            if len(anywhere[name]) < 2:
-                where = f"item {record.item_id}: {name!r} has no value but {value!r}"
-                summary.count.leave_out("attribute with one value in this catalogue", where)
-                continue
-            key = (record.category, name)
-            values = distinct[key] if len(distinct[key]) > 1 else anywhere[name]
-            others = _other_values(value, in_category[key], values, num_negatives, f"{seed}\t{record.item_id}\t{name}")
-            for label, tag in [(1, value), *((0, other) for other in others)]:
-                rows.append(
-                    {
-                        "text": f"{name}:{tag}",
-                        "item": item,
-                        "label": label,
-                        "attribute": name,
-                        "where": catalog.attribute_where.get(name, "unknown"),
-                        "split": record.split,
-                    }
-                )
-    return rows
 
 
 def _category_rows(catalog: Catalog, min_items: int, summary: TableSummary) -> list[dict[str, Any]]:
@@ -198,25 +176,6 @@ def _category_rows(catalog: Catalog, min_items: int, summary: TableSummary) -> l
         else:
             summary.count.leave_out("item without a category", f"item {item_id}")
     return rows
-
-
-def _other_values(value: str, occurrences: list[str], distinct: list[str], num: int, key: str) -> list[str]:
-    """Return up to `num` values other than `value`: of hash-drawn occurrences, then of `distinct` in rotation."""
-    drawn: list[str] = []
-    for attempt in range(8 * num):
-        other = occurrences[_draw(f"{key}\t{attempt}") % len(occurrences)]
-        if other != value and other not in drawn:
-            drawn.append(other)
-        if len(drawn) == num:
-            return drawn
-    start = _draw(key)
-    rotation = (distinct[(start + j) % len(distinct)] for j in range(len(distinct)))
-    return [*drawn, *(other for other in rotation if other != value and other not in drawn)][:num]
-
-
-def _draw(text: str) -> int:
-    """Return a portable hash of the text, 60 bits."""
-    return int(hashlib.md5(text.encode()).hexdigest()[:15], 16)
 
 
 def _write(
