@@ -32,8 +32,8 @@ from mbsd.errors import UserError
 from mbsd.io.console import say
 
 MAX_SAME = 100  # items of one title or picture; more are a placeholder's, and not one product
-NO_OTHER = "attribute of an item that every other value may be true of"
-NO_PARTNER = "attribute of an item without a partner of another value"
+NO_OTHER = "value beside which every other may be true"
+NO_PARTNER = "value without a partner of another value"
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,8 @@ def read_tags(catalog: Catalog, splits: Sequence[str], options: NegativeOptions)
     }
     titles, variants = without_variants([Group.of(attributes, items) for items in same["title"]])
     groups = [*titles, *(Group.of(attributes, items) for items in same["picture"])]
-    ambiguity, notes = find_ambiguity(attributes, groups), []
+    ambiguity = find_ambiguity(attributes, groups)
+    notes: list[str] = []
     if options.ambiguous is not None:
         ambiguity, notes = read_ambiguity(options.ambiguous, attributes, ambiguity)
     if variants:
