@@ -149,7 +149,7 @@ def _carried_over(groups: Groups, catalog: Catalog) -> Groups:
     alone = len(groups.number) + np.arange(len(catalog))
     number = np.array([alone[k] if item is None else groups.number[item] for k, item in enumerate(there)])
     number = np.unique(number, return_inverse=True)[1].astype(np.int64)
-    return Groups(catalog, number, _splits_of(number, catalog))
+    return Groups(catalog, groups.by, number, _splits_of(number, catalog))
 
 
 def group_splits(catalog: Catalog, options: GroupOptions | None = None) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from mbsd.cli.options import CatalogDir, Out
+from mbsd.errors import UserError
 
 tools_app = typer.Typer()
 
@@ -186,12 +187,20 @@ def floors(
     answers: Annotated[
         Path | None, typer.Option(help="Parquet file for each floor's answer and probabilities of every test row.")
     ] = None,
+    also: Annotated[
+        Path | None,
+        typer.Option(help="A table of the same kind, whose training rows are learned from too: what a model has seen."),
+    ] = None,
+    also_catalog: Annotated[Path | None, typer.Option(help="That table's catalogue; without: the same.")] = None,
 ) -> None:
     """What logistic regressions on TF-IDF, colours and edges reach on a task table's test split."""
     from mbsd.catalog.reader import Catalog
     from mbsd.scoring.floors import write_floors
 
-    write_floors(Catalog(catalog), table, out, answers)
+    if also_catalog is not None and also is None:
+        raise UserError(f"--also-catalog {also_catalog}: is the catalogue of --also, which is not given; give it")
+    more = None if also is None else (also, Catalog(also_catalog or catalog))
+    write_floors(Catalog(catalog), table, out, more, answers)
 
 
 @tools_app.command("vector-floors")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mbsd.catalog.negatives import NegativeOptions
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sample import sample_table
 from mbsd.catalog.tables import DeriveOptions, Table, derive_table
@@ -31,7 +32,7 @@ def catalog(shop: Shop) -> Catalog:
 
 @pytest.mark.parametrize("kind", ["categories", "attributes"])
 def test_nested_stratified_and_the_other_splits_whole(kind: Any, catalog: Catalog, tmp_path: Path) -> None:
-    derive_table(kind, catalog, tmp_path / "whole.parquet", DeriveOptions(negatives_per_positive=2))
+    derive_table(kind, catalog, tmp_path / "whole.parquet", DeriveOptions(negatives=NegativeOptions(2)))
     whole = Table(tmp_path / "whole.parquet", catalog)
     column = whole.column_names.index("text" if kind == "attributes" else "category")
     label = whole.column_names.index("label")
@@ -55,7 +56,7 @@ def test_nested_stratified_and_the_other_splits_whole(kind: Any, catalog: Catalo
 
 
 def test_wrong_tags_stay_beside_the_right_one(catalog: Catalog, tmp_path: Path) -> None:
-    derive_table("attributes", catalog, tmp_path / "whole.parquet", DeriveOptions(negatives_per_positive=2))
+    derive_table("attributes", catalog, tmp_path / "whole.parquet", DeriveOptions(negatives=NegativeOptions(2)))
     whole = Table(tmp_path / "whole.parquet", catalog)
     sample_table(whole, catalog, 0.2, tmp_path / "some.parquet")
     some = Table(tmp_path / "some.parquet", catalog)

@@ -34,7 +34,7 @@ START: dict[str, Any] = {"model.initializer_range": 0.08, "model.position_range"
 DATA: dict[str, Any] = {
     "data.image_size": 64, "data.crop_scale": [0.8, 1.0], "data.flip_probability": 0.5, "data.num_workers": 1,
 }  # fmt: skip
-# YAML that a kind of run starts from, by its name in launchers/configs; and DeepSpeed's JSON of all of them, by its name
+# YAML that a kind of run starts from, by its name in launchers/configs; and the JSON of DeepSpeed of all, by its name
 # in ds_configs behind cpu_ or cpu_bf16_.
 CONFIGS: dict[Kind, str] = {
     "stage1": "small_stage1", "classification": "small_classification", "attributes": "small_attributes",

@@ -39,7 +39,7 @@ def _tables(trial: Trial, folder: Path) -> Iterator[Command]:
     titles, catalog = folder.name, ("--catalog", folder / "catalog")
     plain = folder.parent / "plain/catalog"
     masked = () if titles == "plain" else ("--group-like", plain)
-    for kind, more in (("attributes", ()), ("categories", ("--min-items", trial.min_items))):
+    for kind, more in (("attributes", ("--balance", "value")), ("categories", ("--min-items", trial.min_items))):
         table = folder / f"{kind}.parquet"
         yield Command(
             f"{titles}_{kind}", table, ("tables", "derive", kind, *catalog, "--out", table, *more, *masked),
