@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mbsd.cli.options import CatalogDir, Group, MaxSame, NearDistance, Out, Workers
+from mbsd.cli.options import CatalogDir, Group, GroupTitles, MaxSame, NearDistance, Out, Workers
 from mbsd.errors import UserError
 from mbsd.io.console import print_json
 
@@ -186,6 +186,7 @@ def tables_build(  # noqa: PLR0913 (options of a command line)
     group: Group = "title,picture",
     max_same: MaxSame = 100,
     near_distance: NearDistance = 0,
+    group_titles: GroupTitles = None,
     cut_negatives: Annotated[
         bool,
         typer.Option(
@@ -218,7 +219,7 @@ def tables_build(  # noqa: PLR0913 (options of a command line)
     from mbsd.catalog.reader import Catalog
     from mbsd.catalog.tables import LabelOptions, build_table
 
-    grouped = GroupOptions(group_kinds(group), max_same, near_distance)
+    grouped = GroupOptions(group_kinds(group), max_same, near_distance, group_titles)
     options = LabelOptions(contradictions, grouped, cut_negatives)
     summary = build_table(kind, source, Catalog(catalog), out, options)
     print(f"{out}: {summary.describe()}")
@@ -246,9 +247,7 @@ def tables_derive(  # noqa: PLR0913 (options of a command line)
     group: Group = "title,picture",
     max_same: MaxSame = 100,
     near_distance: NearDistance = 0,
-    group_like: Annotated[
-        Path | None, typer.Option(help="Of --group: a catalogue of the same items whose titles are compared instead.")
-    ] = None,
+    group_titles: GroupTitles = None,
 ) -> None:
     """Write a task table from the items' own metadata; equal items (--group) are in one split.
 
@@ -267,7 +266,7 @@ def tables_derive(  # noqa: PLR0913 (options of a command line)
         raise UserError(f"{option} is of attributes; {kind} have no wrong tags: leave it out")
     negatives = NegativeOptions(negatives_per_positive, ambiguous, balance)
     shop = Catalog(catalog)
-    grouped = GroupOptions(group_kinds(group), max_same, near_distance, like=group_like)
+    grouped = GroupOptions(group_kinds(group), max_same, near_distance, group_titles)
     summary = derive_table(kind, shop, out, DeriveOptions(seed, negatives, min_items, grouped))
     print(f"{out}: {summary.describe()}")
     for note in [*summary.split_notes, *summary.count.notes]:
@@ -322,6 +321,7 @@ def pairs_mine(  # noqa: PLR0913 (options of a command line)
     group: Group = "title,picture",
     max_same: MaxSame = 100,
     near_distance: NearDistance = 0,
+    group_titles: GroupTitles = None,
     tagger: Annotated[str, typer.Option(help="What finds terms: gazetteer, or transformers:PATH.")] = "gazetteer",
     lexicon: Annotated[Path | None, typer.Option(help="Terms of your own for the tagger.")] = None,
     engine: Annotated[Literal["duckdb", "spark"], typer.Option(help="Both give the same table.")] = "duckdb",
@@ -355,7 +355,7 @@ def pairs_mine(  # noqa: PLR0913 (options of a command line)
         rewrites_per_positive=rewrites_per_positive, max_pairs_per_item=max_pairs_per_item, master=master,
         validation_from=validation_from, test_from=test_from, engine=engine, memory_limit=memory_limit, spill=spill,
         threads=threads, max_record_lines=max_record_lines,
-        group=GroupOptions(group_kinds(group), max_same, near_distance),
+        group=GroupOptions(group_kinds(group), max_same, near_distance, group_titles),
     )  # fmt: skip
     shop = Catalog(catalog)
     found = mine_pairs(log, shop, out, settings, make_tagger(tagger, shop, lexicon))

@@ -37,13 +37,12 @@ def _tables(trial: Trial, folder: Path) -> Iterator[Command]:
     With titles masked the splits are those of titles as they are: a test item is one that no training item equals.
     """
     titles, catalog = folder.name, ("--catalog", folder / "catalog")
-    plain = folder.parent / "plain/catalog"
-    masked = () if titles == "plain" else ("--group-like", plain)
+    masked = () if titles == "plain" else ("--group-titles", trial.source)
     for kind, more in (("attributes", ("--balance", "value")), ("categories", ("--min-items", trial.min_items))):
         table = folder / f"{kind}.parquet"
         yield Command(
             f"{titles}_{kind}", table, ("tables", "derive", kind, *catalog, "--out", table, *more, *masked),
-            after=(f"{titles}_build", "plain_build"),
+            after=(f"{titles}_build",),
         )  # fmt: skip
         for share in trial.label_shares:
             name = "_".join([kind, *labels_part(share)])
@@ -114,10 +113,10 @@ def run_words(recipe: RunRecipe, settings: Path, steps: int) -> tuple[object, ..
 
 
 def read_words(run: Run, out: Path) -> tuple[object, ...]:
-    """Catalogue and table of a run."""
+    """Catalogue and table of a run; stage 1 does not read the items that fine-tunings are tested on."""
     folder = out / run.titles
-    table = () if run.kind == "stage1" else ("--data.table", folder / f"{run.table}.parquet")
-    return "--data.catalog", folder / "catalog", *table
+    table = ("held_out", "categories") if run.kind == "stage1" else ("table", run.table)
+    return "--data.catalog", folder / "catalog", f"--data.{table[0]}", folder / f"{table[1]}.parquet"
 
 
 def start_words(recipe: RunRecipe, stage1: Path | None) -> tuple[object, ...]:
