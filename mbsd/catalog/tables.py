@@ -132,7 +132,7 @@ def derive_table(
         tags = read_tags(catalog, splits, negatives or NegativeOptions())
         rows = tags.rows(seed, summary.count)
         summary.count.notes += tags.notes
-        lacking = "two values of one attribute"
+        lacking = "two values of one attribute that cannot both be true"
     elif kind == "categories":
         if min_items < 1:
             raise UserError(f"min_items is {min_items}; expected 1 or more")
