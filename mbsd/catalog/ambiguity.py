@@ -3,8 +3,8 @@
 By default they follow from the catalogue. Two values are ambiguous with each other where
 
 words          one holds the words of the other: "Blue" and "Navy Blue"; in scripts without spaces, its letters
-together       at least half of the items that hold the rarer one hold the other too: "Men, Boys"; or at least half of
-               the groups of one product that hold the rarer one: listed once as each
+together       half of the items that hold the rarer one, and two or more, hold the other too: "Men, Boys"; or half
+               of the products that hold the rarer one do: listed once as each
 anything goes  one is a word for several or all of the others, such as "Unisex" or "Multicolour"
 
 One product are the items with one picture, and those with one title that differ in this attribute alone: titles may be
@@ -30,6 +30,7 @@ from mbsd.io.files import replace_text
 from mbsd.io.settings_text import read_json, read_yaml
 
 HALF = 0.5  # of the items or groups with the rarer value: from here on both are ambiguous
+MIN_ITEMS = 2  # that hold both values; one "Black/Red" alone is a pattern in two colours
 FEW_MIXED = 3  # groups of one title that differ in an attribute; fewer are no sign of variants
 MAX_PARTS = 16  # a text of more values is a description: its values do not occur "together"
 MAX_LETTERS = 32  # of a value whose letters are searched for others
@@ -144,8 +145,9 @@ def find_ambiguity(attributes: Attributes, groups: Sequence[Group]) -> Ambiguity
             ambiguity.add(name, head, other, "words")
         for head, other in _for_anything(spelled):
             ambiguity.add(name, head, other, "anything goes")
-        for baskets in ([(keys_of(text), count) for text, count in of_name.items()], of_groups[name]):
-            for head, other in _together(baskets):
+        items = [(keys_of(text), count) for text, count in of_name.items()]
+        for baskets, least in ((items, MIN_ITEMS), (of_groups[name], 1)):
+            for head, other in _together(baskets, least):
                 ambiguity.add(name, spelled[head], spelled[other], "together")
     return ambiguity
 
@@ -255,8 +257,8 @@ def _for_anything(spelled: Mapping[str, str]) -> Iterable[tuple[str, str]]:
         yield from ((spelled[key], spelled[other]) for other in sorted(spelled) if other != key)
 
 
-def _together(baskets: Iterable[tuple[frozenset[str], int]]) -> Iterable[tuple[str, str]]:
-    """Pairs (the commoner key, the rarer one) of which half of the baskets with the rarer one hold both."""
+def _together(baskets: Iterable[tuple[frozenset[str], int]], least: int) -> Iterable[tuple[str, str]]:
+    """Pairs (the commoner key, the rarer one) of which `least` baskets hold both, and half of those with the rarer."""
     single: Counter[str] = Counter()
     both: Counter[tuple[str, str]] = Counter()
     for keys, count in baskets:
@@ -267,5 +269,5 @@ def _together(baskets: Iterable[tuple[frozenset[str], int]]) -> Iterable[tuple[s
                 both[pair] += count
     for pair in sorted(both):
         rarer, commoner = sorted(pair, key=lambda key: (single[key], key))
-        if both[pair] >= HALF * single[rarer]:
+        if both[pair] >= max(least, HALF * single[rarer]):
             yield commoner, rarer
