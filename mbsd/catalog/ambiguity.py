@@ -3,11 +3,12 @@
 By default they follow from the catalogue. Two values are ambiguous with each other where
 
 words          one holds the words of the other: "Blue" and "Navy Blue"; in scripts without spaces, its letters
-together       at least half of the items that hold the rarer one hold the other too: "Men, Boys"; or at least half of
-               the groups of items with one title or picture that hold the rarer one: the same product, once as each
+together       half of the items that hold the rarer one, and two or more, hold the other too: "Men, Boys"; or half
+               of the products that hold the rarer one do: listed once as each
 anything goes  one is a word for several or all of the others, such as "Unisex" or "Multicolour"
 
-Groups with one title count unless most of them differ in the attribute: these are variants of a product, as in colours.
+One product are the items with one picture, and those with one title that differ in this attribute alone: titles may be
+general. Where most of the latter differ in it, they are variants, as in colours, and do not count.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from typing import Any
 import yaml
 
 from mbsd.catalog.attribute_values import is_unspaced, key_of, keys_of, parts_of
+from mbsd.catalog.reader import Record
 from mbsd.catalog.record_files import some
 from mbsd.errors import UserError
 from mbsd.io.files import replace_text
 from mbsd.io.settings_text import read_json, read_yaml
 
 HALF = 0.5  # of the items or groups with the rarer value: from here on both are ambiguous
+MIN_ITEMS = 2  # that hold both values; one "Black/Red" alone is a pattern in two colours
 FEW_MIXED = 3  # groups of one title that differ in an attribute; fewer are no sign of variants
 MAX_PARTS = 16  # a text of more values is a description: its values do not occur "together"
 MAX_LETTERS = 32  # of a value whose letters are searched for others
@@ -45,7 +48,7 @@ Attributes = Sequence[Mapping[str, str]]  # of each item: name -> text
 
 @dataclass(frozen=True)
 class Group:
-    """Items with one title or one picture.
+    """Items of one product, as far as some of their attributes are concerned.
 
     Attributes:
         items: their numbers.
@@ -55,15 +58,30 @@ class Group:
     items: tuple[int, ...]
     said: dict[str, frozenset[str]]
 
-    @classmethod
-    def of(cls, attributes: Attributes, items: Iterable[int]) -> Group:
-        """Gather what some items hold."""
-        said: dict[str, frozenset[str]] = {}
-        numbers = tuple(map(int, items))
-        for item in numbers:
-            for name, text in attributes[item].items():
-                said[name] = said.get(name, frozenset()) | keys_of(text)
-        return cls(numbers, said)
+
+def group_of_picture(records: Sequence[Record], items: Iterable[int]) -> Group:
+    """Return what items with one picture say."""
+    said: dict[str, frozenset[str]] = {}
+    numbers = tuple(map(int, items))
+    for item in numbers:
+        for name, text in records[item].attributes.items():
+            said[name] = said.get(name, frozenset()) | keys_of(text)
+    return Group(numbers, said)
+
+
+def groups_of_title(records: Sequence[Record], items: Iterable[int]) -> list[Group]:
+    """Return of items with one title, for each attribute, those that have all else in common, category included."""
+    alike: dict[Any, list[int]] = defaultdict(list)
+    for item in map(int, items):
+        record = records[item]
+        of_item = sorted(record.attributes.items())
+        for n, (name, _) in enumerate(of_item):
+            alike[name, record.category, *of_item[:n], *of_item[n + 1 :]].append(item)
+    return [
+        Group(tuple(same), {key[0]: frozenset().union(*(keys_of(records[item].attributes[key[0]]) for item in same))})
+        for key, same in alike.items()
+        if len(same) > 1
+    ]
 
 
 class Ambiguity:
@@ -127,24 +145,21 @@ def find_ambiguity(attributes: Attributes, groups: Sequence[Group]) -> Ambiguity
             ambiguity.add(name, head, other, "words")
         for head, other in _for_anything(spelled):
             ambiguity.add(name, head, other, "anything goes")
-        for baskets in ([(keys_of(text), count) for text, count in of_name.items()], of_groups[name]):
-            for head, other in _together(baskets):
+        items = [(keys_of(text), count) for text, count in of_name.items()]
+        for baskets, least in ((items, MIN_ITEMS), (of_groups[name], 1)):
+            for head, other in _together(baskets, least):
                 ambiguity.add(name, spelled[head], spelled[other], "together")
     return ambiguity
 
 
 def without_variants(groups: Sequence[Group]) -> tuple[list[Group], list[str]]:
-    """Return groups of one title without the attributes in which most differ, for they are variants; and those."""
+    """Return groups of one title without those of attributes in which most differ; and these attributes."""
     told, mixed = Counter[str](), Counter[str]()
     for group in groups:
         told.update(group.said.keys())
         mixed.update(name for name, keys in group.said.items() if len(keys) > 1)
     variants = sorted(name for name in mixed if mixed[name] >= FEW_MIXED and mixed[name] > HALF * told[name])
-    kept = [
-        Group(group.items, {name: keys for name, keys in group.said.items() if name not in variants})
-        for group in groups
-    ]
-    return kept, variants
+    return [group for group in groups if not set(variants) & group.said.keys()], variants
 
 
 def read_ambiguity(path: Path, attributes: Attributes, default: Ambiguity) -> tuple[Ambiguity, list[str]]:
@@ -242,8 +257,8 @@ def _for_anything(spelled: Mapping[str, str]) -> Iterable[tuple[str, str]]:
         yield from ((spelled[key], spelled[other]) for other in sorted(spelled) if other != key)
 
 
-def _together(baskets: Iterable[tuple[frozenset[str], int]]) -> Iterable[tuple[str, str]]:
-    """Pairs (the commoner key, the rarer one) of which half of the baskets with the rarer one hold both."""
+def _together(baskets: Iterable[tuple[frozenset[str], int]], least: int) -> Iterable[tuple[str, str]]:
+    """Pairs (the commoner key, the rarer one) of which `least` baskets hold both, and half of those with the rarer."""
     single: Counter[str] = Counter()
     both: Counter[tuple[str, str]] = Counter()
     for keys, count in baskets:
@@ -254,5 +269,5 @@ def _together(baskets: Iterable[tuple[frozenset[str], int]]) -> Iterable[tuple[s
                 both[pair] += count
     for pair in sorted(both):
         rarer, commoner = sorted(pair, key=lambda key: (single[key], key))
-        if both[pair] >= HALF * single[rarer]:
+        if both[pair] >= max(least, HALF * single[rarer]):
             yield commoner, rarer

@@ -1,7 +1,7 @@
 """Tags of items from their own attributes: the right ones, and wrong ones that are surely wrong.
 
 A wrong tag shares no value with the item's own text ("Red" is none for "Black/Red"), none with what another item of the
-same title or picture says, and is ambiguous with neither (see `ambiguity`).
+same product says, and is ambiguous with neither (see `ambiguity`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from mbsd.catalog.ambiguity import (
     Group,
     ambiguity_file,
     find_ambiguity,
+    group_of_picture,
+    groups_of_title,
     read_ambiguity,
     without_variants,
     write_ambiguity,
@@ -74,8 +76,8 @@ class Fact:
     Attributes:
         item, item_id, category, split: the item's.
         name, text: of the attribute.
-        blocked: keys of all values that may be true of it: its own, those of items with the same title or picture,
-            and those that are ambiguous with either.
+        blocked: keys of all values that may be true of it: its own, those of items of the same product, and those
+            that are ambiguous with either.
     """
 
     item: int
@@ -160,14 +162,14 @@ def read_tags(catalog: Catalog, splits: Sequence[str], options: NegativeOptions)
         kind: groups_of(without_placeholders(keys, MAX_SAME)[0])
         for kind, keys in (("title", title_keys(catalog)), ("picture", picture_keys(catalog, say)))
     }
-    titles, variants = without_variants([Group.of(attributes, items) for items in same["title"]])
-    groups = [*titles, *(Group.of(attributes, items) for items in same["picture"])]
+    titles, variants = without_variants([group for items in same["title"] for group in groups_of_title(records, items)])
+    groups = [*titles, *(group_of_picture(records, items) for items in same["picture"])]
     ambiguity = find_ambiguity(attributes, groups)
     notes: list[str] = []
     if options.ambiguous is not None:
         ambiguity, notes = read_ambiguity(options.ambiguous, attributes, ambiguity)
     if variants:
-        notes.append(f"most items of one title differ in {', '.join(variants)}: variants, so titles say nothing of it")
+        notes.append(f"{', '.join(variants)}: variants, most items that are else alike differ in it")
     twins = _said_by_twins(groups)
     facts = []
     for item, record in enumerate(records):
@@ -179,7 +181,7 @@ def read_tags(catalog: Catalog, splits: Sequence[str], options: NegativeOptions)
 
 
 def _said_by_twins(groups: Sequence[Group]) -> dict[tuple[int, str], frozenset[str]]:
-    """(item, attribute) -> keys of values of items with its title or picture, where these differ."""
+    """(item, attribute) -> keys of values that items of the same product hold, where these differ."""
     said: dict[tuple[int, str], frozenset[str]] = {}
     for group in groups:
         for name, keys in group.said.items():

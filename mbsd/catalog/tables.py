@@ -185,7 +185,7 @@ def derive_table(kind: Kind, catalog: Catalog, out: Path, options: DeriveOptions
         tags = read_tags(catalog, groups.splits(), options.negatives)
         rows = tags.rows(options.seed, summary.count)
         summary.count.notes += tags.notes
-        lacking = "two values of one attribute"
+        lacking = "two values of one attribute that cannot both be true"
     else:
         rows = _category_rows(groups, options.min_items, summary)
         lacking = "a category" + (f" of at least {options.min_items} items" if options.min_items > 1 else "")

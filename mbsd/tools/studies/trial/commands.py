@@ -115,7 +115,7 @@ def run_words(recipe: RunRecipe, settings: Path, steps: int) -> tuple[object, ..
 def read_words(run: Run, out: Path) -> tuple[object, ...]:
     """Catalogue and table of a run; stage 1 does not read the items that fine-tunings are tested on."""
     folder = out / run.titles
-    table = ("held_out", "categories") if run.kind == "stage1" else ("table", run.table)
+    table = ("held_out", "attributes") if run.kind == "stage1" else ("table", run.table)
     return "--data.catalog", folder / "catalog", f"--data.{table[0]}", folder / f"{table[1]}.parquet"
 
 
