@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -22,13 +22,19 @@ from mbsd.tools.studies.commands import ROOT, Command, LaunchConfig, in_clone
 from mbsd.tools.studies.runner import start_runner
 from mbsd.tools.studies.settings_files import same_settings
 from mbsd.tools.studies.study import report
+from mbsd.tools.studies.trial_page import TrialPage, write_trial_page
+from mbsd.tools.trial_report.inputs import Comparison, Scored
 
 TITLES = {"plain": "as they are", "masked": "masked"}
 FLOORS = {"tfidf": "TF-IDF", "colours": "colour histogram", "hog": "HOG", "all": "TF-IDF, colours, HOG"}
 VIEWS = {"full": "title and image", "text": "title", "image": "image"}
 COLUMNS = ("attributes, ROC-AUC", "classification, accuracy", "macro-F1", "clustering, NMI", "ARI", "purity")
+MODELS = {"pretrained": "MBSD, pre-trained", "scratch": "MBSD, from scratch"}
 WIDTH = 150  # of the table, letters; narrower, names would be cut
-TASKS = {"attributes": ("attributes", "small_attributes"), "classification": ("categories", "small_classification")}
+TASKS: dict[Literal["attributes", "classification"], tuple[str, str]] = {
+    "attributes": ("attributes", "small_attributes"),
+    "classification": ("categories", "small_classification"),
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,8 @@ def run_trial(trial: Trial, out: Path, launch: LaunchConfig) -> None:
     runner = start_runner(out, launch, WIDTH)
     runner.run(list(trial_commands(trial, out.resolve())))
     tabulate(runner.console, trial, out)
+    write_trial_page(page_of(trial, out), out / "trial.html")
+    runner.console.print(f"{out / 'trial.html'}", markup=False, highlight=False)
 
 
 def trial_commands(trial: Trial, out: Path) -> Iterator[Command]:
@@ -107,8 +115,10 @@ def _tables(trial: Trial, folder: Path, items: object) -> Iterator[Command]:
             ("tables", "derive", kind, "--catalog", catalog, "--out", table, *more, "--seed", trial.seed),
         )  # fmt: skip
         yield Command(
-            f"{titles}_{kind}_floors", floors, ("floors", "--catalog", catalog, "--table", table, "--out", floors)
-        )
+            f"{titles}_{kind}_floors", floors,
+            ("floors", "--catalog", catalog, "--table", table, "--out", floors,
+             "--answers", floors.with_suffix(".parquet")),
+        )  # fmt: skip
 
 
 def _evaluation(folder: Path, name: str, kind: str, model: Path) -> Command:
@@ -155,6 +165,34 @@ def tabulate(console: Console, trial: Trial, out: Path) -> None:
     report(console, out / "summary.md", "Trial", [("Scores of the test split.", shown)])
 
 
+def page_of(trial: Trial, out: Path) -> TrialPage:
+    """What the page shows: categories before attributes, masked titles first, for there a model has to look."""
+    comparisons = []
+    for task, (kind, _) in reversed(TASKS.items()):
+        for titles, shown in reversed(TITLES.items()):
+            folder = out / titles
+            models = tuple(
+                Scored(
+                    MODELS[start], folder / f"{task}_{start}.json", folder / f"{task}_{start}", start == "pretrained"
+                )
+                for start in _starts(trial)
+            )
+            floors = folder / f"{kind}_floors.json"
+            comparisons.append(
+                Comparison(
+                    f"{kind.capitalize()}, titles {shown}",
+                    task,
+                    folder / "catalog",
+                    folder / f"{kind}.parquet",
+                    floors,
+                    floors.with_suffix(".parquet"),
+                    models,
+                    clustering=folder / "clustering.json" if task == "classification" else None,
+                )  # fmt: skip
+            )
+    return TrialPage(Path(trial.source).name, tuple(comparisons))
+
+
 def _floor_rows(out: Path) -> Iterator[dict[str, Any]]:
     for titles, shown in TITLES.items():
         tags, classes = (_read(out / titles / f"{kind}_floors.json")["floors"] for kind in ("attributes", "categories"))
@@ -168,7 +206,7 @@ def _floor_rows(out: Path) -> Iterator[dict[str, Any]]:
 
 
 def _model_rows(out: Path, start: str) -> Iterator[dict[str, Any]]:
-    name = {"pretrained": "MBSD, pre-trained", "scratch": "MBSD, from scratch"}[start]
+    name = MODELS[start]
     for titles, shown in TITLES.items():
         scores = {task: _read(out / titles / f"{task}_{start}.json")["views"] for task in TASKS}
         clusters = _read(out / titles / "clustering.json")["views"] if start == "pretrained" else {}

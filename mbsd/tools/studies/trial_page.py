@@ -14,7 +14,7 @@ import numpy as np
 from mbsd.io.files import read_own_json, replace_text
 from mbsd.tools.trial_report.advice import rules
 from mbsd.tools.trial_report.classes import by_class
-from mbsd.tools.trial_report.curves import draw_loss, draw_metric, read_run
+from mbsd.tools.trial_report.curves import draw_loss, draw_metric, read_run, shown_minutes
 from mbsd.tools.trial_report.disputes import Disputes, find_disputes
 from mbsd.tools.trial_report.findings import Findings
 from mbsd.tools.trial_report.inputs import AGAIN, VIEWS, Compared, Comparison, read_comparison, shown_floor
@@ -86,7 +86,7 @@ def write_trial_page(page: TrialPage, out: Path) -> None:
     )  # fmt: skip
     text = environment.get_template(TEMPLATE).render(
         page=page, sections=sections, verdicts=verdicts, advice=rules([section.findings for section in sections]),
-        views=VIEWS, metrics=SHOWN, shown_floor=shown_floor,
+        views=VIEWS, metrics=SHOWN, shown_floor=shown_floor, minutes=shown_minutes,
     )  # fmt: skip
     replace_text(out, text)
 
@@ -110,7 +110,7 @@ def _section(compared: Compared, resamples: int) -> Section:
         given=given,
         facts=list(_facts(compared)),
         lines=lines,
-        floors=[(*map(str, _named(name)), [values[metric][name] for metric in metrics]) for name in compared.floors],
+        floors=[(*_named(name), [values[metric][name] for metric in metrics]) for name in compared.floors],
         scale=max(ends, default=1.0) or 1.0,
         clusters=list(_clusters(compared)),
         disputes=[find_disputes(compared, first), *(find_disputes(compared, view, pairs=0) for view in others)],

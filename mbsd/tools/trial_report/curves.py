@@ -49,9 +49,20 @@ class RunCurves:
         """(samples seen, value) of a validation metric."""
         return [(step * self.batch, value) for step, value in self.curves.get(f"validation/{metric}", []) if step > 0]
 
-    def last(self, name: str) -> float | None:
-        """The last value of a curve; None: there is none."""
-        return self.curves[name][-1][1] if name in self.curves else None
+    def at_end(self, name: str, part: float = 0.0) -> float | None:
+        """The mean of a curve over the last `part` of its steps, at least its last value; None: there is no such curve.
+
+        A logged training loss is that of a few steps, and jumps with them.
+        """
+        if name not in self.curves:
+            return None
+        last = self.curves[name][-1][0]
+        return float(np.mean([value for step, value in self.curves[name] if step >= (1 - part) * last]))
+
+
+def shown_minutes(minutes: float) -> str:
+    """Minutes as the page has them: 0.9, 2.5, 26."""
+    return f"{minutes:.1f}" if minutes < 10 else f"{minutes:,.0f}"
 
 
 @dataclass(frozen=True)
@@ -169,5 +180,5 @@ def _finish(axes: Axes, run: RunCurves) -> None:
         axes.legend(frameon=False, fontsize=8)
 
 
-def _thousands(samples: float, _: int | None) -> str:
+def _thousands(samples: float, _: float) -> str:
     return f"{samples:,.0f}"

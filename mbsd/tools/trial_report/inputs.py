@@ -154,7 +154,7 @@ def read_comparison(given: Comparison) -> Compared:
     table = Table(given.table, catalog)
     rows = np.asarray(table.rows("test"))
     labels = np.array(table.class_names if given.task == "classification" else ["no", "yes"], dtype=object)
-    of_floors = _columns(given.floor_answers, rows, given.table)
+    of_floors = _columns(given.floor_answers, rows, given.table, given.floors)
     reports = [read_own_json(scored.evaluation, AGAIN) for scored in given.models]
     of_models = []
     for scored, report in zip(given.models, reports, strict=True):
@@ -162,10 +162,10 @@ def read_comparison(given: Comparison) -> Compared:
         recorded = report.get("answers_sha256")  # older versions recorded none
         if recorded and (wrong := difference(file, {"sha256": recorded})):
             raise UserError(
-                f"{file}: not the answers that were written with {scored.evaluation} ({wrong}); remove both: the same "
-                "command makes them again"
+                f"{file}: not the answers that were written with {scored.evaluation} ({wrong}); remove "
+                f"{scored.evaluation}: the same command makes both again"
             )
-        of_models.append(_columns(file, rows, given.table))
+        of_models.append(_columns(file, rows, given.table, scored.evaluation))
     names = sorted(labels.tolist())
     number = {name: n for n, name in enumerate(names)}
     binary = given.task == "attributes"
@@ -182,15 +182,17 @@ def read_comparison(given: Comparison) -> Compared:
     )  # fmt: skip
 
 
-def _columns(file: Path, rows: Int64, table: Path) -> dict[str, list[Any]]:
+def _columns(file: Path, rows: Int64, table: Path, report: Path) -> dict[str, list[Any]]:
+    """The columns of an answers' file, whose command is done when `report` exists."""
+    remedy = f"remove {report}: the same command makes both again"
     try:
         columns: dict[str, list[Any]] = pq.read_table(file).to_pydict()
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{file}: cannot be read ({' '.join(str(error).split())}); {AGAIN}") from None
-    if not np.array_equal(columns.get("row", []), rows):
+        raise UserError(f"{file}: cannot be read ({' '.join(str(error).split())}); {remedy}") from None
+    found = columns.get("row", [])
+    if not np.array_equal(found, rows):
         raise UserError(
-            f"{file}: holds answers to {len(columns.get('row', []))} rows that are not the {len(rows)} test rows of "
-            f"{table}; {AGAIN}"
+            f"{file}: holds answers to {len(found)} rows, expected the {len(rows)} test rows of {table}; {remedy}"
         )
     return columns
 

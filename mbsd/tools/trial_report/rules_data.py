@@ -50,7 +50,7 @@ def labels(it: Findings) -> Iterator[Evidence]:
     rise = found.value / np.log2(more / less)
     holds = rise > RISE and found.verdict == "above"
     text = f"{SHOWN[it.metric]} {found.floor:.3f} with {less:.0%} and {found.model:.3f} with {more:.0%} of the labels"
-    advice = f"Twice as many labels may bring about {rise:+.3f}"
+    advice = f"Twice as many labels bring about {rise:+.3f} if the slope holds"
     yield Evidence(it.where, f"{text}: {rise:+.3f} a doubling", holds, advice if holds else "")
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mbsd.tools.trial_report.curves import shown_minutes
 from mbsd.tools.trial_report.findings import ERRORS, PART, POINTS, RISE, Evidence, Findings, RuleText, rising, too_short
 from mbsd.tools.trial_report.inputs import VIEWS
 from mbsd.tools.trial_report.margins import SHOWN
 
+END = 0.1  # of the steps, whose training loss is averaged
 OVERFIT = 1.5  # held-out loss over training loss
 CLOSE = 1.1  # the same, below which a model does not even fit its training rows
 SLOW_MINUTES = 30.0  # of a doubling
@@ -25,21 +27,21 @@ def longer(it: Findings) -> Iterator[Evidence]:
         f"{SHOWN[it.metric]} ({VIEWS[it.view]}) changed by {slope.value:+.3f} ± {slope.error:.3f} a doubling, from "
         f"{slope.first:,.0f} to {slope.last:,.0f} samples ({slope.points} validations)"
     )
-    advice = f"Twice the samples may bring about {slope.value:+.3f}"
+    advice = f"Twice the samples bring about {slope.value:+.3f} if the slope holds"
     if it.run.minutes is not None:
-        advice += f" for {it.run.minutes:.3g} more minutes of this fine-tuning"
-    if it.margin.value < 0:
-        doublings = -it.margin.value / slope.value if slope.value > 0 else float("inf")
+        advice += f", for {shown_minutes(it.run.minutes)} more minutes of this fine-tuning"
+    if rising(slope) and it.margin.value < 0:
+        doublings = -it.margin.value / slope.value
         advice += (
-            f"; at this pace {doublings:.1f} doublings ({2**doublings:,.1f} times the samples) reach "
-            f"{it.margin.floor:.3f}, the floor"
+            f"; {doublings:.1f} doublings ({2**doublings:,.1f} times the samples) would reach "
+            f"the floor, {it.margin.floor:.3f}"
         )
     yield Evidence(it.where, found, rising(slope), advice if rising(slope) else "")
 
 
 def _losses(it: Findings) -> tuple[float, float] | None:
     """(held out, training) at the end."""
-    held_out, training = it.run.last("validation/loss"), it.run.last("loss")
+    held_out, training = it.run.at_end("validation/loss"), it.run.at_end("loss", END)
     return None if held_out is None or training is None or training <= 0 else (held_out, training)
 
 
@@ -77,8 +79,8 @@ def gpu(it: Findings) -> Iterator[Evidence]:
     more = any(one.holds for rule in (longer, larger) for one in rule(it))
     holds = run.device in CPUS and more and run.minutes > SLOW_MINUTES and run.data_wait < WAIT
     found = (
-        f"{run.rate:,.0f} samples a second on {run.device}, {run.minutes:.3g} minutes, {run.data_wait:.0%} waiting; "
-        f"more training or a larger model is {'' if more else 'not '}advised"
+        f"{run.rate:,.0f} samples a second on {run.device}, {shown_minutes(run.minutes)} minutes, {run.data_wait:.0%} "
+        f"waiting; more training or a larger model is {'' if more else 'not '}advised"
     )
     advice = "The same commands run on a GPU; the compute of the model is what takes the time here"
     yield Evidence(it.where, found, holds, advice if holds else "")
@@ -86,12 +88,12 @@ def gpu(it: Findings) -> Iterator[Evidence]:
 
 def workers(it: Findings) -> Iterator[Evidence]:
     """Does the model wait for data?"""
-    wait = it.run.data_wait
-    if wait is None:
+    wait, minutes = it.run.data_wait, it.run.minutes
+    if wait is None or minutes is None:
         yield too_short(it)
         return
     holds = wait >= WAIT
-    advice = f"{wait:.0%} of {it.run.minutes:.3g} minutes would be saved at most"
+    advice = f"{wait:.0%} of {shown_minutes(minutes)} minutes would be saved at most"
     yield Evidence(it.where, f"{wait:.1%} of the time", holds, advice if holds else "")
 
 

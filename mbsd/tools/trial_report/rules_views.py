@@ -57,7 +57,9 @@ def pretraining(it: Findings) -> Iterator[Evidence]:
     found = difference(it.compared, (it.view, it.metric, named[False]), ours, theirs, it.resamples)
     holds = found.verdict != "above"
     text = f"{SHOWN[it.metric]} {found.model:.3f} pre-trained, {found.floor:.3f} from scratch, {interval(found)}"
-    advice = "Give stage 1's minutes to fine-tuning, or pre-train on more items than have labels"
+    advice = "Pre-training costs here: give its minutes to fine-tuning, or pre-train on more items than have labels"
+    if found.verdict == "even":
+        advice = "It is not shown that pre-training brings anything here: compare more seeds, at equal minutes in all"
     yield Evidence(it.where, text, holds, advice if holds else "")
 
 
@@ -78,7 +80,7 @@ RULES: tuple[RuleText, ...] = (
         fusion,
     ),
     (
-        "Minutes of pre-training for fine-tuning instead",
+        "Fine-tuning in place of pre-training",
         "Pre-trained less from scratch, with as many labels, has an interval that is not above 0.",
         pretraining,
     ),
