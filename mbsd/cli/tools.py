@@ -200,7 +200,7 @@ def floors(
     if also_catalog is not None and also is None:
         raise UserError(f"--also-catalog {also_catalog}: is the catalogue of --also, which is not given; give it")
     more = None if also is None else (also, Catalog(also_catalog or catalog))
-    write_floors(Catalog(catalog), table, out, more, answers)
+    write_floors(Catalog(catalog), table, out, answers, more)
 
 
 @tools_app.command("vector-floors")

@@ -111,8 +111,8 @@ def write_floors(
     catalog: Catalog,
     table_file: Path,
     out: Path,
-    also: tuple[Path, Catalog] | None = None,
     answers: Path | None = None,
+    also: tuple[Path, Catalog] | None = None,
 ) -> None:
     """Print the floors of a table and write them to `out` (JSON), and what they answered to `answers` (Parquet)."""
     table = Table(table_file, catalog)

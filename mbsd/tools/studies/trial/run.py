@@ -30,10 +30,12 @@ from mbsd.tools.studies.settings_files import changed, same_settings
 from mbsd.tools.studies.spent import Spent
 from mbsd.tools.studies.trial.commands import data_commands, evaluations, training
 from mbsd.tools.studies.trial.measure import SCORED, measuring, precisions, quicker, speeds
+from mbsd.tools.studies.trial.page import page_of
 from mbsd.tools.studies.trial.plan import Lengths, given_lengths, lengths_within
 from mbsd.tools.studies.trial.settings import TASKS, Trial, runs_of
 from mbsd.tools.studies.trial.table import WIDTH, tabulate
 from mbsd.tools.studies.trial.text_model import text_model_folder
+from mbsd.tools.studies.trial_page import write_trial_page
 
 PLAN = "plan.yaml"
 
@@ -92,6 +94,8 @@ def run_trial(trial: Trial, out: Path, launch: LaunchConfig) -> None:
                 place.runner.console.print(line, markup=False, highlight=False, style="bold")
             place.runner.run(list(_training_commands(trial, place, plan)))
             tabulate(place.runner.console, trial, out)
+            write_trial_page(page_of(trial, out), out / "trial.html")
+            place.runner.console.print(str(out / "trial.html"), markup=False, highlight=False)
     finally:
         wall, cpu = spent.wall_and_cpu
         place.runner.console.print(

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 
 from mbsd.io.files import read_own_json, replace_text
+from mbsd.tools.studies.recipe import Kind
 from mbsd.tools.studies.study import mean_and_deviation, report
-from mbsd.tools.studies.trial.margins import Answers, margin
-from mbsd.tools.studies.trial.settings import STARTS, TASKS, TITLES, Run, Trial, labels_part
+from mbsd.tools.studies.trial.page import comparison, model_name
+from mbsd.tools.studies.trial.settings import TASKS, TITLES, Run, Trial
+from mbsd.tools.trial_report.inputs import VIEWS, Compared, read_comparison, shown_floor
+from mbsd.tools.trial_report.margins import Margin, margin
 
-FLOORS = {
-    "tfidf": "TF-IDF", "colours": "colour histogram", "hog": "HOG", "hog_colours": "HOG + colours",
-    "all": "TF-IDF, colours, HOG",
-}  # fmt: skip
-VIEWS = {"full": "title and image", "text": "title", "image": "image"}
-FLOOR_VIEWS = {"tfidf": "text", "colours": "image", "hog": "image", "hog_colours": "image", "all": "full"}
+FLOORS = ("tfidf", "colours", "hog", "hog_colours", "all")
+RESAMPLES = 200  # of the test rows, behind the margins' intervals
 # Column -> kind of run, and the metric of its scores; those of clustering have a file of their own.
-COLUMNS = {
+COLUMNS: dict[str, tuple[Kind | Literal["clustering"], str]] = {
     "attributes, ROC-AUC": ("attributes", "roc_auc"),
     "classification, accuracy": ("classification", "accuracy"),
     "macro-F1": ("classification", "macro_f1"),
@@ -50,7 +50,7 @@ class Row:
     titles: str
     share: float
     values: dict[str, list[float]]
-    margins: dict[str, dict[str, Any]] = field(default_factory=dict)
+    margins: dict[str, Margin] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """With means over seeds in the columns, None where there is no value."""
@@ -62,7 +62,12 @@ class Row:
         found |= {column: spread[column][0] if column in spread else None for column in COLUMNS}
         found["deviation"] = {column: deviation for column, (_, deviation) in spread.items() if deviation is not None}
         found["seeds"] = max((len(values) for values in self.values.values()), default=0)
-        return found | {"margins": self.margins}
+        found["margins"] = {
+            column: {"floor": one.best, "value": one.value, "low": one.low, "high": one.high}
+            for column, one in self.margins.items()
+            if not math.isnan(one.value)
+        }
+        return found
 
 
 def tabulate(console: Console, trial: Trial, out: Path) -> None:
@@ -81,90 +86,73 @@ def tabulate(console: Console, trial: Trial, out: Path) -> None:
 
 
 def _rows(trial: Trial, out: Path, share: float) -> Iterator[Row]:
-    floors = list(_floor_rows(out, share))
-    yield from floors
+    yield from _floor_rows(out, share)
     if "pretrained" in trial.starts and share == max(trial.label_shares):
         yield from _stage1_rows(trial, out)
+    compared = {
+        (titles, task): read_comparison(comparison(trial, out, Run(titles, task, trial.seeds[0], share=share)))
+        for titles in TITLES
+        for task in TASKS
+    }
     for start in trial.starts:
         for titles in TITLES:
+            of_tasks = {task: compared[titles, task] for task in TASKS}
             for view in VIEWS:
                 if view != "image" or titles == "plain":
-                    yield _model_row(trial, out, Run(titles, "attributes", 0, start, share), view)
+                    yield _model_row(
+                        trial, out, Run(titles, "attributes", trial.seeds[0], start, share), view, of_tasks
+                    )
 
 
 def _floor_rows(out: Path, share: float) -> Iterator[Row]:
     for titles in TITLES:
-        scores = {task: _floors(out, titles, task, share) for task in TASKS}
-        for name, told in FLOORS.items():
-            view = FLOOR_VIEWS[name]
+        tags, classes = (
+            _read(out / titles / f"{Run(titles, task, 0, share=share).table}_floors.json")["floors"]
+            for task in ("attributes", "classification")
+        )
+        for name in FLOORS:
+            told, view = shown_floor(name)
             if view == "image" and titles != "plain":
                 continue  # the same pictures
             found = {
-                "attributes": scores["attributes"][name], "classification": scores["classification"][name],
-                "clustering": scores["classification"][name]["clustering"],
+                "attributes": tags[name], "classification": classes[name], "clustering": classes[name]["clustering"],
             }  # fmt: skip
-            yield Row(told, view, titles, share, {c: [found[kind][key]] for c, (kind, key) in COLUMNS.items()})
+            values = {column: [found[kind][metric]] for column, (kind, metric) in COLUMNS.items()}
+            yield Row(told, view, titles, share, values)
 
 
 def _stage1_rows(trial: Trial, out: Path) -> Iterator[Row]:
     """Vectors that no label has trained at all."""
     for titles in TITLES:
-        files = [out / titles / f"{Run(titles, 'stage1', *_seed(trial, seed)).clusters}.json" for seed in trial.seeds]
-        scores = [_read(file)["views"] for file in files]
+        runs = [Run(titles, "stage1", seed, is_first=seed == trial.seeds[0]) for seed in trial.seeds]
+        scores = [_read(out / titles / f"{run.clusters}.json")["views"] for run in runs]
         for view in VIEWS:
             if view != "image" or titles == "plain":
                 values = _values({"clustering": [of_seed[view]["all"] for of_seed in scores]})
                 yield Row("MBSD, stage 1 alone", view, titles, max(trial.label_shares), values)
 
 
-def _seed(trial: Trial, seed: int) -> tuple[int, str, float, bool]:
-    return seed, "", 1.0, seed == trial.seeds[0]
-
-
-def _model_row(trial: Trial, out: Path, one: Run, view: str) -> Row:
-    """Of all seeds of the fine-tunings that `one` is of."""
-    first = trial.seeds[0]
-    folder = out / one.titles
-    runs = {
-        task: [Run(one.titles, task, seed, one.start, one.share, seed == first) for seed in trial.seeds]
-        for task in TASKS
-    }
-    files = {str(task): [folder / f"{run.result}.json" for run in of_task] for task, of_task in runs.items()}
-    files["clustering"] = [folder / f"{run.clusters}.json" for run in runs["attributes"]]
-    scores = {kind: [_read(file)["views"][view]["all"] for file in of_kind] for kind, of_kind in files.items()}
-    margins = {}
+def _model_row(trial: Trial, out: Path, one: Run, view: str, compared: Mapping[Kind, Compared]) -> Row:
+    """Of all seeds of the fine-tunings that `one` is of; its vectors are those of attributes."""
+    model, values, margins = model_name(one.start), {}, {}
+    runs = [replace(one, seed=seed, is_first=seed == trial.seeds[0]) for seed in trial.seeds]
+    clusters = [_read(out / run.titles / f"{run.clusters}.json")["views"][view]["all"] for run in runs]
     for column, (kind, metric) in COLUMNS.items():
         if kind == "clustering":
-            continue
-        best = _best_floor(out, one, kind, metric, view)
-        models = [Answers(file.with_suffix(".parquet"), view) for file in files[kind]]
-        floor = Answers(folder / f"{_table(kind, one.share)}_floors.parquet", best)
-        margins[column] = {"floor": FLOORS[best], **margin(models, floor, metric)}
-    return Row(f"MBSD, {STARTS[one.start]}", view, one.titles, one.share, _values(scores), margins)
+            values[column] = [of_seed[metric] for of_seed in clusters]
+        else:
+            found = margin(compared[kind], model, view, metric, RESAMPLES)
+            values[column] = [value for value in found.each if not math.isnan(value)]
+            margins[column] = found
+    return Row(model, view, one.titles, one.share, values, margins)
 
 
 def _values(scores: dict[str, list[dict[str, float]]]) -> dict[str, list[float]]:
-    """Column -> a value a seed; a metric that is not defined, as ROC-AUC of rows of one label, is left out."""
+    """Column -> a value a seed; none where nothing was scored."""
     return {
-        column: [of_seed[key] for of_seed in scores.get(kind, []) if key in of_seed]
-        for column, (kind, key) in COLUMNS.items()
+        column: [of_seed[metric] for of_seed in scores[kind]] if kind in scores else []
+        for column, (kind, metric) in COLUMNS.items()
     }
-
-
-def _best_floor(out: Path, run: Run, kind: str, metric: str, view: str) -> str:
-    """The best of those that read nothing that the view does not show."""
-    scores = _floors(out, run.titles, kind, run.share)
-    allowed = [name for name, of in FLOOR_VIEWS.items() if view in ("full", of)]
-    return max(allowed, key=lambda name: scores[name][metric])
-
-
-def _floors(out: Path, titles: str, task: str, share: float) -> dict[str, Any]:
-    found: dict[str, Any] = _read(out / titles / f"{_table(task, share)}_floors.json")["floors"]
-    return found
-
-
-def _table(task: str, share: float) -> str:
-    return "_".join([{str(k): v for k, v in TASKS.items()}[task], *labels_part(share)])
 
 
 def _scores(trial: Trial, rows: Sequence[Row]) -> Table:
@@ -185,9 +173,9 @@ def _margins(trial: Trial, rows: Sequence[Row]) -> Table:
 def _worth(trial: Trial, rows: Sequence[Row]) -> Table:
     """Differences by seed: both starts have the same seeds."""
     table = _headed(trial, list(COLUMNS))
-    scratch = {(row.view, row.titles, row.share): row for row in rows if row.model.endswith(STARTS["scratch"])}
+    scratch = {(row.view, row.titles, row.share): row for row in rows if row.model == model_name("scratch")}
     for row in rows:
-        if row.model.endswith(STARTS["pretrained"]):
+        if row.model == model_name("pretrained"):
             other = scratch[row.view, row.titles, row.share]
             differences = (
                 [a - b for a, b in zip(row.values[column], other.values[column], strict=True)] for column in COLUMNS
@@ -217,11 +205,12 @@ def _shown(values: Sequence[float], sign: str = "") -> str:
     return f"{middle:{sign}.3f}" + (f" ± {deviation:.3f}" if deviation is not None else "")
 
 
-def _above(found: dict[str, Any]) -> str:
-    if found["value"] is None:
+def _above(found: Margin) -> str:
+    if math.isnan(found.value):  # ROC-AUC of rows of one label
         return ""
-    bounds = f" [{found['interval'][0]:+.3f}, {found['interval'][1]:+.3f}]" if found["interval"] else ""
-    return f"{found['value']:+.3f}{bounds}"
+    if found.low is None or found.high is None:
+        return f"{found.value:+.3f}"
+    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 def _read(path: Path) -> dict[str, Any]:
