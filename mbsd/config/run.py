@@ -66,6 +66,25 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class OptimConfig:
+    """Learning rates of parts of the model, as multiples of the rate that DeepSpeed's JSON and its schedule give a step
+    (`lr` in metrics.jsonl). With 0 a part is frozen: it gets no gradient, no update and no weight decay."""
+
+    image: float = at_least(0, default=1.0)
+    """Of what image tokens alone go through before the trunk: MBSD's patchify network and the positions of its patches,
+    a baseline's patch projection or ResNet."""
+    backbone: float = at_least(0, default=1.0)
+    """Of the words' embeddings and the encoder: what a published BERT gives weights to."""
+    head: float = at_least(0, default=1.0)
+    """Of everything else: the stage's or task's own layers, and the pooler before them."""
+
+    def check(self) -> None:
+        """Raise UserError where nothing would be trained."""
+        if not (self.image or self.backbone or self.head):
+            raise UserError("optim.image, optim.backbone and optim.head are all 0: nothing would be trained; raise one")
+
+
+@dataclass(frozen=True)
 class BestConfig:
     """Which checkpoint of a fine-tuning or contrastive run is its result, and when training stops early."""
 
@@ -92,6 +111,7 @@ class BaseConfig:
     run: RunConfig
     data: DataConfig
     model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
 
     @property
     def batch_schedule(self) -> tuple[tuple[float, int], ...] | None:
@@ -102,6 +122,7 @@ class BaseConfig:
         """Raise UserError where two settings contradict each other."""
         run, data = self.run, self.data
         self.model.check()
+        self.optim.check()
         if run.init_from is not None and self.model.image_weights is not None:
             raise UserError(
                 f"run.init_from={run.init_from} and model.image_weights={self.model.image_weights} both name weights "

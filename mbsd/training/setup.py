@@ -8,6 +8,7 @@ from mbsd.config.run import BaseConfig
 from mbsd.data.inputs import Inputs, open_catalog
 from mbsd.model.execution import prepare_execution
 from mbsd.parallel.world import on_rank_zero, same_on_every_rank
+from mbsd.stages.parts import part_rates
 from mbsd.stages.stage import Stage
 from mbsd.training.asked import (
     changed_since,
@@ -61,9 +62,10 @@ def run_stage(config: BaseConfig, ds_config: DeepSpeedConfig, stage: Stage) -> N
             inputs = Inputs(catalog, table, tokenizer, start_weights(config))
             objective = stage.objective(config, inputs)
             prepare_execution(objective.model, config)
+            rates = part_rates(objective, config.optim)
             feed = Feed.of(run, inputs, needs, samples, objective.model.config, schedule.batches)
         seed_everything(config.run.seed, run.world.rank)
-        engine = build_engine(objective, schedule.deepspeed)
+        engine = build_engine(objective, schedule.deepspeed, rates)
 
         run.watchdog.beat("starting: checkpoint")
         state = TrainState(schedule.total_steps, feed.loader, early_stopping)
