@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from mbsd.config.data import DataConfig
 from mbsd.config.model import ModelConfig
 from mbsd.config.paths import PathText
-from mbsd.config.ranges import at_least, check_ranges
+from mbsd.config.ranges import at_least, check_ranges, share
 from mbsd.config.stages import ContrastiveConfig, MaskingConfig, SdmiConfig, TaskConfig
 from mbsd.errors import UserError
 
@@ -61,6 +61,10 @@ class RunConfig:
     timeout: float = at_least(0, default=1800.0)
     """Seconds without any progress (a step, a validation batch, a save) after which a rank writes its stacks and ends.
     0: a run that hangs waits for ever."""
+    ema: float = share(default=0.0)
+    """Decay of a moving average of the weights, say 0.999: it is what is validated, saved and read by evaluate, embed,
+    export and init_from, and training goes on with the raw weights. In its first steps (1 + n) / (10 + n), if that is
+    less. 0: none."""
     init_from: PathText | None = None
     """Weights and tokenizer to start from: a run folder or a folder written by save_pretrained. Not the optimizer."""
 
@@ -145,6 +149,8 @@ class BaseConfig:
         if not 0 < low <= high <= 1:
             raise UserError(f"data.crop_scale={[low, high]}: expected 0 < low <= high <= 1")
         check_ranges(self)
+        if run.ema == 1:
+            raise UserError("run.ema=1: the average would stay at the first step's weights: expected a number below 1")
         if run.epochs is not None and run.epochs <= 0:
             raise UserError(f"run.epochs={run.epochs}: expected more than 0")
 

@@ -15,9 +15,7 @@ from torch import Tensor
 from mbsd.objectives.sdmi import match_loss
 
 
-def binary_loss(
-    logits_VB: Tensor, labels_B: Tensor, weights_C: Tensor | None = None, smoothing: float = 0.0
-) -> Tensor:
+def binary_loss(logits_VB: Tensor, labels_B: Tensor, weights_C: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
     """Binary cross-entropy times the label's weight, mean over V views and B samples; 0-d, at least float32.
 
     Args:
@@ -40,9 +38,7 @@ def binary_loss(
     return ((1 - smoothing / 2) * of_label_VB + smoothing / 2 * of_other_VB).mean()
 
 
-def class_loss(
-    logits_VBC: Tensor, labels_B: Tensor, weights_C: Tensor | None = None, smoothing: float = 0.0
-) -> Tensor:
+def class_loss(logits_VBC: Tensor, labels_B: Tensor, weights_C: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy times the class's weight, mean over V views and B samples; 0-d, at least float32.
 
     Not torch's weighted mean, which divides by the sum of the micro-batch's weights: averaged over ranks it would not

@@ -14,8 +14,8 @@ from mbsd.optim.lamb import Lamb, expect
 JSON_KEYS = ("lr", "betas", "eps", "weight_decay", "bias_correction", "max_coeff", "min_coeff", "adapt_excluded")
 
 
-# Rates of a schedule that are absolute, by its type, with DeepSpeed's defaults; those of WarmupCosineLR are shares of the
-# rate that a group begins with.
+# Rates of a schedule that are absolute, by its type, with DeepSpeed's defaults; WarmupCosineLR's are shares of the rate
+# that a group begins with.
 SCHEDULE_RATES: Mapping[str, Mapping[str, float]] = {
     "WarmupLR": {"warmup_min_lr": 0.0, "warmup_max_lr": 0.001},
     "WarmupDecayLR": {"warmup_min_lr": 0.0, "warmup_max_lr": 0.001},
@@ -82,7 +82,7 @@ def _decayed_or_not(
 
 
 def with_rates(groups: list[dict[str, Any]], lr: float) -> list[dict[str, Any]]:
-    """The groups with `lr`, the rate of the optimizer, times their multiple; groups without one are left as they are."""
+    """The groups with `lr`, the optimizer's rate, times their multiple; groups without one are left as they are."""
     return [group | {"lr": lr * group["multiple"]} if "multiple" in group else group for group in groups]
 
 

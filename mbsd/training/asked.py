@@ -145,10 +145,11 @@ def schedule_laid_anew(engine: Any, resolved: Mapping[str, Any], state: TrainSta
     """
     step, total = state.step, state.total_steps
     scheduler = resolved.get("scheduler")
+    rate = learning_rates(engine.optimizer.param_groups)["lr"]
     laid = f"{scheduler['type']} is laid out anew over {total} steps" if scheduler is not None else "no schedule"
     return (
         f"run.extend: the finished run is trained after step {step} to {total}; {laid}: the learning rate of step "
-        f"{step + 1} is {learning_rates(engine.optimizer.param_groups)["lr"]:.4g}; as it was finished it had come to {before:.4g}"
+        f"{step + 1} is {rate:.4g}; as it was finished it had come to {before:.4g}"
     )
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from mbsd.optim.groups import PartRates, build_optimizer, parameter_groups, scheduler_of_groups, with_rates
 from mbsd.optim.lamb import Lamb
-from mbsd.optim.zero import bind
+from mbsd.optim.zero import bind, take_back_first_step
 from mbsd.parallel.world import same_on_every_rank
 from mbsd.training.divergence import leave_overflows_to_us, loss_scale
 from mbsd.training.overflow import check_overflow_at_once
@@ -50,6 +50,7 @@ def build_engine(step: nn.Module, resolved: dict[str, Any], rates: PartRates | N
         config["scheduler"] = scheduler_of_groups(config["scheduler"], groups)
     if lamb is None:
         engine, *_ = deepspeed.initialize(model=step, model_parameters=groups, config=config)
+        take_back_first_step(engine.basic_optimizer, engine.optimizer)
     else:
         engine, *_ = deepspeed.initialize(model=step, optimizer=lamb, config=config)
         bind(lamb, engine.optimizer)

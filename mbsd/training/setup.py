@@ -17,6 +17,7 @@ from mbsd.training.asked import (
     refuse_nothing_left,
     schedule_laid_anew,
 )
+from mbsd.training.average import WeightAverage
 from mbsd.training.checkpoints import Checkpoints, RunParts, checkpoint_root
 from mbsd.training.divergence import DivergedError
 from mbsd.training.early_stopping import early_stopping_of
@@ -68,7 +69,7 @@ def run_stage(config: BaseConfig, ds_config: DeepSpeedConfig, stage: Stage) -> N
         engine = build_engine(objective, schedule.deepspeed, rates)
 
         run.watchdog.beat("starting: checkpoint")
-        state = TrainState(schedule.total_steps, feed.loader, early_stopping)
+        state = TrainState(schedule.total_steps, feed.loader, WeightAverage(engine, config.run.ema), early_stopping)
         parts = RunParts.of(run, inputs, needs, schedule, objective.model, feed.keys)
         checkpoints = Checkpoints(run, engine, storage, parts, state)
         origin = checkpoints.restore()

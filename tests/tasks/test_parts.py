@@ -70,9 +70,13 @@ def test_smoothed_labels_against_float64_by_hand(weights: tuple[float, ...] | No
         if classes == 2:
             yes = torch.from_numpy(logits[..., 1]).requires_grad_()
             loss = binary_loss(yes, torch.from_numpy(labels).float(), given, share)
-            assert float(loss) == pytest.approx(expected, rel=1e-12)
+            assert loss.item() == pytest.approx(expected, rel=1e-12)
             loss.backward()  # certain that it is right is punished too: the loss is least at p = 1 - share / 2
-            p, w_1, w_0 = 1 / (1 + np.exp(-logits[..., 1])), answer_BC[:, 1] * weight_C[1], answer_BC[:, 0] * weight_C[0]
+            p, w_1, w_0 = (
+                1 / (1 + np.exp(-logits[..., 1])),
+                answer_BC[:, 1] * weight_C[1],
+                answer_BC[:, 0] * weight_C[0],
+            )
             assert yes.grad is not None
             np.testing.assert_allclose(yes.grad.numpy(), (p * w_0 - (1 - p) * w_1) / yes.numel(), rtol=1e-9)
 
