@@ -89,8 +89,8 @@ def test_the_saved_model_is_what_save_pretrained_writes(shop: Shop, tmp_path: Pa
 def test_another_number_of_ranks_goes_on(
     optimizer: str, before: int, after: tuple[int, ...], more: list[str], shop: Shop, tmp_path: Path
 ) -> None:
-    """The losses that follow are those of the undisturbed run to 1e-5: the same samples, weights, moments, schedule, and
-    so is the model that is saved."""
+    """The losses that follow are those of the undisturbed run to 1e-5: the same samples, weights, moments, schedule. So
+    is the model that is saved."""
     ds = {"train_batch_size": 12} | ({"optimizer": ADAMW} if optimizer == "AdamW" else {})
     more = ["--model.dropout=0.0", *more]
     whole = arguments(tmp_path / "whole", shop.catalog, *more, ds=ds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,17 +13,23 @@ from numpy.typing import NDArray
 from sklearn.metrics import precision_score, recall_score
 
 from mbsd.catalog.tables import Table
+from mbsd.config.data import DataConfig
+from mbsd.config.model import ModelConfig
+from mbsd.config.run import FinetuneConfig, RunConfig
 from mbsd.config.scoring import ClusteringConfig
 from mbsd.config.stages import TaskConfig
+from mbsd.data.inputs import Inputs, open_catalog
 from mbsd.data.samples import Chosen, Sample, WithMissing
+from mbsd.data.text import build_tokenizer, load_tokenizer
 from mbsd.metrics.binary import binary_metrics
-from mbsd.model.heads import MbsdForAlignment
+from mbsd.model.heads import MbsdForAlignment, ViewsOutput
 from mbsd.objectives.labels import binary_loss, class_loss
 from mbsd.scoring.intervals import intervals
 from mbsd.tasks.classification import CLASSIFICATION, class_metrics, known_classes
 from mbsd.tasks.clustering import cluster_metrics, group
+from mbsd.tasks.registry import TASKS
 from mbsd.tasks.sensitive import found_or_not, precision_at_recall
-from mbsd.tasks.stage import class_weights
+from mbsd.tasks.stage import class_weights, task_stage
 from tests.model.reference import MIXED, hand_batch, random_samples, randomise, tiny_config
 from tests.tasks.market import Market
 
@@ -79,6 +86,28 @@ def test_smoothed_labels_against_float64_by_hand(weights: tuple[float, ...] | No
             )
             assert yes.grad is not None
             np.testing.assert_allclose(yes.grad.numpy(), (p * w_0 - (1 - p) * w_1) / yes.numel(), rtol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("classification", "categories"), ("attributes", "attributes")])
+def test_a_task_smooths_its_labels(name: Any, kind: str, market: Market, tmp_path: Path) -> None:
+    """The settings reach the loss of its stage."""
+    build_tokenizer(["red cotton shirt"], 100, tmp_path / "words")
+    words = load_tokenizer(str(tmp_path / "words"))
+    model = ModelConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    logits, labels = torch.randn(1, 6, 4), torch.tensor([0, 1, 1, 0, 1, 1])
+    loss: Any = class_loss
+    if name == "attributes":
+        logits, labels, loss = logits[..., 0], labels.float(), binary_loss
+    for share in (0.0, 0.2):
+        task = TaskConfig(name=name, label_smoothing=share, class_weights="sqrt")
+        data = DataConfig(str(market.catalog), table=str(market.table(kind)), image_size=64)
+        config = FinetuneConfig(RunConfig("r", max_steps=1), data, model, task=task)
+        inputs = Inputs(*open_catalog(data, kind), words)  # type: ignore[arg-type]
+        objective: Any = task_stage(config).objective(config, inputs)
+        weights = class_weights(inputs.labels, TASKS[name].labels(inputs.labels, task), task)
+        found = objective.losses(ViewsOutput(logits, torch.zeros(1, 6, 32)), labels)["loss"]
+        assert float(found) == float(loss(logits, labels, weights, share))
+        assert (float(found) == float(loss(logits, labels, weights))) == (share == 0)
 
 
 def test_class_weights_keep_the_mean_at_one(market: Market) -> None:
