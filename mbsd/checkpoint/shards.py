@@ -96,8 +96,9 @@ class Shards:
                 self._load_flat(engine, flat, files)
 
     def weights(self, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
-        """The float32 weights of these parameters as `model/` has them rounded, put together from all ranks' pieces: the
-        averages of a run that keeps them, else the masters.
+        """The float32 weights of these parameters, which `model/` has rounded, put together from all ranks' pieces.
+
+        They are the averages of a run that keeps them (run.ema), else the masters.
 
         Raises:
             UserError: an element is in none of the files.

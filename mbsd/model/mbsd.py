@@ -78,7 +78,7 @@ class MbsdModel(BertTrunk):
         return (placed + self.modality_2D[1]).reshape(-1, width)
 
     def image_stem(self) -> list[nn.Parameter]:
-        """Of the patchify network; the patches' positions; the vectors of a masked patch and of the image's own [CLS]."""
+        """Of the patchify network; positions of patches; the vectors of a masked patch and of the image's [CLS]."""
         cls = [self.image_cls_D] if self.image_cls_D is not None else []
         return [*self.patchify.parameters(), self.image_position_PD, self.mask_D, *cls]
 
