@@ -214,6 +214,15 @@ class Table:
         """Return some columns of one row as Python values; nothing is kept."""
         return {name: self._table[name][row].as_py() for name in columns}
 
+    @property
+    def column_names(self) -> list[str]:
+        """Those of its kind (`SCHEMAS`)."""
+        return list(SCHEMAS[self.kind].names)
+
+    def take(self, rows: NDArray[np.int64]) -> Any:
+        """Return some rows as a pyarrow Table."""
+        return self._table.take(pa.array(rows))
+
     def rows(self, split: str | None = None) -> NDArray[np.int64]:
         """Return the row numbers of a split in rising order, int64 [rows]; None = all."""
         if split is None:

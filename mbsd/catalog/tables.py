@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,6 +16,7 @@ import pyarrow as pa
 from mbsd.catalog.groups import GroupOptions, Groups, find_groups
 from mbsd.catalog.labels import Labels
 from mbsd.catalog.layout import SPLITS
+from mbsd.catalog.negatives import NegativeOptions, read_tags
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.row_count import RowCount
 from mbsd.catalog.row_splits import LabelOptions, split_rows
@@ -70,7 +70,7 @@ class DeriveOptions:
 
     Attributes:
         seed: of the negatives' draw.
-        negatives_per_positive: of attributes: wrong tags for each right one.
+        negatives: of attributes: which tags are wrong, and how many there are.
         min_items: of categories: those with fewer items are left out.
         group: which items are in one split.
 
@@ -79,13 +79,11 @@ class DeriveOptions:
     """
 
     seed: int = 0
-    negatives_per_positive: int = 1
+    negatives: NegativeOptions = field(default_factory=NegativeOptions)
     min_items: int = 1
     group: GroupOptions = field(default_factory=GroupOptions)
 
     def __post_init__(self) -> None:
-        if self.negatives_per_positive < 0:
-            raise UserError(f"negatives_per_positive is {self.negatives_per_positive}; expected 0 or more")
         if self.min_items < 1:
             raise UserError(f"min_items is {self.min_items}; expected 1 or more")
 
@@ -168,11 +166,10 @@ def derive_table(kind: Kind, catalog: Catalog, out: Path, options: DeriveOptions
 
     A row's split is that of its item's group (see `groups`).
 
-    attributes: for each attribute of each item the tag "name:value" with label 1, and `negatives_per_positive` tags
-    with other values of that attribute, label 0, from those that occur in the item's category (in any, where the
-    category has no other). They are drawn as often as they occur: with uniform draws a rare value would nearly always
-    be a wrong one, and a model could guess labels from the tag alone. An attribute with a single value in the whole
-    catalogue is left out: it asks nothing.
+    attributes: for each attribute of each item the tag "name:value" with label 1, and tags with other values of that
+    attribute, label 0, that are surely wrong (see `negatives`). An attribute with a single value in the whole catalogue
+    is left out, for it asks nothing, and so is an item's value without any other that is surely wrong. Which values
+    may both be true is written beside the table.
     categories: each item whose category has at least `min_items` items; labels in the categories' sorted order.
 
     Raises:
@@ -183,14 +180,19 @@ def derive_table(kind: Kind, catalog: Catalog, out: Path, options: DeriveOptions
     if kind not in ("attributes", "categories"):
         raise UserError(f"table kind {kind!r} cannot be derived from items; expected attributes or categories")
     groups = find_groups(catalog, options.group)
+    tags = None
     if kind == "attributes":
-        rows = _attribute_rows(groups, options, summary)
-        lacking = "two values of one attribute"
+        tags = read_tags(catalog, groups.splits(), options.negatives)
+        rows = tags.rows(options.seed, summary.count)
+        summary.count.notes += tags.notes
+        lacking = "two values of one attribute that cannot both be true"
     else:
         rows = _category_rows(groups, options.min_items, summary)
         lacking = "a category" + (f" of at least {options.min_items} items" if options.min_items > 1 else "")
     if not rows:
         raise UserError(f"catalogue {catalog.path}: no items with {lacking}; build it from a source that has them")
+    if tags is not None:
+        summary.count.notes.append(f"values that may both be true: {tags.write_ambiguity(out)}")
     if options.group.by:
         summary.split_notes.append(groups.describe())
     return _write(kind, rows, catalog, out, summary, options.group.described())
@@ -208,41 +210,6 @@ def _values(kind: Kind, row: TaskRow, numbers: list[int], split: str, catalog: C
     return {**values, "attribute": name, "where": row.where or catalog.attribute_where.get(name, "unknown")}
 
 
-def _attribute_rows(groups: Groups, options: DeriveOptions, summary: TableSummary) -> list[dict[str, Any]]:
-    catalog, splits, num_negatives = groups.catalog, groups.splits(), options.negatives_per_positive
-    records = [catalog.record(item) for item in range(len(catalog))]
-    in_category: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for record in records:
-        for name, value in record.attributes.items():
-            in_category[record.category, name].append(value)
-    distinct = {key: sorted(set(values)) for key, values in in_category.items()}
-    anywhere = catalog.attribute_values()
-    rows: list[dict[str, Any]] = []
-    for item, record in enumerate(records):
-        for name, value in sorted(record.attributes.items()):
-            if len(anywhere[name]) < 2:
-                where = f"item {record.item_id}: {name!r} has no value but {value!r}"
-                summary.count.leave_out("attribute with one value in this catalogue", where)
-                continue
-            key = (record.category, name)
-            values = distinct[key] if len(distinct[key]) > 1 else anywhere[name]
-            others = _other_values(
-                value, in_category[key], values, num_negatives, f"{options.seed}\t{record.item_id}\t{name}"
-            )
-            for label, tag in [(1, value), *((0, other) for other in others)]:
-                rows.append(
-                    {
-                        "text": f"{name}:{tag}",
-                        "item": item,
-                        "label": label,
-                        "attribute": name,
-                        "where": catalog.attribute_where.get(name, "unknown"),
-                        "split": splits[item],
-                    }
-                )
-    return rows
-
-
 def _category_rows(groups: Groups, min_items: int, summary: TableSummary) -> list[dict[str, Any]]:
     columns = groups.catalog.table().select(["item_id", "category"]).to_pydict() | {"split": groups.splits()}
     counts = Counter(columns["category"])
@@ -258,25 +225,6 @@ def _category_rows(groups: Groups, min_items: int, summary: TableSummary) -> lis
         else:
             summary.count.leave_out("item without a category", f"item {item_id}")
     return rows
-
-
-def _other_values(value: str, occurrences: list[str], distinct: list[str], num: int, key: str) -> list[str]:
-    """Return up to `num` values other than `value`: of hash-drawn occurrences, then of `distinct` in rotation."""
-    drawn: list[str] = []
-    for attempt in range(8 * num):
-        other = occurrences[_draw(f"{key}\t{attempt}") % len(occurrences)]
-        if other != value and other not in drawn:
-            drawn.append(other)
-        if len(drawn) == num:
-            return drawn
-    start = _draw(key)
-    rotation = (distinct[(start + j) % len(distinct)] for j in range(len(distinct)))
-    return [*drawn, *(other for other in rotation if other != value and other not in drawn)][:num]
-
-
-def _draw(text: str) -> int:
-    """Return a portable hash of the text, 60 bits."""
-    return int(hashlib.md5(text.encode()).hexdigest()[:15], 16)
 
 
 def _write(

@@ -235,23 +235,63 @@ def tables_derive(  # noqa: PLR0913 (options of a command line)
     out: Out,
     seed: Annotated[int, typer.Option(help="Of the negatives' draw.")] = 0,
     negatives_per_positive: Annotated[int, typer.Option(help="Wrong tags for each right one.")] = 1,
+    ambiguous: Annotated[
+        Path | None,
+        typer.Option(help="YAML or JSON: attribute, value, values that may be true too; else the catalogue's own say."),
+    ] = None,
+    balance: Annotated[
+        Literal["none", "value"],
+        typer.Option(help="value: each tag is as often right as wrong in each split, so that it alone tells nothing."),
+    ] = "none",
     min_items: Annotated[int, typer.Option(help="Categories with fewer items are left out.")] = 1,
     group: Group = "title,picture",
     max_same: MaxSame = 100,
     near_distance: NearDistance = 0,
     group_titles: GroupTitles = None,
 ) -> None:
-    """Write a task table from the items' own metadata; equal items (--group) are in one split."""
-    from mbsd.catalog.groups import GroupOptions, group_kinds
-    from mbsd.catalog.reader import Catalog
-    from mbsd.catalog.tables import DeriveOptions, derive_table
+    """Write a task table from the items' own metadata; equal items (--group) are in one split.
 
+    Of attributes, a wrong tag is one that is surely wrong: it shares no value with the item's own, and none that may be
+    true beside it. Which values may both be true is found in the catalogue, printed and written to
+    OUT.ambiguous.yaml; --ambiguous takes an edited copy, which replaces the list of each attribute that it names.
+    """
+    from mbsd.catalog.groups import GroupOptions, group_kinds
+    from mbsd.catalog.negatives import NegativeOptions
+    from mbsd.catalog.reader import Catalog
+    from mbsd.catalog.tables import DeriveOptions, Table, derive_table
+    from mbsd.scoring.prior import describe_prior
+
+    if kind != "attributes" and (ambiguous is not None or balance != "none"):
+        option = "--balance" if ambiguous is None else "--ambiguous"
+        raise UserError(f"{option} is of attributes; {kind} have no wrong tags: leave it out")
+    negatives = NegativeOptions(negatives_per_positive, ambiguous, balance)
+    shop = Catalog(catalog)
     grouped = GroupOptions(group_kinds(group), max_same, near_distance, group_titles)
-    options = DeriveOptions(seed, negatives_per_positive, min_items, grouped)
-    summary = derive_table(kind, Catalog(catalog), out, options)
+    summary = derive_table(kind, shop, out, DeriveOptions(seed, negatives, min_items, grouped))
     print(f"{out}: {summary.describe()}")
-    for note in summary.split_notes:
+    for note in [*summary.split_notes, *summary.count.notes]:
         print(f"  {note}")
+    if kind == "attributes":
+        print(f"  {describe_prior(Table(out, shop))}")
+
+
+@tables_app.command("sample")
+def tables_sample(
+    table: Annotated[Path, typer.Option(help="A task table.")],
+    share: Annotated[float, typer.Option(help="Of the training labels that are kept, such as 0.1.")],
+    catalog: CatalogDir,
+    out: Out,
+    seed: Annotated[int, typer.Option(help="Of the draw; a smaller share is part of a larger one.")] = 0,
+) -> None:
+    """Write a task table with fewer training labels, as many of each class in proportion; other splits stay whole."""
+    from mbsd.catalog.reader import Catalog
+    from mbsd.catalog.sample import sample_table
+    from mbsd.catalog.tables import Table
+
+    shop = Catalog(catalog)
+    whole = Table(table, shop)
+    kept = sample_table(whole, shop, share, out, seed)
+    print(f"{out}: {kept} of {len(whole.rows('train'))} training rows, the other splits whole")
 
 
 @pairs_app.command("mine")

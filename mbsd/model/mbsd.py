@@ -81,6 +81,11 @@ class MbsdModel(BertTrunk):
         placed: Tensor = self.image_dropout(features + self.image_position_PD)
         return (placed + self.modality_2D[1]).reshape(-1, width)
 
+    def image_stem(self) -> list[nn.Parameter]:
+        """Of the patchify network; positions of patches; the vectors of a masked patch and of the image's [CLS]."""
+        cls = [self.image_cls_D] if self.image_cls_D is not None else []
+        return [*self.patchify.parameters(), self.image_position_PD, self.mask_D, *cls]
+
     def image_targets(self, pixels: Tensor) -> Tensor:
         """The pixels of each patch, [I * patches, 3 * patch_side**2] (Eq. 2)."""
         return pixels_of_patches(pixels, self.config.patch_side)

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mbsd.catalog.layout import split_of
+from mbsd.catalog.negatives import NegativeOptions
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Item, item_id_of, read_items
 from mbsd.catalog.tables import DeriveOptions, Kind, Table, build_table, derive_table, write_table
@@ -103,9 +104,10 @@ def test_derived_attributes(tmp_path: Path, catalog: Catalog) -> None:
 
 
 def test_derived_negatives_fall_back_to_any_value(tmp_path: Path) -> None:
-    items = [Item("a", "t", "", "x", {"n": "1", "same": "s"}), Item("b", "t", "", "y", {"n": "2", "same": "s"})]
+    items = [Item("a", "t", "", "x", {"n": "1", "same": "s"}), Item("b", "u", "", "y", {"n": "2", "same": "s"})]
     catalog = small_catalog(tmp_path / "c", items)
-    summary = derive_table("attributes", catalog, tmp_path / "t.parquet", DeriveOptions(negatives_per_positive=5))
+    options = DeriveOptions(negatives=NegativeOptions(5))
+    summary = derive_table("attributes", catalog, tmp_path / "t.parquet", options)
     table = Table(tmp_path / "t.parquet", catalog)
     assert list(
         zip(table.column("text"), table.column("item").tolist(), table.column("label").tolist(), strict=True)
@@ -120,7 +122,7 @@ def test_derived_negatives_fall_back_to_any_value(tmp_path: Path) -> None:
 
 
 def test_several_distinct_negatives(tmp_path: Path, catalog: Catalog) -> None:
-    derive_table("attributes", catalog, tmp_path / "t.parquet", DeriveOptions(negatives_per_positive=2))
+    derive_table("attributes", catalog, tmp_path / "t.parquet", DeriveOptions(negatives=NegativeOptions(2)))
     table = Table(tmp_path / "t.parquet", catalog)
     rows = list(zip(table.column("item").tolist(), table.column("text"), strict=True))
     assert len(set(rows)) == len(rows)

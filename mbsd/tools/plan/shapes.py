@@ -30,6 +30,7 @@ from mbsd.model.config import BackboneConfig
 from mbsd.model.execution import checkpoint_layers
 from mbsd.model.families import FAMILIES
 from mbsd.model.load import saved_config
+from mbsd.stages.parts import part_rates
 from mbsd.stages.registry import find_stage
 from mbsd.stages.stage import Objective, Stage
 from mbsd.tasks.stage import task_stage
@@ -66,7 +67,8 @@ class Shapes:
         capability: CUDA's compute capability of the GPU.
 
     Attributes:
-        objective: of the stage, in the run's precision.
+        objective: of the stage, in the run's precision; what `optim` freezes is frozen.
+        rates: of its parts.
         needs: of the stage.
         source: where the model's sizes were read.
     """
@@ -82,6 +84,7 @@ class Shapes:
         if config.model.activation_checkpointing:
             checkpoint_layers(objective.model)
         self.objective = objective.to(dtype)
+        self.rates = part_rates(self.objective, config.optim)
 
     @property
     def views(self) -> tuple[str, ...]:
