@@ -25,7 +25,9 @@ CASES: dict[str, dict[str, Any]] = {
     "bf16": {"bf16": {"enabled": True}},
     "fp16": {"fp16": FP16},
     "fp32, AdamW, no ZeRO": {"optimizer": ADAMW, "zero_optimization": {"stage": 0}},
+    "bf16, gradients": {"bf16": {"enabled": True}},
 }
+WORDS = {"bf16, gradients": ["--masking.mpm_target=hog"]}
 
 
 def allow_fp16(rank: int) -> None:
@@ -38,7 +40,9 @@ def allow_fp16(rank: int) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_a_killed_run_ends_bitwise_like_an_undisturbed_one(case: str, shop: Shop, tmp_path: Path) -> None:
     before = (allow_fp16, ())
-    whole, cut = (arguments(tmp_path / name, shop.catalog, ds=CASES[case]) for name in ("whole", "cut"))
+    whole, cut = (
+        arguments(tmp_path / name, shop.catalog, *WORDS.get(case, ()), ds=CASES[case]) for name in ("whole", "cut")
+    )
     launch(2, whole, tmp_path / "log", before=before)
     kill_after(Ranks(2, cut, tmp_path / "log", before=before), step(tmp_path / "cut", HALF))
     assert not (tmp_path / "cut" / "DONE").exists()
