@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,7 @@ def test_ranks_workers_and_precision_learn_the_same(runs: dict[str, Path]) -> No
     assert one[STEPS]["loss_mpm"] < one[1]["loss_mpm"] - 0.05
 
 
-def test_the_words_are_those_of_a_run_on_pixels(runs: dict[str, Path]) -> None:
-    """The same samples, masks and weights at the start: only what patches predict is another."""
-    assert losses(runs["one"])[1]["loss_mlm"] == pytest.approx(losses(runs["pixels"])[1]["loss_mlm"], rel=1e-5)
-    assert losses(runs["one"])[1]["loss_mpm"] != pytest.approx(losses(runs["pixels"])[1]["loss_mpm"], rel=1e-2)
+def test_the_head_is_as_wide_as_its_target(runs: dict[str, Path]) -> None:
     sizes = {name: len(load_file(weights(runs[name]))["patch_decoder.bias"]) for name in ("one", "pixels")}
     assert sizes == {"one": 12, "pixels": 3 * 8**2}
 
@@ -78,7 +76,9 @@ def test_pictures_show_what_is_hidden_predicted_true_and_there(runs: dict[str, P
 
 def test_a_run_does_not_change_its_target(runs: dict[str, Path], shop: Shop, tmp_path: Path) -> None:
     for name, more in (("one", []), ("pixels", [HOG])):
-        command = words(runs[name], shop, "--run.max_steps=12", *more, gradient_accumulation_steps=2)
+        shutil.copytree(runs[name], tmp_path / name)
+        (tmp_path / name / "DONE").unlink()  # as if it had been stopped
+        command = words(tmp_path / name, shop, "--run.max_steps=12", *more, gradient_accumulation_steps=2)
         error = refused(1, command, tmp_path / "log")
         assert "'mpm_target': 'hog'" in error and "set it back" in error
 
