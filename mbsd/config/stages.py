@@ -22,6 +22,10 @@ class MaskingConfig:
     """Share of the patches that are masked."""
     mpm_corruption: Literal["replace", "bert"] = "replace"
     """replace: every masked patch becomes the mask vector; bert: 80% mask, 10% another patch, 10% kept."""
+    mpm_target: Literal["pixels", "hog"] = "pixels"
+    """What a masked patch predicts. pixels: its pixels, mean absolute error (Eq. 2); hog: of each of its cells of 8 x 8
+    pixels the directions of its gradients and its mean colour, mean squared error (MaskFeat). hog needs patches whose
+    side is a multiple of 8."""
 
 
 @dataclass(frozen=True)

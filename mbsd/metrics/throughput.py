@@ -49,13 +49,13 @@ def model_flops(config: BackboneConfig, lengths: Sequence[int], images: int) -> 
 def head_flops(config: BackboneConfig, batch: Batch) -> float:
     """Matmul FLOPs of the heads over a micro-batch, forward and backward.
 
-    Stage 1: 6 x (D^2 + D x vocabulary) a masked word, 6 x (D x pixels) a masked patch; else the pooler, 6 x D^2 a
+    Stage 1: 6 x (D^2 + D x vocabulary) a masked word, 6 x (D x its targets) a masked patch; else the pooler, 6 x D^2 a
     sequence.
     """
     width = config.hidden_size
     if batch.masks is None:
         return 6.0 * width * width * len(batch.views.real_lengths)
-    word, patch = width * (width + config.vocab_size), width * 3 * config.patch_side**2
+    word, patch = width * (width + config.vocab_size), width * (config.image_target_size or 0)
     return 6.0 * (word * batch.masks.num_words + patch * batch.masks.num_patches)
 
 

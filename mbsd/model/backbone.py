@@ -101,8 +101,14 @@ class Backbone(MbsdPreTrainedModel, ABC):
     def pooler_parameters(self) -> list[nn.Parameter]:
         """Of what stands between the trunk and heads on h: trained at the heads' learning rate."""
 
-    def image_targets(self, pixels: Tensor) -> Tensor:
-        """What stage 1 predicts of each patch: [I * patches, config.image_target_size]."""
+    def image_targets(self, images: Tensor, pixels: Tensor, rows_Q: Tensor) -> Tensor:
+        """What stage 1 predicts of Q patches: [Q, config.image_target_size].
+
+        Args:
+            images: `batch.Batch.images`.
+            pixels: the same, normalised, in the model's precision.
+            rows_Q: int64; the patches, of I * patches.
+        """
         raise TypeError(f"a {self.config.architecture} has no targets for masked patches")
 
     def forward(self, batch: Batch) -> Encoded:

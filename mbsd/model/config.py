@@ -10,6 +10,7 @@ from transformers import BertConfig
 
 from mbsd.batch import VIEW_NAMES
 from mbsd.errors import UserError
+from mbsd.model.gradients import gradient_target_size
 from mbsd.model.patchify import overlapping_kernel
 
 
@@ -27,6 +28,7 @@ class BackboneConfig(BertConfig):
     match_head: str = "shared"
     num_labels_out: int = 1
     pair_head: str = "compare"
+    mpm_target: str = "pixels"
     task: str = ""
     position_range: float = 0.02
     projection_dim: int = 512
@@ -72,8 +74,12 @@ class BackboneConfig(BertConfig):
 
     @property
     def image_target_size(self) -> int | None:
-        """Numbers that stage 1 predicts for each masked patch, its pixels; None where patches have no targets."""
-        return 3 * self.patch_side**2
+        """Numbers that stage 1 predicts for each masked patch; None where patches have no targets.
+
+        Raises:
+            UserError: patches of this size have no targets of this kind.
+        """
+        return gradient_target_size(self.patch_side) if self.mpm_target == "hog" else 3 * self.patch_side**2
 
     def backbone(self) -> Any:
         """A new backbone of this configuration (`mbsd.model.backbone.Backbone`)."""

@@ -52,6 +52,7 @@ def behaviour(model: ModelConfig, head: Mapping[str, Any]) -> dict[str, Any]:
         "match_head": model.match_head,
         "num_labels_out": 1,
         "pair_head": "compare",
+        "mpm_target": "pixels",
         "task": "",
         "id2label": {0: "0", 1: "1"},
         "projection_dim": 512,

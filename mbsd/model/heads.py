@@ -30,13 +30,13 @@ class MaskedOutput:
     Attributes:
         word_rows: [K, D]; with word_table [vocabulary, D] and word_bias they make the logits of the K words, which are
             left to the loss: all of them at once may be gigabytes.
-        patch_pixels, patch_target: [Q, 3*side^2], predicted pixels and the true ones.
+        patch_values, patch_target: [Q, config.image_target_size], predicted and true, of masked patches.
     """
 
     word_rows: Tensor
     word_table: Tensor
     word_bias: Tensor
-    patch_pixels: Tensor
+    patch_values: Tensor
     patch_target: Tensor
 
     @property
@@ -79,7 +79,7 @@ class Head(MbsdPreTrainedModel):
 
 
 class MbsdForMaskedModelling(Head):
-    """Stage 1: the word at each masked token, the pixels of each masked patch (Eq. 1, 2)."""
+    """Stage 1: the word at each masked token, the pixels (or gradients) of each masked patch (Eq. 1, 2)."""
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__(config)
@@ -106,12 +106,12 @@ class MbsdForMaskedModelling(Head):
         encoded = self.mbsd.encode(batch)
         masked_KD = self.word_transform(encoded.hidden_TD[batch.masks.mlm_index_K])
         word_table: Tensor = self.mbsd.get_input_embeddings().weight
-        patch_pixels = self.patch_decoder(encoded.hidden_TD[batch.masks.mpm_index_Q])
+        patch_values = self.patch_decoder(encoded.hidden_TD[batch.masks.mpm_index_Q])
         patch_Q = batch.masks.mpm_patch_Q
-        target = self.mbsd.image_targets(encoded.pixels)[patch_Q.clamp_min(0)]
+        target = self.mbsd.image_targets(batch.images, encoded.pixels, patch_Q.clamp_min(0))
         if batch.masks.num_fill_patches:  # equal to the prediction: no loss, no gradient
-            target = torch.where((patch_Q == NO_PATCH)[:, None], patch_pixels.detach(), target)
-        return MaskedOutput(masked_KD, word_table, self.word_bias, patch_pixels, target)
+            target = torch.where((patch_Q == NO_PATCH)[:, None], patch_values.detach(), target)
+        return MaskedOutput(masked_KD, word_table, self.word_bias, patch_values, target)
 
     def copy_word_head(self, bert: BertForPreTraining) -> None:
         """Give the word head the weights of a BERT's."""

@@ -11,6 +11,7 @@ from mbsd.batch import Batch
 from mbsd.errors import UserError
 from mbsd.model.backbone import BertTrunk
 from mbsd.model.config import BackboneConfig
+from mbsd.model.gradients import gradient_targets
 from mbsd.model.patchify import LastOfBlock, Patchify, pixels_of_patches
 
 
@@ -86,9 +87,11 @@ class MbsdModel(BertTrunk):
         cls = [self.image_cls_D] if self.image_cls_D is not None else []
         return [*self.patchify.parameters(), self.image_position_PD, self.mask_D, *cls]
 
-    def image_targets(self, pixels: Tensor) -> Tensor:
-        """The pixels of each patch, [I * patches, 3 * patch_side**2] (Eq. 2)."""
-        return pixels_of_patches(pixels, self.config.patch_side)
+    def image_targets(self, images: Tensor, pixels: Tensor, rows_Q: Tensor) -> Tensor:
+        """The pixels of patches, [Q, 3 * patch_side**2] (Eq. 2), or their gradients and colours."""
+        if self.config.mpm_target == "hog":
+            return gradient_targets(images, self.config.patch_side, rows_Q)
+        return pixels_of_patches(pixels, self.config.patch_side)[rows_Q]
 
     def freeze_for_tasks(self) -> None:
         """Freeze what no head on h reads: the mask vector (stage 1's) and, with `representation: cls`, the pooler."""

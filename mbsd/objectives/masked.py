@@ -6,6 +6,8 @@ micro-steps, which are not known here; a mean of means would give a word less we
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -63,16 +65,21 @@ def masked_word_loss(word_logits: Tensor, labels_K: Tensor) -> Tensor:
     return F.cross_entropy(_wide(word_logits), labels_K, reduction="sum", ignore_index=NO_WORD)
 
 
-def masked_patch_loss(patch_pixels: Tensor, patch_target: Tensor) -> Tensor:
-    """Sum over the Q masked patches of the mean absolute error of a patch's values, 0-d.
+def masked_patch_loss(
+    patch_values: Tensor, patch_target: Tensor, error: Literal["absolute", "squared"] = "absolute"
+) -> Tensor:
+    """Sum over the Q masked patches of the mean error of a patch's values, 0-d.
 
-    This is Eq. 2 as the authors' code reduces it: divided by Q it is the mean over all masked values. The sum over a
-    patch's 3 * 32^2 values would be 3,072 times larger, and the loss of the words negligible beside it.
+    Of the absolute error this is Eq. 2 as the authors' code reduces it: divided by Q it is the mean over all masked
+    values. The sum over a patch's 3 * 32^2 values would be 3,072 times larger, and the loss of the words negligible
+    beside it.
 
     Args:
-        patch_pixels, patch_target: [Q, 3 * side^2], predicted and true normalised pixels.
+        patch_values, patch_target: [Q, values], predicted and true: normalised pixels, or gradients and colours.
+        error: absolute for pixels, as in Eq. 2; squared for gradients and colours, as in MaskFeat.
     """
-    return (_wide(patch_pixels) - _wide(patch_target)).abs().sum() / patch_pixels.shape[-1]
+    apart = _wide(patch_values) - _wide(patch_target)
+    return (apart.square() if error == "squared" else apart.abs()).sum() / patch_values.shape[-1]
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from mbsd.errors import UserError
 from mbsd.metrics.board import Board, Charts
 from mbsd.metrics.pictures import grid
 from mbsd.model.config import BackboneConfig
+from mbsd.model.gradients import draw_gradients, gradient_targets
 from mbsd.model.heads import MaskedOutput, MbsdForMaskedModelling
 from mbsd.model.load import start_model
 from mbsd.model.patchify import denormalise_pixels, normalise_pixels, patches_to_pixels, pixels_of_patches
@@ -48,7 +51,7 @@ class MaskedObjective(Objective):
         counts = context if context is not None else _masked_counts([batch], self.device).clamp_min(1e-9)
         output: MaskedOutput = self.model(batch)
         mlm = masked_word_loss_in_chunks(*output.words, batch.masks.mlm_labels_K) / counts[0]
-        mpm = masked_patch_loss(output.patch_pixels, output.patch_target) / counts[1]
+        mpm = self._patch_loss(output) / counts[1]
         return {"loss": mlm + mpm, "loss_mlm": mlm, "loss_mpm": mpm}
 
     @torch.no_grad()
@@ -59,7 +62,7 @@ class MaskedObjective(Objective):
             assert batch.masks is not None
             output: MaskedOutput = self.model(batch)
             words = masked_word_loss_in_chunks(*output.words, batch.masks.mlm_labels_K)
-            patches = masked_patch_loss(output.patch_pixels, output.patch_target)
+            patches = self._patch_loss(output)
             right = words_right(*output.words, batch.masks.mlm_labels_K)
             totals += torch.stack([words, patches, right, *_masked_counts([batch], self.device)]).double()
         dist.all_reduce(totals)
@@ -67,6 +70,10 @@ class MaskedObjective(Objective):
         mlm, mpm = words_sum / max(num_words, 1), patches_sum / max(num_patches, 1)
         accuracy = num_right / max(num_words, 1)
         return Validation({"loss": mlm + mpm, "loss_mlm": mlm, "loss_mpm": mpm, "word_accuracy": accuracy})
+
+    def _patch_loss(self, output: MaskedOutput) -> Tensor:
+        error: Literal["absolute", "squared"] = "squared" if self.model.config.mpm_target == "hog" else "absolute"
+        return masked_patch_loss(output.patch_values, output.patch_target, error)
 
     def vectors(self, batch: Batch) -> Tensor:
         """[B, D]: means over tokens, for stage 1 does not train the pooled vector."""
@@ -84,17 +91,23 @@ class MaskedObjective(Objective):
 def rebuild(model: MbsdForMaskedModelling, batch: Batch) -> list[list[NDArray[np.uint8]]]:
     """Return for each image: as the model sees it (masked patches grey), as it rebuilds it, and as it is.
 
-    Each uint8 [h, w, 3]; the rebuilt one keeps the patches that were not masked.
+    Each uint8 [h, w, 3]; the rebuilt one keeps the patches that were not masked. Of gradients there are four: the
+    gradients as they are, drawn, come before the picture.
     """
     assert batch.masks is not None
-    predicted = model(batch).patch_pixels
+    predicted = model(batch).patch_values.float()
     side = model.config.patch_side
-    pixels = normalise_pixels(batch.images, torch.float32)
-    patches = pixels_of_patches(pixels, side)
-    hidden, rebuilt = patches.clone(), patches.clone()
+    patches = pixels_of_patches(normalise_pixels(batch.images, torch.float32), side)
+    true = patches
+    if model.config.mpm_target == "hog":
+        everywhere = torch.arange(len(patches), device=patches.device)
+        true = draw_gradients(gradient_targets(batch.images, side, everywhere), side)
+        predicted = draw_gradients(predicted, side)
+    hidden, rebuilt = patches.clone(), true.clone()
     hidden[batch.masks.mpm_patch_Q] = 0.0  # the mean of all pixels: grey
-    rebuilt[batch.masks.mpm_patch_Q] = predicted.float()
-    columns = [_as_bytes(patches_to_pixels(rows, side, batch.images.shape[-2:])) for rows in (hidden, rebuilt, patches)]
+    rebuilt[batch.masks.mpm_patch_Q] = predicted
+    shown = [hidden, rebuilt, true] if true is patches else [hidden, rebuilt, true, patches]
+    columns = [_as_bytes(patches_to_pixels(rows, side, batch.images.shape[-2:])) for rows in shown]
     return [list(row) for row in zip(*columns, strict=True)]
 
 
@@ -121,11 +134,20 @@ def _needs(config: PretrainConfig) -> Needs:
 
 
 def _objective(config: PretrainConfig, inputs: Inputs) -> MaskedObjective:
-    return MaskedObjective(start_model(MbsdForMaskedModelling, config, len(inputs.tokenizer), inputs.weights))
+    head = _head(config)
+    return MaskedObjective(start_model(MbsdForMaskedModelling, config, len(inputs.tokenizer), inputs.weights, head))
 
 
 def _outline(config: PretrainConfig, model: BackboneConfig) -> MaskedObjective:
-    return MaskedObjective(MbsdForMaskedModelling(model))
+    shaped = copy.deepcopy(model)
+    for name, value in _head(config).items():
+        setattr(shaped, name, value)
+    return MaskedObjective(MbsdForMaskedModelling(shaped))
+
+
+def _head(config: PretrainConfig) -> dict[str, Any]:
+    """Of BackboneConfig."""
+    return {"mpm_target": (config.masking or MaskingConfig()).mpm_target}
 
 
 MASKED = Stage(

@@ -160,4 +160,6 @@ def checkpoint_root(run: Run) -> Path:
 
 def _shape(model: BackboneConfig) -> dict[str, Any]:
     shape = {name: getattr(model, name) for name in SHAPE} | {"patchify_strides": list(model.patchify_strides)}
+    if model.mpm_target != "pixels":  # checkpoints of before have no such line
+        shape["mpm_target"] = model.mpm_target
     return shape if model.architecture == "mbsd" else shape | {"architecture": model.architecture}

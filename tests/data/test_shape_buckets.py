@@ -33,10 +33,11 @@ def filled(batch: Batch, bucket: int) -> Batch:
 
 @pytest.mark.parametrize("image_cls", [False, True])
 @pytest.mark.parametrize("bucket", [2, 8, 64])
-@pytest.mark.parametrize("stage", ["masked", "matching"])
+@pytest.mark.parametrize("stage", ["masked", "masked gradients", "matching"])
 def test_what_is_filled_in_changes_no_number(stage: str, bucket: int, image_cls: bool) -> None:
-    config = tiny_config(image_cls=image_cls)
-    if stage == "masked":
+    masked = stage != "matching"
+    config = tiny_config(image_cls=image_cls, mpm_target="hog" if stage == "masked gradients" else "pixels")
+    if masked:
         step = MaskedObjective(MbsdForMaskedModelling(config))
         batch = hand_batch(random_samples(TITLES, seed=2), ("full",), config, CORRUPTION)
     else:
@@ -52,13 +53,13 @@ def test_what_is_filled_in_changes_no_number(stage: str, bucket: int, image_cls:
     assert more.views.cu_seqlens[-1] == tokens == sum(more.views.lengths)
     assert more.num_tokens == batch.num_tokens and padded_lengths(more.views) == padded_lengths(batch.views)
     assert torch.equal(more.has_image, batch.has_image)
-    if stage == "masked":
+    if masked:
         assert batch.masks is not None and more.masks is not None
         assert more.masks.mlm_index_K.shape[0] % max(1, bucket // 8) == 0
         assert more.masks.mpm_patch_Q.shape[0] == 2 * batch.num_samples
         assert (more.masks.num_words, more.masks.num_patches) == (4, 6)
 
-    norms = torch.tensor([4.0, 6.0]) if stage == "masked" else None
+    norms = torch.tensor([4.0, 6.0]) if masked else None
     losses, again = step(batch, norms), step(more, norms)
     for name, value in losses.items():
         assert again[name].item() == pytest.approx(value.item(), rel=1e-5, abs=1e-7), name

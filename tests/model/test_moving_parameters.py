@@ -34,7 +34,7 @@ MODELS = (MbsdModel, MbsdForMaskedModelling, MbsdForMatching, MbsdForClassificat
 def stage_1_loss(model: MbsdForMaskedModelling, batch: Batch) -> torch.Tensor:
     output = model(batch)
     words = masked_word_loss(output.word_logits, batch.masks.mlm_labels_K)
-    return words + masked_patch_loss(output.patch_pixels, output.patch_target)
+    return words + masked_patch_loss(output.patch_values, output.patch_target)
 
 
 def stage_2_loss(model: MbsdForMatching, batch: Batch) -> torch.Tensor:

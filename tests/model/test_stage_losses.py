@@ -10,8 +10,9 @@ from torch import Tensor
 
 from mbsd.model.heads import MbsdForMaskedModelling, MbsdForMatching
 from mbsd.model.mbsd import MbsdConfig
-from mbsd.objectives.masked import masked_patch_loss, masked_word_loss
 from mbsd.objectives.sdmi import SdmiLoss, sdmi_loss
+from mbsd.stages.masked import MaskedObjective
+from tests.model.gradients_by_hand import targets_by_hand
 from tests.model.reference import (
     COMBINATIONS,
     FIRST_WORD,
@@ -55,6 +56,7 @@ LAYOUTS = {
     "linear": {"patchify_strides": (32,), "patchify_channels": ()},
     "cls": {"representation": "cls", "image_cls": True},
     "per view": {"match_head": "per_view"},
+    "gradients": {"mpm_target": "hog", "patchify_strides": (4, 2, 2), "patchify_channels": (6, 8)},
 }
 
 
@@ -99,13 +101,17 @@ def stage_1_by_hand(
         b = owner[image]
         row = len(text_of(samples[b])[0]) + int(config.image_cls) + patch
         predicted = affine(hidden[b][row], weights, "patch_decoder")
+        if config.mpm_target == "hog":
+            true = torch.from_numpy(targets_by_hand(samples[b].image.numpy(), config.patch_side))[patch]
+            patches.append((predicted - true).square().mean())
+            continue
         pixels = normalised(samples[b].image, predicted.dtype)
         true = cut(pixels, config.patch_side).flatten(0, 1)[patch]
         patches.append((predicted - true).abs().mean())
     return torch.stack(words).mean(), torch.stack(patches).mean()
 
 
-@pytest.mark.parametrize("layout", ["four convolutions", "image [CLS]", "linear", "cls"])
+@pytest.mark.parametrize("layout", ["four convolutions", "image [CLS]", "linear", "cls", "gradients"])
 def test_stage_1(layout: str) -> None:
     """Masked, swapped and kept patches; masked and replaced words; a missing title, a missing image."""
     config = tiny_config(**LAYOUTS[layout])
@@ -113,9 +119,8 @@ def test_stage_1(layout: str) -> None:
     randomise(model, seed=21)
     samples = random_samples(TITLES, seed=22)
     batch = hand_batch(samples, ("full",), config, CORRUPTION)
-    output = model(batch)
-    mlm = masked_word_loss(output.word_logits, batch.masks.mlm_labels_K) / len(CORRUPTION.words)
-    mpm = masked_patch_loss(output.patch_pixels, output.patch_target) / len(CORRUPTION.patches)
+    losses = MaskedObjective(model)(batch, torch.tensor([len(CORRUPTION.words), len(CORRUPTION.patches)]).float())
+    mlm, mpm = losses["loss_mlm"], losses["loss_mpm"]
 
     weights = leaves(model, torch.float64)
     expected_mlm, expected_mpm = stage_1_by_hand(weights, config, samples, CORRUPTION)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -24,12 +25,13 @@ def words_by_hand(logits: np.ndarray, labels: list[int]) -> tuple[float, np.ndar
     return loss, gradient
 
 
-def patches_by_hand(found: np.ndarray, true: np.ndarray) -> tuple[float, np.ndarray]:
-    """Each patch's mean absolute error, summed over the patches, and its gradient: the sign over the values."""
+def patches_by_hand(found: np.ndarray, true: np.ndarray, error: str = "absolute") -> tuple[float, np.ndarray]:
+    """Each patch's mean error, summed over the patches, and its gradient: the sign, or twice the error, over values."""
     loss, gradient = 0.0, np.zeros_like(found)
     for q in range(len(found)):
-        loss += math.fsum(abs(found[q] - true[q])) / len(found[q])
-        gradient[q] = np.sign(found[q] - true[q]) / len(found[q])
+        apart = found[q] - true[q]
+        loss += math.fsum(apart**2 if error == "squared" else abs(apart)) / len(apart)
+        gradient[q] = (2 * apart if error == "squared" else np.sign(apart)) / len(apart)
     return loss, gradient
 
 
@@ -54,14 +56,15 @@ def test_words_far_apart_stay_finite() -> None:
     assert logits.grad.numpy() == pytest.approx(np.array([[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0]]))
 
 
+@pytest.mark.parametrize("error", ["absolute", "squared"])
 @pytest.mark.parametrize(("rows", "side"), [(1, 2), (5, 4), (17, 8)])
-def test_patches(rows: int, side: int) -> None:
+def test_patches(rows: int, side: int, error: Literal["absolute", "squared"]) -> None:
     generator = torch.Generator().manual_seed(rows)
     found = torch.randn(rows, 3 * side**2, generator=generator)
     true = torch.randn(rows, 3 * side**2, generator=generator)
     found[0, 0] = true[0, 0]  # a value already right pulls in neither direction
-    expected, gradient = patches_by_hand(found.double().numpy(), true.double().numpy())
-    loss = masked_patch_loss(found.requires_grad_(), true)
+    expected, gradient = patches_by_hand(found.double().numpy(), true.double().numpy(), error)
+    loss = masked_patch_loss(found.requires_grad_(), true, error)
     loss.backward()
     assert loss.shape == () and loss.item() == pytest.approx(expected, rel=1e-5)
     assert np.linalg.norm(found.grad.double().numpy() - gradient) <= 1e-5 * np.linalg.norm(gradient)
