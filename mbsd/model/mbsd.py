@@ -12,7 +12,7 @@ from mbsd.errors import UserError
 from mbsd.model.backbone import BertTrunk
 from mbsd.model.config import BackboneConfig
 from mbsd.model.gradients import gradient_targets
-from mbsd.model.patchify import LastOfBlock, Patchify, pixels_of_patches
+from mbsd.model.patchify import LastOfBlock, Patchify, blank_patches, pixels_of_patches
 
 
 @strict
@@ -72,6 +72,10 @@ class MbsdModel(BertTrunk):
 
     def embed_images(self, pixels: Tensor, patch_source: Tensor | None = None) -> Tensor:
         """Patchified, masked (stage 1), placed and marked with modality vector 1: [I * P, D]."""
+        if patch_source is not None and self.config.patchify_blocks:
+            # An overlapping stem would carry what is hidden into the features of the patches around it.
+            own = torch.arange(len(patch_source), device=patch_source.device)
+            pixels = blank_patches(pixels, self.config.patch_side, patch_source != own)
         features = self.patchify(pixels)
         images, patches, width = features.shape
         if patch_source is not None:

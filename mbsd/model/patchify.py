@@ -98,6 +98,14 @@ def denormalise_pixels(pixels: Tensor) -> Tensor:
     return pixels.float() * std + mean
 
 
+def blank_patches(pixels: Tensor, patch_side: int, chosen: Tensor) -> Tensor:
+    """[I, 3, h, w] with zeros, the mean colour of normalised pixels, in the patches of `chosen`: bool [I * patches]."""
+    images, _, height, width = pixels.shape
+    grid = chosen.view(images, 1, height // patch_side, width // patch_side)
+    of_pixels = grid.repeat_interleave(patch_side, dim=2).repeat_interleave(patch_side, dim=3)
+    return pixels.masked_fill(of_pixels, 0.0)
+
+
 def patches_to_pixels(patches: Tensor, patch_side: int, size: Sequence[int]) -> Tensor:
     """The inverse of `pixels_of_patches`: [I * patches, 3 * patch_side**2] -> [I, 3, height, width] of `size`."""
     rows, columns = size[0] // patch_side, size[1] // patch_side

@@ -74,6 +74,29 @@ def test_a_pixel_reaches_its_neighbours_only_where_patches_overlap(blocks: int, 
     assert set(changed.nonzero().flatten().tolist()) == reached
 
 
+def test_what_a_masked_patch_holds_reaches_no_feature_through_the_overlap() -> None:
+    """Patch 5 is masked, patch 6 stands in for patch 9: the pixels of 5 and 9 change nothing, those of 6 do."""
+    torch.manual_seed(0)
+    model = MbsdModel(
+        tiny_config(image_size=64, patchify_strides=STRIDES, patchify_channels=CHANNELS, patchify_blocks=1)
+    )
+    model.eval()
+    pixels = torch.randn(1, 3, 64, 64)
+    source = torch.arange(16)
+    source[5], source[9] = 16, 6
+    embedded = model.embed_images(pixels, source)
+
+    def with_other(patch: int) -> Tensor:
+        changed = pixels.clone()
+        row, column = divmod(patch, 4)
+        changed[:, :, 16 * row : 16 * row + 16, 16 * column : 16 * column + 16] += 1
+        return model.embed_images(changed, source)
+
+    assert torch.equal(with_other(5), embedded) and torch.equal(with_other(9), embedded)
+    differs = (with_other(6) - embedded).abs().amax(-1) > 1e-6
+    assert differs[6] and differs[9] and not differs[5]
+
+
 def test_residual_blocks_start_as_the_identity_and_are_drawn_otherwise() -> None:
     model = MbsdModel(tiny_config(patchify_blocks=2))
     blocks = [module for module in model.modules() if isinstance(module, ResidualBlock)]
