@@ -56,6 +56,7 @@ SCHEMAS: dict[Kind, Any] = {
     ),
 }
 CHECKSUM = "mbsd.checksum"
+MADE = "mbsd.made"
 AGAIN = "make it again with `mbsd tables` or `mbsd pairs mine`"
 REBUILD = {
     "pairs": "`mbsd pairs mine` or `mbsd tables build pairs`",
@@ -65,11 +66,27 @@ REBUILD = {
 }
 
 
-def write_table(kind: Kind, table: Any, catalog: Catalog, out: Path) -> None:
+def write_table(
+    kind: Kind,
+    table: Any,
+    catalog: Catalog,
+    out: Path,
+    *,
+    split_by: Mapping[str, Any] | None = None,
+    made: Mapping[str, Any] | None = None,
+) -> None:
     """Check a pyarrow Table of this kind against its schema and the catalogue, and write it to `out` (Parquet).
 
     An existing file is replaced at once. For `categories` the class names are the distinct (label, category), which
     must number 0 … C - 1.
+
+    Args:
+        kind: of the table.
+        table: with at least the columns of the kind.
+        catalog: whose item numbers it holds.
+        out: the table's file.
+        split_by: what `Table.split_by` returns; None = by item.
+        made: what `Table.made` returns; None = nothing is said.
 
     Raises:
         UserError: no rows, a missing column, or a label, split or item number out of range, naming the row.
@@ -83,7 +100,8 @@ def write_table(kind: Kind, table: Any, catalog: Catalog, out: Path) -> None:
     table = table.select(schema.names).cast(schema)
     class_names = _class_names(table, out) if kind == "categories" else []
     _check_values(kind, table, len(catalog), len(class_names), out)
-    with _replacing(out, kind, catalog, class_names, ITEM_SPLIT) as writer:
+    split = ITEM_SPLIT if split_by is None else json.dumps(split_by)
+    with _replacing(out, kind, catalog, class_names, split, made) as writer:
         writer.write_table(table)
 
 
@@ -114,7 +132,14 @@ def write_batches(kind: Kind, batches: Iterable[Any], catalog: Catalog, out: Pat
 
 
 @contextmanager
-def _replacing(out: Path, kind: Kind, catalog: Catalog, class_names: list[str], split_by: str) -> Iterator[Any]:
+def _replacing(  # noqa: PLR0913 (parts of one file's metadata)
+    out: Path,
+    kind: Kind,
+    catalog: Catalog,
+    class_names: list[str],
+    split_by: str,
+    made: Mapping[str, Any] | None = None,
+) -> Iterator[Any]:
     """A Parquet writer of the table's file, which replaces an existing one when the block ends."""
     metadata = {
         "mbsd.kind": kind,
@@ -123,6 +148,7 @@ def _replacing(out: Path, kind: Kind, catalog: Catalog, class_names: list[str], 
         "mbsd.num_items": str(len(catalog)),
         "mbsd.class_names": json.dumps(class_names, ensure_ascii=False),
         "mbsd.split": split_by,
+        **({MADE: json.dumps(made, ensure_ascii=False, sort_keys=True)} if made else {}),
     }
     schema = SCHEMAS[kind].with_metadata({**metadata, CHECKSUM: _checksum(metadata)})
     # A checksum of each page: readers of ours compare it, so that a damaged table is never taken for another one.
@@ -185,6 +211,7 @@ class Table:
         self.class_names: list[str] = json.loads(metadata["mbsd.class_names"])
         self.num_classes = len(self.class_names) or 2
         self.split_by: dict[str, Any] = json.loads(metadata["mbsd.split"])
+        self.made: dict[str, Any] = json.loads(metadata.get(MADE, "{}"))
         _check_values(self.kind, table, int(metadata["mbsd.num_items"]), len(self.class_names), self.path)
         self._table = table
         self._columns: dict[str, Any] = {}
