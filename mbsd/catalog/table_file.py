@@ -32,7 +32,7 @@ SCHEMAS: dict[Kind, Any] = {
             ("text", pa.string()),  # the query
             ("item", pa.int64()),
             ("label", pa.int8()),
-            ("source", pa.string()),  # purchase | same-category | rewrite, or the source file's own word
+            ("source", pa.string()),  # purchase | title | same-category | any-category | rewrite, or the file's own word
             ("evidence", pa.int32()),  # distinct buyers
             ("replaced", pa.string()),  # of a rewrite: the replaced term, "type:old>new"
             ("split", pa.string()),
@@ -59,7 +59,7 @@ CHECKSUM = "mbsd.checksum"
 MADE = "mbsd.made"
 AGAIN = "make it again with `mbsd tables` or `mbsd pairs mine`"
 REBUILD = {
-    "pairs": "`mbsd pairs mine` or `mbsd tables build pairs`",
+    "pairs": "`mbsd pairs mine`, `mbsd pairs derive` or `mbsd tables build pairs`",
     "attributes": "`mbsd tables derive attributes` or `mbsd tables build attributes`",
     "alignment": "`mbsd tables build alignment`",
     "categories": "`mbsd tables derive categories` or `mbsd tables build categories`",

@@ -17,6 +17,7 @@ Every draw is an md5 of the seed and the item's id, so the table is the same for
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -33,9 +34,11 @@ from mbsd.catalog.derived.settings import DeriveSettings
 from mbsd.catalog.derived.titles import Kinds, Titles, draw, kinds_of
 from mbsd.catalog.groups import find_groups
 from mbsd.catalog.layout import SPLITS
+from mbsd.catalog.mining.report import describe_pairs
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.table_file import write_table
 from mbsd.errors import UserError
+from mbsd.io.files import replace_text
 
 SOURCES = ("title", "same-category", "any-category", "rewrite")
 Row = dict[str, Any]
@@ -120,17 +123,27 @@ def derive_pairs(catalog: Catalog, out: Path, settings: DeriveSettings | None = 
     return report
 
 
-def as_report(report: DerivedPairs, settings: DeriveSettings) -> dict[str, Any]:
-    """Return the report and the settings it was made with, for JSON."""
-    return {**asdict(report), "settings": asdict(settings) | {"lexicon": str(settings.lexicon or "")}}
+def write_report(report: DerivedPairs, settings: DeriveSettings, pairs: Path, folder: Path) -> Path:
+    """Write `report.json` in `folder`: the report, its settings, and lengths and examples of the table `pairs`."""
+    lexicon = str(settings.lexicon) if settings.lexicon is not None else ""
+    whole = {**asdict(report), "settings": {**asdict(settings), "lexicon": lexicon}, **describe_pairs(pairs)}
+    path = folder / "report.json"
+    replace_text(path, json.dumps(whole, ensure_ascii=False, indent=1) + "\n")
+    return path
 
 
 class _Pairs:
-    """Makes the rows, title by title in the drawn order; `used` are the (text, item) that are taken."""
+    """Makes the rows, title by title in the drawn order.
+
+    Attributes:
+        used: (text, item) that are taken.
+        open_to: query -> its positives, less the rewrites to it.
+    """
 
     def __init__(self, titles: Titles, kinds: Kinds, report: DerivedPairs) -> None:
         self.titles, self.kinds, self.report = titles, kinds, report
         self.used: set[tuple[str, int]] = set()
+        self.open_to: Counter[str] = Counter()
 
     def rows(self) -> list[Row]:
         rows: list[Row] = []
@@ -142,6 +155,7 @@ class _Pairs:
             for query in queries:
                 asked.append((number, query))
                 self.used.add((query.text, title.item))
+                self.open_to[query.text] += 1
                 rows.append(self._row(number, query.text, "title", frequency=self._frequency(query)))
         for number, query in asked:  # behind all positives: none of these may become a negative
             rows += self._negatives(number, query)
@@ -150,10 +164,13 @@ class _Pairs:
     def _negatives(self, number: int, query: Query) -> Iterator[Row]:
         settings, title = self.titles.settings, self.titles.titles[number]
         wanted = settings.negatives_per_positive
-        rewrites = rewrites_of(self.titles, self.kinds, number, query) if settings.rewrites_per_positive else []
+        rewrites = (
+            rewrites_of(self.titles, self.kinds, number, query, self.open_to) if settings.rewrites_per_positive else []
+        )
         free = [one for one in rewrites if (one.text, title.item) not in self.used][: settings.rewrites_per_positive]
         for one in free:
             self.used.add((one.text, title.item))
+            self.open_to[one.text] -= 1
             frequency = len(self.titles.holding_all(one.words))
             yield self._row(number, one.text, "rewrite", frequency=frequency, replaced=one.replaced)
         self.report.rewrites_short += settings.rewrites_per_positive - len(free)
@@ -209,7 +226,8 @@ def _told_by_query(rows: list[Row]) -> dict[str, float]:
         if row["split"] == "train":
             of_query.setdefault(row["text"], []).append(row["label"])
     held_out = [row for row in rows if row["split"] != "train"]
-    share = [float(np.mean(of_query.get(row["text"], [0.5]))) for row in held_out]
+    all_labels = [row["label"] for row in rows if row["split"] == "train"]  # what is known of a query that is new
+    share = [float(np.mean(of_query.get(row["text"], all_labels or [0]))) for row in held_out]
     told = {
         "words": (rows, [len(row["text"].split()) for row in rows]),
         "titles with it": (rows, [row["frequency"] for row in rows]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from mbsd.catalog.derived.titles import Kinds, Title, Titles, draw
@@ -12,7 +12,7 @@ from mbsd.catalog.queries import MAX_QUERY_CHARACTERS
 
 TRIES = 4  # draws for each query that is wanted: of a short title many are the same
 NEIGHBOURS = 48  # titles that a rewrite's word is taken from
-CANDIDATES = 12  # words of these that are compared
+CANDIDATES = 8  # words of these that are compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,73 +65,85 @@ class Rewrite:
     replaced: str
 
 
-def rewrites_of(titles: Titles, kinds: Kinds, number: int, query: Query) -> list[Rewrite]:
+def rewrites_of(titles: Titles, kinds: Kinds, number: int, query: Query, open_to: Mapping[str, int]) -> list[Rewrite]:
     """Return the rewrites of an item's query, the best first: of each word at most one.
 
     The new word comes from titles of the category that hold the query's other words, so that some item is what the
-    rewritten query asks for; it is of the old word's kind and in no title of the item's group. Of such words the one is
-    taken whose query holds for as many titles as the old query does, as nearly as possible.
+    rewritten query asks for; it is of the old word's kind and in no title of the item's group. Of such words one is
+    taken whose query has been asked of other items, so that the query alone does not tell that it is a rewrite; then
+    one whose query holds for as many titles as the old query does, as nearly as possible.
+
+    Args:
+        titles: of the catalogue.
+        kinds: of their words.
+        number: of the item's title.
+        query: of the item.
+        open_to: query -> positives that have no rewrite to the same text beside them yet.
     """
-    title = titles.titles[number]
-    frequency = len(titles.holding_all(query.texts()))
-    found = []
-    for place, word in enumerate(query.words):
-        if _overlaps(query.words, place):
-            continue
-        best = _best_word(titles, kinds, number, query, place)
-        if best is None:
-            continue
-        new, held = best
-        words = [*query.words[:place], Word(new, word.start, word.end), *query.words[place + 1 :]]
-        texts = tuple(word.text for word in words)
-        rewrite = Rewrite(query_text(words), texts, f"{kinds.of(title.category, word.text)}:{word.text}>{new}")
-        found.append((_far(held, frequency), draw(titles.settings.seed, title.item_id, rewrite.text), rewrite))
-    return [rewrite for _, _, rewrite in sorted(found, key=lambda one: one[:2])]
+    of_item = _OfItem(titles, kinds, number, query, open_to)
+    found = [best for place in range(len(query.words)) if (best := of_item.best(place)) is not None]
+    return [rewrite for _, rewrite in sorted(found, key=lambda one: one[0])]
 
 
-def _best_word(titles: Titles, kinds: Kinds, number: int, query: Query, place: int) -> tuple[str, int] | None:
-    """The word that may stand at a place of a query, and how many titles hold the query then."""
-    title, old = titles.titles[number], query.words[place].text
-    others = [word.text for other, word in enumerate(query.words) if other != place]
-    holding_others = titles.holding_all(others) if others else None
-    of_category = titles.of_category[title.category]
-    near = (of_category if holding_others is None else holding_others & of_category) - titles.holding(old)
-    kind, seed = kinds.of(title.category, old), titles.settings.seed
-    seen: set[str] = set()
-    best: tuple[float, int, str, int] | None = None
-    frequency = len(titles.holding_all(query.texts()))
-    group = titles.of_group[title.group]
-    for other in _rotated(sorted(near), draw(seed, title.item_id, query.text, place), NEIGHBOURS):
-        for word in titles.titles[other].words:
-            new = word.text
-            if new in seen or kinds.of(title.category, new) != kind:
+class _OfItem:
+    """What the places of one query have in common."""
+
+    def __init__(
+        self, titles: Titles, kinds: Kinds, number: int, query: Query, open_to: Mapping[str, int]
+    ) -> None:
+        self.titles, self.kinds, self.query, self.open_to = titles, kinds, query, open_to
+        self.title = titles.titles[number]
+        self.of_category, self.of_group = titles.of_category[self.title.category], titles.of_group[self.title.group]
+        self.frequency = len(titles.holding_all(query.texts()))
+
+    def best(self, place: int) -> tuple[tuple[bool, float, int], Rewrite] | None:
+        """The best rewrite of the word at a place, and what it is ordered by."""
+        if _overlaps(self.query.words, place):
+            return None
+        old = self.query.words[place].text
+        others = [word.text for other, word in enumerate(self.query.words) if other != place]
+        holding_others = self.titles.holding_all(others) if others else None
+        near = self.of_category if holding_others is None else holding_others & self.of_category
+        near = near - self.titles.in_category(self.title.category, old)
+        kind = self.kinds.of(self.title.category, old)
+        seen: set[str] = set()
+        found = []
+        for new in self._words(near, place):
+            if new in seen or self.kinds.of(self.title.category, new) != kind:
                 continue
             seen.add(new)
-            if not kinds.may_replace(title, old, new):
+            if not self.kinds.may_replace(self.title, old, new):
                 continue
-            holding = titles.holding(new) if holding_others is None else titles.holding(new) & holding_others
-            if holding.isdisjoint(group) and holding:
-                one = (_far(len(holding), frequency), draw(seed, title.item_id, old, new), new, len(holding))
-                best = one if best is None else min(best, one)
-        if len(seen) >= CANDIDATES:
-            break
-    return None if best is None else (best[2], best[3])
+            holding = self.titles.holding(new)
+            holding = holding & holding_others if holding_others is not None else holding
+            if holding and holding.isdisjoint(self.of_group):
+                found.append(self._ordered(place, f"{kind}:{old}>{new}", new, len(holding)))
+            if len(found) == CANDIDATES:
+                break
+        return min(found, key=lambda one: one[0], default=None)
+
+    def _words(self, near: set[int], place: int) -> Iterator[str]:
+        """The words of up to `NEIGHBOURS` titles, from a drawn one on."""
+        start = draw(self.titles.settings.seed, self.title.item_id, self.query.text, place)
+        numbers = sorted(near)
+        for step in range(min(NEIGHBOURS, len(numbers))):
+            for word in self.titles.titles[numbers[(start + step) % len(numbers)]].words:
+                yield word.text
+
+    def _ordered(self, place: int, replaced: str, new: str, holding: int) -> tuple[tuple[bool, float, int], Rewrite]:
+        words = list(self.query.words)
+        words[place] = Word(new, words[place].start, words[place].end)
+        text = query_text(words)
+        rewrite = Rewrite(text, tuple(word.text for word in words), replaced)
+        far = abs(math.log2(holding) - math.log2(self.frequency))
+        order = (self.open_to.get(text, 0) <= 0, far, draw(self.titles.settings.seed, self.title.item_id, text))
+        return order, rewrite
 
 
 def _overlaps(words: tuple[Word, ...], place: int) -> bool:
     """Whether a word shares characters with a neighbour in the query, as in scripts whose words touch each other."""
     before = place > 0 and words[place - 1].end > words[place].start
     return before or (place + 1 < len(words) and words[place].end > words[place + 1].start)
-
-
-def _rotated(numbers: list[int], start: int, most: int) -> Iterator[int]:
-    for step in range(min(most, len(numbers))):
-        yield numbers[(start + step) % len(numbers)]
-
-
-def _far(one: int, other: int) -> float:
-    """How far two numbers of titles are apart, in doublings."""
-    return abs(math.log2(one) - math.log2(other))
 
 
 def _draws(titles: Titles, *of: object) -> Iterator[int]:

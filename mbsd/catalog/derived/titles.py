@@ -71,6 +71,7 @@ class Titles:
             allowed = tuple(withheld.allowed(text))
             self.titles.append(Title(item, item_id, category, split, group, attributes, allowed))
         self._postings: dict[str, set[int]] = {}
+        self._in_category: dict[tuple[str, str], set[int]] = {}
         self._keep_known_words()
         self.of_split: defaultdict[tuple[str | None, str], list[int]] = defaultdict(list)
         self.of_category: defaultdict[str, set[int]] = defaultdict(set)
@@ -90,6 +91,13 @@ class Titles:
             if len(keys.parts) > 1:
                 found |= set.intersection(*(self._holding.get(part, set()) for part in keys.parts))
             self._postings[word] = found
+        return found
+
+    def in_category(self, category: str, word: str) -> set[int]:
+        """Return the numbers of the titles of a category that hold a word."""
+        found = self._in_category.get((category, word))
+        if found is None:
+            found = self._in_category[category, word] = self.holding(word) & self.of_category[category]
         return found
 
     def holding_all(self, words: Sequence[str]) -> set[int]:
@@ -149,9 +157,8 @@ class Kinds:
             name, value = self._type[new]
             others = {self._type[old][1], *self._own_values(title.attributes, name)}
             return not any(value in other or other in value for other in others)
-        of_category = self._titles.of_category[title.category]
-        old_titles, new_titles = (self._titles.holding(word) & of_category for word in (old, new))
-        return len(old_titles & new_titles) <= EXCLUSIVE * min(len(old_titles), len(new_titles))
+        one, other = (self._titles.in_category(title.category, word) for word in (old, new))
+        return len(one & other) <= EXCLUSIVE * min(len(one), len(other))
 
     def _own_values(self, attributes: str, name: str) -> list[str]:
         """The canonical value that an item has of an attribute; none where it has none."""
@@ -181,7 +188,7 @@ def _withheld_names(catalog: Catalog, settings: DeriveSettings) -> list[str]:
     for name in settings.withhold:
         if name not in values:
             known = ", ".join(values) or "none at all"
-            raise UserError(f"catalogue {catalog.path}: no item has an attribute {name!r} to withhold; found {known}")
+            raise UserError(f"catalogue {catalog.path}: no attribute {name!r} to withhold; found {known}")
     names = [value for name in settings.withhold for value in values[name]]
     if settings.lexicon is not None:
         names += [entry.surface for entry in read_lexicon(settings.lexicon) if entry.type in settings.withhold]

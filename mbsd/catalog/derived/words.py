@@ -17,6 +17,7 @@ _UNSPACED_RUN = re.compile(f"[{UNSPACED}]+")
 _CHUNK = re.compile(rf"[{UNSPACED}]+|[^\s/&,;:|()\[\]{{}}\"!?+*、。·{UNSPACED}]+")
 _PART = re.compile(r"[^\W_]+")
 _EDGE = "-._'’`~#@%^=<>$"
+_PLURALS = {"men": "man", "women": "woman", "children": "child", "feet": "foot", "knives": "knife"}  # no rule finds
 COMPOUND = 4  # letters of a withheld word that is found inside a compound too ("skyblue"): "red" is in "credit"
 
 
@@ -64,7 +65,7 @@ def words_of(title: str) -> list[Word]:
 
 @lru_cache(maxsize=1 << 20)
 def keys_of(word: str) -> Keys:
-    """Return what a normalised word is compared by: "men's" as "man" would be by "men", "watches" by "watch"."""
+    """Return what a normalised word is compared by: "men's" as "man" is, "watches" as "watch"."""
     plain = re.sub("['’]s?$", "", word)
     parts = [_singular(part) for part in _PART.findall(plain)]
     return Keys(_singular("".join(_PART.findall(plain))), tuple(parts))
@@ -126,6 +127,8 @@ def _positioned(text: str) -> list[Word]:
 
 
 def _singular(word: str) -> str:
+    if word in _PLURALS:
+        return _PLURALS[word]
     if word.endswith(("sses", "ches", "shes", "xes")):
         return word[:-2]
     if len(word) > 2 and word.endswith("s") and not word.endswith("ss"):
