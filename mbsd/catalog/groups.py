@@ -80,11 +80,13 @@ class Groups:
 
     Attributes:
         catalog: whose items they are.
+        by: kinds of keys that were compared.
         number: of each item's group, int64 [items], 0 … groups - 1.
         split: of each item's group, the position in SPLITS, int8 [items].
     """
 
     catalog: Catalog
+    by: tuple[str, ...]
     number: Int64
     split: NDArray[np.int8]
 
@@ -100,17 +102,19 @@ class Groups:
     def joined(self, one: Int64, other: Int64) -> Groups:
         """Return the groups in which the items `one[k]` and `other[k]` are of one group, for each k."""
         number = _linked(len(self.catalog), [(_first_of(self.number), np.arange(len(self.catalog))), (one, other)])
-        return Groups(self.catalog, number, _splits_of(number, self.catalog))
+        return Groups(self.catalog, self.by, number, _splits_of(number, self.catalog))
 
     def describe(self) -> str:
         """Return in words how many items are in groups, and how many have another split than their own."""
         sizes = self.sizes()
         many = sizes[sizes > 1]
-        moved = int((self.split != _own_splits(self.catalog)).sum())
-        largest = f", the largest of {many.max()}" if len(many) else ""
+        equal = f"equal {' or '.join(self.by)}"
+        if not len(many):
+            return f"no two items have an {equal}: each has its own split"
+        moved = np.count_nonzero(self.split != _own_splits(self.catalog))
         return (
-            f"{many.sum()} of {len(self.number)} items are in {len(many)} groups of equal ones{largest}; "
-            f"{moved} items have their group's split instead of their own"
+            f"{many.sum()} of {len(self.number)} items are in groups with an {equal} ({len(many)} groups, the largest "
+            f"of {many.max()}); {moved} have their group's split instead of their own"
         )
 
 
@@ -129,7 +133,7 @@ def find_groups(catalog: Catalog, options: GroupOptions | None = None, note: Cal
         "near_picture": lambda: near_picture_keys(catalog, options.near_distance, options.workers, note),
     }
     number = group_numbers([find[kind]() for kind in options.by], len(catalog), options.max_same)
-    return Groups(catalog, number, _splits_of(number, catalog))
+    return Groups(catalog, options.by, number, _splits_of(number, catalog))
 
 
 def group_splits(catalog: Catalog, options: GroupOptions | None = None) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mbsd.cli.options import CatalogDir, Out, Workers
+from mbsd.cli.options import CatalogDir, Group, MaxSame, NearDistance, Out, Workers
 from mbsd.errors import UserError
 from mbsd.io.console import print_json
 
@@ -175,7 +175,7 @@ def catalog_keys(  # noqa: PLR0913 (options of a command line)
 
 
 @tables_app.command("build")
-def tables_build(
+def tables_build(  # noqa: PLR0913 (options of a command line)
     kind: Annotated[Literal["pairs", "attributes", "alignment", "categories"], typer.Argument()],
     source: Annotated[Path, typer.Argument(help="TSV, JSONL or Parquet with the labels: a file, folder or pattern.")],
     catalog: CatalogDir,
@@ -183,6 +183,16 @@ def tables_build(
     contradictions: Annotated[
         Literal["stop", "drop"], typer.Option(help="Labels that say different things of the same: stop, or drop both.")
     ] = "stop",
+    group: Group = "title,picture",
+    max_same: MaxSame = 100,
+    near_distance: NearDistance = 0,
+    cut_negatives: Annotated[
+        bool,
+        typer.Option(
+            "--cut-negatives",
+            help="Of alignment: negative pairs link no items, and those between two splits are left out.",
+        ),
+    ] = False,
 ) -> None:
     """Write a task table from labels.
 
@@ -200,36 +210,46 @@ def tables_build(
     label; categories has title, image, category. A TSV names items by title and image: its catalogue is one whose ids
     are made of these, built from a TSV or from rows without item_id.
 
-    A split is train, validation or test. A row whose item is not in the catalogue, or that repeats an earlier one, is
-    left out and counted.
+    A split is train, validation or test; without one a row's is drawn, equal items (--group) together, and of alignment
+    all that pairs link. A row whose item is not in the catalogue, or that repeats an earlier one, is left out and
+    counted.
     """
+    from mbsd.catalog.groups import GroupOptions, group_kinds
     from mbsd.catalog.reader import Catalog
-    from mbsd.catalog.tables import build_table
+    from mbsd.catalog.tables import LabelOptions, build_table
 
-    summary = build_table(kind, source, Catalog(catalog), out, contradictions)
+    grouped = GroupOptions(group_kinds(group), max_same, near_distance)
+    options = LabelOptions(contradictions, grouped, cut_negatives)
+    summary = build_table(kind, source, Catalog(catalog), out, options)
     print(f"{out}: {summary.describe()}")
     print(f"  {summary.count.read} rows read")
-    for note in summary.count.notes:
+    for note in [*summary.count.notes, *summary.split_notes]:
         print(f"  {note}")
 
 
 @tables_app.command("derive")
-def tables_derive(
+def tables_derive(  # noqa: PLR0913 (options of a command line)
     kind: Annotated[Literal["attributes", "categories"], typer.Argument()],
     catalog: CatalogDir,
     out: Out,
     seed: Annotated[int, typer.Option(help="Of the negatives' draw.")] = 0,
     negatives_per_positive: Annotated[int, typer.Option(help="Wrong tags for each right one.")] = 1,
     min_items: Annotated[int, typer.Option(help="Categories with fewer items are left out.")] = 1,
+    group: Group = "title,picture",
+    max_same: MaxSame = 100,
+    near_distance: NearDistance = 0,
 ) -> None:
-    """Write a task table from the items' own metadata."""
+    """Write a task table from the items' own metadata; equal items (--group) are in one split."""
+    from mbsd.catalog.groups import GroupOptions, group_kinds
     from mbsd.catalog.reader import Catalog
-    from mbsd.catalog.tables import derive_table
+    from mbsd.catalog.tables import DeriveOptions, derive_table
 
-    summary = derive_table(
-        kind, Catalog(catalog), out, seed=seed, negatives_per_positive=negatives_per_positive, min_items=min_items
-    )
+    grouped = GroupOptions(group_kinds(group), max_same, near_distance)
+    options = DeriveOptions(seed, negatives_per_positive, min_items, grouped)
+    summary = derive_table(kind, Catalog(catalog), out, options)
     print(f"{out}: {summary.describe()}")
+    for note in summary.split_notes:
+        print(f"  {note}")
 
 
 @pairs_app.command("mine")
@@ -256,6 +276,9 @@ def pairs_mine(  # noqa: PLR0913 (options of a command line)
     ] = "item",
     validation_from: Annotated[str, typer.Option(help="Of --split time: a date, or a share such as 0.8.")] = "",
     test_from: Annotated[str, typer.Option(help="Of --split time: a date, or a share such as 0.9.")] = "",
+    group: Group = "title,picture",
+    max_same: MaxSame = 100,
+    near_distance: NearDistance = 0,
     tagger: Annotated[str, typer.Option(help="What finds terms: gazetteer, or transformers:PATH.")] = "gazetteer",
     lexicon: Annotated[Path | None, typer.Option(help="Terms of your own for the tagger.")] = None,
     engine: Annotated[Literal["duckdb", "spark"], typer.Option(help="Both give the same table.")] = "duckdb",
@@ -277,6 +300,7 @@ def pairs_mine(  # noqa: PLR0913 (options of a command line)
     A row that cannot be used is left out and counted by its reason, with the line of the first; these and the rows that
     were used are all rows of the log.
     """
+    from mbsd.catalog.groups import GroupOptions, group_kinds
     from mbsd.catalog.mining.mine import MiningSettings, mine_pairs
     from mbsd.catalog.mining.model_tagger import make_tagger
     from mbsd.catalog.mining.report import write_report
@@ -288,12 +312,13 @@ def pairs_mine(  # noqa: PLR0913 (options of a command line)
         rewrites_per_positive=rewrites_per_positive, max_pairs_per_item=max_pairs_per_item, master=master,
         validation_from=validation_from, test_from=test_from, engine=engine, memory_limit=memory_limit, spill=spill,
         threads=threads, max_record_lines=max_record_lines,
+        group=GroupOptions(group_kinds(group), max_same, near_distance),
     )  # fmt: skip
     shop = Catalog(catalog)
     found = mine_pairs(log, shop, out, settings, make_tagger(tagger, shop, lexicon))
     page = write_report(found, out, report or out.with_name(out.stem + ".report"), shop)
     print(f"{out}: {found.describe()}; report: {page}")
-    for note in found.notes:
+    for note in [*found.notes, *([found.groups] if found.groups else [])]:
         print(f"  {note}")
 
 
@@ -317,19 +342,23 @@ def pairs_derive(  # noqa: PLR0913 (options of a command line)
     withhold_categories: Annotated[
         bool, typer.Option("--withhold-categories", help="Words of the categories' names are in no query.")
     ] = False,
+    group: Group = "title,picture",
+    max_same: MaxSame = 100,
+    near_distance: NearDistance = 0,
     lexicon: Annotated[Path | None, typer.Option(help="Of words: their types, for rewrites and --withhold.")] = None,
     report: Annotated[Path | None, typer.Option(help="Folder of report.json; without: OUT's name + .report.")] = None,
 ) -> None:
     """Write the pair table of stage 2 from the items' titles, where there is no behaviour log.
 
-    A query is one to four of a title's words. It holds for the item itself; negatives are items whose title lacks a word
-    of it, and the item with a query of which one word is replaced by another of the same kind.
+    A query is one to four of a title's words. It holds for the item itself; negatives are items whose title lacks one
+    of them, and the item with a query of which one word is replaced by another of the same kind.
 
     Attributes that a model is to be evaluated on are withheld: the table names them, and a study with withheld=true
     scores these alone.
     """
     from mbsd.catalog.derived.pairs import derive_pairs, write_report
     from mbsd.catalog.derived.settings import DeriveSettings
+    from mbsd.catalog.groups import GroupOptions, group_kinds
     from mbsd.catalog.reader import Catalog
 
     settings = DeriveSettings(
@@ -337,6 +366,7 @@ def pairs_derive(  # noqa: PLR0913 (options of a command line)
         negatives_per_positive=negatives_per_positive, rewrites_per_positive=rewrites_per_positive,
         min_titles=min_titles, max_titles=max_titles, withhold=tuple(withhold),
         withhold_categories=withhold_categories, lexicon=lexicon,
+        group=GroupOptions(group_kinds(group), max_same, near_distance),
     )  # fmt: skip
     shop = Catalog(catalog)
     found = derive_pairs(shop, out, settings)

@@ -1,4 +1,4 @@
-"""Pairs from titles: what each row says is true of the titles, nothing withheld is asked, a query alone tells nothing."""
+"""Pairs from titles: each row is true of the titles, nothing withheld is asked, a query alone tells nothing."""
 
 from __future__ import annotations
 
@@ -169,7 +169,12 @@ def test_words() -> None:
         "nike", "men's", "t-shirt", "dk.grey", "3", "4", "«été»",
     ]  # fmt: skip
     assert keys_of("t-shirt").all() == {"tshirt", "t", "shirt"} and keys_of("men's") == keys_of("man")
-    assert [keys_of(word).whole for word in ("watches", "dresses", "glass", "shoes")] == ["watch", "dress", "glass", "shoe"]
+    assert [keys_of(word).whole for word in ("watches", "dresses", "glass", "shoes")] == [
+        "watch",
+        "dress",
+        "glass",
+        "shoe",
+    ]
     withheld = Withheld(["Navy Blue", "绿色", "M"])
     assert [word.text for word in withheld.allowed("Skyblue navy-striped Bluetooth M credit of the 2012")] == ["credit"]
     allowed = withheld.allowed("2023绿色纯棉连衣裙")
@@ -179,7 +184,9 @@ def test_words() -> None:
 def test_the_command(catalog: Catalog, tmp_path: Path) -> None:
     out = tmp_path / "pairs.parquet"
     words: list[Any] = ["pairs", "derive", "--catalog", catalog.path, "--out", out, "--withhold", "colour"]
-    done = subprocess.run([sys.executable, "-m", "mbsd.cli", *map(str, words)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "mbsd.cli", *map(str, words)], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "pairs.report" / "report.json").read_text(encoding="utf-8"))
     assert report["pairs"] == len(Table(out)) and report["settings"]["withhold"] == ["colour"]

@@ -19,13 +19,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from sklearn.metrics import roc_auc_score
 
@@ -137,13 +136,13 @@ class _Pairs:
 
     Attributes:
         used: (text, item) that are taken.
-        open_to: query -> its positives, less the rewrites to it.
+        open_to: split -> query -> its positives, less the rewrites to it.
     """
 
     def __init__(self, titles: Titles, kinds: Kinds, report: DerivedPairs) -> None:
         self.titles, self.kinds, self.report = titles, kinds, report
         self.used: set[tuple[str, int]] = set()
-        self.open_to: Counter[str] = Counter()
+        self.open_to: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
     def rows(self) -> list[Row]:
         rows: list[Row] = []
@@ -155,7 +154,7 @@ class _Pairs:
             for query in queries:
                 asked.append((number, query))
                 self.used.add((query.text, title.item))
-                self.open_to[query.text] += 1
+                self.open_to[title.split][query.text] += 1
                 rows.append(self._row(number, query.text, "title", frequency=self._frequency(query)))
         for number, query in asked:  # behind all positives: none of these may become a negative
             rows += self._negatives(number, query)
@@ -163,18 +162,17 @@ class _Pairs:
 
     def _negatives(self, number: int, query: Query) -> Iterator[Row]:
         settings, title = self.titles.settings, self.titles.titles[number]
-        wanted = settings.negatives_per_positive
-        rewrites = (
-            rewrites_of(self.titles, self.kinds, number, query, self.open_to) if settings.rewrites_per_positive else []
-        )
-        free = [one for one in rewrites if (one.text, title.item) not in self.used][: settings.rewrites_per_positive]
+        wanted, most = settings.negatives_per_positive, settings.rewrites_per_positive
+        open_to = self.open_to[title.split]
+        rewrites = rewrites_of(self.titles, self.kinds, number, query, open_to) if most else []
+        free = [one for one in rewrites if (one.text, title.item) not in self.used][:most]
         for one in free:
             self.used.add((one.text, title.item))
-            self.open_to[one.text] -= 1
+            open_to[one.text] -= 1
             frequency = len(self.titles.holding_all(one.words))
             yield self._row(number, one.text, "rewrite", frequency=frequency, replaced=one.replaced)
-        self.report.rewrites_short += settings.rewrites_per_positive - len(free)
-        wanted += settings.rewrites_per_positive - len(free)
+        self.report.rewrites_short += most - len(free)
+        wanted += most - len(free)
         for source in self._sources(number, query, wanted):
             other = self._other_item(number, query, source == "any-category")
             if other is None and source == "same-category":
@@ -226,8 +224,9 @@ def _told_by_query(rows: list[Row]) -> dict[str, float]:
         if row["split"] == "train":
             of_query.setdefault(row["text"], []).append(row["label"])
     held_out = [row for row in rows if row["split"] != "train"]
-    all_labels = [row["label"] for row in rows if row["split"] == "train"]  # what is known of a query that is new
-    share = [float(np.mean(of_query.get(row["text"], all_labels or [0]))) for row in held_out]
+    train = [row["label"] for row in rows if row["split"] == "train"]
+    share_of = {text: sum(labels) / len(labels) for text, labels in of_query.items()}
+    share = [share_of.get(row["text"], sum(train) / max(1, len(train))) for row in held_out]
     told = {
         "words": (rows, [len(row["text"].split()) for row in rows]),
         "titles with it": (rows, [row["frequency"] for row in rows]),

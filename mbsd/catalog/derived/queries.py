@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from mbsd.catalog.derived.titles import Kinds, Title, Titles, draw
+from mbsd.catalog.derived.titles import Kinds, Titles, draw
 from mbsd.catalog.derived.words import Word, query_text
 from mbsd.catalog.queries import MAX_QUERY_CHARACTERS
 
@@ -78,7 +78,7 @@ def rewrites_of(titles: Titles, kinds: Kinds, number: int, query: Query, open_to
         kinds: of their words.
         number: of the item's title.
         query: of the item.
-        open_to: query -> positives that have no rewrite to the same text beside them yet.
+        open_to: query -> positives of the item's split that have no rewrite to the same text beside them yet.
     """
     of_item = _OfItem(titles, kinds, number, query, open_to)
     found = [best for place in range(len(query.words)) if (best := of_item.best(place)) is not None]
@@ -88,9 +88,7 @@ def rewrites_of(titles: Titles, kinds: Kinds, number: int, query: Query, open_to
 class _OfItem:
     """What the places of one query have in common."""
 
-    def __init__(
-        self, titles: Titles, kinds: Kinds, number: int, query: Query, open_to: Mapping[str, int]
-    ) -> None:
+    def __init__(self, titles: Titles, kinds: Kinds, number: int, query: Query, open_to: Mapping[str, int]) -> None:
         self.titles, self.kinds, self.query, self.open_to = titles, kinds, query, open_to
         self.title = titles.titles[number]
         self.of_category, self.of_group = titles.of_category[self.title.category], titles.of_group[self.title.group]

@@ -138,10 +138,10 @@ class Kinds:
             for key, counts in places.items()
         }
         self._type: dict[str, tuple[str, str]] = {}
-        words = sorted({word for _, word in places})
-        for word, spans in zip(words, tagger.tag(words), strict=True):
-            if len(spans) == 1 and (spans[0].start, spans[0].end) == (0, len(word)):
-                self._type[word] = (spans[0].type, spans[0].value)
+        texts = sorted({text for _, text in places})
+        for text, spans in zip(texts, tagger.tag(texts), strict=True):
+            if len(spans) == 1 and (spans[0].start, spans[0].end) == (0, len(text)):
+                self._type[text] = (spans[0].type, spans[0].value)
         self._own: dict[str, dict[str, str]] = {}
 
     def of(self, category: str, word: str) -> str:
