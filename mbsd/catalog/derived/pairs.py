@@ -9,8 +9,8 @@ Every query of a title stands beside as many negatives, a rewrite has as many wo
 many titles: neither a query's length nor its frequency tells the label. Nobody has judged the negatives: an item may be
 what a query asks for although its title does not say so.
 
-What is evaluated later must not be asked here. Words of the values of `DeriveSettings.withhold` are in no query, and the
-table names these attributes (`Table.made`).
+What is evaluated later must not be asked here. Words of the values of `DeriveSettings.withhold` are in no query, and
+the table names these attributes (`Table.made`).
 
 Every draw is an md5 of the seed and the item's id, so the table is the same for any order of the items.
 """
