@@ -33,7 +33,10 @@ SCHEMAS: dict[Kind, Any] = {
             ("text", pa.string()),  # the query
             ("item", pa.int64()),
             ("label", pa.int8()),
-            ("source", pa.string()),  # purchase | same-category | rewrite, or the source file's own word
+            (
+                "source",
+                pa.string(),
+            ),  # purchase | title | same-category | any-category | rewrite, or the file's own word
             ("evidence", pa.int32()),  # distinct buyers
             ("replaced", pa.string()),  # of a rewrite: the replaced term, "type:old>new"
             ("split", pa.string()),
@@ -57,20 +60,30 @@ SCHEMAS: dict[Kind, Any] = {
     ),
 }
 CHECKSUM = "mbsd.checksum"
+MADE = "mbsd.made"
 AGAIN = "make it again with `mbsd tables` or `mbsd pairs mine`"
 REBUILD = {
-    "pairs": "`mbsd pairs mine` or `mbsd tables build pairs`",
+    "pairs": "`mbsd pairs mine`, `mbsd pairs derive` or `mbsd tables build pairs`",
     "attributes": "`mbsd tables derive attributes` or `mbsd tables build attributes`",
     "alignment": "`mbsd tables build alignment`",
     "categories": "`mbsd tables derive categories` or `mbsd tables build categories`",
 }
 
 
-def write_table(kind: Kind, table: Any, catalog: Catalog, out: Path, *, split_by: Mapping[str, Any] = BY_ITEM) -> None:
+def write_table(
+    kind: Kind,
+    table: Any,
+    catalog: Catalog,
+    out: Path,
+    *,
+    split_by: Mapping[str, Any] = BY_ITEM,
+    made: Mapping[str, Any] | None = None,
+) -> None:
     """Check a pyarrow Table of this kind against its schema and the catalogue, and write it to `out` (Parquet).
 
     An existing file is replaced at once. For `categories` the class names are the distinct (label, category), which
-    must number 0 … C - 1. `split_by` says how the rows were split (see `Table.split_by`).
+    must number 0 … C - 1. `split_by` says how the rows were split (see `Table.split_by`), and `made` what else
+    there is to say of them (`Table.made`).
 
     Raises:
         UserError: no rows, a missing column, or a label, split or item number out of range, naming the row.
@@ -84,7 +97,7 @@ def write_table(kind: Kind, table: Any, catalog: Catalog, out: Path, *, split_by
     table = table.select(schema.names).cast(schema)
     class_names = _class_names(table, out) if kind == "categories" else []
     _check_values(kind, table, len(catalog), len(class_names), out)
-    with _replacing(out, kind, catalog, class_names, split_by) as writer:
+    with _replacing(out, kind, catalog, class_names, split_by, made) as writer:
         writer.write_table(table)
 
 
@@ -118,7 +131,12 @@ def write_batches(
 
 @contextmanager
 def _replacing(
-    out: Path, kind: Kind, catalog: Catalog, class_names: list[str], split_by: Mapping[str, Any]
+    out: Path,
+    kind: Kind,
+    catalog: Catalog,
+    class_names: list[str],
+    split_by: Mapping[str, Any],
+    made: Mapping[str, Any] | None = None,
 ) -> Iterator[Any]:
     """A Parquet writer of the table's file, which replaces an existing one when the block ends."""
     metadata = {
@@ -128,6 +146,7 @@ def _replacing(
         "mbsd.num_items": str(len(catalog)),
         "mbsd.class_names": json.dumps(class_names, ensure_ascii=False),
         "mbsd.split": json.dumps(split_by),
+        **({MADE: json.dumps(made, ensure_ascii=False, sort_keys=True)} if made else {}),
     }
     schema = SCHEMAS[kind].with_metadata({**metadata, CHECKSUM: _checksum(metadata)})
     # A checksum of each page: readers of ours compare it, so that a damaged table is never taken for another one.
@@ -150,6 +169,8 @@ class Table:
             "keys": ["title", "picture"], "max_same": 100, …}: items with a key in common are in one split, and of
             "given_rows" rows the split was the source's. {"by": "source"}: all were the source's. {"by": "time",
             "validation_from": …, "test_from": …} with microseconds since 1970.
+        made: what else is said of how it was made: of pairs from titles, {"withheld": [attributes whose values' words
+            are in no query], "withheld_categories": bool}; {} of other tables.
     """
 
     def __init__(self, path: Path | str, catalog: Catalog | None = None, kind: Kind | None = None):
@@ -192,6 +213,7 @@ class Table:
         self.class_names: list[str] = json.loads(metadata["mbsd.class_names"])
         self.num_classes = len(self.class_names) or 2
         self.split_by: dict[str, Any] = json.loads(metadata["mbsd.split"])
+        self.made: dict[str, Any] = json.loads(metadata.get(MADE, "{}"))
         _check_values(self.kind, table, int(metadata["mbsd.num_items"]), len(self.class_names), self.path)
         self._table = table
         self._columns: dict[str, Any] = {}

@@ -21,7 +21,7 @@ from mbsd.catalog.reader import Catalog
 from mbsd.catalog.thumbnail import thumbnail_of
 from mbsd.io.files import replace_text
 
-SOURCES = ("purchase", "same-category", "rewrite")
+SOURCES = ("purchase", "title", "same-category", "any-category", "rewrite")
 EXAMPLES = 10  # of each source
 THUMBNAIL = 96  # pixels
 BATCH_ROWS = 65_536
