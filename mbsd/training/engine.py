@@ -10,6 +10,7 @@ from typing import Any
 import deepspeed
 import numpy as np
 import torch
+from deepspeed.runtime.utils import clip_grad_norm_
 from torch import nn
 
 from mbsd.optim.groups import PartRates, build_optimizer, parameter_groups, scheduler_of_groups, with_rates
@@ -58,9 +59,21 @@ def build_engine(step: nn.Module, resolved: dict[str, Any], rates: PartRates | N
 
 
 def _ours(engine: Any) -> Any:
+    _keep_gradient_norm(engine)
     leave_overflows_to_us(engine)
     check_overflow_at_once(engine)
     return engine
+
+
+def _keep_gradient_norm(engine: Any) -> None:
+    """In float32 without ZeRO, DeepSpeed drops the norm that it clips by: keep it, for the log."""
+    if engine.optimizer is engine.basic_optimizer:
+
+        def clip() -> None:
+            limit, parameters = engine.gradient_clipping(), engine.module.parameters()
+            engine._global_grad_norm = clip_grad_norm_(parameters=parameters, max_norm=limit, mpu=engine.mpu)
+
+        engine.clip_fp32_gradients = clip
 
 
 def _is_news(record: logging.LogRecord) -> bool:

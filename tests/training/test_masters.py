@@ -68,3 +68,38 @@ def test_small_updates_add_up(world_size: int, fused: bool) -> None:
             assert first == 1.0, f"ZeRO-{zero}: nothing is decayed before the first step"
             assert weight == 1.0, f"ZeRO-{zero}: all updates together are below bf16's resolution"
             assert 1 - master == pytest.approx(1 - w, rel=2e-3), f"ZeRO-{zero}"
+
+
+def gradient_norms(rank: int, world_size: int) -> dict[str, list[float]]:
+    """Precision and ZeRO stage -> the norm that the log names after each step, of gradients that are clipped by it."""
+    from mbsd.config.deepspeed import DeepSpeedConfig
+    from mbsd.training.engine import build_engine, training_state
+
+    found = {}
+    for precision, zero in (("fp32", 0), ("fp32", 1), ("fp32", 2), ("bf16", 0), ("bf16", 2)):
+        tree: dict[str, Any] = {
+            "train_batch_size": world_size,
+            "gradient_clipping": 0.5,
+            "zero_optimization": {"stage": zero},
+            "optimizer": {"type": "AdamW", "params": {"lr": RATE, "torch_adam": True}},
+        }
+        if precision == "bf16":
+            tree["bf16"] = {"enabled": True}
+        engine = build_engine(One(), DeepSpeedConfig(tree).resolved(world_size, STEPS))
+        norms = []
+        for step in range(3):
+            engine.backward(engine(0.5 * (step + 1) + rank))
+            engine.step()
+            norms.append(training_state(engine)["grad_norm"])
+        found[f"{precision}, ZeRO-{zero}"] = norms
+        engine.destroy()
+    return found
+
+
+@pytest.mark.distributed
+def test_the_gradients_norm_is_known_at_every_stage() -> None:
+    """Of the mean over ranks, before it is clipped: 15 weights with the gradient 0.5 (step + 1) + 1/2 each."""
+    expected = [15**0.5 * (0.5 * (step + 1) + 0.5) for step in range(3)]
+    for found in call(gradient_norms, 2):
+        for engine, norms in found.items():
+            assert norms == pytest.approx(expected, rel=1e-2 if "bf16" in engine else 1e-6), engine
