@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from mbsd.catalog.synthetic.shop import ShopOptions, synthesise
@@ -58,6 +61,20 @@ def test_a_trial(shop: Path, warm: Server) -> None:
     lines = (out / "summary.md").read_text().splitlines()
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 2 + len(rows) and all(line.count("|") == table[0].count("|") for line in table)
+
+    # The page counts who has which test row right, as the files of answers do.
+    page = (out / "trial.html").read_text(encoding="utf-8")
+    for titles, told in (("masked", "masked"), ("plain", "as they are")):
+        model = pq.read_table(out / titles / "classification_pretrained.parquet").to_pydict()
+        floors = pq.read_table(out / titles / "categories_floors.parquet").to_pydict()
+        label = np.array(model["label"])
+        right = {name: np.array(floors[f"answer_{name}"]) == label for name in ("tfidf", "colours", "hog", "all")}
+        floor, ours = max(right.values(), key=np.sum), np.array(model["answer_full"]) == label
+        part = page.partition(f'data-comparison="Categories, titles {told}"')[2]
+        cells = re.search(r'<tr data-view="full"><td>title and picture</td>.*?</tr>', part)
+        assert cells is not None
+        counts = [int(text) for text in re.findall(r">(\d+)</td>", cells[0])]
+        assert counts == [np.sum(ours & floor), np.sum(ours & ~floor), np.sum(~ours & floor), np.sum(~ours & ~floor)]
 
     # Again: only what is missing is done.
     (out / "masked/clustering.json").unlink()
