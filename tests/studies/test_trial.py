@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -11,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -59,9 +62,26 @@ def views(file: Path) -> dict[str, dict[str, dict[str, float]]]:
     return found
 
 
+def check_page(out: Path) -> None:
+    """The page counts who has which test row right, as the files of answers do."""
+    page = (out / "trial.html").read_text(encoding="utf-8")
+    for titles, told in (("masked", "masked"), ("plain", "as they are")):
+        model = pq.read_table(out / titles / "classification_pretrained.parquet").to_pydict()
+        floors = pq.read_table(out / titles / "categories_floors.parquet").to_pydict()
+        label = np.array(model["label"])
+        names = [name for name in floors if name.startswith("answer_")]
+        right = {name: np.array(floors[name]) == label for name in names}
+        floor, ours = max(right.values(), key=np.sum), np.array(model["answer_full"]) == label
+        part = page.partition(f'data-comparison="Categories, titles {told}"')[2]
+        cells = re.search(r'<tr data-view="full"><td>title and picture</td>.*?</tr>', part)
+        assert cells is not None
+        counts = [int(text) for text in re.findall(r">(\d+)</td>", cells[0])]
+        assert counts == [np.sum(ours & floor), np.sum(ours & ~floor), np.sum(~ours & floor), np.sum(~ours & ~floor)]
+
+
 @pytest.mark.distributed
 def test_a_trial(shop: Path, warm: Server) -> None:
-    out, steps = shop.parent / "out", ("--pretrain-steps", 2, "--finetune-steps", 2, "--seeds", "0,1")
+    out, steps = shop.parent / "out", ("--pretrain-steps", 2, "--finetune-steps", 2, "--seeds", "0,1", "--minutes", 9)
     said = trial(shop, out, warm, *steps)
     assert "classification: 2 steps of 16 = " in said and "each of it for 2 seeds" in said
     assert "minutes by the clock" in said and "CPU minutes" in said
@@ -109,6 +129,8 @@ def test_a_trial(shop: Path, warm: Server) -> None:
         splits.append([table_of.row(row, ("item", "split")) for row in range(len(table_of))])
     assert splits[0] == splits[1]
 
+    check_page(out)
+
     # Again: only what is missing is done.
     (out / "masked/clustering.json").unlink()
     before = (out / "summary.json").read_bytes()
@@ -116,9 +138,9 @@ def test_a_trial(shop: Path, warm: Server) -> None:
     assert len(warm.started) == len(launched) + 1 and "already there" in said
     assert (out / "summary.json").read_bytes() == before
 
-    said = trial(shop, out, warm, *steps, "--minutes", 5, code=2)
+    said = trial(shop, out, warm, *steps, "--scratch", code=2)
     assert (
-        "minutes was 60.0 when this study was begun and is 5.0 now; set it back, or choose another --out" in said
+        "starts was ['pretrained'] when this study was begun and is ['pretrained', 'scratch'] now; set it back" in said
         and "Traceback" not in said
     )
     assert len(warm.started) == len(launched) + 1

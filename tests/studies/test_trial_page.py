@@ -58,12 +58,14 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     (folder / "images").mkdir()
     items, categories, tags = [], [], []
     for n in range(240):
-        k = int(rng.integers(4)) if n % 24 else 3  # 靴子 is drawn, and the class of every 24th
+        k = int(rng.integers(3)) if n % 25 else 3  # 靴子 is rare: four items of it are for training
         word = f"word{k if rng.random() < 0.7 else int(rng.integers(4))}"
         title = f"{HOSTILE} {word}" if n % 2 else f"plain thing {word}"
         if n % 10:
-            shade = np.full((32, 32, 3), 40 + 50 * (k if rng.random() < 0.7 else int(rng.integers(4))), np.uint8)
-            Image.fromarray(shade).save(folder / f"images/{n}.png")
+            seen = k if rng.random() < 0.7 else int(rng.integers(4))
+            waves = np.sin(np.arange(32 * 32).reshape(32, 32) * (1 + seen) / 16) + rng.normal(0, 0.2, (32, 32))
+            grey = (40 + 40 * seen + 20 * waves).clip(0, 255).astype(np.uint8)
+            Image.fromarray(grey).convert("RGB").save(folder / f"images/{n}.png")
         items.append(Item(f"i{n}", title, f"{n}.png" if n % 10 else "", category=CLASSES[k]))
         split = ("train", "validation", "test")[n % 3]
         categories.append({"item_id": f"i{n}", "category": CLASSES[k], "split": split})
@@ -328,6 +330,12 @@ def test_rules_hold_where_they_should(shop: Shop, tmp_path: Path) -> None:
         "Titles: a published text model as a start, or more epochs on titles alone",
     }
     assert rules(bad, FLAT, (0.5, 0.6)) >= views and not rules(good, FLAT, (0.5, 0.6)) & views
+    rare = "Labels of rare classes"
+    assert rare in rules(bad, FLAT, (0.5, 0.6)) and rare not in rules(good, FLAT, (0.5, 0.6))
+    rules(bad, FLAT, (0.5, 0.6))
+    assert "Label items of the rarest first: 靴子 (4); as good as" in (tmp_path / "trial.html").read_text(
+        encoding="utf-8"
+    )
     missing = "Complete titles and pictures"  # a tenth has no picture
     assert missing in rules(good, FLAT, (0.5, 0.6))
 

@@ -118,7 +118,7 @@ def cut(market: Market, folder: Path, kind: Kind, respell: Callable[[str], str])
 
 @pytest.mark.parametrize("kind", ["attributes", "categories"])
 def test_rows_of_another_table_are_learned_from(kind: Kind, market: Market, tmp_path: Path) -> None:
-    """With the rest of the training rows, a floor is what it is on the whole table, whatever the names' case."""
+    """With the rest of the training rows, a floor is as good as on the whole table, whatever the names' case."""
     made = cut(market, tmp_path, kind, str.upper)
     measure = "roc_auc" if kind == "attributes" else "accuracy"
     words = ["floors", "--catalog", market.catalog]
@@ -132,8 +132,8 @@ def test_rows_of_another_table_are_learned_from(kind: Kind, market: Market, tmp_
         assert done.exit_code == 0, done.exception
         scores[name] = {floor: it.get(measure) for floor, it in json.loads(out.read_text())["floors"].items()}
     for floor in ("tfidf", "hog_colours", "all"):
-        assert scores["both"][floor] == pytest.approx(scores["all"][floor], abs=0.02), floor
-        assert scores["few"][floor] < scores["all"][floor] - 0.02, floor
+        assert scores["both"][floor] > max(scores["few"][floor] + 0.02, scores["all"][floor] - 0.03), floor
+    assert scores["both"]["tfidf"] == pytest.approx(scores["all"]["tfidf"], abs=0.02)  # the same rows in another order
     assert scores["both"].get("prior") == scores["few"].get("prior")
 
 

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from mbsd.io.charts import BLUE, GREEN, ORANGE, OTHER, PURPLE, styled_figure, svg_uri
+from mbsd.io.charts import BLUE, GREEN, ORANGE, OTHER, SERIES, styled_figure, svg_uri
 from mbsd.io.files import read_own_json
 from mbsd.tools.report.curves import Curve, read_curves
 from mbsd.tools.trial_report.inputs import AGAIN, VIEWS
 
 COLOURS = {"full": BLUE, "text": ORANGE, "image": GREEN}
+OTHERS = [colour for colour in SERIES if colour not in COLOURS.values()]
 WIDTH, HEIGHT = 4.6, 3.2  # inches of a chart: two stand side by side on a screen, one fills a phone
 
 
@@ -149,7 +150,7 @@ def draw_metric(runs: Mapping[str, RunCurves], metric: str, shown: str, floors: 
             for view in floors if number == 0 else list(floors)[:1]:
                 points = run.validated(f"{metric}_{view}")
                 if points:
-                    colour = COLOURS[view] if number == 0 else (OTHER, PURPLE)[(number - 1) % 2]
+                    colour = COLOURS[view] if number == 0 else OTHERS[(number - 1) % len(OTHERS)]
                     label = VIEWS[view] if number == 0 else model
                     axes.plot(*zip(*points, strict=True), color=colour, label=label, marker=".", markersize=4)
         for view, value in floors.items():

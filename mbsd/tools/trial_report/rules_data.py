@@ -10,6 +10,7 @@ from mbsd.tools.trial_report.findings import RISE, Evidence, Findings, RuleText,
 from mbsd.tools.trial_report.margins import SHOWN, difference
 
 FEW_ITEMS, FEW_CLASSES, FEW_LOSS = 10, 0.1, 0.1  # training items; share of classes; F1 below the others
+NAMED = 5  # of the rarest classes
 MISSING = 0.05  # share of test items without a title, or without a picture
 
 
@@ -17,9 +18,10 @@ def rare(it: Findings) -> Iterator[Evidence]:
     """Are rare classes worse?"""
     if it.compared.is_binary:
         return
-    known = [(line.train, line.model) for line in it.classes.lines if line.model is not None]
-    few = [f1 for train, f1 in known if train < FEW_ITEMS]
-    others = [f1 for train, f1 in known if train >= FEW_ITEMS]
+    known = [line for line in it.classes.lines if line.model is not None]
+    rarest = sorted((line for line in known if line.train < FEW_ITEMS), key=lambda line: line.train)
+    few = [line.model for line in rarest if line.model is not None]
+    others = [line.model for line in known if line.model is not None and line.train >= FEW_ITEMS]
     if not few or not others:
         size = "no class has" if not few else "all classes have"
         yield Evidence(it.where, f"{size} fewer than {FEW_ITEMS} training items", None if few else False)
@@ -27,11 +29,10 @@ def rare(it: Findings) -> Iterator[Evidence]:
     share, loss = len(few) / len(known), float(np.mean(others) - np.mean(few))
     holds = share >= FEW_CLASSES and loss >= FEW_LOSS
     found = (
-        f"{len(few)} of {len(known)} classes ({share:.0%}); mean F1 {np.mean(few):.3f}, of the others "
+        f"{len(few)} of {len(known)} classes in test ({share:.0%}); mean F1 {np.mean(few):.3f}, of the others "
         f"{np.mean(others):.3f}"
     )
-    rarest = sorted((line for line in it.classes.lines if line.model is not None), key=lambda line: line.train)[:5]
-    names = ", ".join(f"{line.name} ({line.train})" for line in rarest)
+    names = ", ".join(f"{line.name} ({line.train})" for line in rarest[:NAMED])
     advice = f"Label items of the rarest first: {names}; as good as the others, they add {share * loss:.3f} of macro-F1"
     yield Evidence(it.where, found, holds, advice if holds else "")
 
