@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+import unicodedata
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
+
+import inflect
 
 from mbsd.catalog.sources import ITEM_COLUMNS, Items
 from mbsd.errors import UserError
 from mbsd.io.files import replacing
 
 MIN_LETTERS = 2  # a shorter word of a name ("T" of "T shirt") occurs in too many other senses
+_ENGLISH = inflect.engine()
 
 
 def mask_titles(source: Items, out: Path, attributes: Iterable[str] = ()) -> tuple[int, int]:
     """Write items to `out` (JSONL) without the words of any category, or of any value of `attributes`.
 
-    Words are compared in lower case, without punctuation and in the singular: "T-Shirt," is the category "Tshirts".
-    Names in scripts without spaces are removed wherever they occur.
+    Words are compared in lower case, without punctuation and in the singular ("T-Shirt," is the category "Tshirts",
+    "woman" the value "Women"), and so are their parts between anything that is no letter ("dk.grey", "off_white"): the
+    whole word is then removed. Names in scripts without spaces are removed wherever they occur.
 
     Returns:
         The number of items, and how many of their titles lost a word.
@@ -36,7 +42,7 @@ def mask_titles(source: Items, out: Path, attributes: Iterable[str] = ()) -> tup
                 f"{source.source}: no item has an attribute {name!r}; found {', '.join(known) or 'none at all'}"
             )
     answers = {item.category for item in items} | {item.attributes.get(name, "") for item in items for name in names}
-    words = {form for name in answers for word in _split(name) for form in _forms(word)}
+    words = {form for name in answers for word in (name, *_runs(name, "LMN")) for form in _forms(word)}
     unspaced = sorted((name for name in answers if name and not name.isascii()), key=len, reverse=True)
     changed = 0
     with replacing(out) as beside, beside.open("w", encoding="utf-8") as file:
@@ -56,18 +62,19 @@ def _without(title: str, words: set[str], unspaced: list[str]) -> str:
 
 
 def _is_one_of(word: str, words: set[str]) -> bool:
-    """Whether the word, or a part of it between hyphens or slashes, is one of `words` in any form."""
-    return any(not words.isdisjoint(_forms(part)) for part in (word, *_split(word)))
+    """Whether the word, or a part of it between punctuation, or between anything but letters, is one of `words`."""
+    return any(not words.isdisjoint(_forms(part)) for part in (word, *_runs(word, "LMN"), *_runs(word, "LM")))
 
 
-def _split(name: str) -> Iterator[str]:
-    for separator in "/-&,":
-        name = name.replace(separator, " ")
-    yield from name.split()
+def _runs(text: str, kinds: str) -> list[str]:
+    """What stands between all other characters: letters L, the marks on them M, numbers N."""
+    return "".join(letter if unicodedata.category(letter)[0] in kinds else " " for letter in text).split()
 
 
-def _forms(word: str) -> set[str]:
+@cache
+def _forms(word: str) -> frozenset[str]:
     """Return the word in lower case without punctuation, and what it may be the plural of."""
-    plain = "".join(letter for letter in word.casefold() if letter.isalnum())
-    forms = {plain, plain.removesuffix("s"), plain.removesuffix("es")}
-    return {form for form in forms if len(form) >= MIN_LETTERS}
+    plain = "".join(_runs(unicodedata.normalize("NFKC", word).casefold(), "LMN"))
+    forms = {plain, plain.removesuffix("s"), plain.removesuffix("es")}  # "womens" is "women" too, before "woman"
+    forms |= {singular for form in forms if form.isascii() and form and (singular := _ENGLISH.singular_noun(form))}
+    return frozenset(form for form in forms if len(form) >= MIN_LETTERS)

@@ -16,6 +16,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from mbsd.parallel.world import World, on_rank_zero, same_on_every_rank
 
 MAX_FAILURES = 3  # saves in a row
 MODEL = "model"
+Tensors = dict[str, dict[str, Tensor]]  # file name -> what goes into it
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,14 @@ class SavedParts:
         tokenizer: beside it.
         facts: of `run.json`, the same at every save: `identity` and whatever else is to be recorded.
         texts: file name -> text.
+        as_saved: the model has the weights of `model/` inside (collective).
     """
 
     model: MbsdPreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     facts: Mapping[str, Any]
     texts: Mapping[str, str]
+    as_saved: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @dataclass(frozen=True)
@@ -237,26 +241,34 @@ class CheckpointManager:
                 )
 
     def _snapshot(self) -> dict[str, HostBuffer]:
-        """File name -> its image, with the tensors of now copied in."""
+        """File name -> its image, with the tensors of now copied in (collective)."""
         if self._preparing is not None:
             self._preparing.join()
-        wanted = self._wanted()
-        self._lay_out(wanted)
+        self._lay_out(self._wanted())
+        names = self._fill(self._state())
+        with self._parts.as_saved():
+            names += self._fill(self._model())
+        return {name: self._buffers[name] for name in names}
+
+    def _fill(self, wanted: Tensors) -> list[str]:
         for name, tensors in wanted.items():
             self._buffers[name].fill(tensors)
-        return {name: self._buffers[name] for name in wanted}
+        return list(wanted)
 
-    def _wanted(self) -> dict[str, dict[str, Tensor]]:
-        """File name -> the tensors that go into it."""
-        wanted = {f"{file_name(self.world.rank)}.safetensors": tensors_of(self.engine, self._layout, self.world.rank)}
-        if self.world.is_first:
-            tied = getattr(self._parts.model, "all_tied_weights_keys", {})
-            wanted[f"{MODEL}/model.safetensors"] = {
-                name: value for name, value in self._parts.model.state_dict().items() if name not in tied
-            }
-        return wanted
+    def _wanted(self) -> Tensors:
+        return self._state() | self._model()
 
-    def _lay_out(self, wanted: dict[str, dict[str, Tensor]]) -> None:
+    def _state(self) -> Tensors:
+        return {f"{file_name(self.world.rank)}.safetensors": tensors_of(self.engine, self._layout, self.world.rank)}
+
+    def _model(self) -> Tensors:
+        if not self.world.is_first:
+            return {}
+        tied = getattr(self._parts.model, "all_tied_weights_keys", {})
+        weights = {name: value for name, value in self._parts.model.state_dict().items() if name not in tied}
+        return {f"{MODEL}/model.safetensors": weights}
+
+    def _lay_out(self, wanted: Tensors) -> None:
         for name, tensors in wanted.items():
             if name not in self._buffers or not self._buffers[name].fits(tensors):
                 self._buffers[name] = HostBuffer(tensors, {"format": "pt"}, pinned=self.world.device.type == "cuda")

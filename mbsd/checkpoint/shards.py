@@ -23,6 +23,7 @@ from mbsd.checkpoint.flat_layout import Flat, Layout, Piece
 from mbsd.errors import UserError
 
 MASTER, FROZEN = "master", "frozen/"
+AVERAGE = "average"  # of the weights over the steps (run.ema): beside the moments in the optimizer's state
 
 
 def file_name(rank: int) -> str:
@@ -94,8 +95,10 @@ class Shards:
             for flat in layout.flats:
                 self._load_flat(engine, flat, files)
 
-    def masters(self, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
-        """The float32 weights of these parameters, put together from all ranks' pieces.
+    def weights(self, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
+        """The float32 weights of these parameters, which `model/` has rounded, put together from all ranks' pieces.
+
+        They are the averages of a run that keeps them (run.ema), else the masters.
 
         Raises:
             UserError: an element is in none of the files.
@@ -106,10 +109,12 @@ class Shards:
                 rank: opened.enter_context(safe_open(self.folder / f"{file_name(rank)}.safetensors", framework="pt"))
                 for rank in self._described
             }
+            names = {rank: set(file.keys()) for rank, file in files.items()}
             for name, shape in shapes.items():
                 line = torch.empty(math.prod(shape), dtype=torch.float32)
                 for rank, key, first, start, length in self._where[name]:
-                    line.narrow(0, first, length).copy_(_slice(files[rank], f"{key}/{MASTER}", start, length))
+                    kind = AVERAGE if f"{key}/{AVERAGE}" in names[rank] else MASTER
+                    line.narrow(0, first, length).copy_(_slice(files[rank], f"{key}/{kind}", start, length))
                 if sum(length for *_, length in self._where[name]) < line.numel():
                     raise UserError(f"{self.folder}: lacks elements of {name}; name another checkpoint")
                 whole[name] = line.view(shape)

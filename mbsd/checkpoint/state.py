@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from mbsd.optim.groups import learning_rates
+
 # Of DeepSpeed's loss scalers, what training moves.
 SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")
@@ -19,7 +21,7 @@ def engine_state(engine: Any) -> dict[str, Any]:
     scaler = _scaler(engine.optimizer)
     return {
         "counters": {name: int(getattr(engine, name)) for name in COUNTERS},
-        "lr": [float(group["lr"]) for group in engine.optimizer.param_groups],
+        "lr": list(learning_rates(engine.optimizer.param_groups).values()),  # the run's own first
         "loss_scale": {name: getattr(scaler, name) for name in SCALE if hasattr(scaler, name)},
     }
 

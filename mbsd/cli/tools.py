@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from mbsd.cli.options import CatalogDir, Out
+from mbsd.errors import UserError
 
 tools_app = typer.Typer()
 
@@ -122,27 +123,60 @@ def trial(  # noqa: PLR0913 (options of a command line)
     ],
     images: Annotated[str, typer.Option(help="What image paths are relative to, as of `mbsd catalog build`.")],
     out: Annotated[Path, typer.Option(help="Folder for everything; a trial that was interrupted goes on there.")],
+    minutes: Annotated[
+        float, typer.Option(help="Of the whole command, on idle cores: sizes, epochs and schedules follow from it.")
+    ] = 60,
     mask_attribute: Annotated[
         list[str], typer.Option(help="Its values are taken out of the masked titles too; may be repeated.")
     ] = [],  # noqa: B006
     min_items: Annotated[int, typer.Option(min=1, help="Categories with fewer items are left out.")] = 20,
-    pretrain_steps: Annotated[int, typer.Option(min=1, help="Of stage 1; 64 items each.")] = 2000,
-    finetune_steps: Annotated[int, typer.Option(min=1, help="Of each fine-tuning; 128 rows each.")] = 1000,
-    scratch: Annotated[bool, typer.Option(help="Fine-tune without pre-training too.")] = True,
-    seed: Annotated[int, typer.Option(help="Of all runs.")] = 0,
-    ranks: Annotated[int, typer.Option(min=1, help="Processes of each training run.")] = 2,
+    seeds: Annotated[str, typer.Option(help="Of the runs, such as 0-2: mean and deviation are tabulated.")] = "0",
+    scratch: Annotated[
+        bool, typer.Option("--scratch", help="Fine-tune without pre-training too, in as many steps.")
+    ] = False,
+    worth: Annotated[
+        bool,
+        typer.Option(
+            "--worth", help="Is pre-training worth it: from scratch too, for as long in all, with fewer labels too."
+        ),
+    ] = False,
+    label_share: Annotated[
+        list[float],
+        typer.Option(help="Of the training labels; may be repeated. Without: 1, with --worth 1 and 0.1."),
+    ] = [],  # noqa: B006
+    text_model: Annotated[
+        str | None, typer.Option(help="A BERT's folder that the text side starts from; minilm: of the extra `minilm`.")
+    ] = None,
+    pretrain_steps: Annotated[int | None, typer.Option(min=1, help="Of stage 1, in place of the budget's.")] = None,
+    finetune_steps: Annotated[
+        int | None, typer.Option(min=1, help="Of each fine-tuning, in place of the budget's.")
+    ] = None,
+    ranks: Annotated[
+        int, typer.Option(min=1, help="Processes of a training run; as many runs at a time as cores have room for.")
+    ] = 1,
     launch: Annotated[
-        str, typer.Option(help="What starts the launchers, such as torchrun …; it has to start the ranks.")
-    ] = "deepspeed",
+        str | None,
+        typer.Option(
+            help="What starts the launchers, such as torchrun …. Without: python for one rank, else deepspeed."
+        ),
+    ] = None,
 ) -> None:
-    """A small model on a shop's own items, on CPUs: pre-train, fine-tune, score with titles masked, beside floors."""
+    """A small model on a shop's own items, on CPUs: pre-train, fine-tune, score with titles masked, beside floors.
+
+    The first steps are measured; what is going to be trained, and for how long, is printed before anything is.
+    """
+    from mbsd.config.parse import expand
     from mbsd.tools.studies.commands import LaunchConfig
-    from mbsd.tools.studies.trial import Trial, run_trial
+    from mbsd.tools.studies.trial.run import run_trial
+    from mbsd.tools.studies.trial.settings import Trial, starts
 
     settings = Trial(
-        str(source.resolve()), images, tuple(mask_attribute), min_items, pretrain_steps, finetune_steps, scratch, seed
-    )
-    run_trial(settings, out, LaunchConfig(launch, cpu_ranks=ranks))
+        str(source.resolve()), images, tuple(mask_attribute), min_items, minutes=minutes,
+        seeds=expand(seeds, "--seeds"), starts=starts(scratch or worth), equal_time=worth,
+        label_shares=tuple(label_share) or ((1.0, 0.1) if worth else (1.0,)), text_model=text_model,
+        pretrain_steps=pretrain_steps, finetune_steps=finetune_steps,
+    )  # fmt: skip
+    run_trial(settings, out, LaunchConfig(launch or ("python" if ranks == 1 else "deepspeed"), cpu_ranks=ranks))
 
 
 @tools_app.command("floors")
@@ -150,12 +184,23 @@ def floors(
     catalog: CatalogDir,
     table: Annotated[Path, typer.Option(help="Of attributes or categories.")],
     out: Annotated[Path, typer.Option(help="JSON file for the metrics.")],
+    answers: Annotated[
+        Path | None, typer.Option(help="Parquet file for each floor's answer and probabilities of every test row.")
+    ] = None,
+    also: Annotated[
+        Path | None,
+        typer.Option(help="A table of the same kind, whose training rows are learned from too: what a model has seen."),
+    ] = None,
+    also_catalog: Annotated[Path | None, typer.Option(help="That table's catalogue; without: the same.")] = None,
 ) -> None:
     """What logistic regressions on TF-IDF, colours and edges reach on a task table's test split."""
     from mbsd.catalog.reader import Catalog
     from mbsd.scoring.floors import write_floors
 
-    write_floors(Catalog(catalog), table, out)
+    if also_catalog is not None and also is None:
+        raise UserError(f"--also-catalog {also_catalog}: is the catalogue of --also, which is not given; give it")
+    more = None if also is None else (also, Catalog(also_catalog or catalog))
+    write_floors(Catalog(catalog), table, out, answers, more)
 
 
 @tools_app.command("vector-floors")

@@ -39,8 +39,12 @@ class ModelConfig:
     """Width of a layer's feed-forward part."""
     dropout: float = 0.1
     """Of hidden states and of attention weights."""
-    patchify: Literal["conv", "linear"] = "conv"
-    """conv: four non-overlapping convolutions (Fig. 3); linear: one (Table 6, row 5)."""
+    patchify: Literal["conv", "linear", "overlap"] = "conv"
+    """conv: four non-overlapping convolutions (Fig. 3); linear: one (Table 6, row 5); overlap: convolutions that see
+    beyond their stride's square, with residual blocks between them (after Xiao et al. 2021, "Early convolutions help
+    transformers see better"): several times the compute, for small models and few pictures."""
+    patchify_blocks: int = at_least(1, default=1)
+    """Of overlap: residual blocks of two 3 x 3 convolutions after each convolution between the first and the last."""
     patchify_strides: tuple[int, ...] = (4, 2, 2, 2)
     """Of the convolutions; their product is a patch's side in pixels and divides data.image_size."""
     patchify_channels: tuple[int, ...] = (64, 192, 384)
@@ -66,6 +70,11 @@ class ModelConfig:
     def check(self) -> None:
         """Raise UserError where a setting is set that this architecture does not read."""
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        if self.patchify != "overlap" and self.patchify_blocks != defaults["patchify_blocks"]:
+            raise UserError(
+                f"model.patchify_blocks={self.patchify_blocks}: model.patchify={self.patchify} has no residual blocks; "
+                "remove it, or set model.patchify=overlap"
+            )
         for name in _unread(self.architecture):
             value = getattr(self, name)
             if value != defaults[name]:
@@ -80,7 +89,10 @@ def _unread(architecture: str) -> tuple[str, ...]:
     of_crops = ("image_weights", "crop_size")
     if architecture == "mbsd":
         return of_crops
-    of_mbsd = ("patchify", "patchify_channels", "image_cls", "match_head", "compile", "activation_checkpointing")
+    of_mbsd = (
+        "patchify", "patchify_blocks", "patchify_channels", "image_cls", "match_head", "compile",
+        "activation_checkpointing",
+    )  # fmt: skip
     if architecture == "two_tower":
         return (*(name for name in of_mbsd if name != "activation_checkpointing"), "crop_size")
     if architecture in ("vit", "vilt"):  # their patches are as large as MBSD's

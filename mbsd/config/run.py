@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from mbsd.config.data import DataConfig
 from mbsd.config.model import ModelConfig
 from mbsd.config.paths import PathText
-from mbsd.config.ranges import at_least, check_ranges
+from mbsd.config.ranges import at_least, check_ranges, share
 from mbsd.config.stages import ContrastiveConfig, MaskingConfig, SdmiConfig, TaskConfig
 from mbsd.errors import UserError
 
@@ -61,8 +61,31 @@ class RunConfig:
     timeout: float = at_least(0, default=1800.0)
     """Seconds without any progress (a step, a validation batch, a save) after which a rank writes its stacks and ends.
     0: a run that hangs waits for ever."""
+    ema: float = share(default=0.0)
+    """Decay of a moving average of the weights, say 0.999: it is what is validated, saved and read by evaluate, embed,
+    export and init_from, and training goes on with the raw weights. In its first steps (1 + n) / (10 + n), if that is
+    less. 0: none."""
     init_from: PathText | None = None
     """Weights and tokenizer to start from: a run folder or a folder written by save_pretrained. Not the optimizer."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Learning rates of parts of the model, as multiples of the rate that DeepSpeed's JSON and its schedule give a step
+    (`lr` in metrics.jsonl). With 0 a part is frozen: it gets no gradient, no update and no weight decay."""
+
+    image: float = at_least(0, default=1.0)
+    """Of what image tokens alone go through before the trunk: MBSD's patchify network and the positions of its patches,
+    a baseline's patch projection or ResNet."""
+    backbone: float = at_least(0, default=1.0)
+    """Of the words' embeddings and the encoder: what a published BERT gives weights to."""
+    head: float = at_least(0, default=1.0)
+    """Of everything else: the stage's or task's own layers, and the pooler before them."""
+
+    def check(self) -> None:
+        """Raise UserError where nothing would be trained."""
+        if not (self.image or self.backbone or self.head):
+            raise UserError("optim.image, optim.backbone and optim.head are all 0: nothing would be trained; raise one")
 
 
 @dataclass(frozen=True)
@@ -92,6 +115,7 @@ class BaseConfig:
     run: RunConfig
     data: DataConfig
     model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
 
     @property
     def batch_schedule(self) -> tuple[tuple[float, int], ...] | None:
@@ -102,6 +126,7 @@ class BaseConfig:
         """Raise UserError where two settings contradict each other."""
         run, data = self.run, self.data
         self.model.check()
+        self.optim.check()
         if run.init_from is not None and self.model.image_weights is not None:
             raise UserError(
                 f"run.init_from={run.init_from} and model.image_weights={self.model.image_weights} both name weights "
@@ -124,6 +149,8 @@ class BaseConfig:
         if not 0 < low <= high <= 1:
             raise UserError(f"data.crop_scale={[low, high]}: expected 0 < low <= high <= 1")
         check_ranges(self)
+        if run.ema == 1:
+            raise UserError("run.ema=1: the average would stay at the first step's weights: expected a number below 1")
         if run.epochs is not None and run.epochs <= 0:
             raise UserError(f"run.epochs={run.epochs}: expected more than 0")
 

@@ -112,9 +112,13 @@ class TaskConfig:
     table's categories; sensitive: is the item of the category `positive`."""
     views: tuple[Literal["full", "text", "image"], ...] = ("full",)
     """Views a sample is trained on, all in one forward; the losses are averaged."""
-    class_weights: Literal["balanced"] | tuple[float, ...] | None = None
-    """Weight of a row in the loss, by its class. balanced: every class weighs the same in total; or one number a class,
-    in the order of the labels (sensitive: others, positive). Scaled so that the training rows' mean is 1."""
+    class_weights: Literal["balanced", "sqrt"] | tuple[float, ...] | None = None
+    """Weight of a row in the loss, by its class. balanced: every class weighs the same in total; sqrt: the square root
+    of that, half way between balanced and none; or one number a class, in the order of the labels (sensitive: others,
+    positive). Scaled so that the training rows' mean is 1."""
+    label_smoothing: float = share(default=0.0)
+    """Share of a label that is spread evenly over all classes (yes and no, where there are two). The loss of a
+    validation is smoothed too."""
     positive: str | None = None
     """Of sensitive, which needs it: the category that is to be found; all others are its opposite."""
     pair_head: Literal["compare", "concat"] | None = None
@@ -130,6 +134,8 @@ class TaskConfig:
             raise UserError(f"task.pair_head={self.pair_head}: task.name={self.name} has no pairs: remove it")
         if not self.views or len(set(self.views)) < len(self.views):
             raise UserError(f"task.views={list(self.views)}: expected one or more of full, text and image, each once")
+        if self.label_smoothing == 1:
+            raise UserError("task.label_smoothing=1: leaves nothing of a label: expected a number below 1")
         if isinstance(self.class_weights, tuple):
             if not all(0 < weight < math.inf for weight in self.class_weights):
                 raise UserError(f"task.class_weights={list(self.class_weights)}: expected numbers above 0")

@@ -92,6 +92,15 @@ class Backbone(MbsdPreTrainedModel, ABC):
     def freeze_for_tasks(self) -> None:
         """Freeze what no head on h reads, so that no optimizer decays it."""
 
+    def image_stem(self) -> list[nn.Parameter]:
+        """Of what image tokens alone go through before the trunk, which may have a learning rate of its own
+        (`optim.image`); default: none."""
+        return []
+
+    @abstractmethod
+    def pooler_parameters(self) -> list[nn.Parameter]:
+        """Of what stands between the trunk and heads on h: trained at the heads' learning rate."""
+
     def image_targets(self, images: Tensor, pixels: Tensor, rows_Q: Tensor) -> Tensor:
         """What stage 1 predicts of Q patches: [Q, config.image_target_size].
 
@@ -127,6 +136,10 @@ class OneStream(Backbone):
     @abstractmethod
     def run_trunk(self, tokens_TD: Tensor, plan: AttentionPlan) -> Tensor:
         """Embedded tokens [T, D] -> the last hidden states [T, D]; each sequence attends to itself alone."""
+
+    def pooler_parameters(self) -> list[nn.Parameter]:
+        """Of the pooler."""
+        return list(self.pooler.parameters())
 
     def freeze_for_tasks(self) -> None:
         """The pooler, where h is [CLS] itself."""

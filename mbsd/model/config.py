@@ -11,6 +11,7 @@ from transformers import BertConfig
 from mbsd.batch import VIEW_NAMES
 from mbsd.errors import UserError
 from mbsd.model.gradients import gradient_target_size
+from mbsd.model.patchify import overlapping_kernel
 
 
 @strict
@@ -21,6 +22,7 @@ class BackboneConfig(BertConfig):
     image_size: int = 224
     patchify_strides: list[int] | tuple[int, ...] = (4, 2, 2, 2)
     patchify_channels: list[int] | tuple[int, ...] = (64, 192, 384)
+    patchify_blocks: int = 0  # residual blocks between overlapping convolutions; 0: they do not overlap
     image_cls: bool = False
     representation: str = "pooled"
     match_head: str = "shared"
@@ -61,9 +63,13 @@ class BackboneConfig(BertConfig):
     def image_multiplications(self) -> int:
         """Of the network that makes tokens of one image."""
         channels, side, total = (3, *self.patchify_channels, self.hidden_size), self.image_size, 0
+        last = len(self.patchify_strides) - 1
         for index, stride in enumerate(self.patchify_strides):
             side //= stride
-            total += channels[index] * channels[index + 1] * stride * stride * side * side
+            kernel = overlapping_kernel(stride) if self.patchify_blocks else stride
+            total += channels[index] * channels[index + 1] * kernel**2 * side**2
+            if 0 < index < last:
+                total += self.patchify_blocks * 2 * 9 * channels[index + 1] ** 2 * side**2
         return total
 
     @property

@@ -31,6 +31,8 @@ def fresh_config(
     sizes = {name: getattr(model, name) for name in SIZES}
     if model.patchify == "linear":
         sizes |= {"patchify_strides": (math.prod(model.patchify_strides),), "patchify_channels": ()}
+    if model.patchify == "overlap":
+        sizes |= {"patchify_blocks": model.patchify_blocks}
     return kind(
         vocab_size=vocab_size,
         image_size=data.image_size,

@@ -50,6 +50,7 @@ def start_model(
         _refuse_other_architecture(settings, weights, config.run.init_from)
         model = load_model(model_class, weights, data.image_size, behaviour(settings, head))
         _refuse_other_sizes(settings, model.config, config.run.init_from)
+        _refuse_other_stem(settings, model.config, config.run.init_from)
     elif settings.backbone is not None:
         model = family.load(model_class, fresh(num_words), settings.backbone)
     else:
@@ -169,6 +170,15 @@ def _refuse_other_sizes(wanted: ModelConfig, saved: BackboneConfig, source: str 
                 f"model.{name}={value}, but run.init_from={source} has {found}; leave it out: a checkpoint brings its "
                 "own sizes"
             )
+
+
+def _refuse_other_stem(wanted: ModelConfig, saved: BackboneConfig, source: str | None) -> None:
+    if wanted.patchify == "overlap" and wanted.patchify_blocks != saved.patchify_blocks:
+        found = f"overlap with model.patchify_blocks={saved.patchify_blocks}" if saved.patchify_blocks else "none"
+        raise UserError(
+            f"model.patchify=overlap with model.patchify_blocks={wanted.patchify_blocks}, but run.init_from={source} "
+            f"has {found}; leave it out: a checkpoint brings its own"
+        )
 
 
 def _refuse_wide_tokenizer(num_words: int, config: BackboneConfig, source: str) -> None:

@@ -12,7 +12,7 @@ from mbsd.errors import UserError
 from mbsd.model.backbone import BertTrunk
 from mbsd.model.config import BackboneConfig
 from mbsd.model.gradients import gradient_targets
-from mbsd.model.patchify import Patchify, pixels_of_patches
+from mbsd.model.patchify import LastOfBlock, Patchify, blank_patches, pixels_of_patches
 
 
 @strict
@@ -43,7 +43,9 @@ class MbsdModel(BertTrunk):
                 f"data.image_size={config.image_size} is not a multiple of the patch side {config.patch_side}, the "
                 f"product of model.patchify_strides={list(config.patchify_strides)}; choose a multiple"
             )
-        self.patchify = Patchify(config.patchify_strides, config.patchify_channels, config.hidden_size)
+        self.patchify = Patchify(
+            config.patchify_strides, config.patchify_channels, config.hidden_size, config.patchify_blocks
+        )
         self.image_dropout = nn.Dropout(config.hidden_dropout_prob)
         patch_tokens = config.num_patches + int(config.image_cls)
         self.image_position_PD = nn.Parameter(torch.zeros(patch_tokens, config.hidden_size))
@@ -55,6 +57,8 @@ class MbsdModel(BertTrunk):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
+        if isinstance(module, LastOfBlock):
+            init.zeros_(module.weight)
         if isinstance(module, MbsdModel):
             for parameter in (module.image_position_PD, module.modality_2D):
                 init.normal_(parameter, 0.0, self.config.position_range)
@@ -68,6 +72,10 @@ class MbsdModel(BertTrunk):
 
     def embed_images(self, pixels: Tensor, patch_source: Tensor | None = None) -> Tensor:
         """Patchified, masked (stage 1), placed and marked with modality vector 1: [I * P, D]."""
+        if patch_source is not None and self.config.patchify_blocks:
+            # An overlapping stem would carry what is hidden into the features of the patches around it.
+            own = torch.arange(len(patch_source), device=patch_source.device)
+            pixels = blank_patches(pixels, self.config.patch_side, patch_source != own)
         features = self.patchify(pixels)
         images, patches, width = features.shape
         if patch_source is not None:
@@ -77,6 +85,11 @@ class MbsdModel(BertTrunk):
             features = torch.cat([self.image_cls_D.expand(images, 1, width), features], dim=1)
         placed: Tensor = self.image_dropout(features + self.image_position_PD)
         return (placed + self.modality_2D[1]).reshape(-1, width)
+
+    def image_stem(self) -> list[nn.Parameter]:
+        """Of the patchify network; positions of patches; the vectors of a masked patch and of the image's [CLS]."""
+        cls = [self.image_cls_D] if self.image_cls_D is not None else []
+        return [*self.patchify.parameters(), self.image_position_PD, self.mask_D, *cls]
 
     def image_targets(self, images: Tensor, pixels: Tensor, rows_Q: Tensor) -> Tensor:
         """The pixels of patches, [Q, 3 * patch_side**2] (Eq. 2), or their gradients and colours."""

@@ -21,6 +21,31 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+def overlapping_kernel(stride: int) -> int:
+    """Side of an overlapping convolution's kernel: it reaches to the middles of its square's neighbours."""
+    return 2 * stride - 1
+
+
+class LastOfBlock(nn.Conv2d):
+    """Starts at zero, so that its block starts as the identity."""
+
+
+class ResidualBlock(nn.Module):
+    """x + two 3 x 3 convolutions of it, norms and ReLUs before them (He et al. 2016); the identity at the start."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = ChannelNorm(channels, eps=1e-6), ChannelNorm(channels, eps=1e-6)
+        self.conv1 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+        self.conv2 = LastOfBlock(channels, channels, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape, [I, channels, h, w]."""
+        inner = self.conv1(torch.relu(self.norm1(x)))
+        found: Tensor = x + self.conv2(torch.relu(self.norm2(inner)))
+        return found
+
+
 class Patchify(nn.Module):
     """Non-overlapping convolutions, kernel = stride; LayerNorm over channels and ReLU between them (SPEC 2).
 
@@ -28,9 +53,11 @@ class Patchify(nn.Module):
         strides: of the convolutions; their product is the side of a patch in pixels (4 * 2 * 2 * 2 = 32).
         channels: of the outputs of all but the last convolution.
         hidden_size: D, channels of the last. One stride and no channels: the linear patchify of Table 6, row 5.
+        blocks: above 0: kernels of `overlapping_kernel(stride)`, and so many residual blocks after each convolution
+            between the first and the last. A patch's feature then holds pixels of its neighbours too.
     """
 
-    def __init__(self, strides: Sequence[int], channels: Sequence[int], hidden_size: int) -> None:
+    def __init__(self, strides: Sequence[int], channels: Sequence[int], hidden_size: int, blocks: int = 0) -> None:
         super().__init__()
         if len(channels) != len(strides) - 1:
             raise ValueError(f"{len(strides)} convolutions have {len(strides) - 1} channels between, not {channels}")
@@ -39,7 +66,11 @@ class Patchify(nn.Module):
         for index, stride in enumerate(strides):
             if index:
                 layers += [ChannelNorm(widths[index], eps=1e-6), nn.ReLU()]
-            layers.append(nn.Conv2d(widths[index], widths[index + 1], kernel_size=stride, stride=stride))
+            kernel = overlapping_kernel(stride) if blocks else stride
+            padding = stride // 2 if blocks else 0
+            layers.append(nn.Conv2d(widths[index], widths[index + 1], kernel, stride=stride, padding=padding))
+            if 0 < index < len(strides) - 1:
+                layers += [ResidualBlock(widths[index + 1]) for _ in range(blocks)]
         self.layers = nn.Sequential(*layers)
         self.patch_side = math.prod(strides)
 
@@ -65,6 +96,14 @@ def denormalise_pixels(pixels: Tensor) -> Tensor:
     """The inverse of `normalise_pixels`, float: [I, 3, h, w] of 0 … 1 and, for what no picture holds, beyond."""
     mean, std = _channels(IMAGE_MEAN, pixels.device), _channels(IMAGE_STD, pixels.device)
     return pixels.float() * std + mean
+
+
+def blank_patches(pixels: Tensor, patch_side: int, chosen: Tensor) -> Tensor:
+    """[I, 3, h, w] with zeros, the mean colour of normalised pixels, in the patches of `chosen`: bool [I * patches]."""
+    images, _, height, width = pixels.shape
+    grid = chosen.view(images, 1, height // patch_side, width // patch_side)
+    of_pixels = grid.repeat_interleave(patch_side, dim=2).repeat_interleave(patch_side, dim=3)
+    return pixels.masked_fill(of_pixels, 0.0)
 
 
 def patches_to_pixels(patches: Tensor, patch_side: int, size: Sequence[int]) -> Tensor:

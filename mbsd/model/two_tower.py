@@ -75,6 +75,14 @@ class TwoTower(Backbone):
         """The text tower's word table; the image tower has one of its own, for tags and queries."""
         return self.text.get_input_embeddings()
 
+    def image_stem(self) -> list[nn.Parameter]:
+        """That of the image tower."""
+        return self.image.image_stem()
+
+    def pooler_parameters(self) -> list[nn.Parameter]:
+        """Of both towers."""
+        return [*self.text.pooler_parameters(), *self.image.pooler_parameters()]
+
     def freeze_for_tasks(self) -> None:
         """What no head on h reads of either tower."""
         self.text.freeze_for_tasks()

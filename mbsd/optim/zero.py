@@ -57,7 +57,7 @@ def bind(lamb: Lamb, zero_optimizer: Any) -> None:
         return
     kind = type(zero_optimizer).__name__
     if hasattr(zero_optimizer, "fp16_groups") and hasattr(zero_optimizer, "fp32_groups"):
-        return _take_back_first_step(lamb, zero_optimizer)
+        return take_back_first_step(lamb, zero_optimizer)
     if missing := [name for name in LAYOUT if not hasattr(zero_optimizer, name)]:
         raise UserError(
             f"zero_optimization: found DeepSpeed's {kind} (no {missing[0]}), expected ZeRO stage 0, 1 or 2 for Lamb; "
@@ -95,12 +95,23 @@ def _shard(zero_optimizer: Any, i: int, flat: Tensor) -> FlatShard:
     return FlatShard(names, owned, spans, process_group)
 
 
-def _take_back_first_step(lamb: Lamb, wrapper: Any) -> None:
-    """Undo the step that fp16 and bf16 without ZeRO (FP16_UnfusedOptimizer) take at construction to allocate state.
+def take_back_first_step(optimizer: torch.optim.Optimizer, wrapper: Any) -> None:
+    """Undo the step that fp16 and bf16 without ZeRO take at construction to allocate the optimizer's state.
 
-    Its gradients are 0, but with weight decay LAMB's update is not: every fp32 master lost a share lr of itself.
+    Its gradients are 0, but with weight decay its update is not: every float32 master lost a share of itself, and the
+    first real step would be counted as the second. Elsewhere nothing is changed.
+
+    Args:
+        wrapper: DeepSpeed's FP16_UnfusedOptimizer (a master for each parameter) or FP16_Optimizer (one for each group).
     """
-    for models, masters in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
-        for model, master in zip(models, masters, strict=True):
-            master.data.copy_(model.data)
-            lamb.state.pop(master, None)
+    if not hasattr(wrapper, "fp16_groups"):
+        return
+    flats = getattr(wrapper, "fp32_groups_flat", None)
+    for i, models in enumerate(wrapper.fp16_groups):
+        masters = wrapper.fp32_groups[i] if flats is None else [flats[i]]
+        values = models if flats is None else [torch.cat([model.detach().reshape(-1) for model in models])]
+        for value, master in zip(values, masters, strict=True):
+            master.data.copy_(value.data)
+            optimizer.state.pop(master, None)
+    for group in optimizer.param_groups:
+        group.pop("step", None)  # DeepSpeed's FusedAdam counts there

@@ -21,8 +21,8 @@ def answers(scores: Iterable[tuple[str, TableScores]], table: Table, rows: Int64
     """A pyarrow Table with one row a scored row, in the table's order.
 
     Columns: row (of the task table), item (or item_a, item_b), text (a tag), label (its name), and for each pass and
-    view answer_NAME, the label that is thought likeliest, and probability_NAME, that of 1 of a yes/no task, else that
-    of the answer.
+    view answer_NAME, the label that is thought likeliest, probability_NAME, that of 1 of a yes/no task, else that of
+    the answer, and label_probability_NAME, that of the true label.
 
     Args:
         scores: (name, scores of `rows`); a pass of several views has a column of each.
@@ -36,16 +36,20 @@ def answers(scores: Iterable[tuple[str, TableScores]], table: Table, rows: Int64
         if name in SCHEMAS[table.kind].names:
             column = table.column(name)
             columns[name] = [column[row] for row in rows.tolist()]
-    columns["label"] = names[labels.of[table.column("label")[rows]]]
+    true = labels.of[table.column("label")[rows]]
+    columns["label"] = names[true]
     for prefix, of_pass in scores:
         for view, logits in zip(of_pass.views, of_pass.logits, strict=True):
             if logits.ndim == 1:
                 probability, answer = expit(logits), (logits > 0).astype(np.int64)
+                of_label = np.where(true == 1, probability, 1 - probability)
             else:
                 answer = logits.argmax(-1)
-                probability = softmax(logits.astype(np.float64), axis=-1)[np.arange(len(answer)), answer]
+                of_class = softmax(logits.astype(np.float64), axis=-1)
+                probability, of_label = (of_class[np.arange(len(answer)), which] for which in (answer, true))
             columns[f"answer_{prefix or view}"] = names[answer]
             columns[f"probability_{prefix or view}"] = probability.astype(np.float32)
+            columns[f"label_probability_{prefix or view}"] = of_label.astype(np.float32)
     return pa.table({name: pa.array(values) for name, values in columns.items()})
 
 

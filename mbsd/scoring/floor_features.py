@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.sparse
@@ -15,7 +16,6 @@ from sklearn.decomposition import PCA
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
 
-from mbsd.catalog.reader import Catalog
 from mbsd.errors import UserError
 from mbsd.io.console import say
 
@@ -27,7 +27,19 @@ SIDE = 64  # pixels that edges are looked for in
 MAX_EDGES = 256  # components that are kept of the gradients' histograms
 
 
-def vocabulary(catalog: Catalog, train: Int64) -> TfidfVectorizer:
+class Shown(Protocol):
+    """What is read of a catalogue, or of several."""
+
+    path: Path
+
+    def title(self, item: int) -> str:
+        """Return an item's title."""
+
+    def whole_image(self, item: int, say: Callable[[str], None]) -> bytes | None:
+        """Return its JPEG bytes."""
+
+
+def vocabulary(catalog: Shown, train: Int64) -> TfidfVectorizer:
     """TF-IDF of words and pairs of words that occur in two titles of `train` or more.
 
     Raises:
@@ -42,12 +54,12 @@ def vocabulary(catalog: Catalog, train: Int64) -> TfidfVectorizer:
         ) from None
 
 
-def words(catalog: Catalog, items: Int64, train: Int64) -> Features:
+def words(catalog: Shown, items: Int64, train: Int64) -> Features:
     """TF-IDF of titles: [items, words] (sparse)."""
     return vocabulary(catalog, train).transform(catalog.title(item) for item in items.tolist())
 
 
-def colours(catalog: Catalog, items: Int64, train: Int64) -> Features:
+def colours(catalog: Shown, items: Int64, train: Int64) -> Features:
     """Joint histogram of red, green and blue, each pixel's share square-rooted (Hellinger): [items, BINS^3]."""
 
     def of_picture(picture: Image.Image) -> NDArray[np.float32]:
@@ -59,7 +71,7 @@ def colours(catalog: Catalog, items: Int64, train: Int64) -> Features:
     return _of_pictures(catalog, items, of_picture, BINS**3)
 
 
-def edges(catalog: Catalog, items: Int64, train: Int64) -> Features:
+def edges(catalog: Shown, items: Int64, train: Int64) -> Features:
     """Histograms of oriented gradients of the grey picture, their principal components: [items, <= MAX_EDGES]."""
 
     def of_picture(picture: Image.Image) -> NDArray[np.float32]:
@@ -79,7 +91,7 @@ def together(*parts: Features) -> Features:
     return scipy.sparse.hstack([scipy.sparse.csr_matrix(part) for part in parts]).tocsr()
 
 
-FEATURES: Mapping[str, Callable[[Catalog, Int64, Int64], Features]] = {
+FEATURES: Mapping[str, Callable[[Shown, Int64, Int64], Features]] = {
     "tfidf": words,
     "colours": colours,
     "hog": edges,
@@ -87,7 +99,7 @@ FEATURES: Mapping[str, Callable[[Catalog, Int64, Int64], Features]] = {
 
 
 def _of_pictures(
-    catalog: Catalog, items: Iterable[int], of_picture: Callable[[Image.Image], NDArray[np.float32]], width: int
+    catalog: Shown, items: Iterable[int], of_picture: Callable[[Image.Image], NDArray[np.float32]], width: int
 ) -> NDArray[np.float32]:
     """[items, width] float32; zeros where an item has no picture, or a damaged one, which is named."""
     rows = []

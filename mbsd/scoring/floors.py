@@ -1,13 +1,14 @@
 """What simple models reach on a task's table: the floors that a trained model has to beat, on the same rows.
 
-Logistic regressions of scikit-learn on TF-IDF of titles, colour histograms and histograms of oriented gradients, and
-their combination. Their penalty is chosen on the validation split; metrics are the task's own, on the test split.
+Logistic regressions of scikit-learn on TF-IDF of titles, colour histograms and histograms of oriented gradients, all of
+them together, and the two of pictures together; and, of attributes, what the tag alone tells (`prior`). The penalty is
+chosen on the validation split; metrics are the task's own, on the test split.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -24,12 +25,17 @@ from mbsd.config.scoring import ClusteringConfig
 from mbsd.errors import UserError
 from mbsd.io.files import replace_text
 from mbsd.metrics.binary import binary_metrics
-from mbsd.scoring.floor_features import FEATURES, Features, Int64, together
+from mbsd.scoring.also import Joined, read_also
+from mbsd.scoring.floor_answers import write_floor_answers
+from mbsd.scoring.floor_features import FEATURES, Features, Int64, Shown, together
+from mbsd.scoring.prior import tag_log_odds
 from mbsd.tasks.classification import class_metrics
 from mbsd.tasks.clustering import cluster_metrics, group
 from mbsd.tasks.probe import LEAST, fitted, log_probabilities, right
 
 INVERSE_PENALTIES = (1.0, 10.0)
+Logits = dict[str, NDArray[np.float64]]  # floor -> [n] of yes or no, or [n, C] of C classes, of the n test rows
+TOGETHER = {"all": ("tfidf", "colours", "hog"), "hog_colours": ("colours", "hog")}
 WEIGHTS = (0.0, 0.25, 0.5, 1.0)  # of a kind of features, where all are asked together
 
 
@@ -46,40 +52,81 @@ class Rows:
         """Some of them."""
         return Rows(self.of_item[chosen], self.labels[chosen], self.attributes[chosen], self.values[chosen])
 
+    def followed_by(self, more: Rows) -> Rows:
+        """These and further ones."""
+        return Rows(
+            np.concatenate([self.of_item, more.of_item]),
+            np.concatenate([self.labels, more.labels]),
+            np.concatenate([self.attributes, more.attributes]),
+            np.concatenate([self.values, more.values]),
+        )
 
-def floors(catalog: Catalog, table: Table) -> dict[str, Any]:
-    """The test metrics of each floor: {"tfidf": {...}, "colours": ..., "hog": ..., "all": ...}.
 
-    For attributes: the five of (tag, item), over all rows and by attribute. For categories: accuracy and macro-F1, and
-    NMI, ARI and purity of k-means on the same features.
+def floors(catalog: Catalog, table: Table, also: tuple[Path, Catalog] | None = None) -> dict[str, Any]:
+    """The test metrics of each floor: {"tfidf": {...}, "colours": …, …}; see `scored_floors`."""
+    return scored_floors(catalog, table, also)[0]
+
+
+def scored_floors(
+    catalog: Catalog, table: Table, also: tuple[Path, Catalog] | None = None
+) -> tuple[dict[str, Any], Logits]:
+    """The test metrics of each floor, {"tfidf": {...}, "colours": …, "hog": …, "all": …, "hog_colours": …}, and its
+    logits of the test rows.
+
+    For attributes: the five of (tag, item), over all rows and by attribute, and "prior", which knows the tag alone. For
+    categories: accuracy and macro-F1, and NMI, ARI and purity of k-means on the same features.
+
+    Args:
+        catalog: whose items the table names.
+        table: of attributes or categories.
+        also: a table of the same kind and its catalogue, whose training rows are learned from too (see `also`).
 
     Raises:
         UserError: a table of another kind, or an empty split.
     """
     if table.kind not in ("attributes", "categories"):
         raise UserError(f"table {table.path}: holds {table.kind}; floors are of attributes or categories")
-    splits = {}
-    items = np.unique(table.column("item"))
-    for split in ("train", "validation", "test"):
-        rows = table.rows(split)
+    rows_of = {split: table.rows(split) for split in ("train", "validation", "test")}
+    for split, rows in rows_of.items():
         if len(rows) == 0:
             raise UserError(f"table {table.path}: its {split} split is empty; use a table with rows of that split")
-        splits[split] = _rows(table, rows, items)
+    items, more = np.unique(table.column("item")), None
+    shown: Shown = catalog
+    if also is not None:
+        more = read_also(*also, table, catalog)
+        items, shown = np.concatenate([items, np.unique(more.items)]), Joined(catalog, also[1])
+    splits = {split: _rows(table, rows, items) for split, rows in rows_of.items()}
+    if more is not None:
+        splits["train"] = splits["train"].followed_by(_as_rows(more.texts, more.items, more.labels, items))
     train = items[np.unique(splits["train"].of_item)]
-    features = {name: of_items(catalog, items, train) for name, of_items in FEATURES.items()}
-    return _tags(features, splits) if table.kind == "attributes" else _classes(features, splits)
+    features = {name: of_items(shown, items, train) for name, of_items in FEATURES.items()}
+    if table.kind == "categories":
+        return _classes(features, splits)
+    metrics, logits = _tags(features, splits)
+    logits["prior"] = tag_log_odds(table)
+    return {**metrics, "prior": _by_attribute(logits["prior"], splits["test"])}, logits
 
 
-def write_floors(catalog: Catalog, table_file: Path, out: Path) -> None:
-    """Print the floors of a table and write them to `out` (JSON)."""
+def write_floors(
+    catalog: Catalog,
+    table_file: Path,
+    out: Path,
+    answers: Path | None = None,
+    also: tuple[Path, Catalog] | None = None,
+) -> None:
+    """Print the floors of a table and write them to `out` (JSON), and what they answered to `answers` (Parquet)."""
     table = Table(table_file, catalog)
     # The matrices are small: on a machine that others use too, a second thread of BLAS mostly waits and burns its core.
     with threadpool_limits(1):
-        found = {"majority": majority(table), **floors(catalog, table)}
+        scored, logits = scored_floors(catalog, table, also)
+        found = {"majority": majority(table), **scored}
     for name, metrics in found.items():
         numbers = {key: value for key, value in metrics.items() if isinstance(value, float)}
         print(f"{name}: " + "  ".join(f"{key} {value:.4f}" for key, value in numbers.items()))
-    replace_text(out, json.dumps({"table": str(table_file), "floors": found}, indent=1) + "\n")
+    if answers is not None:
+        write_floor_answers(logits, table, answers)
+    learned = {} if also is None else {"also": str(also[0])}
+    replace_text(out, json.dumps({"table": str(table_file), **learned, "floors": found}, indent=1) + "\n")
 
 
 def majority(table: Table) -> dict[str, float]:
@@ -91,13 +138,16 @@ def majority(table: Table) -> dict[str, float]:
 
 def _rows(table: Table, rows: Int64, items: Int64) -> Rows:
     texts = [table.column("text")[row] for row in rows] if table.kind == "attributes" else [""] * len(rows)
+    return _as_rows(texts, table.column("item")[rows], table.column("label")[rows], items)
+
+
+def _as_rows(texts: list[str], of_rows: Int64, labels: Int64, items: Int64) -> Rows:
     names, _, values = zip(*(text.partition(":") for text in texts), strict=True)
-    of_item = np.searchsorted(items, table.column("item")[rows])
-    return Rows(of_item, table.column("label")[rows], np.array(names), np.array(values))
+    return Rows(np.searchsorted(items, of_rows), labels, np.array(names), np.array(values))
 
 
-def _classes(features: Mapping[str, Features], splits: dict[str, Rows]) -> dict[str, Any]:
-    """A model of the classes on each kind of features; "all" is a weighted sum of their log-probabilities.
+def _classes(features: Mapping[str, Features], splits: dict[str, Rows]) -> tuple[dict[str, Any], Logits]:
+    """A model of the classes on each kind of features; those of TOGETHER are weighted sums of their log-probabilities.
 
     The weights are those of WEIGHTS that are right most often on the validation rows.
     """
@@ -113,20 +163,24 @@ def _classes(features: Mapping[str, Features], splits: dict[str, Rows]) -> dict[
         ]
         predicted[name] = max(each, key=lambda found: right(found["validation"], held_out["validation"].labels))
 
-    def combined(weights: tuple[float, ...], split: str) -> NDArray[np.float64]:
-        weighted = [w * found[split] for w, found in zip(weights, predicted.values(), strict=True)]
+    def combined(used: Sequence[str], weights: tuple[float, ...], split: str) -> NDArray[np.float64]:
+        weighted = [w * predicted[name][split] for w, name in zip(weights, used, strict=True)]
         return np.asarray(np.sum(weighted, axis=0))
 
-    def judged(weights: tuple[float, ...]) -> float:
-        return right(combined(weights, "validation"), held_out["validation"].labels)
-
-    weights = max(product(WEIGHTS, repeat=len(predicted)), key=judged)
     test = held_out["test"]
-    logits = {**{name: found["test"] for name, found in predicted.items()}, "all": combined(weights, "test")}
-    seen = {**features, "all": together(*features.values())}
-    return {
+    logits, seen = {name: found["test"] for name, found in predicted.items()}, dict(features)
+    for name, used in TOGETHER.items():
+
+        def judged(weights: tuple[float, ...], used: Sequence[str] = used) -> float:
+            return right(combined(used, weights, "validation"), held_out["validation"].labels)
+
+        weights = max(product(WEIGHTS, repeat=len(used)), key=judged)
+        logits[name] = combined(used, weights, "test")
+        seen[name] = together(*(features[one] for one in used))
+    metrics = {
         name: {**class_metrics(logits[name], test.labels), "clustering": _clusters(seen[name], test)} for name in logits
     }
+    return metrics, logits
 
 
 def _clusters(features: Features, rows: Rows) -> dict[str, float]:
@@ -134,26 +188,31 @@ def _clusters(features: Features, rows: Rows) -> dict[str, float]:
     return cluster_metrics(clusters, rows.labels)
 
 
-def _tags(features: Mapping[str, Features], splits: dict[str, Rows]) -> dict[str, Any]:
+def _tags(features: Mapping[str, Features], splits: dict[str, Rows]) -> tuple[dict[str, Any], Logits]:
     """On each kind of features a model of the values of each attribute; then one of (tag, item) on its answers.
 
-    A tag's logit is made of the log-probability of its value and of how common the value is ("all": of the
-    log-probabilities of all of them); weights and threshold are fitted on the validation rows.
+    A tag's logit is made of the log-probability of its value and of how common the value is (those of TOGETHER: of the
+    log-probabilities of several); weights and threshold are fitted on the validation rows.
     """
     heard = {name: _heard(of_items, splits) for name, of_items in features.items()}
     prior = {split: _prior(splits, split) for split in ("validation", "test")}
-    test, result = splits["test"], {}
-    for name, used in [*((name, [name]) for name in features), ("all", list(features))]:
+    result, logits = {}, Logits()
+    for name, used in {**{name: (name,) for name in features}, **TOGETHER}.items():
         columns = {split: np.stack([*(heard[one][split] for one in used), prior[split]], axis=1) for split in prior}
         judge = LogisticRegression().fit(columns["validation"], splits["validation"].labels)
-        logits = judge.decision_function(columns["test"])
-        by_name = {
-            str(attribute): binary_metrics(logits[chosen], test.labels[chosen])
-            for attribute in np.unique(test.attributes)
-            if (chosen := test.attributes == attribute).any()
-        }
-        result[name] = {**binary_metrics(logits, test.labels), "attribute": by_name}
-    return result
+        logits[name] = judge.decision_function(columns["test"])
+        result[name] = _by_attribute(logits[name], splits["test"])
+    return result, logits
+
+
+def _by_attribute(logits: NDArray[np.float64], test: Rows) -> dict[str, Any]:
+    """The five metrics over all rows, and of each attribute's."""
+    by_name = {
+        str(attribute): binary_metrics(logits[chosen], test.labels[chosen])
+        for attribute in np.unique(test.attributes)
+        if (chosen := test.attributes == attribute).any()
+    }
+    return {**binary_metrics(logits, test.labels), "attribute": by_name}
 
 
 def _heard(features: Features, splits: dict[str, Rows]) -> dict[str, NDArray[np.float64]]:

@@ -21,7 +21,7 @@ from mbsd.objectives.labels import binary_loss
 from mbsd.stages.showcase import NUM_CARDS, HeldOut
 from mbsd.stages.stage import Losses, Objective, Validation
 
-TaskLoss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+TaskLoss = Callable[..., Tensor]  # as `mbsd.objectives.labels` has them
 TaskMetrics = Callable[[NDArray[Any], NDArray[np.int64]], dict[str, float]]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from sklearn.utils.class_weight import compute_class_weight
@@ -33,6 +35,8 @@ def task_stage(config: FinetuneConfig) -> Stage:
     task = TASKS[config.task.name]
     loss = task.loss
     assert loss is not None, "TaskConfig names no task without one"
+    if config.task.label_smoothing:
+        loss = partial(loss, smoothing=config.task.label_smoothing)
 
     def needs(config: FinetuneConfig) -> Needs:
         return Needs(config.task.views, Labelled(task.label_dtype), table=task.kind)
@@ -76,16 +80,18 @@ def class_weights(table: Table, labels: Labels, config: TaskConfig) -> Tensor | 
         return None
     of_row = labels.of[table.column("label")[table.rows("train")]]
     counts = np.bincount(of_row, minlength=len(labels.names))
-    if given == "balanced":
+    if isinstance(given, str):
         weights = np.ones(len(counts))
         present = np.flatnonzero(counts)
         weights[present] = compute_class_weight("balanced", classes=present, y=of_row)
+        if given == "sqrt":
+            weights = np.sqrt(weights)
     else:
         if len(given) != len(counts):
             raise UserError(
                 f"task.class_weights={list(given)}: {len(given)} weights, and table {table.path} has {len(counts)} "
                 f"classes ({', '.join(map(shortened, labels.names[:5]))} …); give one for each, in this order, or "
-                "balanced"
+                "balanced or sqrt"
             )
         weights = np.array(given, dtype=np.float64)
     return torch.from_numpy(weights * counts.sum() / (weights * counts).sum()).float()

@@ -17,6 +17,7 @@ from mbsd.config.run import BaseConfig, RunConfig
 from mbsd.config.run_files import DONE
 from mbsd.errors import UserError
 from mbsd.io.settings_text import read_json, read_yaml
+from mbsd.optim.groups import learning_rates
 from mbsd.training.run import Run
 from mbsd.training.state import TrainState
 
@@ -144,10 +145,11 @@ def schedule_laid_anew(engine: Any, resolved: Mapping[str, Any], state: TrainSta
     """
     step, total = state.step, state.total_steps
     scheduler = resolved.get("scheduler")
+    rate = learning_rates(engine.optimizer.param_groups)["lr"]
     laid = f"{scheduler['type']} is laid out anew over {total} steps" if scheduler is not None else "no schedule"
     return (
         f"run.extend: the finished run is trained after step {step} to {total}; {laid}: the learning rate of step "
-        f"{step + 1} is {float(engine.get_lr()[0]):.4g}; as it was finished it had come to {before:.4g}"
+        f"{step + 1} is {rate:.4g}; as it was finished it had come to {before:.4g}"
     )
 
 

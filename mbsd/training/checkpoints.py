@@ -98,6 +98,7 @@ class Checkpoints:
             return f"weights of {run.config.run.init_from or run.config.model.backbone or 'scratch'}{taken}"
         facts = self._manager.load(found)
         self.rate_before = float(facts["lr"][0])
+        self.state.average.restored()
         with same_on_every_rank():
             self.state.load_state_dict(facts, own=own)
         return self._origin(found)
@@ -142,7 +143,7 @@ class Checkpoints:
         return CheckpointManager(
             Claim(run.folder, run.world, self.storage, token),
             self.engine,
-            SavedParts(parts.model, parts.tokenizer, facts, texts),
+            SavedParts(parts.model, parts.tokenizer, facts, texts, self.state.average.applied),
             Keep(run.config.run.keep_last, run.config.run.keep_every),
             say,
         )

@@ -10,11 +10,12 @@ from typing import Any
 import deepspeed
 import numpy as np
 import torch
+from deepspeed.runtime.utils import clip_grad_norm_
 from torch import nn
 
-from mbsd.optim.groups import build_optimizer, parameter_groups
+from mbsd.optim.groups import PartRates, build_optimizer, parameter_groups, scheduler_of_groups, with_rates
 from mbsd.optim.lamb import Lamb
-from mbsd.optim.zero import bind
+from mbsd.optim.zero import bind, take_back_first_step
 from mbsd.parallel.world import same_on_every_rank
 from mbsd.training.divergence import leave_overflows_to_us, loss_scale
 from mbsd.training.overflow import check_overflow_at_once
@@ -24,35 +25,55 @@ from mbsd.training.overflow import check_overflow_at_once
 EXPECTED_WARNINGS = ("ZeRO with an untested optimizer", "learning rate from scheduler before it has started")
 
 
-def build_engine(step: nn.Module, resolved: dict[str, Any]) -> Any:
+def build_engine(step: nn.Module, resolved: dict[str, Any], rates: PartRates | None = None) -> Any:
     """The DeepSpeed engine around an objective.
 
     LAMB is ours, bound to ZeRO's slices; Adam and AdamW are DeepSpeed's own. Parameters without requires_grad (what
     no loss of this step reaches) are given to no optimizer.
+
+    Args:
+        rates: of parts that are not trained at the run's own rate.
     """
     logging.getLogger("DeepSpeed").addFilter(_is_news)
     config = copy.deepcopy(resolved)
     named = [(name, parameter) for name, parameter in step.named_parameters() if parameter.requires_grad]
-    if config["optimizer"]["type"] != "Lamb":
-        weight_decay = config["optimizer"]["params"].get("weight_decay", 0.0)
-        groups = [
-            {"params": group["params"], "weight_decay": group["weight_decay"]}
-            for group in parameter_groups(named, weight_decay)
-        ]
+    params = config["optimizer"]["params"]
+    lamb: Lamb | None = None
+    if config["optimizer"]["type"] == "Lamb":
+        with same_on_every_rank():
+            lamb = build_optimizer(named, config.pop("optimizer")["params"], rates)
+        config["zero_allow_untested_optimizer"] = True
+        groups = lamb.param_groups
+    else:
+        found = parameter_groups(named, params.get("weight_decay", 0.0), rates=rates)
+        groups = with_rates([{k: v for k, v in group.items() if k != "adapt"} for group in found], params["lr"])
+    if rates is not None and "scheduler" in config:
+        config["scheduler"] = scheduler_of_groups(config["scheduler"], groups)
+    if lamb is None:
         engine, *_ = deepspeed.initialize(model=step, model_parameters=groups, config=config)
-        return _ours(engine)
-    with same_on_every_rank():
-        optimizer: Lamb = build_optimizer(named, config.pop("optimizer")["params"])
-    config["zero_allow_untested_optimizer"] = True
-    engine, *_ = deepspeed.initialize(model=step, optimizer=optimizer, config=config)
-    bind(optimizer, engine.optimizer)
+        take_back_first_step(engine.basic_optimizer, engine.optimizer)
+    else:
+        engine, *_ = deepspeed.initialize(model=step, optimizer=lamb, config=config)
+        bind(lamb, engine.optimizer)
     return _ours(engine)
 
 
 def _ours(engine: Any) -> Any:
+    _keep_gradient_norm(engine)
     leave_overflows_to_us(engine)
     check_overflow_at_once(engine)
     return engine
+
+
+def _keep_gradient_norm(engine: Any) -> None:
+    """In float32 without ZeRO, DeepSpeed drops the norm that it clips by: keep it, for the log."""
+    if engine.optimizer is engine.basic_optimizer:
+
+        def clip() -> None:
+            limit, parameters = engine.gradient_clipping(), engine.module.parameters()
+            engine._global_grad_norm = clip_grad_norm_(parameters=parameters, max_norm=limit, mpu=engine.mpu)
+
+        engine.clip_fp32_gradients = clip
 
 
 def _is_news(record: logging.LogRecord) -> bool:

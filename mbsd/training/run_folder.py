@@ -51,7 +51,7 @@ def run_settings(config: BaseConfig, resolved: dict[str, Any], total_steps: int)
         "train_batch_size": resolved["train_batch_size"],
         "precision": precision(resolved),
         "zero_stage": zero_stage(resolved),
-        "gradient_clipping": resolved.get("gradient_clipping", 0.0),
+        "gradient_clipping": resolved.get("gradient_clipping", 1.0),
         "optimizer": optimizer["type"],
         "schedule": resolved.get("scheduler", {}).get("type", "none"),
         "peak_lr": peak_learning_rate(resolved, total_steps),

@@ -17,6 +17,7 @@ from mbsd.metrics.board import Board, Charts
 from mbsd.metrics.throughput import Throughput
 from mbsd.metrics.writer import MetricsWriter
 from mbsd.model.config import BackboneConfig
+from mbsd.optim.groups import learning_rates
 from mbsd.stages.stage import Losses, Validation
 from mbsd.training.divergence import SkippedSteps, refuse_divergence
 from mbsd.training.engine import lamb_of, training_state
@@ -44,7 +45,7 @@ class RunLog:
         self._skipped, self._lamb = SkippedSteps(engine, run.config.run), lamb_of(engine)
         self._unnamed = self._lamb  # until its unused parameters have been named
         self._read: tuple[dict[str, float], dict[str, float]] = {}, {}
-        self._rate = 0.0  # of the step that is being done
+        self._rates: dict[str, float] = {}  # of the step that is being done
         self._stack = ExitStack()
         self._charts, self._start_step = charts, start_step
 
@@ -76,8 +77,8 @@ class RunLog:
         return self._writer.board
 
     def begin_step(self) -> None:
-        """Note the learning rate that the step uses: at its end DeepSpeed sets that of the next one."""
-        self._rate = float(self.engine.get_lr()[0])
+        """Note the learning rates that the step uses: at its end DeepSpeed sets those of the next one."""
+        self._rates = learning_rates(self.engine.optimizer.param_groups)
 
     def timed(self, wait_for_data: Callable[[], R]) -> R:
         """Call it; its time counts as waiting for data."""
@@ -117,7 +118,7 @@ class RunLog:
             DivergedError: one of them is NaN or infinite; raised on every rank.
         """
         values = _mean_over_ranks(self._totals, self._micro_steps)
-        state = {"lr": self._rate, **training_state(self.engine)}
+        state = {**self._rates, **training_state(self.engine)}
         refuse_divergence(values, state, step, self._steps, self.run.config.run)
         self._read = values, state
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 from collections.abc import Sequence
 from typing import Any
 
 from mbsd.config.deepspeed import precision, zero_stage
+from mbsd.config.run import OptimConfig
 from mbsd.config.run_files import DONE, PREEMPTED
 from mbsd.config.schedules import peak_learning_rate
 from mbsd.io.console import say_block
@@ -45,13 +47,23 @@ def print_start(run: Run, checkpoints: Checkpoints, origin: str, changed: Sequen
         f"{num_held_out:,} held out",
         "model": f"{type(model).__name__}, {parameters / 1e6:.1f} M parameters: {shape.num_hidden_layers} layers of "
         f"{shape.hidden_size}, {shape.vocab_size:,} words, {shape.num_patches} patches",
-        "training": f"{optimizer['type']}, lr {rate:g}, ZeRO-{zero_stage(resolved)}, {precision(resolved)}",
+        "training": f"{optimizer['type']}, lr {rate:g}{_parts(config.optim)}, ZeRO-{zero_stage(resolved)}, "
+        f"{precision(resolved)}" + (f", weights averaged (run.ema={config.run.ema:g})" if config.run.ema else ""),
         "checkpoints": f"every {config.run.save_every} steps in {checkpoints.storage}",
         "watch": f"tensorboard --logdir {run.folder}, page #custom_scalars",
     }
     if changed:
         facts["changed"] = "; ".join(changed)
     say_block(str(run.folder), facts)
+
+
+def _parts(optim: OptimConfig) -> str:
+    """The rates of parts that are not the run's own, in words."""
+    multiples = dataclasses.asdict(optim)
+    others = [f"{part} x {multiple:g}" for part, multiple in multiples.items() if multiple not in (0, 1)]
+    frozen = [part for part, multiple in multiples.items() if multiple == 0]
+    said = [*([", ".join(others)] if others else []), *([f"frozen {' and '.join(frozen)}"] if frozen else [])]
+    return f" ({'; '.join(said)})" if said else ""
 
 
 def end_run(run: Run, state: TrainState, stop: Stop | None) -> None:

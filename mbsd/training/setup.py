@@ -8,6 +8,7 @@ from mbsd.config.run import BaseConfig
 from mbsd.data.inputs import Inputs, open_catalog
 from mbsd.model.execution import prepare_execution
 from mbsd.parallel.world import on_rank_zero, same_on_every_rank
+from mbsd.stages.parts import part_rates
 from mbsd.stages.stage import Stage
 from mbsd.training.asked import (
     changed_since,
@@ -16,6 +17,7 @@ from mbsd.training.asked import (
     refuse_nothing_left,
     schedule_laid_anew,
 )
+from mbsd.training.average import WeightAverage
 from mbsd.training.checkpoints import Checkpoints, RunParts, checkpoint_root
 from mbsd.training.divergence import DivergedError
 from mbsd.training.early_stopping import early_stopping_of
@@ -61,12 +63,13 @@ def run_stage(config: BaseConfig, ds_config: DeepSpeedConfig, stage: Stage) -> N
             inputs = Inputs(catalog, table, tokenizer, start_weights(config))
             objective = stage.objective(config, inputs)
             prepare_execution(objective.model, config)
+            rates = part_rates(objective, config.optim)
             feed = Feed.of(run, inputs, needs, samples, objective.model.config, schedule.batches)
         seed_everything(config.run.seed, run.world.rank)
-        engine = build_engine(objective, schedule.deepspeed)
+        engine = build_engine(objective, schedule.deepspeed, rates)
 
         run.watchdog.beat("starting: checkpoint")
-        state = TrainState(schedule.total_steps, feed.loader, early_stopping)
+        state = TrainState(schedule.total_steps, feed.loader, WeightAverage(engine, config.run.ema), early_stopping)
         parts = RunParts.of(run, inputs, needs, schedule, objective.model, feed.keys)
         checkpoints = Checkpoints(run, engine, storage, parts, state)
         origin = checkpoints.restore()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mbsd.data.loader import TrainLoader
+from mbsd.training.average import WeightAverage
 from mbsd.training.early_stopping import EarlyStopping
 
 
@@ -17,12 +18,14 @@ class TrainState:
     Attributes:
         total_steps: of the run.
         loader: where the data are.
+        average: of the weights; it lies in the optimizer's state, and is saved and restored there.
         early_stopping: which validation was the best; None: the run chooses none.
         step: the last step that is done.
     """
 
     total_steps: int
     loader: TrainLoader
+    average: WeightAverage
     early_stopping: EarlyStopping | None = None
     step: int = 0
 

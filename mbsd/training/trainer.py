@@ -78,6 +78,7 @@ class Trainer:
             self.engine.backward(losses["loss"])
             self.engine.step()
             self.log.count(batch, losses)
+        self.state.average.update()
         self.log.advance(self.state.step)
 
     def validate(self) -> bool:
@@ -85,10 +86,11 @@ class Trainer:
         self._beat("validation")
         step, module = self.state.step, self.engine.module
         self.engine.eval()
-        held_out = module.validate(self.feed.validation_batches())
-        self.log.validation(step, held_out)
-        if self.run.world.is_first:
-            self.show(module)
+        with self.state.average.applied():
+            held_out = module.validate(self.feed.validation_batches())
+            self.log.validation(step, held_out)
+            if self.run.world.is_first:
+                self.show(module)
         self.engine.train()
         self.log.restart_clock()
         return self.state.takes(held_out.metrics)

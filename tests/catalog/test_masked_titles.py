@@ -10,6 +10,7 @@ import pytest
 from mbsd.catalog.masked_titles import mask_titles
 from mbsd.catalog.sources import read_items
 from mbsd.errors import UserError
+from tests.catalog.helpers import write_jsonl
 
 ITEMS = [
     ("a", "ADIDAS Men Navy Blue T-Shirt,", "Tshirts", {"colour": "Navy Blue", "brand": "ADIDAS"}),
@@ -43,6 +44,33 @@ def test_names_of_categories_and_values_are_taken_out(source: Path, tmp_path: Pa
         "d": "夏季 新款",
         "e": "",
     }
+
+
+@pytest.mark.parametrize(
+    ("title", "masked"),
+    [
+        ("Nike Woman Shoe", "Nike Shoe"),
+        ("Nike women's shoe", "Nike shoe"),
+        ("Womens MAN Men's men’s mens gents", "gents"),
+        ("Human Mandarin Walkman menu", "Human Mandarin Walkman menu"),
+        ("Lida dk.grey scarf", "Lida"),
+        ("Lida blue-black off_white OffWhite (Grey) 2grey scarves", "Lida"),
+        ("Lida whitewashed greyish tie's", "Lida whitewashed greyish tie's"),
+        ("ＧＲＥＹ Scarf/grey accessory", ""),
+        ("Kids child Rosé rose", "Kids child Rosé"),
+        ("लाल ला Grün2", "ला"),
+        ("Model 2012 size 10,12", "Model"),
+    ],
+)
+def test_plurals_and_compounds(title: str, masked: str, tmp_path: Path) -> None:
+    answers = ["Men", "Women", "Grey", "Off White", "Blue", "Rose", "लाल", "grün", "2012", "Size 10"]
+    lines = [{"item_id": "0", "title": title, "category": "Scarves"}]
+    lines += [{"item_id": f"{n}", "title": "", "image": f"{n}.jpg", "attributes": {"a": value}}
+              for n, value in enumerate(answers, start=1)]  # fmt: skip
+    lines.append({"item_id": "x", "title": "x", "category": "Accessories"})
+    write_jsonl(tmp_path / "items.jsonl", *lines)
+    mask_titles(read_items(tmp_path / "items.jsonl"), tmp_path / "masked.jsonl", ["a"])
+    assert next(iter(read_items(tmp_path / "masked.jsonl"))).title == masked
 
 
 def test_everything_else_stays(source: Path, tmp_path: Path) -> None:

@@ -25,9 +25,21 @@ CASES: dict[str, dict[str, Any]] = {
     "bf16": {"bf16": {"enabled": True}},
     "fp16": {"fp16": FP16},
     "fp32, AdamW, no ZeRO": {"optimizer": ADAMW, "zero_optimization": {"stage": 0}},
+    "bf16, AdamW, no ZeRO, averaged": {
+        "optimizer": ADAMW,
+        "zero_optimization": {"stage": 0},
+        "bf16": {"enabled": True},
+    },
+    "fp16, parts, averaged": {"fp16": FP16, "scheduler": {"type": "WarmupCosineLR", "params": {}}},
     "bf16, gradients": {"bf16": {"enabled": True}},
 }
-WORDS = {"bf16, gradients": ["--masking.mpm_target=hog"]}
+AVERAGED = ["--run.ema=0.9"]
+PARTS = ["--optim.image=0", "--optim.backbone=0.5", "--optim.head=4"]
+MORE: dict[str, list[str]] = {
+    "bf16, AdamW, no ZeRO, averaged": AVERAGED,
+    "fp16, parts, averaged": AVERAGED + PARTS,
+    "bf16, gradients": ["--masking.mpm_target=hog"],
+}
 
 
 def allow_fp16(rank: int) -> None:
@@ -40,9 +52,8 @@ def allow_fp16(rank: int) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_a_killed_run_ends_bitwise_like_an_undisturbed_one(case: str, shop: Shop, tmp_path: Path) -> None:
     before = (allow_fp16, ())
-    whole, cut = (
-        arguments(tmp_path / name, shop.catalog, *WORDS.get(case, ()), ds=CASES[case]) for name in ("whole", "cut")
-    )
+    more = MORE.get(case, [])
+    whole, cut = (arguments(tmp_path / name, shop.catalog, *more, ds=CASES[case]) for name in ("whole", "cut"))
     launch(2, whole, tmp_path / "log", before=before)
     kill_after(Ranks(2, cut, tmp_path / "log", before=before), step(tmp_path / "cut", HALF))
     assert not (tmp_path / "cut" / "DONE").exists()
@@ -52,7 +63,7 @@ def test_a_killed_run_ends_bitwise_like_an_undisturbed_one(case: str, shop: Shop
     expected = checksums(step(tmp_path / "whole", STEPS))
     assert {"run.json", "state-0000.safetensors", "state-0001.json", "model/model.safetensors"} <= expected.keys()
     assert checksums(step(tmp_path / "cut", STEPS)) == expected
-    if case == "fp16":
+    if case.startswith("fp16"):
         import json
 
         facts = json.loads((step(tmp_path / "whole", HALF) / "run.json").read_text())
@@ -76,24 +87,32 @@ def test_the_saved_model_is_what_save_pretrained_writes(shop: Shop, tmp_path: Pa
     assert (folder / "config.json").read_text() == (tmp_path / "again" / "config.json").read_text()
 
 
-@pytest.mark.parametrize(("optimizer", "before", "after"), [("Lamb", 2, (1, 3)), ("Lamb", 3, (2,)), ("AdamW", 2, (3,))])
+@pytest.mark.parametrize(
+    ("optimizer", "before", "after", "more"),
+    [("Lamb", 2, (1, 3), []), ("Lamb", 3, (2,), []), ("AdamW", 2, (3,), []), ("Lamb", 2, (1,), [*AVERAGED, *PARTS])],
+)
 def test_another_number_of_ranks_goes_on(
-    optimizer: str, before: int, after: tuple[int, ...], shop: Shop, tmp_path: Path
+    optimizer: str, before: int, after: tuple[int, ...], more: list[str], shop: Shop, tmp_path: Path
 ) -> None:
-    """The losses that follow are those of the undisturbed run to 1e-5: the same samples, weights, moments, schedule."""
+    """The losses that follow are those of the undisturbed run to 1e-5: the same samples, weights, moments, schedule. So
+    is the model that is saved."""
     ds = {"train_batch_size": 12} | ({"optimizer": ADAMW} if optimizer == "AdamW" else {})
-    whole = arguments(tmp_path / "whole", shop.catalog, "--model.dropout=0.0", ds=ds)
+    more = ["--model.dropout=0.0", *more]
+    whole = arguments(tmp_path / "whole", shop.catalog, *more, ds=ds)
     launch(before, whole, tmp_path / "log")
     expected = losses(tmp_path / "whole")
-    cut = arguments(tmp_path / "cut", shop.catalog, "--model.dropout=0.0", ds=ds)
+    model = load_file(step(tmp_path / "whole", STEPS) / "model" / "model.safetensors")
+    cut = arguments(tmp_path / "cut", shop.catalog, *more, ds=ds)
     kill_after(Ranks(before, cut, tmp_path / "log"), step(tmp_path / "cut", HALF))
     for ranks in after:
         run = tmp_path / f"to{ranks}"
         shutil.copytree(tmp_path / "cut", run)
         shutil.rmtree(step(run, STEPS), ignore_errors=True)
-        resumed = launch(ranks, arguments(run, shop.catalog, "--model.dropout=0.0", ds=ds), tmp_path / "log")
+        resumed = launch(ranks, arguments(run, shop.catalog, *more, ds=ds), tmp_path / "log")
         assert f"resuming {step(run, HALF)} of {before} ranks" in resumed.printed()
         found = losses(run)
         assert sorted(found) == list(range(1, STEPS + 1))
         for number, values in expected.items():
             assert found[number] == pytest.approx(values, rel=1e-5), number
+        for name, weight in load_file(step(run, STEPS) / "model" / "model.safetensors").items():
+            torch.testing.assert_close(weight, model[name], rtol=1e-4, atol=1e-5, msg=name)

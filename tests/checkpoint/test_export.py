@@ -20,6 +20,7 @@ from transformers import AutoImageProcessor
 
 from mbsd.checkpoint import store
 from mbsd.checkpoint.resume import weights_folder
+from mbsd.checkpoint.shards import Shards
 from mbsd.data.augment import no_augmentation
 from mbsd.data.decode_torchvision import TorchvisionDecoder
 from mbsd.errors import UserError
@@ -97,6 +98,27 @@ def test_a_half_precision_run_leaves_in_float32(half: Path, tmp_path: Path) -> N
     assert all(exported[name].bfloat16().equal(weight) for name, weight in rounded.items())
     finer = [name for name, weight in rounded.items() if not exported[name].equal(weight.float())]
     assert len(finer) > len(rounded) / 2, "the master weights are finer than the rounded ones"
+
+
+@pytest.mark.distributed
+def test_an_averaged_run_leaves_with_its_averages(shop: Shop, tmp_path: Path) -> None:
+    """In float32, as the checkpoint's own model has them rounded; the raw master weights are others."""
+    run, out = tmp_path / "run", tmp_path / "out"
+    words = ["--run.ema=0.9", "--run.validate_every=0", "--run.validate_samples=16"]
+    words = stage_2_words(run, shop.catalog, shop.pairs, 4, *TINY, *words, bf16={"enabled": True})
+    launch(2, words, tmp_path / "log")
+    export(run, out)
+    checkpoint = run / "checkpoints" / store.name_of(4)
+    exported, rounded = load_file(out / "model.safetensors"), load_file(checkpoint / "model" / "model.safetensors")
+    assert all(exported[name].bfloat16().equal(weight) for name, weight in rounded.items())
+    assert any(not exported[name].equal(weight.float()) for name, weight in rounded.items())
+    facts = json.loads((checkpoint / "run.json").read_text(encoding="utf-8"))
+    averages = Shards(checkpoint, [0, 1]).weights(facts["parameters"])
+    assert all(exported[f"mbsd.{name}" if f"mbsd.{name}" in exported else name].equal(weight) for name, weight in (
+        (name.removeprefix("model.").removeprefix("mbsd."), weight) for name, weight in averages.items()
+    ) if name in exported)  # fmt: skip
+    shard = load_file(checkpoint / "state-0000.safetensors")
+    assert not shard["group0/master"].equal(shard["group0/average"])
 
 
 @pytest.mark.distributed

@@ -66,9 +66,17 @@ def learning_rate(step: int) -> float:
 
 
 def textbook_lamb(
-    module: nn.Module, gradients: Gradients, adapt_excluded: bool = False, steps: int = STEPS
+    module: nn.Module,
+    gradients: Gradients,
+    adapt_excluded: bool = False,
+    steps: int = STEPS,
+    rate_of: Callable[[str, int], float] = lambda name, step: learning_rate(step),
+    adapt: bool = True,
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Return name → weights and name → last trust ratio (adapted tensors only) after `steps` steps."""
+    """Return name → weights and name → last trust ratio (adapted tensors only) after `steps` steps.
+
+    `rate_of`: (name, step) → learning rate. Without `adapt` all ratios are 1: that is AdamW.
+    """
     weights = {name: p.detach().double().clone() for name, p in module.named_parameters()}
     m = {name: torch.zeros_like(w) for name, w in weights.items()}
     v = {name: torch.zeros_like(w) for name, w in weights.items()}
@@ -82,11 +90,11 @@ def textbook_lamb(
             if not excluded:
                 u = u + WEIGHT_DECAY * weights[name]
             ratio = 1.0
-            if not excluded or adapt_excluded:
+            if adapt and (not excluded or adapt_excluded):
                 w_norm, u_norm = float(weights[name].norm()), float(u.norm())
                 ratio = w_norm / u_norm if w_norm > 0 and u_norm > 0 else 1.0
                 ratios[name] = ratio
-            weights[name] = weights[name] - learning_rate(step) * ratio * u
+            weights[name] = weights[name] - rate_of(name, step) * ratio * u
     return weights, ratios
 
 

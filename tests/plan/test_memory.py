@@ -73,11 +73,12 @@ def measure(rank: int, world_size: int) -> list[dict[str, Any]]:
             ds["bf16"] = {"enabled": True}
         resolved = DeepSpeedConfig(ds).resolved(world_size, 10)
         shapes = Shapes(small(stage, checkpointing), dtype, Lengths(30, 8), V100.capability)
-        predicted = dataclasses.asdict(engine_memory(shapes.objective, resolved, world_size))
+        averaged = precision == "bf16"  # as run.ema asks for
+        predicted = dataclasses.asdict(engine_memory(shapes.objective, resolved, world_size, averaged=averaged))
         predicted["activations"] = shapes.trace(MICRO_BATCH).saved
         with varlen_on_cpu("efficient"), pytest.MonkeyPatch.context() as patch:
             patch.setattr(F, "dropout", fused_dropout)
-            measured = _run(shapes, build_engine, resolved, accumulation)
+            measured = _run(shapes, build_engine, resolved, accumulation, averaged)
         results.append({"predicted": predicted, "measured": measured})
     return results
 
@@ -87,8 +88,11 @@ def fused_dropout(x: torch.Tensor, p: float, training: bool, inplace: bool) -> t
     return torch.native_dropout(x, p, training)[0] if p and training else x
 
 
-def _run(shapes: Shapes, build_engine: Any, resolved: dict[str, Any], accumulation: int) -> dict[str, int]:
+def _run(
+    shapes: Shapes, build_engine: Any, resolved: dict[str, Any], accumulation: int, averaged: bool
+) -> dict[str, int]:
     from mbsd.model.execution import prepare_execution
+    from mbsd.training.average import WeightAverage
     from mbsd.training.engine import lamb_of
 
     config = shapes.model_config
@@ -97,6 +101,7 @@ def _run(shapes: Shapes, build_engine: Any, resolved: dict[str, Any], accumulati
     objective = stage_of(shapes.config).outline(shapes.config, config)
     prepare_execution(objective.model, shapes.config)
     engine = build_engine(objective, resolved)
+    average = WeightAverage(engine, 0.99 * averaged)
     batch = shapes.batch(MICRO_BATCH)
     batch = dataclasses.replace(batch, images=torch.zeros(batch.images.shape, dtype=torch.uint8))
     inputs = live() - _weights(engine) - _slices(engine)
@@ -126,6 +131,8 @@ def _run(shapes: Shapes, build_engine: Any, resolved: dict[str, Any], accumulati
         if last:
             found["after backward"] = _settled() - inputs
         engine.step()
+        if engine.is_gradient_accumulation_boundary():
+            average.update()
         for hook in hooks:
             hook.remove()
     found |= {"weights": _weights(engine), "optimizer": _slices(engine)}

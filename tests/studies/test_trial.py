@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import yaml
 
+from mbsd.catalog.reader import Catalog
 from mbsd.catalog.synthetic.shop import ShopOptions, synthesise
+from mbsd.catalog.tables import Table
 from tests.ranks import CPU
 from tests.studies.warm import Server
 
@@ -27,48 +33,139 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def trial(shop: Path, warm: Server, *more: object, code: int = 0) -> str:
-    words = ["trial", shop / "items.jsonl", "--images", shop / "images", "--out", shop.parent / "out", *more]
-    words += ["--mask-attribute", "colour", "--pretrain-steps", 2, "--finetune-steps", 2, "--no-scratch"]
-    words += ["--min-items", 12, "--launch", warm.command, "--ranks", 1]
+def begun(shop: Path, out: Path, warm: Server, *more: object) -> subprocess.Popen[str]:
+    words = ["trial", shop / "items.jsonl", "--images", shop / "images", "--out", out, *more]
+    words += ["--mask-attribute", "colour", "--min-items", 12, "--launch", warm.command, "--ranks", 1]
     command = [sys.executable, "-m", "mbsd.cli", *map(str, words)]
-    done = subprocess.run(command, env={**os.environ, **CPU}, capture_output=True, text=True, timeout=500)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    return subprocess.Popen(
+        command, env={**os.environ, **CPU}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def trial(shop: Path, out: Path, warm: Server, *more: object, code: int = 0) -> str:
+    started = begun(shop, out, warm, *more)
+    try:
+        said, _ = started.communicate(timeout=550)
+    except subprocess.TimeoutExpired:
+        os.killpg(started.pid, signal.SIGKILL)
+        raise
+    assert started.returncode == code, said
+    return said
+
+
+def views(file: Path) -> dict[str, dict[str, dict[str, float]]]:
+    found: dict[str, dict[str, dict[str, float]]] = json.loads(file.read_text())["views"]
+    return found
 
 
 @pytest.mark.distributed
 def test_a_trial(shop: Path, warm: Server) -> None:
-    out = shop.parent / "out"
-    trial(shop, warm)
+    out, steps = shop.parent / "out", ("--pretrain-steps", 2, "--finetune-steps", 2, "--seeds", "0,1")
+    said = trial(shop, out, warm, *steps)
+    assert "classification: 2 steps of 16 = " in said and "each of it for 2 seeds" in said
+    assert "minutes by the clock" in said and "CPU minutes" in said
     launched = [launcher for launcher, _ in warm.started]
-    assert launched.count("pretrain") == 1 and launched.count("finetune") == 4 and launched.count("evaluate") == 6
-    rows = {(row["model"], row["reads"], row["titles"]): row for row in json.loads((out / "summary.json").read_text())}
-    assert len(rows) == 6 + 5  # words and all of them twice, pictures once; a model's three views, its image view once
+    # A seed: stage 1 and two tasks for each kind of titles; scores of the tasks, and clusters of two models.
+    assert [launched.count(name) for name in ("pretrain", "finetune", "evaluate")] == [4, 8, 16]
+    listed = json.loads((out / "summary.json").read_text())
+    rows = {(row["model"], row["reads"], row["titles"]): row for row in listed}
+    assert "trial.html" in said and (out / "trial.html").stat().st_size > 10_000
+    # Floors: words and all of them twice, pictures once. A model's three views, its image view once.
+    assert len(rows) == len(listed) == 4 + 3 + 5 + 5
     for titles, told in (("plain", "as they are"), ("masked", "masked")):
-        tags = json.loads((out / titles / "attributes_pretrained.json").read_text())["views"]
-        classes = json.loads((out / titles / "classification_pretrained.json").read_text())["views"]
-        clusters = json.loads((out / titles / "clustering.json").read_text())["views"]
+        tags, classes, clusters = (
+            [views(out / titles / f"{name}{seed}.json")["text"]["all"] for seed in ("", "_seed1")]
+            for name in ("attributes_pretrained", "classification_pretrained", "clustering_pretrained")
+        )
         floor = json.loads((out / titles / "categories_floors.json").read_text())["floors"]["tfidf"]
         row = rows["MBSD, pre-trained", "title", told]
-        assert row["attributes, ROC-AUC"] == tags["text"]["all"]["roc_auc"]
-        assert row["macro-F1"] == classes["text"]["all"]["macro_f1"]
-        assert row["purity"] == clusters["text"]["all"]["purity"]
+        assert row["attributes, ROC-AUC"] == statistics.mean(of["roc_auc"] for of in tags)
+        assert row["deviation"]["macro-F1"] == statistics.stdev(of["macro_f1"] for of in classes)
+        assert row["purity"] == statistics.mean(of["purity"] for of in clusters)
+        alone = [views(out / titles / f"clustering{seed}.json")["text"]["all"] for seed in ("", "_seed1")]
+        of_stage1 = rows["MBSD, stage 1 alone", "title", told]
+        assert of_stage1["clustering, NMI"] == statistics.mean(of["nmi"] for of in alone)
+        assert of_stage1["macro-F1"] is None
         assert rows["TF-IDF", "title", told]["classification, accuracy"] == floor["accuracy"]
+        margin = row["margins"]["classification, accuracy"]
+        assert margin["floor"] == "tfidf", "the one floor of categories that reads titles alone"
+        assert margin["value"] == pytest.approx(row["classification, accuracy"] - floor["accuracy"])
+        low, high = margin["low"], margin["high"]
+        assert low <= margin["value"] <= high and low < high
+    full = rows["MBSD, pre-trained", "title and picture", "masked"]["margins"]["macro-F1"]
+    best = max(
+        row["macro-F1"] for (model, _, told), row in rows.items() if "MBSD" not in model and told != "as they are"
+    )
+    assert full["value"] == pytest.approx(rows["MBSD, pre-trained", "title and picture", "masked"]["macro-F1"] - best)
     lines = (out / "summary.md").read_text().splitlines()
     table = [line for line in lines if line.startswith("|")]
-    assert len(table) == 2 + len(rows) and all(line.count("|") == table[0].count("|") for line in table)
+    assert len(table) == 2 + len(rows) + 2 + 5, "the scores, and the margins of a model"
+
+    # Test items are the same with titles masked: no training item equals one.
+    splits = []
+    for titles in ("plain", "masked"):
+        table_of = Table(out / titles / "categories.parquet", Catalog(out / titles / "catalog"))
+        splits.append([table_of.row(row, ("item", "split")) for row in range(len(table_of))])
+    assert splits[0] == splits[1]
 
     # Again: only what is missing is done.
     (out / "masked/clustering.json").unlink()
     before = (out / "summary.json").read_bytes()
-    said = trial(shop, warm)
+    said = trial(shop, out, warm, *steps)
     assert len(warm.started) == len(launched) + 1 and "already there" in said
     assert (out / "summary.json").read_bytes() == before
 
-    said = trial(shop, warm, "--seed", 3, code=2)
+    said = trial(shop, out, warm, *steps, "--minutes", 5, code=2)
     assert (
-        "seed was 0 when this study was begun and is 3 now; set it back, or choose another --out" in said
+        "minutes was 60.0 when this study was begun and is 5.0 now; set it back, or choose another --out" in said
         and "Traceback" not in said
     )
     assert len(warm.started) == len(launched) + 1
+
+
+@pytest.mark.distributed
+def test_is_pre_training_worth_it_and_a_killed_trial_goes_on_by_its_plan(shop: Path, warm: Server) -> None:
+    out, words = shop.parent / "worth", ("--worth", "--label-share", 0.5, "--minutes", 0.02)
+    before = len(warm.started)
+    started = begun(shop, out, warm, *words)
+    deadline = time.monotonic() + 400
+    while not (out / "plain/stage1/metrics.jsonl").exists():
+        assert started.poll() is None and time.monotonic() < deadline, started.communicate()[0]
+        time.sleep(0.05)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.communicate()
+    plan = (out / "plan.yaml").read_bytes()
+    tree = yaml.safe_load(plan)
+    measured = sum(1 for launcher, _ in warm.started[before:] if launcher == "evaluate")
+    assert measured == 1, "of the scoring that is measured"
+    assert tree["measured"]["speeds"]["step"].keys() == {"stage1", "classification", "attributes"}
+
+    before = len(warm.started)
+    said = trial(shop, out, warm, *words)
+    assert (out / "plan.yaml").read_bytes() == plan and all(line in said for line in tree["said"])
+    assert "that is longer than asked for" in said
+    launched = [launcher for launcher, _ in warm.started[before:]]
+    assert [launched.count(name) for name in ("finetune", "evaluate")] == [8, 2 + 2 * 2 * 3], (
+        "nothing is measured again"
+    )
+    # From scratch as many steps more as took stage 1 its time; with half of the labels fewer than of all.
+    steps = {}
+    for start in ("pretrained", "scratch"):
+        lines = (out / f"plain/attributes_{start}_labels50/metrics.jsonl").read_text().splitlines()
+        steps[start] = json.loads(lines[-1])["step"]
+    assert steps["pretrained"] == round(tree["lengths"]["steps"]["attributes"] * 0.5**0.5)
+    seconds = tree["measured"]["speeds"]["step"]
+    instead = tree["lengths"]["steps"]["stage1"] * seconds["stage1"] / seconds["attributes"]
+    assert steps["scratch"] - steps["pretrained"] == tree["lengths"]["instead"]["attributes"] == round(instead)
+    whole, some = (
+        Table(out / f"plain/{name}.parquet", Catalog(out / "plain/catalog"))
+        for name in ("categories", "categories_labels50")
+    )
+    assert len(some.rows("train")) < 0.6 * len(whole.rows("train")) and len(some.rows("test")) == len(
+        whole.rows("test")
+    )
+    rows = json.loads((out / "summary.json").read_text())
+    assert {row["labels"] for row in rows} == {0.5}
+    page = (out / "summary.md").read_text()
+    assert "Pre-trained less from scratch, at equal training time" in page and page.count("| difference |") == 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,17 +13,23 @@ from numpy.typing import NDArray
 from sklearn.metrics import precision_score, recall_score
 
 from mbsd.catalog.tables import Table
+from mbsd.config.data import DataConfig
+from mbsd.config.model import ModelConfig
+from mbsd.config.run import FinetuneConfig, RunConfig
 from mbsd.config.scoring import ClusteringConfig
 from mbsd.config.stages import TaskConfig
+from mbsd.data.inputs import Inputs, open_catalog
 from mbsd.data.samples import Chosen, Sample, WithMissing
+from mbsd.data.text import build_tokenizer, load_tokenizer
 from mbsd.metrics.binary import binary_metrics
-from mbsd.model.heads import MbsdForAlignment
+from mbsd.model.heads import MbsdForAlignment, ViewsOutput
 from mbsd.objectives.labels import binary_loss, class_loss
 from mbsd.scoring.intervals import intervals
 from mbsd.tasks.classification import CLASSIFICATION, class_metrics, known_classes
 from mbsd.tasks.clustering import cluster_metrics, group
+from mbsd.tasks.registry import TASKS
 from mbsd.tasks.sensitive import found_or_not, precision_at_recall
-from mbsd.tasks.stage import class_weights
+from mbsd.tasks.stage import class_weights, task_stage
 from tests.model.reference import MIXED, hand_batch, random_samples, randomise, tiny_config
 from tests.tasks.market import Market
 
@@ -44,24 +51,79 @@ def test_weighted_losses_against_float64_by_hand() -> None:
     assert float(class_loss(*given[:2])) == pytest.approx(-chosen.mean(), rel=1e-5)
 
 
-def test_the_mean_over_two_halves_is_the_whole() -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_mean_over_two_halves_is_the_whole(smoothing: float) -> None:
     """What the engine averages over ranks and micro-steps is the global batch's loss, weights or not."""
     logits, labels, weights = torch.randn(2, 8, 3), torch.randint(0, 3, (8,)), torch.tensor([0.2, 1.0, 4.0])
-    halves = [class_loss(logits[:, part], labels[part], weights) for part in (slice(0, 4), slice(4, 8))]
-    assert float(sum(halves) / 2) == pytest.approx(float(class_loss(logits, labels, weights)), rel=1e-6)
+    halves = [class_loss(logits[:, part], labels[part], weights, smoothing) for part in (slice(0, 4), slice(4, 8))]
+    assert float(sum(halves) / 2) == pytest.approx(float(class_loss(logits, labels, weights, smoothing)), rel=1e-6)
+
+
+@pytest.mark.parametrize("weights", [None, (0.5, 3.0, 0.2, 1.0, 2.0)])
+def test_smoothed_labels_against_float64_by_hand(weights: tuple[float, ...] | None) -> None:
+    """The cross-entropy of the smoothed answer, each class's share times its weight; two classes are yes and no."""
+    rng, share = np.random.default_rng(1), 0.3
+    for classes in (5, 2):
+        logits, labels = rng.normal(0, 4, (2, 7, classes)), rng.integers(0, classes, 7)
+        if classes == 2:
+            logits[..., 0] = 0  # a yes/no logit is that of yes beside one of 0
+        weight_C = np.ones(classes) if weights is None else np.array(weights[:classes])
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        answer_BC = (1 - share) * np.eye(classes)[labels] + share / classes
+        expected = -(answer_BC * weight_C * log_p).sum(-1).mean()
+        given = torch.from_numpy(weight_C) if weights is not None else None
+        exact = class_loss(torch.from_numpy(logits), torch.from_numpy(labels), given, share)
+        assert float(exact) == pytest.approx(expected, rel=1e-12)
+        if classes == 2:
+            yes = torch.from_numpy(logits[..., 1]).requires_grad_()
+            loss = binary_loss(yes, torch.from_numpy(labels).float(), given, share)
+            assert loss.item() == pytest.approx(expected, rel=1e-12)
+            loss.backward()  # certain that it is right is punished too: the loss is least at p = 1 - share / 2
+            p, w_1, w_0 = (
+                1 / (1 + np.exp(-logits[..., 1])),
+                answer_BC[:, 1] * weight_C[1],
+                answer_BC[:, 0] * weight_C[0],
+            )
+            assert yes.grad is not None
+            np.testing.assert_allclose(yes.grad.numpy(), (p * w_0 - (1 - p) * w_1) / yes.numel(), rtol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("classification", "categories"), ("attributes", "attributes")])
+def test_a_task_smooths_its_labels(name: Any, kind: str, market: Market, tmp_path: Path) -> None:
+    """The settings reach the loss of its stage."""
+    build_tokenizer(["red cotton shirt"], 100, tmp_path / "words")
+    words = load_tokenizer(str(tmp_path / "words"))
+    model = ModelConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    logits, labels = torch.randn(1, 6, 4), torch.tensor([0, 1, 1, 0, 1, 1])
+    loss: Any = class_loss
+    if name == "attributes":
+        logits, labels, loss = logits[..., 0], labels.float(), binary_loss
+    for share in (0.0, 0.2):
+        task = TaskConfig(name=name, label_smoothing=share, class_weights="sqrt")
+        data = DataConfig(str(market.catalog), table=str(market.table(kind)), image_size=64)
+        config = FinetuneConfig(RunConfig("r", max_steps=1), data, model, task=task)
+        inputs = Inputs(*open_catalog(data, kind), words)  # type: ignore[arg-type]
+        objective: Any = task_stage(config).objective(config, inputs)
+        weights = class_weights(inputs.labels, TASKS[name].labels(inputs.labels, task), task)
+        found = objective.losses(ViewsOutput(logits, torch.zeros(1, 6, 32)), labels)["loss"]
+        assert float(found) == float(loss(logits, labels, weights, share))
+        assert (float(found) == float(loss(logits, labels, weights))) == (share == 0)
 
 
 def test_class_weights_keep_the_mean_at_one(market: Market) -> None:
     table = Table(market.table("categories"))
     labels = CLASSIFICATION.labels(table, TaskConfig())
     of_row = table.column("label")[table.rows("train")]
-    for given in ("balanced", (1.0, 2.0, 3.0, 4.0)):
+    for given in ("balanced", "sqrt", (1.0, 2.0, 3.0, 4.0)):
         weights = class_weights(table, labels, TaskConfig(name="classification", class_weights=given))
         assert weights is not None
         assert float(weights[of_row].mean()) == pytest.approx(1.0, rel=1e-5)
         sums = torch.bincount(torch.from_numpy(of_row), weights[of_row].double())
         if given == "balanced":
             assert torch.allclose(sums, sums.mean().expand(4))
+        elif given == "sqrt":  # a class of four times the rows weighs twice as much in total
+            counts = torch.bincount(torch.from_numpy(of_row)).double()
+            assert torch.allclose(sums / sums[0], (counts / counts[0]).sqrt())
         else:
             assert torch.allclose(weights / weights[0], torch.tensor(given))
     assert class_weights(table, labels, TaskConfig(name="classification")) is None

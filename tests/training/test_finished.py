@@ -168,11 +168,12 @@ def test_a_run_that_early_stopping_ended_needs_more_patience_to_go_on(tmp_path: 
     from mbsd.training.state import TrainState
 
     loader: Any = None
+    average: Any = None
     ended = EarlyStopping("loss", higher_is_better=False, patience=2, stale=2)
     with pytest.raises(UserError, match=f"{tmp_path}: early stopping ended this run after step 4 .best.patience"):
-        refuse_exhausted(TrainState(10, loader, ended, step=4), tmp_path)
+        refuse_exhausted(TrainState(10, loader, average, ended, step=4), tmp_path)
     more = dataclasses.replace(ended, patience=3)
-    refuse_exhausted(TrainState(10, loader, more, step=4), tmp_path)
+    refuse_exhausted(TrainState(10, loader, average, more, step=4), tmp_path)
 
 
 def test_a_folder_of_an_older_version_is_read(shop: Shop) -> None:

@@ -62,6 +62,11 @@ class FashionBert(BertTrunk):
         if isinstance(module, FashionBert):
             init.normal_(module.image_position_PD, 0.0, self.config.position_range)
 
+    def image_stem(self) -> list[nn.Parameter]:
+        """Of the ResNet and what maps its features to tokens; positions of crops."""
+        layers = (self.crops, self.image_projection, self.image_norm)
+        return [*(p for layer in layers for p in layer.parameters()), self.image_position_PD]
+
     def embed_images(self, pixels: Tensor, patch_source: Tensor | None = None) -> Tensor:
         """[I * crops, D]."""
         features = self.image_projection(self.crops(pixels))

@@ -69,6 +69,10 @@ class VitTrunk(OneStream):
             for parameter in (module.cls_D, module.image_position_PD):
                 init.normal_(parameter, 0.0, self.config.position_range)
 
+    def image_stem(self) -> list[nn.Parameter]:
+        """Of the projection of patches; their positions."""
+        return [*self.projection.parameters(), self.image_position_PD]
+
     def patches(self, pixels: Tensor) -> Tensor:
         """[I, patches, D] with their positions."""
         features: Tensor = self.projection(pixels).flatten(2).transpose(1, 2)

@@ -15,7 +15,7 @@ from transformers import BertConfig, BertModel
 
 from mbsd.batch import NO_WORD
 from mbsd.model.heads import MbsdForMaskedModelling, MbsdForMatching
-from mbsd.model.patchify import IMAGE_MEAN, IMAGE_STD
+from mbsd.model.patchify import IMAGE_MEAN, IMAGE_STD, ResidualBlock
 from mbsd.objectives.sdmi import sdmi_loss
 from mbsd.tools.bench.step_batches import Padded
 
@@ -129,9 +129,12 @@ def _images(view: Padded) -> Tensor:
 
 
 def _plain(layer: nn.Module) -> nn.Module:
+    if isinstance(layer, ResidualBlock):
+        return layer  # written in the ordinary way as it is
     if not isinstance(layer, nn.Conv2d):
         return nn.ReLU()
-    conv = nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride)  # type: ignore[arg-type]
+    sizes: Any = (layer.kernel_size, layer.stride, layer.padding)
+    conv = nn.Conv2d(layer.in_channels, layer.out_channels, *sizes)
     conv.weight, conv.bias = layer.weight, layer.bias
     return conv
 

@@ -145,7 +145,7 @@ def _model(checkpoint: Path) -> tuple[MbsdPreTrainedModel, str]:
                 f"{checkpoint}: the float32 weights of rank {rank} are on another node's disk; copy its "
                 f"{file_name(rank)}.* here"
             )
-    masters = Shards(checkpoint, ranks).masters(facts["parameters"])
+    masters = Shards(checkpoint, ranks).weights(facts["parameters"])
     rounded = {name: weight.clone() for name, weight in model.named_parameters()}
     model.float()
     with torch.no_grad():

@@ -10,7 +10,7 @@ from torch import nn
 from mbsd.config.data import DataConfig
 from mbsd.config.deepspeed import BatchSizes, precision
 from mbsd.config.run import BaseConfig
-from mbsd.optim.groups import parameter_groups
+from mbsd.optim.groups import PartRates, parameter_groups
 from mbsd.tools.plan.trace import Once, Trace
 
 FLOAT = 4
@@ -26,7 +26,7 @@ class EngineMemory:
 
     Attributes:
         weights: the whole model in the run's precision.
-        optimizer: this rank's float32 masters and moments.
+        optimizer: this rank's float32 masters and moments, and their average (run.ema).
         gradients: kept from the last backward to the step.
         reducing: held during a backward in addition: the buffers in which gradients are reduced, and the gradients not
             yet added to those kept (ZeRO-2 with accumulation: a second copy; ZeRO-1: other ranks' shares).
@@ -71,19 +71,30 @@ class Memory:
         return held + max(self.activations + self.working + engine.reducing, engine.step, self.loss_beside + self.loss)
 
 
-def engine_memory(step: nn.Module, resolved: dict[str, Any], world_size: int) -> EngineMemory:
+def engine_memory(
+    step: nn.Module,
+    resolved: dict[str, Any],
+    world_size: int,
+    rates: PartRates | None = None,
+    *,
+    averaged: bool = False,
+) -> EngineMemory:
     """Predict the memory of the engine on the rank that holds most.
 
     Args:
         step: the stage's objective, which DeepSpeed wraps; on any device, the meta device too.
         resolved: DeepSpeed's JSON without "auto".
+        rates: of parts that are not trained at the run's own rate (`optim`).
+        averaged: a moving average of the weights is kept (run.ema).
     """
+    weight_decay = resolved["optimizer"]["params"].get("weight_decay", 0.0)
+    kept_beside = MOMENTS + FLOAT * averaged
     zero = resolved.get("zero_optimization") or {}
     stage, half = zero.get("stage", 0), precision(resolved) != "fp32"
     width, bucket = 2 if half else FLOAT, int(zero.get("reduce_bucket_size", 5e8))
     groups = [
         [p.numel() for _, p in group["params"]]
-        for group in parameter_groups(step.named_parameters(), resolved["optimizer"]["params"].get("weight_decay", 0.0))
+        for group in parameter_groups(step.named_parameters(), weight_decay, rates=rates)
     ]
     trained = sum(map(sum, groups))
     frozen = sum(p.numel() for p in step.parameters() if not p.requires_grad)
@@ -91,7 +102,7 @@ def engine_memory(step: nn.Module, resolved: dict[str, Any], world_size: int) ->
         masters = FLOAT if half else 0
         return EngineMemory(
             weights=width * (trained + frozen),
-            optimizer=(masters + MOMENTS) * trained,
+            optimizer=(masters + kept_beside) * trained,
             gradients=width * trained,
             reducing=width * min(trained, bucket) if world_size > 1 else 0,
             step=FLOAT * trained * (2 if half else 1),  # LAMB keeps a whole gradient and overwrites a copy
@@ -106,7 +117,7 @@ def engine_memory(step: nn.Module, resolved: dict[str, Any], world_size: int) ->
     beside = trained - kept if stage == 1 else kept * accumulates
     return EngineMemory(
         weights=width * (sum(slices) * world_size + frozen),
-        optimizer=(FLOAT + MOMENTS) * sum(slices),
+        optimizer=(FLOAT + kept_beside) * sum(slices),
         gradients=width * kept,
         reducing=width * (buffers + beside),
         step=width * max(slices) + (FLOAT * max(slices) if half else 0),

@@ -167,7 +167,8 @@ def make_plan(
             traces[micro_batch] = shapes.trace(micro_batch, per_gpu // micro_batch, gpus)
         cut = {"train_micro_batch_size_per_gpu": micro_batch, "gradient_accumulation_steps": "auto"}
         changed = DeepSpeedConfig({**ds_config.tree, **cut}, ds_config.path)
-        engine = engine_memory(shapes.objective, changed.resolved(gpus, 1), gpus)
+        resolved, averaged = changed.resolved(gpus, 1), bool(config.run.ema)
+        engine = engine_memory(shapes.objective, resolved, gpus, shapes.rates, averaged=averaged)
         dali = config.data.decoder in ("auto", "dali")
         return whole_memory(engine, traces[micro_batch], config, changed.sizes(gpus), dali=dali)
 

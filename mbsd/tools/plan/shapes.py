@@ -20,7 +20,8 @@ from mbsd.checkpoint.resume import weights_folder
 from mbsd.config.batch_plan import plan_batches
 from mbsd.config.deepspeed import BatchSizes
 from mbsd.config.run import BaseConfig, FinetuneConfig, PretrainConfig
-from mbsd.data.samples import CatalogSamples, TableSamples
+from mbsd.data.inputs import catalog_samples
+from mbsd.data.samples import TableSamples
 from mbsd.data.spec import Masked, SameProduct
 from mbsd.data.views import TextTokens, pack
 from mbsd.errors import UserError
@@ -29,6 +30,7 @@ from mbsd.model.config import BackboneConfig
 from mbsd.model.execution import checkpoint_layers
 from mbsd.model.families import FAMILIES
 from mbsd.model.load import saved_config
+from mbsd.stages.parts import part_rates
 from mbsd.stages.registry import find_stage
 from mbsd.stages.stage import Objective, Stage
 from mbsd.tasks.stage import task_stage
@@ -65,7 +67,8 @@ class Shapes:
         capability: CUDA's compute capability of the GPU.
 
     Attributes:
-        objective: of the stage, in the run's precision.
+        objective: of the stage, in the run's precision; what `optim` freezes is frozen.
+        rates: of its parts.
         needs: of the stage.
         source: where the model's sizes were read.
     """
@@ -81,6 +84,7 @@ class Shapes:
         if config.model.activation_checkpointing:
             checkpoint_layers(objective.model)
         self.objective = objective.to(dtype)
+        self.rates = part_rates(self.objective, config.optim)
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -177,7 +181,9 @@ def num_samples(config: BaseConfig) -> int | None:
         return None
     catalog = Catalog(config.data.catalog)
     if config.data.table is None:
-        return len(CatalogSamples(catalog, "train", complete=config.data.drop_incomplete))
+        if config.data.held_out is not None and not Path(config.data.held_out).exists():
+            return None
+        return len(catalog_samples(config.data, catalog, "train"))
     if not Path(config.data.table).exists():
         return None
     return len(TableSamples(Table(config.data.table, catalog), "train"))

@@ -9,6 +9,7 @@ from typing import Any
 from mbsd.config.deepspeed import DeepSpeedConfig, read_deepspeed
 from mbsd.config.paths import tree_with_home
 from mbsd.config.run import BaseConfig
+from mbsd.errors import UserError
 from mbsd.io.settings_text import read_yaml
 from mbsd.tools.studies.launches import Launch, evaluation, training
 from mbsd.tools.studies.settings import StageConfig, StudyConfig
@@ -114,6 +115,14 @@ def plan(
                     scored = evaluation(f"{name}/{of}", cell.scores(of), changed(asked, settings))
                     launches[scored.name] = scored
     return list(launches.values()), cells
+
+
+def pair_table(config: StudyConfig, shop: Shop | None) -> tuple[Path, Path]:
+    """The catalogue and the pair table of stage 2."""
+    data = _tree(config.stage2, shop, shop.pairs if shop else None, 0).get("data", {})
+    if missing := [name for name in ("catalog", "table") if not data.get(name)]:
+        raise UserError(f"{config.stage2.config}: data.{missing[0]} is not set, and stage 2 reads it; set it")
+    return Path(data["catalog"]), Path(data["table"])
 
 
 def _tree(files: StageConfig, shop: Shop | None, table: Path | None, seed: int) -> dict[str, Any]:

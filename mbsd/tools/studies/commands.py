@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import joblib
 
 from mbsd.errors import UserError
 
@@ -41,6 +42,7 @@ class Command:
         done: exists when, and only when, the command has ended well.
         launcher: pretrain, finetune or evaluate; None: the program is `mbsd`.
         launch: starts the launcher, in place of what starts the pipeline's others.
+        after: names of the commands whose results it reads; None: all that stand before it in the pipeline.
     """
 
     name: str
@@ -48,26 +50,33 @@ class Command:
     words: tuple[object, ...]
     launcher: str | None = None
     launch: LaunchConfig | None = None
+    after: tuple[str, ...] | None = None
 
 
 def launch_command(
-    launch: LaunchConfig, launcher: str, *words: object, port: int | None = None
+    launch: LaunchConfig, launcher: str, *words: object, port: int | None = None, beside: int = 1
 ) -> tuple[dict[str, str], list[str]]:
     """(environment, command) of `launchers/LAUNCHER.py WORDS…`.
 
     Args:
         port: where DeepSpeed's ranks on CPUs meet; default: DeepSpeed's own choice.
+        beside: commands that run at the same time and share the cores, this one included.
     """
     program, *options = shlex.split(launch.command)
     start = [tool(program), *options]
     environment: dict[str, str] = {}
     if launch.cpu_ranks is not None:
-        threads = max(1, len(os.sched_getaffinity(0)) // launch.cpu_ranks)
+        threads = max(1, num_cores() // (launch.cpu_ranks * beside))
         environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(threads)}
         if launch.command == LaunchConfig.command:
             start += ["--num_accelerators", str(launch.cpu_ranks), "--no_local_rank"]
             start += ["--master_port", str(port)] if port is not None else []
     return environment, [*start, in_clone(f"launchers/{launcher}.py"), *map(str, words)]
+
+
+def num_cores() -> int:
+    """Cores that this process may use: its affinity, and the quota of a container (joblib asks for both)."""
+    return int(joblib.cpu_count())
 
 
 def as_typed(environment: Mapping[str, str], words: list[str]) -> str:

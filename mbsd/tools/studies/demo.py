@@ -12,11 +12,11 @@ from rich.table import Table
 from mbsd.config.run_files import DONE
 from mbsd.errors import UserError
 from mbsd.io.files import replace_text
-from mbsd.tools.studies.commands import Command, LaunchConfig, in_clone, tool
+from mbsd.io.settings_text import read_yaml
+from mbsd.tools.studies.commands import ROOT, Command, LaunchConfig, in_clone, tool
 from mbsd.tools.studies.runner import start_runner
 from mbsd.tools.studies.settings_files import same_settings
 from mbsd.tools.studies.shop import ShopConfig, shop_below, shop_commands
-from mbsd.tools.studies.trial import drawn_words
 
 NUM_ITEMS = 4800
 # The models that are compared: name in the table -> the pre-trained run that it starts from.
@@ -80,6 +80,13 @@ def demo_commands(out: Path, seed: int, ranks: int) -> list[Command]:
                  "--data.image_size", 64, "--data.num_workers", 0, "--bootstrap", 0)  # fmt: skip
         commands.append(Command(f"evaluate{index}", scores, model, "evaluate", alone))
     return commands
+
+
+def drawn_words(stage1: Path) -> tuple[object, ...]:
+    """Options of a fine-tuning without pre-training: weights are drawn in stage 1's sizes, with its tokenizer."""
+    model = read_yaml(ROOT / "launchers/configs/small_stage1.yaml")["model"]
+    sizes = [word for name, value in model.items() for word in (f"--model.{name}", json.dumps(value))]
+    return "--run.init_from", "null", "--data.tokenizer", stage1 / "tokenizer", *sizes
 
 
 def tabulate(console: Console, out: Path) -> None:

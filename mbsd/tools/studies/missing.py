@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from mbsd.tools.studies.answers import read_answers, withheld_attributes
 from mbsd.tools.studies.chains import Cell, chain_of
 from mbsd.tools.studies.pictures import draw_missing
 from mbsd.tools.studies.settings import MissingStudyConfig
@@ -16,7 +17,11 @@ from mbsd.tools.studies.study import percent, read_scores, report, roc_auc, run_
 
 REMOVED = ("title", "image")
 LEFT = {"title": "image", "image": "text"}  # the view without it
-WHERE = {"all": "all attributes", "image": "attributes that only the picture shows"}
+WHERE = {
+    "all": "all attributes",
+    "image": "attributes that only the picture shows",
+    "withheld": "attributes that no query named",
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,8 @@ class Point:
 
     Attributes:
         removed, rate: title or image, and the share of the test rows that lost it.
-        where: "all" attributes, or "image": those whose value only the picture shows.
+        where: "all" attributes, "image": those whose value only the picture shows, or "withheld": those that no query
+            of the pair table named.
     """
 
     cell: Cell
@@ -37,6 +43,7 @@ class Point:
 
 def run_missing(config: MissingStudyConfig) -> None:
     """Run the study and write `missing.md`, `missing.csv` and `missing.png` to `config.out`."""
+    withheld = withheld_attributes(config)
     rates = list(config.rates)
     views = {"full", LEFT["title"], LEFT["image"]}
     runner, cells = run_study(
@@ -46,7 +53,7 @@ def run_missing(config: MissingStudyConfig) -> None:
             "test-image": {"views": [], "missing.rates": rates, "missing.modality": "image"},
         },
     )
-    points = [point for cell in cells for point in _points(cell, config.rates)]
+    points = [point for cell in cells for point in _points(cell, config.rates, withheld)]
     out = Path(config.out)
     write_csv(
         out / "missing.csv",
@@ -70,7 +77,7 @@ def run_missing(config: MissingStudyConfig) -> None:
     runner.console.print(f"{out}/missing.png, missing.md, missing.csv", highlight=False)
 
 
-def _points(cell: Cell, rates: tuple[float, ...]) -> Iterator[Point]:
+def _points(cell: Cell, rates: tuple[float, ...], withheld: tuple[str, ...] | None) -> Iterator[Point]:
     of_views = read_scores(cell.scores("test-title"))["views"]
     for removed in REMOVED:
         missing = read_scores(cell.scores(f"test-{removed}"))["missing"]
@@ -80,6 +87,12 @@ def _points(cell: Cell, rates: tuple[float, ...]) -> Iterator[Point]:
             yield Point(cell, removed, rate, "all", roc_auc(scores["all"], cell))
             if "image" in scores["where"]:
                 yield Point(cell, removed, rate, "image", roc_auc(scores["where"]["image"], cell))
+        if withheld is not None:
+            views, fewer = (read_answers(cell, f"test-{name}", withheld) for name in ("title", removed))
+            yield Point(cell, removed, 0.0, "withheld", views.roc_auc("full"))
+            for rate in sorted(rates):
+                yield Point(cell, removed, rate, "withheld", fewer.roc_auc(f"missing_{rate:g}"))
+            yield Point(cell, removed, 1.0, "withheld", views.roc_auc(LEFT[removed]))
 
 
 def _of(points: list[Point], removed: str, where: str, rate: float, row: int) -> list[float]:

@@ -7,6 +7,8 @@ from typing import Any
 
 from mbsd.config.parse import expand
 from mbsd.config.paths import PathText
+from mbsd.config.ranges import at_least, check_ranges
+from mbsd.config.scoring import View
 from mbsd.errors import UserError
 from mbsd.tools.studies.commands import LaunchConfig
 from mbsd.tools.studies.shop import ShopConfig
@@ -24,6 +26,18 @@ class StageConfig:
     """DeepSpeed's JSON."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Dotted settings that override the YAML's, such as {run.max_steps: 60}."""
+
+
+@dataclass(frozen=True)
+class TablesConfig:
+    """A catalogue of your own and its tables."""
+
+    catalog: PathText
+    """Folder written by `mbsd catalog build`."""
+    pairs: PathText
+    """Of stage 2: by `mbsd pairs mine`, or `mbsd pairs derive` without a log."""
+    attributes: PathText
+    """Of fine-tuning and evaluation: by `mbsd tables derive attributes`, for one."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +66,11 @@ class StudyConfig:
     """Dotted settings of `launchers/evaluate.py`, such as {bootstrap: 0}."""
     shop: ShopConfig | None = None
     """A synthetic shop is drawn below `out`, in place of the catalogue and tables that the YAML files name."""
+    tables: TablesConfig | None = None
+    """A catalogue of your own and its tables, in place of those that the YAML files name."""
+    withheld: bool = False
+    """Whether ROC-AUC is also told of attributes alone that no query of the pair table named: those that
+    `mbsd pairs derive --withhold` left out of them."""
     launch: LaunchConfig = field(default_factory=LaunchConfig)
 
     def check(self) -> None:
@@ -61,6 +80,13 @@ class StudyConfig:
         if wrong := set(self.chosen_rows) - set(ROWS):
             raise UserError(f"rows {self.rows}: Table 6 has rows 1 to 8, and no {min(wrong)}")
         check_grid(self.batch_sizes, self.learning_rates)
+        if self.shop is not None and self.tables is not None:
+            raise UserError("shop and tables are both set: a study has a synthetic shop or a catalogue of your own")
+        if self.shop is not None and self.withheld:
+            raise UserError(
+                "withheld=true: the queries of a synthetic shop's log name every attribute; set tables in place of "
+                "shop, with pairs made by `mbsd pairs derive --withhold ATTRIBUTE`"
+            )
 
     @property
     def chosen_rows(self) -> tuple[int, ...]:
@@ -76,6 +102,19 @@ class StudyConfig:
 @dataclass(frozen=True)
 class AblationConfig(StudyConfig):
     """`launchers/ablation.py`: Table 6."""
+
+    views: tuple[View, ...] = ("full",)
+    """Of the test rows; each has a table."""
+    bootstrap: int = at_least(0, default=0)
+    """Resamples of the test items for an interval of the first row's ROC-AUC less each other one's, pair by pair; 0: no
+    differences are told."""
+
+    def check(self) -> None:
+        """See StudyConfig; and there are views, each once."""
+        super().check()
+        if not self.views or len(set(self.views)) < len(self.views):
+            raise UserError(f"views={list(self.views)}: expected one or more of full, text and image, each once")
+        check_ranges(self)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from mbsd.tools.studies.launches import run_launches
 from mbsd.tools.studies.runner import Runner, start_runner
 from mbsd.tools.studies.settings import StudyConfig
 from mbsd.tools.studies.settings_files import same_settings
-from mbsd.tools.studies.shop import shop_below, shop_commands
+from mbsd.tools.studies.shop import Shop, shop_below, shop_commands
 
 
 def run_study(config: StudyConfig, evaluations: dict[str, dict[str, Any]]) -> tuple[Runner, list[Cell]]:
@@ -29,15 +29,23 @@ def run_study(config: StudyConfig, evaluations: dict[str, dict[str, Any]]) -> tu
     Args:
         evaluations: name -> dotted settings of `launchers/evaluate.py`.
     """
-    out, shop = Path(config.out), None
+    out, shop = Path(config.out), shop_of(config)
     runner = start_runner(out, config.launch)
     if config.shop is not None:
         same_settings(out, "shop", asdict(config.shop), "out")
         runner.run(shop_commands(out, config.shop))
-        shop = shop_below(out)
     launches, cells = plan(config, shop, evaluations)
     run_launches(runner, out, launches, "out")
     return runner, cells
+
+
+def shop_of(config: StudyConfig) -> Shop | None:
+    """The catalogue and tables that a study names itself; None: each YAML file names its own."""
+    if config.shop is not None:
+        return shop_below(Path(config.out))
+    if config.tables is None:
+        return None
+    return Shop(Path(config.tables.catalog), Path(config.tables.pairs), Path(config.tables.attributes))
 
 
 def read_scores(path: Path) -> dict[str, Any]:

@@ -1,0 +1,136 @@
+"""The words of a title: what a derived query is made of, and when a title contains one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+from mbsd.catalog.queries import normalise_query
+
+# Thai, Lao, Burmese, Khmer, Japanese and Chinese: scripts whose words touch each other.
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_UNSPACED_RUN = re.compile(f"[{UNSPACED}]+")
+_CHUNK = re.compile(rf"[{UNSPACED}]+|[^\s/&,;:|()\[\]{{}}\"!?+*、。·{UNSPACED}]+")
+_PART = re.compile(r"[^\W_]+")
+_EDGE = "-._'’`~#@%^=<>$"
+_PLURALS = {"men": "man", "women": "woman", "children": "child", "feet": "foot", "knives": "knife"}  # no rule finds
+COMPOUND = 4  # letters of a withheld word that is found inside a compound too ("skyblue"): "red" is in "credit"
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """title[start:end] of a normalised title; a query has it as `text`."""
+
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """What a word is compared by: without punctuation and in the singular; as a whole, and its parts ("t-shirt")."""
+
+    whole: str
+    parts: tuple[str, ...]
+
+    def all(self) -> set[str]:
+        """Return the whole and the parts."""
+        return {self.whole, *self.parts}
+
+
+def words_of(title: str) -> list[Word]:
+    """Return the words of a title, normalised as a query is, in their order.
+
+    In scripts whose words touch each other, a word is two neighbouring characters, and its neighbours overlap it.
+    """
+    text = normalise_query(title)
+    words = []
+    for chunk in _CHUNK.finditer(text):
+        start, found = chunk.start(), chunk.group()
+        if _UNSPACED_RUN.match(found):
+            if len(found) == 1:
+                words.append(Word(found, start, start + 1))
+            words += [Word(found[k : k + 2], start + k, start + k + 2) for k in range(len(found) - 1)]
+            continue
+        stripped = found.strip(_EDGE)
+        if stripped and keys_of(stripped).whole:
+            start += found.index(stripped)
+            words.append(Word(stripped, start, start + len(stripped)))
+    return words
+
+
+@lru_cache(maxsize=1 << 20)
+def keys_of(word: str) -> Keys:
+    """Return what a normalised word is compared by: "men's" as "man" is, "watches" as "watch"."""
+    plain = re.sub("['’]s?$", "", word)
+    parts = [_singular(part) for part in _PART.findall(plain)]
+    return Keys(_singular("".join(_PART.findall(plain))), tuple(parts))
+
+
+def is_content(word: str) -> bool:
+    """Return whether a word says something: two characters or more, a letter among them, no English function word."""
+    whole = keys_of(word).whole
+    return len(whole) > 1 and any(map(str.isalpha, whole)) and word not in ENGLISH_STOP_WORDS
+
+
+def query_text(words: Iterable[Word]) -> str:
+    """Return words in their order as a query; those that overlap become one, others are separated by a space."""
+    text, behind = "", -1
+    for word in words:
+        overlap = max(0, behind - word.start)
+        text += word.text[overlap:] if overlap else f" {word.text}" if text else word.text
+        behind = word.end
+    return text
+
+
+class Withheld:
+    """Words that no query may have: those of some names, such as the values of an attribute.
+
+    Args:
+        names: texts; each of their words is withheld, and in unspaced scripts each run of characters as a whole.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        texts = {normalise_query(name) for name in names}
+        self._runs = sorted({run for text in texts for run in _UNSPACED_RUN.findall(text)}, key=len, reverse=True)
+        spaced = {word.text for text in texts for word in words_of(text) if not _UNSPACED_RUN.match(word.text)}
+        self._keys = {key for word in spaced for key in keys_of(word).all() if len(key) > 1}
+        self._long = tuple(sorted(key for key in self._keys if len(key) >= COMPOUND))
+
+    def allowed(self, title: str) -> list[Word]:
+        """Return the words of a title that may be in a query: content words that are not withheld."""
+        text = normalise_query(title)
+        for run in self._runs:
+            text = text.replace(run, " " * len(run))
+        # Blanks are kept until here, so that two words beside a blanked one do not become neighbours that overlap.
+        return [word for word in _positioned(text) if is_content(word.text) and not self.has(word.text)]
+
+    def has(self, word: str) -> bool:
+        """Return whether a normalised word is withheld: itself, a part of it, or a compound that begins or ends so."""
+        keys = keys_of(word).all()
+        return not self._keys.isdisjoint(keys) or any(
+            key.startswith(self._long) or key.endswith(self._long) for key in keys
+        )
+
+
+def _positioned(text: str) -> list[Word]:
+    """`words_of` a normalised text that may have several blanks; positions are those in it."""
+    return [
+        Word(word.text, chunk.start() + word.start, chunk.start() + word.end)
+        for chunk in re.finditer(r"\S+", text)
+        for word in words_of(chunk.group())
+    ]
+
+
+def _singular(word: str) -> str:
+    if word in _PLURALS:
+        return _PLURALS[word]
+    if word.endswith(("sses", "ches", "shes", "xes")):
+        return word[:-2]
+    if len(word) > 2 and word.endswith("s") and not word.endswith("ss"):
+        return word[:-1]
+    return word

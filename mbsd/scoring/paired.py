@@ -1,0 +1,92 @@
+"""How sure the difference of two models' ROC-AUC is, on the same test rows: a paired bootstrap over the items."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mbsd.scoring.intervals import LEVEL, UNDEFINED
+
+Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference of ROC-AUCs.
+
+    Attributes:
+        mean: over the pairs, of all rows.
+        of_pairs: each pair's.
+        interval: the 2.5 % and 97.5 % quantiles of the mean over resampled items; None where too many resamples have
+            one label only.
+    """
+
+    mean: float
+    of_pairs: tuple[float, ...]
+    interval: tuple[float, float] | None
+
+
+class RankedScores:
+    """Scores of n rows, sorted once, whose ROC-AUC is then a sum for any weights of the rows.
+
+    Args:
+        scores: [n]; equal ones count as half right.
+        labels: 0 or 1, int64 [n].
+    """
+
+    def __init__(self, scores: NDArray[Any], labels: Int64) -> None:
+        distinct, self._place = np.unique(scores, return_inverse=True)
+        self._labels, self._num_distinct = labels.astype(np.float64), len(distinct)
+
+    def roc_auc(self, weights: Float64) -> float:
+        """Return the ROC-AUC of rows that count `weights` [n] times each; NaN where one label has no weight."""
+        positive = np.bincount(self._place, weights * self._labels, self._num_distinct)
+        negative = np.bincount(self._place, weights * (1 - self._labels), self._num_distinct)
+        pairs = positive.sum() * negative.sum()
+        if pairs == 0:
+            return float("nan")
+        return float((positive * (np.cumsum(negative) - negative / 2)).sum() / pairs)
+
+
+def resampled_auc(
+    scores: Sequence[NDArray[Any]], labels: Int64, items: Int64, resamples: int, seed: int = 0
+) -> Float64:
+    """Return the ROC-AUC of each model on all rows and on resampled items, [models, 1 + resamples].
+
+    Column 0 is of all rows. An item is drawn with all of its rows, since they share its title and picture; every model
+    is given the same draws.
+
+    Args:
+        scores: of each model, [n] each.
+        labels: 0 or 1, int64 [n].
+        items: of each row, int64 [n].
+        resamples: number of draws.
+        seed: of the draws.
+    """
+    ranked = [RankedScores(of_model, labels) for of_model in scores]
+    _, place = np.unique(items, return_inverse=True)
+    num_items = int(place.max()) + 1
+    rng = np.random.default_rng(seed)
+    found = np.empty((len(ranked), 1 + resamples))
+    for draw in range(1 + resamples):
+        counts = np.bincount(rng.integers(num_items, size=num_items), minlength=num_items) if draw else None
+        weights = np.ones(len(labels)) if counts is None else counts[place].astype(np.float64)
+        found[:, draw] = [model.roc_auc(weights) for model in ranked]
+    return found
+
+
+def difference(one: Float64, other: Float64) -> Difference:
+    """Return how much `one` is above `other`, of `resampled_auc` [pairs, 1 + resamples] each, pair by pair."""
+    less = one - other
+    means = less.mean(0)
+    drawn = means[1:]
+    interval = None
+    if len(drawn) and np.isnan(drawn).mean() <= UNDEFINED:
+        low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        interval = (float(low), float(high))
+    return Difference(float(means[0]), tuple(less[:, 0].tolist()), interval)

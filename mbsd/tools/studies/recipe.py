@@ -1,0 +1,166 @@
+"""The recipe of a small model by the size of its data, the machine and the minutes: the one place of its numbers.
+
+`recipe` says with which settings a run trains; how many steps it gets is `trial.plan`'s arithmetic, from the shares
+here and speeds that are measured. What each number is good for is told in docs/recipes.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["stage1", "classification", "attributes"]
+Precision = Literal["fp32", "bf16"]
+
+# Of the time that a chain of runs (stage 1, then one fine-tuning a task) may train, by the kind of run. Without stage 1
+# the others share its part. 0: the run is left out.
+SHARES: dict[Kind, float] = {"stage1": 0.3, "classification": 0.4, "attributes": 0.3}
+# Passes over the training rows after which more would only be learnt by heart: a small shop ends before its budget.
+MOST_EPOCHS: dict[Kind, float] = {"stage1": 60, "classification": 40, "attributes": 20}
+# Of the budget: starts that take longer than measured, and the tables at the end.
+RESERVE = 0.05
+# A run with a share s of the labels gets s ** this of the steps: fewer labels are learnt in fewer steps.
+LABELS_POWER = 0.5
+
+# Core-minutes of the budget from which on a model is this large: layers, width, heads, intermediate size.
+SIZES: tuple[tuple[float, tuple[int, int, int, int]], ...] = (
+    (0, (2, 128, 4, 384)),
+    (30, (4, 128, 4, 384)),
+    (1200, (6, 256, 8, 768)),
+)
+PATCHES: dict[str, Any] = {"model.patchify_strides": [2, 2, 2, 2], "model.patchify_channels": [32, 64, 128]}
+START: dict[str, Any] = {"model.initializer_range": 0.08, "model.position_range": 0.1}
+DATA: dict[str, Any] = {
+    "data.image_size": 64, "data.crop_scale": [0.8, 1.0], "data.flip_probability": 0.5, "data.num_workers": 1,
+}  # fmt: skip
+# YAML that a kind of run starts from, by its name in launchers/configs; and the JSON of DeepSpeed of all, by its name
+# in ds_configs behind cpu_ or cpu_bf16_.
+CONFIGS: dict[Kind, str] = {
+    "stage1": "small_stage1", "classification": "small_classification", "attributes": "small_attributes",
+}  # fmt: skip
+DEEPSPEED = "finetune"
+LEARNING_RATE: dict[Kind, float] = {"stage1": 7e-4, "classification": 7e-4, "attributes": 7e-4}
+WEIGHT_DECAY = 0.05
+
+
+@dataclass(frozen=True)
+class CatalogFacts:
+    """What a recipe needs to know of a shop.
+
+    Attributes:
+        items: of the catalogue.
+        categories: that the table of categories tells apart.
+        rows: training rows of each kind of run: items, items with a category, tags.
+        test_rows: rows that each is scored on.
+    """
+
+    items: int
+    categories: int
+    rows: Mapping[str, int]
+    test_rows: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the runs may use.
+
+    Attributes:
+        cores: in all.
+        ranks: processes of one run, of one thread each where as many runs work beside each other as there are cores.
+        precision: the quicker one here, as measured.
+    """
+
+    cores: int
+    ranks: int
+    precision: Precision
+
+
+@dataclass(frozen=True)
+class RunRecipe:
+    """How a kind of run trains.
+
+    Attributes:
+        config, deepspeed: names of the files that it starts from, in launchers/configs and ds_configs.
+        batch_size, learning_rate: of all ranks together.
+        model: dotted settings of the network, for a run that draws its weights.
+        settings: the other dotted settings.
+        optimizer: parameters of the optimizer besides.
+        zero_stage: 0 where a few ranks hold everything: of a small model an update is most of a step otherwise.
+        share: of a chain's training time.
+        most_epochs: see MOST_EPOCHS.
+    """
+
+    config: str
+    deepspeed: str
+    batch_size: int
+    learning_rate: float
+    model: dict[str, Any]
+    settings: dict[str, Any]
+    optimizer: dict[str, Any]
+    zero_stage: int
+    share: float
+    most_epochs: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How all kinds of runs train; one without a share is not run."""
+
+    runs: dict[Kind, RunRecipe] = field(default_factory=dict)
+
+    @property
+    def size(self) -> str:
+        """The network in words."""
+        model = next(iter(self.runs.values())).model
+        if "model.backbone" in model:
+            return f"the sizes of {model['model.backbone']}"
+        return f"{model['model.num_hidden_layers']} layers of {model['model.hidden_size']}"
+
+
+def recipe(facts: CatalogFacts, machine: Machine, minutes: float) -> Recipe:
+    """The recipe for a shop on a machine, within so many minutes; a pure function."""
+    sizes = next(sizes for least, sizes in reversed(SIZES) if minutes * machine.cores >= least)
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+    model = {f"model.{name}": value for name, value in zip(names, sizes, strict=True)}
+    model |= {"model.vocab_size": _words(facts.items), **PATCHES, **START}
+    prefix = "cpu_bf16" if machine.precision == "bf16" else "cpu"
+    batch = -(-_batch(facts) // machine.ranks) * machine.ranks
+    return Recipe(
+        {
+            kind: RunRecipe(
+                config=config,
+                deepspeed=f"{prefix}_{DEEPSPEED}",
+                batch_size=batch,
+                learning_rate=LEARNING_RATE[kind],
+                model=model,
+                settings={"model.dropout": 0.0, **DATA, **_of_task(kind)},
+                optimizer={"weight_decay": WEIGHT_DECAY},
+                zero_stage=0,
+                share=SHARES[kind],
+                most_epochs=MOST_EPOCHS[kind],
+            )
+            for kind, config in CONFIGS.items()
+            if SHARES[kind] > 0
+        }
+    )
+
+
+def with_text_model(chosen: Recipe, folder: str) -> Recipe:
+    """The recipe with a published BERT as the text side: it brings its sizes and its words."""
+    kept = {"model.backbone": folder, **PATCHES}
+    return Recipe({kind: RunRecipe(**{**vars(run), "model": kept}) for kind, run in chosen.runs.items()})
+
+
+def _words(items: int) -> int:
+    """Of the vocabulary: titles of a few hundred items have no more, and rare words learn nothing."""
+    return 2000 if items < 2000 else 4000 if items < 50_000 else 8000
+
+
+def _batch(facts: CatalogFacts) -> int:
+    """Updates count: of 18,000 items batches of 32 learned more than larger ones in the same time."""
+    return 16 if facts.items < 2000 else 32
+
+
+def _of_task(kind: Kind) -> dict[str, Any]:
+    return {} if kind == "stage1" else {"task.views": ["full", "text", "image"]}

@@ -1,0 +1,101 @@
+"""How fast the runs of a trial are here: the first steps of the real ones, with as many beside each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import median
+
+from mbsd.config.run_files import DONE
+from mbsd.tools.studies.commands import Command
+from mbsd.tools.studies.recipe import Kind, Machine, Precision, Recipe, RunRecipe
+from mbsd.tools.studies.spent import Spent
+from mbsd.tools.studies.trial.commands import launcher_of, read_words, run_words, scoring_words, start_words
+from mbsd.tools.studies.trial.plan import Speeds
+from mbsd.tools.studies.trial.settings import Run
+
+STEPS = 40
+LOG_EVERY = 8  # the first part warms up and is not counted
+SCORED = 2048  # rows at most
+CPU_FLAGS = ("avx512_bf16", "amx_bf16")
+QUICKER = 1.05  # bf16 is taken where it is so much quicker: float32 has the more exact numbers
+COMPARED: Kind = "classification"
+
+
+def has_bf16(cpu_info: str) -> bool:
+    """Whether /proc/cpuinfo names instructions that multiply bf16."""
+    words = set(cpu_info.split())
+    return any(flag in words for flag in CPU_FLAGS)
+
+
+def precisions(cpu_info: Path = Path("/proc/cpuinfo")) -> tuple[Precision, ...]:
+    """The precisions that are worth a measurement on this machine."""
+    there = cpu_info.exists() and has_bf16(cpu_info.read_text(encoding="utf-8"))
+    return ("fp32", "bf16") if there else ("fp32",)
+
+
+def folder_of(out: Path, kind: Kind, precision: Precision) -> Path:
+    """Run folder of a measurement."""
+    return out / "measured" / f"{kind}_{precision}"
+
+
+def measuring(out: Path, recipes: Mapping[Precision, Recipe], settings: Mapping[str, Path]) -> Iterator[Command]:
+    """A short run of each kind, of COMPARED in each precision, and a scoring.
+
+    Args:
+        settings: name of a DeepSpeed JSON -> the file.
+    """
+    for kind in sorted(recipes["fp32"].runs, key=lambda kind: kind != COMPARED):  # its precisions beside each other
+        for precision, recipe in recipes.items():
+            if precision == "fp32" or kind == COMPARED:
+                yield _run(out, kind, precision, recipe.runs[kind], settings[f"{kind}_{precision}"])
+    run = Run("plain", COMPARED, 0)
+    model = folder_of(out, COMPARED, "fp32")
+    scores = out / "measured/scores.json"
+    words = ("--model", model, "--out", scores, *read_words(run, out), *scoring_words(), "--bootstrap", 0,
+             "--max_samples", SCORED)  # fmt: skip
+    yield Command("measure_scores", scores, words, "evaluate", after=(f"measure_{COMPARED}_fp32",))
+
+
+def _run(out: Path, kind: Kind, precision: Precision, run: RunRecipe, settings: Path) -> Command:
+    folder = folder_of(out, kind, precision)
+    words = (*run_words(run, settings, STEPS), "--run.dir", folder, "--run.log_every", LOG_EVERY,
+             "--run.validate_every", 0, "--run.validate_samples", 64,
+             *read_words(Run("plain", kind, 0), out), *start_words(run, None))  # fmt: skip
+    return Command(f"measure_{kind}_{precision}", folder / DONE, words, launcher_of(kind), after=())
+
+
+def seconds_of_step(run: Path, batch_size: int) -> float:
+    """The median over what a measurement logged, its first part left out."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rates: list[float] = [line["samples_per_s"] for line in lines if "samples_per_s" in line]
+    return batch_size / median(rates[1:])
+
+
+def quicker(out: Path, recipes: Mapping[Precision, Recipe]) -> tuple[Precision, dict[str, float]]:
+    """The precision to train in, and what a step takes in each."""
+    steps = {
+        precision: seconds_of_step(folder_of(out, COMPARED, precision), recipe.runs[COMPARED].batch_size)
+        for precision, recipe in recipes.items()
+    }
+    better = "bf16" in steps and steps["fp32"] > QUICKER * steps["bf16"]
+    return ("bf16" if better else "fp32"), {str(name): seconds for name, seconds in steps.items()}
+
+
+def speeds(out: Path, recipes: Mapping[Precision, Recipe], machine: Machine, scored: int) -> Speeds:
+    """Seconds of a start, of a step of each kind, and of scoring a row.
+
+    In bf16 all kinds are taken to be quicker by as much as COMPARED.
+
+    Args:
+        scored: rows of `measure_scores`.
+    """
+    _, compared = quicker(out, recipes)
+    ratio = compared[machine.precision] / compared["fp32"]
+    plain = recipes["fp32"].runs
+    full = {kind: seconds_of_step(folder_of(out, kind, "fp32"), run.batch_size) for kind, run in plain.items()}
+    spent = Spent(out / "settings/spent.json")
+    start = max(0.0, min(spent.of(f"measure_{kind}_fp32") - STEPS * full[kind] for kind in plain))
+    row = max(0.0, spent.of("measure_scores") - start) / scored
+    return Speeds(start, {str(kind): seconds * ratio for kind, seconds in full.items()}, row)

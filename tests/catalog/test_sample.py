@@ -1,0 +1,89 @@
+"""A share of a table's training labels: of each class in proportion, smaller shares inside larger ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mbsd.catalog.negatives import NegativeOptions
+from mbsd.catalog.reader import Catalog
+from mbsd.catalog.sample import sample_table
+from mbsd.catalog.tables import DeriveOptions, Table, derive_table
+from mbsd.errors import UserError
+from tests.conftest import Shop
+from tests.ranks import command
+
+SHARES = (0.05, 0.1, 0.3, 1.0)
+
+
+def rows_of(table: Table, split: str) -> list[tuple[Any, ...]]:
+    names = table.column_names
+    return [tuple(table.row(row, tuple(names)).values()) for row in table.rows(split).tolist()]
+
+
+@pytest.fixture(scope="module")
+def catalog(shop: Shop) -> Catalog:
+    return Catalog(shop.catalog)
+
+
+@pytest.mark.parametrize("kind", ["categories", "attributes"])
+def test_nested_stratified_and_the_other_splits_whole(kind: Any, catalog: Catalog, tmp_path: Path) -> None:
+    derive_table(kind, catalog, tmp_path / "whole.parquet", DeriveOptions(negatives=NegativeOptions(2)))
+    whole = Table(tmp_path / "whole.parquet", catalog)
+    column = whole.column_names.index("text" if kind == "attributes" else "category")
+    label = whole.column_names.index("label")
+
+    def classes(table: Table) -> Counter[str]:
+        rows = rows_of(table, "train")
+        return Counter(row[column] for row in rows if kind == "categories" or row[label] == 1)
+
+    before: set[tuple[Any, ...]] = set()
+    for share in SHARES:
+        kept = sample_table(whole, catalog, share, tmp_path / "some.parquet")
+        some = Table(tmp_path / "some.parquet", catalog)
+        rows = rows_of(some, "train")
+        assert kept == len(rows) and before <= set(rows) <= set(rows_of(whole, "train"))
+        assert classes(some) == {name: ceil(share * n - 1e-9) for name, n in classes(whole).items()}
+        for split in ("validation", "test"):
+            assert rows_of(some, split) == rows_of(whole, split)
+        assert (some.class_names, some.split_by) == (whole.class_names, whole.split_by)
+        before = set(rows)
+    assert rows_of(some, "train") == rows_of(whole, "train")
+
+
+def test_wrong_tags_stay_beside_the_right_one(catalog: Catalog, tmp_path: Path) -> None:
+    derive_table("attributes", catalog, tmp_path / "whole.parquet", DeriveOptions(negatives=NegativeOptions(2)))
+    whole = Table(tmp_path / "whole.parquet", catalog)
+    sample_table(whole, catalog, 0.2, tmp_path / "some.parquet")
+    some = Table(tmp_path / "some.parquet", catalog)
+
+    def tags(table: Table) -> Counter[tuple[Any, Any]]:
+        rows = [table.row(row, ("item", "attribute")) for row in table.rows("train").tolist()]
+        return Counter((row["item"], row["attribute"]) for row in rows)
+
+    assert tags(some).items() <= tags(whole).items(), "all tags of an item's attribute, or none"
+
+
+def test_another_seed_draws_others_and_the_same_one_the_same(catalog: Catalog, tmp_path: Path) -> None:
+    derive_table("categories", catalog, tmp_path / "whole.parquet")
+    whole = Table(tmp_path / "whole.parquet", catalog)
+    drawn = []
+    for seed in (0, 0, 1):
+        sample_table(whole, catalog, 0.3, tmp_path / "some.parquet", seed)
+        drawn.append(rows_of(Table(tmp_path / "some.parquet", catalog), "train"))
+    assert drawn[0] == drawn[1] != drawn[2]
+    with pytest.raises(UserError, match="share is 0; expected"):
+        sample_table(whole, catalog, 0, tmp_path / "none.parquet")
+
+
+def test_the_command(shop: Shop, catalog: Catalog, tmp_path: Path) -> None:
+    some = tmp_path / "some.parquet"
+    words = ["--catalog", shop.catalog, "--table", shop.tags, "--share", 0.25, "--out", some]
+    done = command("tables", "sample", *words)
+    assert done.returncode == 0, done.stderr
+    kept = len(Table(some, catalog).rows("train"))
+    assert f"{kept} of {len(Table(shop.tags, catalog).rows('train'))} training rows" in done.stdout

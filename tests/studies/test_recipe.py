@@ -1,0 +1,150 @@
+"""The recipe's rules, and minutes that become steps, by arithmetic alone."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from mbsd.config.parse import parse
+from mbsd.config.run import FinetuneConfig, PretrainConfig
+from mbsd.errors import UserError
+from mbsd.tools.studies import recipe as rules
+from mbsd.tools.studies.commands import ROOT
+from mbsd.tools.studies.recipe import CatalogFacts, Machine, recipe, with_text_model
+from mbsd.tools.studies.trial.commands import options, start_words
+from mbsd.tools.studies.trial.measure import has_bf16
+from mbsd.tools.studies.trial.plan import Speeds, Work, lengths_within, makespan, works
+from mbsd.tools.studies.trial.settings import Run, Trial, runs_of
+
+TEST = {"stage1": 1800, "classification": 1800, "attributes": 18_000}
+POOL = CatalogFacts(18_000, 65, {"stage1": 14_400, "classification": 14_000, "attributes": 140_000}, TEST)
+SPEEDS = Speeds(start=15.0, step={"stage1": 0.1, "classification": 0.12, "attributes": 0.14}, row=0.002)
+TWO = Machine(2, 1, "fp32")
+BOTH = ("pretrained", "scratch")
+
+
+def trial(**more: object) -> Trial:
+    return replace(Trial("items.jsonl", "images"), **more)  # type: ignore[arg-type]
+
+
+def test_a_larger_budget_is_never_a_smaller_model() -> None:
+    layers = [recipe(POOL, TWO, minutes).runs["attributes"].model for minutes in (5, 60, 600, 6000)]
+    sizes = [model["model.num_hidden_layers"] * model["model.hidden_size"] for model in layers]
+    assert sizes == sorted(sizes) and sizes[0] < sizes[-1]
+
+
+def test_the_batch_is_whole_on_any_number_of_ranks() -> None:
+    for ranks in (1, 2, 3, 5):
+        for run in recipe(POOL, Machine(8, ranks, "fp32"), 60).runs.values():
+            assert run.batch_size % ranks == 0 and run.batch_size < 32 + ranks
+
+
+def test_precision_chooses_the_file_of_deepspeed_alone() -> None:
+    plain, half = (recipe(POOL, Machine(2, 1, precision), 60) for precision in ("fp32", "bf16"))  # type: ignore[arg-type]
+    for kind, run in plain.runs.items():
+        other = half.runs[kind]
+        assert other.deepspeed == run.deepspeed.replace("cpu_", "cpu_bf16_")
+        assert replace(other, deepspeed=run.deepspeed) == run
+        assert (ROOT / f"ds_configs/{run.deepspeed}.json").exists()
+        assert (ROOT / f"ds_configs/{other.deepspeed}.json").exists()
+
+
+@pytest.mark.parametrize("items", [500, 18_000, 1_000_000])
+@pytest.mark.parametrize("minutes", [1, 60, 3000])
+def test_every_recipe_is_one_that_the_launchers_take(items: int, minutes: float) -> None:
+    for kind, run in recipe(replace(POOL, items=items), TWO, minutes).runs.items():
+        config = PretrainConfig if kind == "stage1" else FinetuneConfig
+        words = ["--config", ROOT / f"launchers/configs/{run.config}.yaml", "--deepspeed_config",
+                 ROOT / "ds_configs/cpu_finetune.json", *options(run.settings), *start_words(run, None)]  # fmt: skip
+        settings, _ = parse(config, list(map(str, words)))  # type: ignore[type-var]
+        assert settings.run.init_from is None and settings.model.dropout == 0
+        assert settings.model.hidden_size == run.model["model.hidden_size"]
+        assert tuple(settings.model.patchify_strides) == (2, 2, 2, 2) and settings.data.crop_scale == (0.8, 1.0)
+
+
+def test_a_text_model_brings_its_sizes() -> None:
+    for run in with_text_model(recipe(POOL, TWO, 60), "models/bert").runs.values():
+        assert run.model["model.backbone"] == "models/bert"
+        assert not {"model.hidden_size", "model.vocab_size", "model.num_hidden_layers"} & run.model.keys()
+
+
+def test_bf16_is_told_by_the_cpus_flags() -> None:
+    assert has_bf16("flags\t: fpu avx512f avx512_bf16 sha_ni\n") and has_bf16("flags\t: amx_bf16 fpu\n")
+    assert not has_bf16("flags\t: fpu avx512f avx2\nmodel name: no avx512_bf16x\n")
+
+
+def test_makespan() -> None:
+    alone = [Work("a", 3, ()), Work("b", 2, ()), Work("c", 1, ())]
+    assert makespan(alone, 1) == 6 and makespan(alone, 2) == 3 and makespan(alone, 9) == 3
+    chain = [Work("a", 3, ()), Work("b", 2, ("a",)), Work("c", 4, ())]
+    assert makespan(chain, 1) == 9 and makespan(chain, 2) == 5
+    assert makespan([], 2) == 0
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 4])
+@pytest.mark.parametrize("starts", [("pretrained",), BOTH])
+def test_the_steps_fill_the_budget_and_not_more(jobs: int, starts: tuple[str, ...]) -> None:
+    asked, chosen = trial(starts=starts), recipe(POOL, TWO, 60)
+    before = None
+    for minutes in (30, 60, 120):
+        lengths, seconds = lengths_within(asked, POOL, chosen, SPEEDS, 60 * minutes, jobs)
+        assert seconds <= 60 * minutes * (1 - rules.RESERVE)
+        if minutes == 30 and jobs < 4:
+            assert seconds > 0.9 * 60 * minutes, "nothing is at its most epochs"
+        assert seconds == makespan(works(asked, POOL, SPEEDS, lengths), jobs)
+        assert before is None or all(lengths.steps[kind] >= before.steps[kind] for kind in lengths.steps)
+        before = lengths
+
+
+def test_time_is_shared_as_the_table_says() -> None:
+    lengths, _ = lengths_within(trial(), POOL, recipe(POOL, TWO, 60), SPEEDS, 1800, 2)
+    spent = {kind: lengths.steps[kind] * SPEEDS.step[kind] for kind in lengths.steps}
+    for one, other in itertools.combinations(spent, 2):
+        expected = rules.SHARES[one] / rules.SHARES[other]  # type: ignore[index]
+        assert spent[one] / spent[other] == pytest.approx(expected, rel=0.01)
+
+
+def test_a_small_shop_ends_before_its_budget() -> None:
+    facts = CatalogFacts(800, 9, {kind: 600 for kind in TEST}, {kind: 100 for kind in TEST})
+    chosen = recipe(facts, TWO, 600)
+    lengths, seconds = lengths_within(trial(), facts, chosen, SPEEDS, 36_000, 2)
+    for kind, run in chosen.runs.items():
+        assert lengths.steps[kind] == int(run.most_epochs * 600 / run.batch_size)
+    assert seconds < 18_000
+
+
+def test_a_budget_that_is_too_small_is_told() -> None:
+    lengths, seconds = lengths_within(trial(), POOL, recipe(POOL, TWO, 1), SPEEDS, 30, 2)
+    assert set(lengths.steps.values()) == {20} and seconds > 30
+
+
+def test_from_scratch_trains_for_as_long_in_all() -> None:
+    asked = trial(starts=BOTH, equal_time=True, label_shares=(1.0, 0.1), seeds=(0, 1))
+    lengths, _ = lengths_within(asked, POOL, recipe(POOL, TWO, 60), SPEEDS, 7200, 2)
+    runs = list(runs_of(asked))
+    assert len({run.name for run in runs}) == len(runs) == 2 * (2 + 2 * 2 * 2 * 2)
+
+    def seconds(run: Run) -> float:
+        before = run.before
+        own = lengths.of(run) * SPEEDS.step[run.kind]
+        return own + (seconds(before) if before is not None else 0.0)
+
+    for run in runs:
+        if run.start == "pretrained":
+            assert seconds(replace(run, start="scratch")) == pytest.approx(seconds(run), abs=SPEEDS.step[run.kind])
+    some = replace(runs[-1], share=0.1, start="pretrained")
+    assert 0 < lengths.of(some) < lengths.of(replace(some, share=1.0))
+
+
+def test_steps_that_are_named_win_over_the_budget() -> None:
+    asked = trial(pretrain_steps=7, finetune_steps=40)
+    lengths, _ = lengths_within(asked, POOL, recipe(POOL, TWO, 60), SPEEDS, 3600, 2)
+    assert lengths.steps == {"stage1": 7, "classification": 40, "attributes": 40}
+
+
+@pytest.mark.parametrize("wrong", [{"label_shares": (0.1, 0.1)}, {"label_shares": (1.5,)}, {"minutes": 0}])
+def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(UserError, match="expected"):
+        trial(**wrong).check()
