@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from mbsd.config.data import DataConfig
 from mbsd.config.model import ModelConfig
 from mbsd.config.run import BaseConfig, PretrainConfig, RunConfig
+from mbsd.config.stages import MaskingConfig
 from mbsd.tools.plan.gpus import find_gpu
 from mbsd.tools.plan.memory import engine_memory
 from mbsd.tools.plan.shapes import Lengths, Shapes, stage_of
@@ -25,20 +26,24 @@ V100 = find_gpu("v100-32g")
 MICRO_BATCH, BUCKET = 4, 200_000
 # Ranks -> (ZeRO stage, precision, micro-steps, stage of pre-training, activation checkpointing).
 ENGINES = {
-    1: [(2, "fp32", 2, "masked", False), (0, "bf16", 1, "matching", False), (2, "fp32", 1, "matching", True)],
+    1: [(2, "fp32", 2, "masked", False), (0, "bf16", 1, "matching", False), (2, "fp32", 1, "matching", True),
+        (2, "bf16", 1, "masked hog", False)],
     2: [(2, "bf16", 1, "matching", False), (1, "fp32", 2, "masked", True), (0, "fp32", 1, "masked", False)],
     4: [(2, "fp32", 2, "matching", False), (2, "bf16", 1, "masked", False)],
-}
+}  # fmt: skip
 
 
 def small(stage: str, checkpointing: bool) -> BaseConfig:
-    """Wide enough that tensors, not their number, decide."""
+    """Wide enough that tensors, not their number, decide. "masked hog": of gradients instead of pixels."""
+    stage, _, target = stage.partition(" ")
     model = ModelConfig(
         vocab_size=2000, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512,
         patchify_channels=(32, 64, 64), activation_checkpointing=checkpointing,
     )  # fmt: skip
     data = DataConfig("nowhere", table="nowhere" if stage == "matching" else None, image_size=64)
-    return PretrainConfig(RunConfig("nowhere", max_steps=3), data, model, stage=stage)  # type: ignore[arg-type]
+    masking = MaskingConfig(mpm_target="hog") if target else None
+    run = RunConfig("nowhere", max_steps=3)
+    return PretrainConfig(run, data, model, stage=stage, masking=masking)  # type: ignore[arg-type]
 
 
 def live() -> int:
