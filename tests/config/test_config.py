@@ -49,6 +49,8 @@ STUDIES = {
     "small_ablation": AblationConfig,
     "missing": MissingStudyConfig,
     "small_missing": MissingStudyConfig,
+    "photos_ablation": AblationConfig,
+    "photos_missing": MissingStudyConfig,
 }
 
 

@@ -117,8 +117,8 @@ def _differences(config: AblationConfig, cells: Sequence[Cell], scored: Sequence
     text = (
         f"ROC-AUC of row {first} less that of another, in percent, the mean over pairs of runs with the same seed, "
         "batch size and learning rate. The interval is a paired bootstrap over the test items "
-        f"({config.bootstrap} resamples, each item with all its rows): it tells how sure the difference of these models "
-        "is, not how another seed would train; for that see the pairs."
+        f"({config.bootstrap} resamples, each item with all its rows): it tells how sure the difference of these "
+        "models is, not how another seed would train; for that see the pairs."
     )
     return text, table
 
