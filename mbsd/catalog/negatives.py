@@ -199,10 +199,8 @@ def _drawn(
     With uniform draws a rare value would nearly always be a wrong one, and a model could guess labels from the tag.
     """
     in_category: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for fact in facts:
+    for fact in sorted(facts, key=lambda fact: fact.item_id):  # the draw does not depend on the items' order
         in_category[fact.category, fact.name].append(fact.text)
-    for texts in in_category.values():
-        texts.sort()  # the draw does not depend on the order of the items
     distinct = {key: sorted(set(texts)) for key, texts in in_category.items()}
     hopeless: set[tuple[str, str, frozenset[str]]] = set()  # no need to look through all values again
     for fact in facts:
