@@ -23,9 +23,10 @@ from mbsd.io.files import replacing
 
 TABLE_VERSION = 2
 ROW_GROUP = 1 << 17
-ITEM_SPLIT = '{"by": "item"}'
+BY_ITEM = {"by": "item"}
 
-# `split` of a pair, tag or category is its item's. That of an alignment row is its pair's (see `tables.build_table`).
+# `split` of a pair, tag or category is that of its item's group (see `groups`), and of an alignment row that of all
+# pairs that are linked with it (see `row_splits`), unless the rows' source has splits of its own.
 SCHEMAS: dict[Kind, Any] = {
     "pairs": pa.schema(
         [
@@ -65,11 +66,11 @@ REBUILD = {
 }
 
 
-def write_table(kind: Kind, table: Any, catalog: Catalog, out: Path) -> None:
+def write_table(kind: Kind, table: Any, catalog: Catalog, out: Path, *, split_by: Mapping[str, Any] = BY_ITEM) -> None:
     """Check a pyarrow Table of this kind against its schema and the catalogue, and write it to `out` (Parquet).
 
     An existing file is replaced at once. For `categories` the class names are the distinct (label, category), which
-    must number 0 … C - 1.
+    must number 0 … C - 1. `split_by` says how the rows were split (see `Table.split_by`).
 
     Raises:
         UserError: no rows, a missing column, or a label, split or item number out of range, naming the row.
@@ -83,11 +84,13 @@ def write_table(kind: Kind, table: Any, catalog: Catalog, out: Path) -> None:
     table = table.select(schema.names).cast(schema)
     class_names = _class_names(table, out) if kind == "categories" else []
     _check_values(kind, table, len(catalog), len(class_names), out)
-    with _replacing(out, kind, catalog, class_names, ITEM_SPLIT) as writer:
+    with _replacing(out, kind, catalog, class_names, split_by) as writer:
         writer.write_table(table)
 
 
-def write_batches(kind: Kind, batches: Iterable[Any], catalog: Catalog, out: Path, *, split_by: str) -> int:
+def write_batches(
+    kind: Kind, batches: Iterable[Any], catalog: Catalog, out: Path, *, split_by: Mapping[str, Any]
+) -> int:
     """Write a table from record batches, holding few of them at a time, as `write_table` does; return its rows.
 
     The bytes of the file depend on the rows alone, not on where batches begin.
@@ -97,7 +100,7 @@ def write_batches(kind: Kind, batches: Iterable[Any], catalog: Catalog, out: Pat
         batches: with at least the columns of the kind.
         catalog: the catalogue whose item numbers the batches hold.
         out: the table's file.
-        split_by: JSON: {"by": "item"}, or {"by": "time", …} with its bounds (see `Table.split_by`).
+        split_by: how the rows were split (see `Table.split_by`).
     """
     schema = SCHEMAS[kind]
     held, rows = schema.empty_table(), 0
@@ -114,7 +117,9 @@ def write_batches(kind: Kind, batches: Iterable[Any], catalog: Catalog, out: Pat
 
 
 @contextmanager
-def _replacing(out: Path, kind: Kind, catalog: Catalog, class_names: list[str], split_by: str) -> Iterator[Any]:
+def _replacing(
+    out: Path, kind: Kind, catalog: Catalog, class_names: list[str], split_by: Mapping[str, Any]
+) -> Iterator[Any]:
     """A Parquet writer of the table's file, which replaces an existing one when the block ends."""
     metadata = {
         "mbsd.kind": kind,
@@ -122,7 +127,7 @@ def _replacing(out: Path, kind: Kind, catalog: Catalog, class_names: list[str], 
         "mbsd.fingerprint": catalog.fingerprint,
         "mbsd.num_items": str(len(catalog)),
         "mbsd.class_names": json.dumps(class_names, ensure_ascii=False),
-        "mbsd.split": split_by,
+        "mbsd.split": json.dumps(split_by),
     }
     schema = SCHEMAS[kind].with_metadata({**metadata, CHECKSUM: _checksum(metadata)})
     # A checksum of each page: readers of ours compare it, so that a damaged table is never taken for another one.
@@ -141,8 +146,10 @@ class Table:
         fingerprint: that of the catalogue whose item numbers it holds.
         num_classes: C for categories, 2 for the other kinds.
         class_names: the C category names in the order of their labels; empty for the other kinds.
-        split_by: how the rows are split: {"by": "item"}, or {"by": "time", "validation_from": …, "test_from": …}
-            with microseconds since 1970.
+        split_by: how the rows are split. {"by": "item"}: by their item alone, as all older tables are. {"by": "group",
+            "keys": ["title", "picture"], "max_same": 100, …}: items with a key in common are in one split, and of
+            "given_rows" rows the split was the source's. {"by": "source"}: all were the source's. {"by": "time",
+            "validation_from": …, "test_from": …} with microseconds since 1970.
     """
 
     def __init__(self, path: Path | str, catalog: Catalog | None = None, kind: Kind | None = None):

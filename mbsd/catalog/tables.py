@@ -10,29 +10,51 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from mbsd.catalog.labels import Contradictions, Labels
-from mbsd.catalog.layout import SPLITS, split_of
+from mbsd.catalog.groups import GroupOptions, Groups, find_groups
+from mbsd.catalog.labels import Labels
+from mbsd.catalog.layout import SPLITS
 from mbsd.catalog.negatives import NegativeOptions, read_tags
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.row_count import RowCount
+from mbsd.catalog.row_splits import LabelOptions, split_rows
 from mbsd.catalog.sources import MADE_ID
 from mbsd.catalog.table_file import SCHEMAS, Table, write_table
 from mbsd.catalog.task_rows import TSV_COLUMNS_OF_KIND, Kind, TaskRow, read_task_rows
 from mbsd.errors import UserError
 
-__all__ = ["SCHEMAS", "Kind", "Table", "TableSummary", "build_table", "derive_table", "write_table"]
+__all__ = [
+    "SCHEMAS",
+    "DeriveOptions",
+    "Kind",
+    "LabelOptions",
+    "Table",
+    "TableSummary",
+    "build_table",
+    "derive_table",
+    "write_table",
+]
 
 
 @dataclass
 class TableSummary:
-    """What was written: rows by split and by label; and the account of the source's rows, or of the items' facts."""
+    """What was written.
+
+    Attributes:
+        rows: of the table.
+        splits: split -> rows.
+        labels: label -> rows.
+        count: the account of the source's rows, or of the items' facts.
+        split_notes: how the rows were split, a line each.
+    """
 
     rows: int = 0
     splits: Counter[str] = field(default_factory=Counter)
     labels: Counter[int] = field(default_factory=Counter)
     count: RowCount = field(default_factory=RowCount)
+    split_notes: list[str] = field(default_factory=list)
 
     def describe(self) -> str:
         """Return one line: rows by split, positives or number of classes, and what was left out."""
@@ -42,32 +64,57 @@ class TableSummary:
         return f"{self.rows} rows ({splits}), {labels}{left_out}"
 
 
+@dataclass(frozen=True)
+class DeriveOptions:
+    """How a table follows from the items' metadata.
+
+    Attributes:
+        seed: of the negatives' draw.
+        negatives: of attributes: which wrong tags there are.
+        min_items: of categories: those with fewer items are left out.
+        group: which items are in one split.
+
+    Raises:
+        UserError: a number is out of range.
+    """
+
+    seed: int = 0
+    negatives: NegativeOptions = field(default_factory=NegativeOptions)
+    min_items: int = 1
+    group: GroupOptions = field(default_factory=GroupOptions)
+
+    def __post_init__(self) -> None:
+        if self.min_items < 1:
+            raise UserError(f"min_items is {self.min_items}; expected 1 or more")
+
+
 def build_table(
-    kind: Kind, source: Path, catalog: Catalog, out: Path, contradictions: Contradictions = "stop"
+    kind: Kind, source: Path, catalog: Catalog, out: Path, options: LabelOptions | None = None
 ) -> TableSummary:
     """Write the table of a TSV, JSONL or Parquet `source` (columns: see `task_rows.TaskRows`).
 
     A row whose item is not in the catalogue is left out and counted, and so is one that repeats an earlier row's label.
-    The split is the source's own where it has one, else the item's. An alignment row takes the split of its pair, drawn
-    from the smaller of the two ids: an item can then occur in two splits beside different partners, but splitting by
-    item would lose a third of the pairs. A category's label is its position in the sorted list of those that occur.
+    The split is the source's own where it has one, else that of the item's group, or, of an alignment row, of all pairs
+    that are linked with it (see `row_splits`). A category's label is its position in the sorted list of those that
+    occur.
 
     Args:
         kind: of the table.
         source: a file, a folder or a pattern.
         catalog: whose items the rows name.
         out: the table's file.
-        contradictions: what to do with rows that say different things of the same text and item, pair or item: stop,
-            or drop all of them.
+        options: None = the defaults.
 
     Raises:
         UserError: the source cannot be read, contradicts itself, or not one of its items is in the catalogue.
     """
     if kind not in TSV_COLUMNS_OF_KIND:
         raise UserError(f"table kind {kind!r}; expected one of {', '.join(TSV_COLUMNS_OF_KIND)}")
+    options = options or LabelOptions()
+    options.check(kind)
     summary = TableSummary()
     given = read_task_rows(source, kind)
-    labels = Labels(kind, contradictions)
+    labels = Labels(kind, options.contradictions)
     number_of = cache(catalog.item_number)
     for row in given:
         unknown = next((item_id for item_id in row.item_ids if number_of(item_id) is None), None)
@@ -75,17 +122,26 @@ def build_table(
             labels.add(row, summary.count)
         else:
             summary.count.leave_out("item not in the catalogue", f"{row.place}: {unknown}")
-    rows = [_values(kind, row, [number_of(item_id) for item_id in row.item_ids], catalog) for row in labels.kept()]
+    summary.count.notes += given.notes()
+    kept = labels.kept()
+    items = np.array([[number_of(item_id) for item_id in row.item_ids] for row in kept], dtype=np.int64)
+    splits = split_rows(kept, items, catalog, options)
+    summary.split_notes += splits.notes
+    rows = []
+    for row, numbers, split in zip(kept, items.tolist(), splits.of, strict=True):
+        if split:
+            rows.append(_values(kind, row, numbers, split, catalog))
+        else:
+            summary.count.leave_out("negative pair between two splits", str(row.place))
     summary.count.used = len(rows)
     summary.count.reconcile(given.read, str(source))
-    summary.count.notes += given.notes()
     if not rows:
         raise UserError(_no_rows(source, catalog, given.is_tsv, summary.count))
     if kind == "categories":
         label_of = {name: label for label, name in enumerate(sorted({row["category"] for row in rows}))}
         for values in rows:
             values["label"] = label_of[values["category"]]
-    return _write(kind, rows, catalog, out, summary)
+    return _write(kind, rows, catalog, out, summary, splits.by)
 
 
 def _no_rows(source: Path, catalog: Catalog, is_tsv: bool, count: RowCount) -> str:
@@ -105,16 +161,10 @@ def _no_rows(source: Path, catalog: Catalog, is_tsv: bool, count: RowCount) -> s
     return f"{found}; build the catalogue from the same items"
 
 
-def derive_table(
-    kind: Kind,
-    catalog: Catalog,
-    out: Path,
-    *,
-    seed: int = 0,
-    negatives: NegativeOptions | None = None,
-    min_items: int = 1,
-) -> TableSummary:
-    """Write the table that follows from the items' own metadata; the same for the same (catalogue, seed).
+def derive_table(kind: Kind, catalog: Catalog, out: Path, options: DeriveOptions | None = None) -> TableSummary:
+    """Write the table that follows from the items' own metadata; the same for the same catalogue and options.
+
+    A row's split is that of its item's group (see `groups`).
 
     attributes: for each attribute of each item the tag "name:value" with label 1, and tags with other values of that
     attribute, label 0, that are surely wrong (see `negatives`). An attribute with a single value in the whole catalogue
@@ -125,31 +175,31 @@ def derive_table(
     Raises:
         UserError: another kind, or no item has what the table needs.
     """
+    options = options or DeriveOptions()
     summary = TableSummary()
+    if kind not in ("attributes", "categories"):
+        raise UserError(f"table kind {kind!r} cannot be derived from items; expected attributes or categories")
+    groups = find_groups(catalog, options.group)
     tags = None
     if kind == "attributes":
-        splits = catalog.table()["split"].to_pylist()
-        tags = read_tags(catalog, splits, negatives or NegativeOptions())
-        rows = tags.rows(seed, summary.count)
+        tags = read_tags(groups, options.group, options.negatives)
+        rows = tags.rows(options.seed, summary.count)
         summary.count.notes += tags.notes
         lacking = "two values of one attribute that cannot both be true"
-    elif kind == "categories":
-        if min_items < 1:
-            raise UserError(f"min_items is {min_items}; expected 1 or more")
-        rows = _category_rows(catalog, min_items, summary)
-        lacking = "a category" + (f" of at least {min_items} items" if min_items > 1 else "")
     else:
-        raise UserError(f"table kind {kind!r} cannot be derived from items; expected attributes or categories")
+        rows = _category_rows(groups, options.min_items, summary)
+        lacking = "a category" + (f" of at least {options.min_items} items" if options.min_items > 1 else "")
     if not rows:
         raise UserError(f"catalogue {catalog.path}: no items with {lacking}; build it from a source that has them")
-    _write(kind, rows, catalog, out, summary)
+    if options.group.by:
+        summary.split_notes.append(groups.describe())
+    _write(kind, rows, catalog, out, summary, options.group.described())
     if tags is not None:
         summary.count.notes.append(f"values that may both be true: {tags.write_ambiguity(out)}")
     return summary
 
 
-def _values(kind: Kind, row: TaskRow, numbers: list[int | None], catalog: Catalog) -> dict[str, Any]:
-    split = row.split or split_of(min(row.item_ids))
+def _values(kind: Kind, row: TaskRow, numbers: list[int], split: str, catalog: Catalog) -> dict[str, Any]:
     if kind == "alignment":
         return {"item_a": numbers[0], "item_b": numbers[1], "label": row.label, "split": split}
     if kind == "categories":
@@ -161,8 +211,8 @@ def _values(kind: Kind, row: TaskRow, numbers: list[int | None], catalog: Catalo
     return {**values, "attribute": name, "where": row.where or catalog.attribute_where.get(name, "unknown")}
 
 
-def _category_rows(catalog: Catalog, min_items: int, summary: TableSummary) -> list[dict[str, Any]]:
-    columns = catalog.table().select(["item_id", "category", "split"]).to_pydict()
+def _category_rows(groups: Groups, min_items: int, summary: TableSummary) -> list[dict[str, Any]]:
+    columns = groups.catalog.table().select(["item_id", "category"]).to_pydict() | {"split": groups.splits()}
     counts = Counter(columns["category"])
     kept = sorted(name for name, count in counts.items() if name and count >= min_items)
     label_of = {name: label for label, name in enumerate(kept)}
@@ -179,10 +229,15 @@ def _category_rows(catalog: Catalog, min_items: int, summary: TableSummary) -> l
 
 
 def _write(
-    kind: Kind, rows: Iterable[dict[str, Any]], catalog: Catalog, out: Path, summary: TableSummary
+    kind: Kind,
+    rows: Iterable[dict[str, Any]],
+    catalog: Catalog,
+    out: Path,
+    summary: TableSummary,
+    split_by: dict[str, Any],
 ) -> TableSummary:
     table = pa.Table.from_pylist(list(rows), schema=SCHEMAS[kind])
-    write_table(kind, table, catalog, out)
+    write_table(kind, table, catalog, out, split_by=split_by)
     summary.rows = table.num_rows
     summary.splits = Counter(table["split"].to_pylist())
     summary.labels = Counter(table["label"].to_pylist())

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mbsd.cli.options import CatalogDir, Out, Workers
+from mbsd.cli.options import CatalogDir, Group, GroupTitles, MaxSame, NearDistance, Out, Workers
 from mbsd.errors import UserError
 from mbsd.io.console import print_json
 
@@ -175,7 +175,7 @@ def catalog_keys(  # noqa: PLR0913 (options of a command line)
 
 
 @tables_app.command("build")
-def tables_build(
+def tables_build(  # noqa: PLR0913 (options of a command line)
     kind: Annotated[Literal["pairs", "attributes", "alignment", "categories"], typer.Argument()],
     source: Annotated[Path, typer.Argument(help="TSV, JSONL or Parquet with the labels: a file, folder or pattern.")],
     catalog: CatalogDir,
@@ -183,6 +183,17 @@ def tables_build(
     contradictions: Annotated[
         Literal["stop", "drop"], typer.Option(help="Labels that say different things of the same: stop, or drop both.")
     ] = "stop",
+    group: Group = "title,picture",
+    max_same: MaxSame = 100,
+    near_distance: NearDistance = 0,
+    group_titles: GroupTitles = None,
+    cut_negatives: Annotated[
+        bool,
+        typer.Option(
+            "--cut-negatives",
+            help="Of alignment: negative pairs link no items, and those between two splits are left out.",
+        ),
+    ] = False,
 ) -> None:
     """Write a task table from labels.
 
@@ -200,16 +211,20 @@ def tables_build(
     label; categories has title, image, category. A TSV names items by title and image: its catalogue is one whose ids
     are made of these, built from a TSV or from rows without item_id.
 
-    A split is train, validation or test. A row whose item is not in the catalogue, or that repeats an earlier one, is
-    left out and counted.
+    A split is train, validation or test; without one a row's is drawn, equal items (--group) together, and of alignment
+    all that pairs link. A row whose item is not in the catalogue, or that repeats an earlier one, is left out and
+    counted.
     """
+    from mbsd.catalog.groups import GroupOptions, group_kinds
     from mbsd.catalog.reader import Catalog
-    from mbsd.catalog.tables import build_table
+    from mbsd.catalog.tables import LabelOptions, build_table
 
-    summary = build_table(kind, source, Catalog(catalog), out, contradictions)
+    grouped = GroupOptions(group_kinds(group), max_same, near_distance, group_titles)
+    options = LabelOptions(contradictions, grouped, cut_negatives)
+    summary = build_table(kind, source, Catalog(catalog), out, options)
     print(f"{out}: {summary.describe()}")
     print(f"  {summary.count.read} rows read")
-    for note in summary.count.notes:
+    for note in [*summary.count.notes, *summary.split_notes]:
         print(f"  {note}")
 
 
@@ -229,26 +244,32 @@ def tables_derive(  # noqa: PLR0913 (options of a command line)
         typer.Option(help="value: each tag is as often right as wrong in each split, so that it alone tells nothing."),
     ] = "none",
     min_items: Annotated[int, typer.Option(help="Categories with fewer items are left out.")] = 1,
+    group: Group = "title,picture",
+    max_same: MaxSame = 100,
+    near_distance: NearDistance = 0,
+    group_titles: GroupTitles = None,
 ) -> None:
-    """Write a task table from the items' own metadata.
+    """Write a task table from the items' own metadata; equal items (--group) are in one split.
 
     Of attributes, a wrong tag is one that is surely wrong: it shares no value with the item's own, and none that may be
     true beside it. Which values may both be true is found in the catalogue, printed and written to
     OUT.ambiguous.yaml; --ambiguous takes an edited copy, which replaces the list of each attribute that it names.
     """
+    from mbsd.catalog.groups import GroupOptions, group_kinds
     from mbsd.catalog.negatives import NegativeOptions
     from mbsd.catalog.reader import Catalog
-    from mbsd.catalog.tables import Table, derive_table
+    from mbsd.catalog.tables import DeriveOptions, Table, derive_table
     from mbsd.scoring.prior import describe_prior
 
     if kind != "attributes" and (ambiguous is not None or balance != "none"):
         option = "--balance" if ambiguous is None else "--ambiguous"
         raise UserError(f"{option} is of attributes; {kind} have no wrong tags: leave it out")
+    grouped = GroupOptions(group_kinds(group), max_same, near_distance, group_titles)
     negatives = NegativeOptions(negatives_per_positive, ambiguous, balance)
     shop = Catalog(catalog)
-    summary = derive_table(kind, shop, out, seed=seed, negatives=negatives, min_items=min_items)
+    summary = derive_table(kind, shop, out, DeriveOptions(seed, negatives, min_items, grouped))
     print(f"{out}: {summary.describe()}")
-    for note in summary.count.notes:
+    for note in [*summary.count.notes, *summary.split_notes]:
         print(f"  {note}")
     if kind == "attributes":
         print(f"  {describe_prior(Table(out, shop))}")
@@ -278,6 +299,10 @@ def pairs_mine(  # noqa: PLR0913 (options of a command line)
     ] = "item",
     validation_from: Annotated[str, typer.Option(help="Of --split time: a date, or a share such as 0.8.")] = "",
     test_from: Annotated[str, typer.Option(help="Of --split time: a date, or a share such as 0.9.")] = "",
+    group: Group = "title,picture",
+    max_same: MaxSame = 100,
+    near_distance: NearDistance = 0,
+    group_titles: GroupTitles = None,
     tagger: Annotated[str, typer.Option(help="What finds terms: gazetteer, or transformers:PATH.")] = "gazetteer",
     lexicon: Annotated[Path | None, typer.Option(help="Terms of your own for the tagger.")] = None,
     engine: Annotated[Literal["duckdb", "spark"], typer.Option(help="Both give the same table.")] = "duckdb",
@@ -299,6 +324,7 @@ def pairs_mine(  # noqa: PLR0913 (options of a command line)
     A row that cannot be used is left out and counted by its reason, with the line of the first; these and the rows that
     were used are all rows of the log.
     """
+    from mbsd.catalog.groups import GroupOptions, group_kinds
     from mbsd.catalog.mining.mine import MiningSettings, mine_pairs
     from mbsd.catalog.mining.model_tagger import make_tagger
     from mbsd.catalog.mining.report import write_report
@@ -310,12 +336,13 @@ def pairs_mine(  # noqa: PLR0913 (options of a command line)
         rewrites_per_positive=rewrites_per_positive, max_pairs_per_item=max_pairs_per_item, master=master,
         validation_from=validation_from, test_from=test_from, engine=engine, memory_limit=memory_limit, spill=spill,
         threads=threads, max_record_lines=max_record_lines,
+        group=GroupOptions(group_kinds(group), max_same, near_distance, group_titles),
     )  # fmt: skip
     shop = Catalog(catalog)
     found = mine_pairs(log, shop, out, settings, make_tagger(tagger, shop, lexicon))
     page = write_report(found, out, report or out.with_name(out.stem + ".report"), shop)
     print(f"{out}: {found.describe()}; report: {page}")
-    for note in found.notes:
+    for note in [*found.notes, *([found.groups] if found.groups else [])]:
         print(f"  {note}")
 
 

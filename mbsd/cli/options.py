@@ -11,3 +11,17 @@ Out = Annotated[Path, typer.Option(help="Where the result goes.")]
 CatalogDir = Annotated[Path, typer.Option("--catalog", help="Folder written by `mbsd catalog build`.")]
 RunDir = Annotated[Path, typer.Argument(help="A run folder, or one that holds step-… folders.")]
 Workers = Annotated[int, typer.Option(help="Processes; 0 = one per core.")]
+Group = Annotated[
+    str,
+    typer.Option(
+        help="Items with an equal one of these are in one split: title, picture, near_picture, by commas; or none."
+    ),
+]
+MaxSame = Annotated[int, typer.Option(help="Of --group: what more items than this share is a placeholder.")]
+NearDistance = Annotated[int, typer.Option(help="Of --group near_picture: bits of 64 in which linked ones may differ.")]
+GroupTitles = Annotated[
+    Path | None,
+    typer.Option(
+        help="Of --group title: the items (JSONL, Parquet) with titles to compare, where the catalogue's are masked."
+    ),
+]

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mbsd.catalog.reader import Catalog
-from mbsd.catalog.tables import Kind, Table, build_table
+from mbsd.catalog.tables import Kind, LabelOptions, Table, build_table
 from mbsd.errors import UserError
 from tests.catalog.helpers import items_of, small_catalog, write_jsonl, write_lines
 
@@ -58,7 +58,7 @@ def test_contradictions(
     source, out = write_jsonl(tmp_path / "labels.jsonl", *records, records[0], OTHER[kind]), tmp_path / "t.parquet"
     with pytest.raises(UserError, match=f"labels.jsonl, {message}; keep one of them, or give --contradictions drop"):
         build_table(kind, source, catalog, out)
-    summary = build_table(kind, source, catalog, out, contradictions="drop")
+    summary = build_table(kind, source, catalog, out, LabelOptions(contradictions="drop"))
     assert summary.count.left_out == {"contradicting label": 3} and summary.rows == len(Table(out)) == 1
     assert summary.count.read == 4 and summary.count.first["contradicting label"].endswith("row 1, against row 2")
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mbsd.catalog.groups import GroupOptions
 from mbsd.catalog.mining.mine import MiningReport, MiningSettings, mine_pairs
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Item
@@ -235,7 +236,7 @@ def test_split_by_time(tmp_path: Path, shop: Any, bounds: tuple[str, str]) -> No
     assert report.same_category_short == 0 and {name: negatives.count(name) for name in wanted} == wanted
     by_item = {key: row[:4] for key, row in mine(tmp_path, catalog, tmp_path / "log.parquet")[1].items()}
     assert by_item == {key: row[:4] for key, row in rows.items()}
-    assert Table(tmp_path / "pairs.parquet", catalog).split_by == {"by": "item"}
+    assert Table(tmp_path / "pairs.parquet", catalog).split_by == GroupOptions().described()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from mbsd.catalog.groups import group_splits
 from mbsd.catalog.mining.mine import MiningReport, MiningSettings, mine_pairs
 from mbsd.catalog.reader import Catalog
 from mbsd.tools.bench.mining_log import write_log
@@ -55,6 +56,18 @@ def test_bad_rows_and_times(tmp_path: Path) -> None:
     log = parquet_of_bytes(tmp_path / "log.parquet", as_text=True)
     reports = _both(log, catalog, tmp_path, MiningSettings(**BY_TIME))
     check_bad_rows(reports["spark"], read_pairs(tmp_path / "spark.parquet", catalog))
+
+
+def test_items_of_a_group(tmp_path: Path) -> None:
+    """Both engines get the items' splits from us, so a group's rows are alike in both."""
+    items = [replace(item, title=f"title {n % 4}") for n, item in enumerate(items_of(12))]
+    catalog = small_catalog(tmp_path / "catalog", items)
+    log = parquet_of_bytes(tmp_path / "log.parquet", as_text=True)
+    reports = _both(log, catalog, tmp_path, MiningSettings())
+    assert reports["spark"].groups.startswith("12 of 12 items are in groups with an equal title or picture (4 groups")
+    rows, splits = read_pairs(tmp_path / "spark.parquet", catalog), group_splits(catalog)
+    assert len(rows) > 6 and splits != catalog.table()["split"].to_pylist()
+    assert all(row[4] == splits[item] for (_, item), row in rows.items())
 
 
 def test_a_machine_without_java(tmp_path: Path) -> None:

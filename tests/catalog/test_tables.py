@@ -13,7 +13,7 @@ from mbsd.catalog.layout import split_of
 from mbsd.catalog.negatives import NegativeOptions
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Item, item_id_of, read_items
-from mbsd.catalog.tables import Kind, Table, build_table, derive_table, write_table
+from mbsd.catalog.tables import DeriveOptions, Kind, Table, build_table, derive_table, write_table
 from mbsd.errors import UserError
 from tests.catalog.helpers import items_of, small_catalog, write_jsonl, write_lines
 
@@ -83,8 +83,8 @@ def test_all_items_unknown(tmp_path: Path, catalog: Catalog) -> None:
 
 def test_derived_attributes(tmp_path: Path, catalog: Catalog) -> None:
     for name in ("a", "b"):
-        derive_table("attributes", catalog, tmp_path / f"{name}.parquet", seed=3)
-    derive_table("attributes", catalog, tmp_path / "c.parquet", seed=4)
+        derive_table("attributes", catalog, tmp_path / f"{name}.parquet", DeriveOptions(seed=3))
+    derive_table("attributes", catalog, tmp_path / "c.parquet", DeriveOptions(seed=4))
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
     table, other = Table(tmp_path / "a.parquet", catalog), Table(tmp_path / "c.parquet", catalog)
     assert table.column("text") != other.column("text")
@@ -106,7 +106,7 @@ def test_derived_attributes(tmp_path: Path, catalog: Catalog) -> None:
 def test_derived_negatives_fall_back_to_any_value(tmp_path: Path) -> None:
     items = [Item("a", "t", "", "x", {"n": "1", "same": "s"}), Item("b", "u", "", "y", {"n": "2", "same": "s"})]
     catalog = small_catalog(tmp_path / "c", items)
-    summary = derive_table("attributes", catalog, tmp_path / "t.parquet", negatives=NegativeOptions(5))
+    summary = derive_table("attributes", catalog, tmp_path / "t.parquet", DeriveOptions(negatives=NegativeOptions(5)))
     table = Table(tmp_path / "t.parquet", catalog)
     assert list(
         zip(table.column("text"), table.column("item").tolist(), table.column("label").tolist(), strict=True)
@@ -121,7 +121,7 @@ def test_derived_negatives_fall_back_to_any_value(tmp_path: Path) -> None:
 
 
 def test_several_distinct_negatives(tmp_path: Path, catalog: Catalog) -> None:
-    derive_table("attributes", catalog, tmp_path / "t.parquet", negatives=NegativeOptions(2))
+    derive_table("attributes", catalog, tmp_path / "t.parquet", DeriveOptions(negatives=NegativeOptions(2)))
     table = Table(tmp_path / "t.parquet", catalog)
     rows = list(zip(table.column("item").tolist(), table.column("text"), strict=True))
     assert len(set(rows)) == len(rows)

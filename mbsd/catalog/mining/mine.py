@@ -14,7 +14,6 @@ their category would be thousands of times that. The statements are in `sql`, in
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mbsd.catalog.groups import Groups, find_groups
 from mbsd.catalog.layout import SPLITS
 from mbsd.catalog.mining import sql
 from mbsd.catalog.mining.gazetteer import Tagger, gazetteer
@@ -63,11 +63,14 @@ def mine_pairs(
             replaced only where the item's own value of its type is known, never by a value that the item has, nor by
             one that contains its own or is contained in it ("navy blue", "blue").
 
+    A row's split is that of its item's group (see `groups`), or, by time, of its purchase.
+
     Raises:
         UserError: the log cannot be read, lacks a column, or holds no positive; or the engine cannot do it.
     """
     settings = settings or MiningSettings()
     started = time.monotonic()
+    groups = find_groups(catalog, settings.group) if settings.split == "item" else None
     tagger = tagger or gazetteer(catalog)
     report = MiningReport(settings=asdict(replace(settings, columns=dict(settings.columns))))
     if settings.spill:
@@ -80,20 +83,30 @@ def mine_pairs(
         engine = open_engine(settings, Path(folder))
         try:
             report.engine = engine.version
-            items = catalog.table().select(["item_id", "category", "split"])
-            engine.load("items", items.append_column("item", pa.array(np.arange(len(catalog)))))
+            engine.load("items", _items(catalog, groups))
             open_log(engine, files, settings, report)
+            if groups is not None and settings.group.by:
+                report.groups = groups.describe()
             bounds = load_positives(engine, files.name, settings, report)
             load_terms(engine, catalog, tagger)
             _draw_negatives(engine, settings, report)
             report.split_rows = dict.fromkeys(SPLITS, 0)
             splits = sql.SPLITS_OF_SLOTS if settings.split == "time" else sql.SPLITS_OF_ITEMS
             pairs = _counted(engine.batches(sql.PAIRS.format(splits=splits)), report)
-            write_batches("pairs", pairs, catalog, out, split_by=json.dumps({"by": settings.split, **bounds}))
+            split_by = {"by": "time", **bounds} if groups is None else settings.group.described()
+            write_batches("pairs", pairs, catalog, out, split_by=split_by)
         finally:
             engine.close()
     report.seconds = time.monotonic() - started
     return report
+
+
+def _items(catalog: Catalog, groups: Groups | None) -> Any:
+    """The engine's table of items: item_id, category, split (that of the item's group) and item, its number."""
+    items = catalog.table().select(["item_id", "category", "split"])
+    if groups is not None:
+        items = items.set_column(2, "split", pa.array(groups.splits(), pa.string()))
+    return items.append_column("item", pa.array(np.arange(len(catalog))))
 
 
 def load_positives(engine: Engine, name: str, settings: MiningSettings, report: MiningReport) -> dict[str, int]:

@@ -47,6 +47,7 @@ class MiningReport:
         items: items with a positive.
         rounds: rounds in which negatives were drawn.
         split_rows: split -> rows of the table.
+        groups: what was in one split with what, in words; "" of a split by time, or by each item alone.
         seconds: wall time.
         engine: name and version.
         settings: the run's settings by name.
@@ -71,6 +72,7 @@ class MiningReport:
     rewrites_short: int = 0
     rounds: int = 0
     split_rows: dict[str, int] = field(default_factory=dict)
+    groups: str = ""
     seconds: float = 0.0
     engine: str = ""
     settings: dict[str, Any] = field(default_factory=dict)

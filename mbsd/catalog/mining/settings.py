@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
+from mbsd.catalog.groups import GroupOptions
 from mbsd.errors import UserError
 
 EngineName = Literal["duckdb", "spark"]
@@ -30,7 +31,8 @@ class MiningSettings:
         columns: our name of a column -> the log's, where it is another.
         max_record_lines: of a CSV log, the most lines of one row. Where a quote stays open longer, it was none: the
             line with it is left out and counted, and reading goes on behind it.
-        split: item (a row's split is its item's) or time (that of the `min_buyers`th buyer's purchase).
+        split: item (a row's split is that of its item's group) or time (that of the `min_buyers`th buyer's purchase).
+        group: for a split by item: which items are one group (see `groups`).
         validation_from: for a time split: a date in ISO 8601 (UTC), or a share of the positives in order of time.
         test_from: the same, for the test split.
         engine: duckdb or spark.
@@ -52,6 +54,7 @@ class MiningSettings:
     columns: Mapping[str, str] = field(default_factory=dict)
     max_record_lines: int = 10
     split: Literal["item", "time"] = "item"
+    group: GroupOptions = field(default_factory=GroupOptions)
     validation_from: str = ""
     test_from: str = ""
     engine: EngineName = "duckdb"
@@ -85,6 +88,8 @@ class MiningSettings:
             )
         if self.split == "item" and (self.validation_from or self.test_from):
             raise UserError("--validation-from and --test-from are of --split time; the split is by item")
+        if self.split == "time" and self.group.by and self.group != GroupOptions():
+            raise UserError("--group is of --split item; the split is by time, which has a purchase's time alone")
         self.bounds()
 
     def positives_per_item(self) -> int:
