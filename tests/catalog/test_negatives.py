@@ -22,7 +22,7 @@ from mbsd.catalog.tables import DeriveOptions, Table, TableSummary, derive_table
 from mbsd.cli.main import app
 from mbsd.errors import UserError
 from mbsd.scoring.prior import describe_prior, prior_metrics, tag_log_odds
-from tests.catalog.helpers import image_folder, picture, small_catalog
+from tests.catalog.helpers import image_folder, picture, small_catalog, write_jsonl
 from tests.conftest import Shop
 
 Row = tuple[str, str, int, str]  # item id, tag, label, split
@@ -128,6 +128,25 @@ def test_a_file_of_ambiguous_values(tmp_path: Path) -> None:
     options = derive_options(replace(ALL, ambiguous=mine))
     derive_table("attributes", Catalog(tmp_path / "c"), tmp_path / "t.parquet", options)
     assert mine.read_text(encoding="utf-8").startswith("# mine")
+
+
+def test_a_catalogue_of_masked_titles_has_the_same_tags(tmp_path: Path) -> None:
+    """With the unmasked titles to compare; by its own, items without a word of difference are one product."""
+    drawn = random.Random(0)
+    plain = [
+        Item(f"i{n}", f"{n // 2} {gender}", "", "x", {"gender": gender, "year": str(drawn.randrange(3))})
+        for n, gender in enumerate(drawn.choices(["Men", "Women", "Boys"], k=60))
+    ]
+    source = write_jsonl(tmp_path / "items.jsonl", *({"item_id": i.item_id, "title": i.title} for i in plain))
+    masked = [replace(item, title=item.title.split()[0]) for item in plain]
+    rows = {}
+    for name, items, titles in (("plain", plain, None), ("masked", masked, source), ("own", masked, None)):
+        catalog = small_catalog(tmp_path / name, items)
+        options = DeriveOptions(group=GroupOptions(titles=titles))
+        derive_table("attributes", catalog, tmp_path / f"{name}.parquet", options)
+        table = Table(tmp_path / f"{name}.parquet", catalog)
+        rows[name] = [table.row(row, ("item", "text", "label", "split")) for row in range(len(table))]
+    assert rows["plain"] == rows["masked"] != rows["own"]
 
 
 ATOMS = ("red", "blue", "navy blue", "green", "black", "unisex")
