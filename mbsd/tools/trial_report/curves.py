@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullLocator
 
 from mbsd.io.charts import BLUE, GREEN, ORANGE, OTHER, SERIES, styled_figure, svg_uri
 from mbsd.io.files import read_own_json
@@ -175,6 +176,8 @@ def _finish(axes: Axes, run: RunCurves) -> None:
             return minutes * each
 
         above = axes.secondary_xaxis("top", functions=(minutes_of, samples_of))
+        above.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        above.xaxis.set_minor_locator(NullLocator())
         above.xaxis.set_major_formatter(lambda minutes, _: f"{minutes:g}" if minutes >= 1 else f"{minutes:.2g}")
         above.set_xlabel("minutes of training")
     if axes.lines:
