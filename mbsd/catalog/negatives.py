@@ -26,6 +26,7 @@ from mbsd.catalog.ambiguity import (
     write_ambiguity,
 )
 from mbsd.catalog.attribute_values import keys_of
+from mbsd.catalog.groups import GroupOptions, Groups
 from mbsd.catalog.identity.find import picture_keys, title_keys
 from mbsd.catalog.identity.report import groups_of, without_placeholders
 from mbsd.catalog.reader import Catalog
@@ -33,7 +34,6 @@ from mbsd.catalog.row_count import RowCount
 from mbsd.errors import UserError
 from mbsd.io.console import say
 
-MAX_SAME = 100  # items of one title or picture; more are a placeholder's, and not one product
 NO_OTHER = "value beside which every other may be true"
 NO_PARTNER = "value without a partner of another value"
 
@@ -145,32 +145,34 @@ class Tags:
         return path
 
 
-def read_tags(catalog: Catalog, splits: Sequence[str], options: NegativeOptions) -> Tags:
+def read_tags(groups: Groups, same: GroupOptions, options: NegativeOptions) -> Tags:
     """Return the attributes of all items, each with the values that may be true of it.
 
     Args:
-        catalog: whose items they are.
-        splits: of each item.
+        groups: the items and their splits.
+        same: where titles are compared, and how many items of one title or picture are a placeholder's.
         options: of the wrong tags.
 
     Raises:
         UserError: the file of ambiguous values cannot be read, or names an attribute that no item has.
     """
+    catalog, splits = groups.catalog, groups.splits()
     records = [catalog.record(item) for item in range(len(catalog))]
     attributes = [record.attributes for record in records]
-    same = {
-        kind: groups_of(without_placeholders(keys, MAX_SAME)[0])
-        for kind, keys in (("title", title_keys(catalog)), ("picture", picture_keys(catalog, say)))
-    }
-    titles, variants = without_variants([group for items in same["title"] for group in groups_of_title(records, items)])
-    groups = [*titles, *(group_of_picture(records, items) for items in same["picture"])]
-    ambiguity = find_ambiguity(attributes, groups)
+    note = _named_before if "picture" in same.by else say
+    of_title, of_picture = (
+        groups_of(without_placeholders(keys, same.max_same)[0])
+        for keys in (title_keys(catalog, same.titles), picture_keys(catalog, note))
+    )
+    titles, variants = without_variants([group for items in of_title for group in groups_of_title(records, items)])
+    products = [*titles, *(group_of_picture(records, items) for items in of_picture)]
+    ambiguity = find_ambiguity(attributes, products)
     notes: list[str] = []
     if options.ambiguous is not None:
         ambiguity, notes = read_ambiguity(options.ambiguous, attributes, ambiguity)
     if variants:
         notes.append(f"{', '.join(variants)}: variants, most items that are else alike differ in it")
-    twins = _said_by_twins(groups)
+    twins = _said_by_twins(products)
     facts = []
     for item, record in enumerate(records):
         for name, text in sorted(record.attributes.items()):
@@ -178,6 +180,10 @@ def read_tags(catalog: Catalog, splits: Sequence[str], options: NegativeOptions)
             blocked = ambiguity.blocked(name, own)
             facts.append(Fact(item, record.item_id, record.category, splits[item], name, text, blocked))
     return Tags(catalog, options, ambiguity, facts, notes + ambiguity.describe())
+
+
+def _named_before(damaged: str) -> None:
+    """Splitting by picture has printed the line."""
 
 
 def _said_by_twins(groups: Sequence[Group]) -> dict[tuple[int, str], frozenset[str]]:
@@ -199,10 +205,8 @@ def _drawn(
     With uniform draws a rare value would nearly always be a wrong one, and a model could guess labels from the tag.
     """
     in_category: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for fact in facts:
+    for fact in sorted(facts, key=lambda fact: fact.item_id):  # the draw does not depend on the items' order
         in_category[fact.category, fact.name].append(fact.text)
-    for texts in in_category.values():
-        texts.sort()  # the draw does not depend on the order of the items
     distinct = {key: sorted(set(texts)) for key, texts in in_category.items()}
     hopeless: set[tuple[str, str, frozenset[str]]] = set()  # no need to look through all values again
     for fact in facts:

@@ -70,7 +70,7 @@ class DeriveOptions:
 
     Attributes:
         seed: of the negatives' draw.
-        negatives: of attributes: which tags are wrong, and how many there are.
+        negatives: of attributes: which wrong tags there are.
         min_items: of categories: those with fewer items are left out.
         group: which items are in one split.
 
@@ -182,7 +182,7 @@ def derive_table(kind: Kind, catalog: Catalog, out: Path, options: DeriveOptions
     groups = find_groups(catalog, options.group)
     tags = None
     if kind == "attributes":
-        tags = read_tags(catalog, groups.splits(), options.negatives)
+        tags = read_tags(groups, options.group, options.negatives)
         rows = tags.rows(options.seed, summary.count)
         summary.count.notes += tags.notes
         lacking = "two values of one attribute that cannot both be true"
@@ -191,11 +191,12 @@ def derive_table(kind: Kind, catalog: Catalog, out: Path, options: DeriveOptions
         lacking = "a category" + (f" of at least {options.min_items} items" if options.min_items > 1 else "")
     if not rows:
         raise UserError(f"catalogue {catalog.path}: no items with {lacking}; build it from a source that has them")
-    if tags is not None:
-        summary.count.notes.append(f"values that may both be true: {tags.write_ambiguity(out)}")
     if options.group.by:
         summary.split_notes.append(groups.describe())
-    return _write(kind, rows, catalog, out, summary, options.group.described())
+    _write(kind, rows, catalog, out, summary, options.group.described())
+    if tags is not None:
+        summary.count.notes.append(f"values that may both be true: {tags.write_ambiguity(out)}")
+    return summary
 
 
 def _values(kind: Kind, row: TaskRow, numbers: list[int], split: str, catalog: Catalog) -> dict[str, Any]:

@@ -264,12 +264,12 @@ def tables_derive(  # noqa: PLR0913 (options of a command line)
     if kind != "attributes" and (ambiguous is not None or balance != "none"):
         option = "--balance" if ambiguous is None else "--ambiguous"
         raise UserError(f"{option} is of attributes; {kind} have no wrong tags: leave it out")
+    grouped = GroupOptions(group_kinds(group), max_same, near_distance, group_titles)
     negatives = NegativeOptions(negatives_per_positive, ambiguous, balance)
     shop = Catalog(catalog)
-    grouped = GroupOptions(group_kinds(group), max_same, near_distance, group_titles)
     summary = derive_table(kind, shop, out, DeriveOptions(seed, negatives, min_items, grouped))
     print(f"{out}: {summary.describe()}")
-    for note in [*summary.split_notes, *summary.count.notes]:
+    for note in [*summary.count.notes, *summary.split_notes]:
         print(f"  {note}")
     if kind == "attributes":
         print(f"  {describe_prior(Table(out, shop))}")

@@ -14,25 +14,31 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
+from mbsd.catalog.groups import GroupOptions
 from mbsd.catalog.negatives import NO_OTHER, NO_PARTNER, NegativeOptions
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Item
-from mbsd.catalog.tables import Table, TableSummary, derive_table
+from mbsd.catalog.tables import DeriveOptions, Table, TableSummary, derive_table
 from mbsd.cli.main import app
 from mbsd.errors import UserError
 from mbsd.scoring.prior import describe_prior, prior_metrics, tag_log_odds
-from tests.catalog.helpers import image_folder, picture, small_catalog
+from tests.catalog.helpers import image_folder, picture, small_catalog, write_jsonl
 from tests.conftest import Shop
 
 Row = tuple[str, str, int, str]  # item id, tag, label, split
 BALANCED = NegativeOptions(balance="value")
 
 
+def derive_options(options: NegativeOptions | None, seed: int = 0) -> DeriveOptions:
+    """Each item is split by itself: what these tests ask about is the tags."""
+    return DeriveOptions(seed, options or NegativeOptions(), group=GroupOptions(by=()))
+
+
 def derive(
     folder: Path, items: list[Item], options: NegativeOptions | None = None, images: Path | None = None, seed: int = 0
 ) -> tuple[list[Row], TableSummary, Table]:
     catalog = small_catalog(folder / "c", items, images)
-    summary = derive_table("attributes", catalog, folder / "t.parquet", seed=seed, negatives=options)
+    summary = derive_table("attributes", catalog, folder / "t.parquet", derive_options(options, seed))
     table = Table(folder / "t.parquet", catalog)
     ids = [catalog.record(item).item_id for item in table.column("item").tolist()]
     rows = zip(ids, table.column("text"), table.column("label").tolist(), table.column("split"), strict=True)
@@ -119,8 +125,28 @@ def test_a_file_of_ambiguous_values(tmp_path: Path) -> None:
     mine.write_text("# mine\n{v: {blue: [cream]}}\n", encoding="utf-8")
     again, _, _ = derive(tmp_path / "2", items, replace(ALL, ambiguous=mine))
     assert wrong_of(again)["i0"] == {"Beige", "Navy Blue"}
-    derive_table("attributes", Catalog(tmp_path / "c"), tmp_path / "t.parquet", negatives=replace(ALL, ambiguous=mine))
+    options = derive_options(replace(ALL, ambiguous=mine))
+    derive_table("attributes", Catalog(tmp_path / "c"), tmp_path / "t.parquet", options)
     assert mine.read_text(encoding="utf-8").startswith("# mine")
+
+
+def test_a_catalogue_of_masked_titles_has_the_same_tags(tmp_path: Path) -> None:
+    """With the unmasked titles to compare; by its own, items without a word of difference are one product."""
+    drawn = random.Random(0)
+    plain = [
+        Item(f"i{n}", f"{n // 2} {gender}", "", "x", {"gender": gender, "year": str(drawn.randrange(3))})
+        for n, gender in enumerate(drawn.choices(["Men", "Women", "Boys"], k=60))
+    ]
+    source = write_jsonl(tmp_path / "items.jsonl", *({"item_id": i.item_id, "title": i.title} for i in plain))
+    masked = [replace(item, title=item.title.split()[0]) for item in plain]
+    rows = {}
+    for name, items, titles in (("plain", plain, None), ("masked", masked, source), ("own", masked, None)):
+        catalog = small_catalog(tmp_path / name, items)
+        options = DeriveOptions(group=GroupOptions(titles=titles))
+        derive_table("attributes", catalog, tmp_path / f"{name}.parquet", options)
+        table = Table(tmp_path / f"{name}.parquet", catalog)
+        rows[name] = [table.row(row, ("item", "text", "label", "split")) for row in range(len(table))]
+    assert rows["plain"] == rows["masked"] != rows["own"]
 
 
 ATOMS = ("red", "blue", "navy blue", "green", "black", "unisex")

@@ -106,8 +106,7 @@ def test_derived_attributes(tmp_path: Path, catalog: Catalog) -> None:
 def test_derived_negatives_fall_back_to_any_value(tmp_path: Path) -> None:
     items = [Item("a", "t", "", "x", {"n": "1", "same": "s"}), Item("b", "u", "", "y", {"n": "2", "same": "s"})]
     catalog = small_catalog(tmp_path / "c", items)
-    options = DeriveOptions(negatives=NegativeOptions(5))
-    summary = derive_table("attributes", catalog, tmp_path / "t.parquet", options)
+    summary = derive_table("attributes", catalog, tmp_path / "t.parquet", DeriveOptions(negatives=NegativeOptions(5)))
     table = Table(tmp_path / "t.parquet", catalog)
     assert list(
         zip(table.column("text"), table.column("item").tolist(), table.column("label").tolist(), strict=True)
