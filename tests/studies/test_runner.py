@@ -15,6 +15,7 @@ from rich.console import Console
 
 from mbsd.tools.studies.commands import Command, LaunchConfig
 from mbsd.tools.studies.runner import Runner
+from mbsd.tools.studies.spent import Spent
 from tests.ranks import ROOT
 
 # A launcher of this test's own: `python -c SCRIPT launchers/X.py NAME FOLDER SECONDS CODE`.
@@ -44,7 +45,8 @@ def runner(folder: Path, jobs: int) -> Runner:
     script = folder / "script.py"
     script.write_text(SCRIPT)
     launch = LaunchConfig(f"{sys.executable} -S {script}", cpu_ranks=1)
-    return Runner(Console(soft_wrap=True), folder / "out/logs", launch, jobs)
+    spent = Spent(folder / "out/settings/spent.json")
+    return Runner(Console(soft_wrap=True), folder / "out/logs", launch, spent, jobs)
 
 
 def order(folder: Path) -> list[str]:
@@ -103,3 +105,20 @@ def test_a_signal_ends_all_and_starts_no_more(tmp_path: Path) -> None:
     for name in "ab":
         assert "told to end" in (tmp_path / f"out/logs/{name}.log").read_text()
     assert len(order(tmp_path)) == 2
+
+
+def test_seconds_of_all_starts_are_added_up(tmp_path: Path) -> None:
+    burn = "import time; t = time.process_time()\nwhile time.process_time() < t + 0.3: pass"
+    totals = []
+    for start in range(2):
+        spent = Spent(tmp_path / "settings/spent.json")
+        with spent.counted():
+            subprocess.run([sys.executable, "-S", "-c", burn], check=True)
+            spent.add("burn", 1.5)
+            after_it = Spent(
+                tmp_path / "settings/spent.json"
+            ).wall_and_cpu()  # as a start that is killed here leaves it
+        totals.append(spent.wall_and_cpu())
+        assert after_it[1] >= 0.3 * (start + 1) and after_it[1] <= totals[-1][1] <= after_it[1] + 0.3
+    assert totals[1][1] >= totals[0][1] + 0.3 and totals[1][0] >= totals[0][0] + 0.3
+    assert spent.of("burn") == 3.0

@@ -91,12 +91,14 @@ class Runner:
     Attributes:
         logs: folder of their logs.
         launch: what starts the launchers, for commands that do not say so themselves.
+        spent: where the commands' seconds are added up.
         jobs: commands that run at the same time at most; they share the cores.
     """
 
     console: Console
     logs: Path
     launch: LaunchConfig
+    spent: Spent
     jobs: int = 1
 
     def run(self, commands: Sequence[Command]) -> None:
@@ -106,7 +108,10 @@ class Runner:
             SystemExit: one failed; with 2 where it ended with 2 (a mistake of the user's), else with 1. Or it was
                 stopped and saved its state; then with 1. The others that run are told to save theirs and end first.
         """
-        outputs, order = Outputs(self._settings / "outputs.json"), TopologicalSorter(predecessors(commands))
+        outputs, order = (
+            Outputs(self.logs.parent / "settings" / "outputs.json"),
+            TopologicalSorter(predecessors(commands)),
+        )
         order.prepare()
         number = {command.name: index for index, command in enumerate(commands)}
         ready: list[int] = []
@@ -132,10 +137,6 @@ class Runner:
                         order.done(started.command.name)
             finally:
                 live.stop()
-
-    @property
-    def _settings(self) -> Path:
-        return self.logs.parent / "settings"
 
     def _is_done(self, command: Command, label: str, outputs: Outputs) -> bool:
         if not command.done.exists():
@@ -173,7 +174,7 @@ class Runner:
             self._print(f"{named}exit code {code}; the whole output is in {log}", style="red")
             raise SystemExit(EXIT_USER_ERROR if code == EXIT_USER_ERROR else 1)
         seconds = time.monotonic() - started.since
-        Spent(self._settings / "spent.json").add(command.name, seconds)
+        self.spent.add(command.name, seconds)
         self._print(f"  {named}{seconds:.0f} s")
         if not command.done.exists():
             self._print(f"{command.name} was stopped; the same command resumes it")
@@ -203,7 +204,8 @@ def start_runner(out: Path, launch: LaunchConfig, width: int | None = None, jobs
     """
     refuse_without_launchers()
     out.mkdir(parents=True, exist_ok=True)
-    return Runner(Console(soft_wrap=True, width=width), out / "logs", launch, jobs)
+    spent = Spent(out / "settings" / "spent.json")
+    return Runner(Console(soft_wrap=True, width=width), out / "logs", launch, spent, jobs)
 
 
 @contextmanager

@@ -22,7 +22,10 @@ class Spent:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._since: float | None = None
+        self._counted: tuple[float, float] | None = (
+            None  # the clock and CPU seconds up to which this start is in the file
+        )
+        self._until = (0.0, 0.0)  # and in what was read last
 
     def add(self, command: str, seconds: float) -> None:
         """A command ran for so long; the parts of one that was stopped and resumed are added up."""
@@ -38,40 +41,39 @@ class Spent:
         """
         return float(self._read()["commands"][command])
 
-    @property
     def wall_and_cpu(self) -> tuple[float, float]:
-        """Seconds of all starts that have ended, of the clock and of all their processes' cores."""
+        """Seconds of all starts by the clock and of all their processes' cores; of this one as far as it is counted."""
         everything = self._read()
+        self._write(everything)
         return everything["wall"], everything["cpu"]
-
-    @property
-    def so_far(self) -> float:
-        """Seconds by the clock of all starts, the one that is being counted too."""
-        now = time.monotonic() - self._since if self._since is not None else 0.0
-        return self.wall_and_cpu[0] + now
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Count this start's seconds, those of the processes that end in it too."""
-        self._since, cpu = time.monotonic(), _cpu_seconds()
+        """Count this start's seconds and its processes'; of one that is killed up to the last process that ended."""
+        self._counted = time.monotonic(), _cpu_seconds()
         try:
             yield
         finally:
-            everything = self._read()
-            everything["wall"] += time.monotonic() - self._since
-            self._since = None
-            everything["cpu"] += _cpu_seconds() - cpu
-            self._write(everything)
+            self._write(self._read())
+            self._counted = None
 
     def _read(self) -> dict[str, Any]:
-        if not self._file.exists():
-            return {"commands": {}, "wall": 0.0, "cpu": 0.0}
-        found: dict[str, Any] = read_own_json(self._file, "remove it: times are then counted anew")
+        """What is there, with this start's seconds until now."""
+        found: dict[str, Any] = {"commands": {}, "wall": 0.0, "cpu": 0.0}
+        if self._file.exists():
+            found = read_own_json(self._file, "remove it: times are then counted anew")
+        if self._counted is not None:
+            now = time.monotonic(), _cpu_seconds()
+            found["wall"] += now[0] - self._counted[0]
+            found["cpu"] += now[1] - self._counted[1]
+            self._until = now
         return found
 
     def _write(self, everything: dict[str, Any]) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         replace_text(self._file, json.dumps(everything, indent=1) + "\n")
+        if self._counted is not None:
+            self._counted = self._until
 
 
 def _cpu_seconds() -> float:

@@ -9,7 +9,7 @@ from statistics import median
 
 from mbsd.config.run_files import DONE
 from mbsd.tools.studies.commands import Command
-from mbsd.tools.studies.recipe import Kind, Machine, Precision, Recipe, RunRecipe
+from mbsd.tools.studies.recipe import Kind, Precision, Recipe, RunRecipe
 from mbsd.tools.studies.spent import Spent
 from mbsd.tools.studies.trial.commands import launcher_of, read_words, run_words, scoring_words, start_words
 from mbsd.tools.studies.trial.plan import Speeds
@@ -83,7 +83,7 @@ def quicker(out: Path, recipes: Mapping[Precision, Recipe]) -> tuple[Precision, 
     return ("bf16" if better else "fp32"), {str(name): seconds for name, seconds in steps.items()}
 
 
-def speeds(out: Path, recipes: Mapping[Precision, Recipe], machine: Machine, scored: int) -> Speeds:
+def speeds(out: Path, recipes: Mapping[Precision, Recipe], precision: Precision, spent: Spent, scored: int) -> Speeds:
     """Seconds of a start, of a step of each kind, and of scoring a row.
 
     In bf16 all kinds are taken to be quicker by as much as COMPARED.
@@ -92,10 +92,9 @@ def speeds(out: Path, recipes: Mapping[Precision, Recipe], machine: Machine, sco
         scored: rows of `measure_scores`.
     """
     _, compared = quicker(out, recipes)
-    ratio = compared[machine.precision] / compared["fp32"]
+    ratio = compared[precision] / compared["fp32"]
     plain = recipes["fp32"].runs
     full = {kind: seconds_of_step(folder_of(out, kind, "fp32"), run.batch_size) for kind, run in plain.items()}
-    spent = Spent(out / "settings/spent.json")
     start = max(0.0, min(spent.of(f"measure_{kind}_fp32") - STEPS * full[kind] for kind in plain))
     row = max(0.0, spent.of("measure_scores") - start) / scored
     return Speeds(start, {str(kind): seconds * ratio for kind, seconds in full.items()}, row)

@@ -27,13 +27,12 @@ from mbsd.tools.studies.commands import ROOT, Command, LaunchConfig, num_cores
 from mbsd.tools.studies.recipe import CatalogFacts, Kind, Machine, Precision, Recipe, RunRecipe, recipe, with_text_model
 from mbsd.tools.studies.runner import Runner, start_runner
 from mbsd.tools.studies.settings_files import changed, same_settings
-from mbsd.tools.studies.spent import Spent
 from mbsd.tools.studies.trial.commands import data_commands, evaluations, training
 from mbsd.tools.studies.trial.measure import SCORED, measuring, precisions, quicker, speeds
 from mbsd.tools.studies.trial.page import page_of
 from mbsd.tools.studies.trial.plan import Lengths, given_lengths, lengths_within
 from mbsd.tools.studies.trial.settings import TASKS, Trial, runs_of
-from mbsd.tools.studies.trial.table import WIDTH, tabulate
+from mbsd.tools.studies.trial.table import tabulate, width
 from mbsd.tools.studies.trial.text_model import text_model_folder
 from mbsd.tools.studies.trial_page import write_trial_page
 
@@ -84,12 +83,12 @@ def run_trial(trial: Trial, out: Path, launch: LaunchConfig) -> None:
     trial.check()
     ranks = launch.cpu_ranks or 1
     same_settings(out, "trial", json.loads(json.dumps(asdict(trial))), "--out")
-    place = Place(out.resolve(), start_runner(out, launch, WIDTH, max(1, num_cores() // ranks)), ranks)
-    spent = Spent(place.out / "settings/spent.json")
+    place = Place(out.resolve(), start_runner(out, launch, width(trial), max(1, num_cores() // ranks)), ranks)
+    spent = place.runner.spent
     try:
         with spent.counted():
             place.runner.run(list(data_commands(trial, place.out)))
-            plan = _plan(trial, place, spent)
+            plan = _plan(trial, place)
             for line in plan.said:
                 place.runner.console.print(line, markup=False, highlight=False, style="bold")
             place.runner.run(list(_training_commands(trial, place, plan)))
@@ -97,7 +96,7 @@ def run_trial(trial: Trial, out: Path, launch: LaunchConfig) -> None:
             write_trial_page(page_of(trial, out), out / "trial.html")
             place.runner.console.print(str(out / "trial.html"), markup=False, highlight=False)
     finally:
-        wall, cpu = spent.wall_and_cpu
+        wall, cpu = spent.wall_and_cpu()
         place.runner.console.print(
             f"{wall / 60:.1f} minutes by the clock, {cpu / 60:.1f} CPU minutes, all starts of this trial together",
             markup=False, highlight=False,
@@ -112,7 +111,7 @@ def _training_commands(trial: Trial, place: Place, plan: Plan) -> Iterator[Comma
         yield from evaluations(run, place.out)
 
 
-def _plan(trial: Trial, place: Place, spent: Spent) -> Plan:
+def _plan(trial: Trial, place: Place) -> Plan:
     """The plan in `plan.yaml`; made first, where there is none."""
     path = place.out / PLAN
     if path.exists():
@@ -120,7 +119,7 @@ def _plan(trial: Trial, place: Place, spent: Spent) -> Plan:
     else:
         facts = _facts(place.out)
         given = trial.pretrain_steps and trial.finetune_steps and not trial.equal_time
-        plan = _given_plan(trial, place, facts) if given else _measured_plan(trial, place, facts, spent)
+        plan = _given_plan(trial, place, facts) if given else _measured_plan(trial, place, facts)
     for kind, run in plan.recipe.runs.items():
         _write_deepspeed(_deepspeed_file(place, kind), run)
     return plan
@@ -136,8 +135,8 @@ def _given_plan(trial: Trial, place: Place, facts: CatalogFacts) -> Plan:
     return plan
 
 
-def _measured_plan(trial: Trial, place: Place, facts: CatalogFacts, spent: Spent) -> Plan:
-    out, cores = place.out, num_cores()
+def _measured_plan(trial: Trial, place: Place, facts: CatalogFacts) -> Plan:
+    out, cores, spent = place.out, num_cores(), place.runner.spent
     recipes: dict[Precision, Recipe] = {
         precision: _recipe(trial, place, facts, Machine(cores, place.ranks, precision)) for precision in precisions()
     }
@@ -149,8 +148,8 @@ def _measured_plan(trial: Trial, place: Place, facts: CatalogFacts, spent: Spent
     place.runner.run(list(measuring(out, recipes, settings)))
     precision, compared = quicker(out, recipes)
     machine = Machine(cores, place.ranks, precision)
-    measured = speeds(out, recipes, machine, min(SCORED, facts.test_rows["classification"]))
-    left = 60 * trial.minutes - spent.so_far
+    measured = speeds(out, recipes, precision, spent, min(SCORED, facts.test_rows["classification"]))
+    left = 60 * trial.minutes - spent.wall_and_cpu()[0]
     lengths, seconds = lengths_within(trial, facts, recipes[precision], measured, left, place.runner.jobs)
     said = _said(trial, facts, machine, recipes[precision], lengths)
     said.append(_precision_said(precision, compared))

@@ -31,7 +31,6 @@ COLUMNS: dict[str, tuple[Kind | Literal["clustering"], str]] = {
     "ARI": ("clustering", "ari"),
     "purity": ("clustering", "purity"),
 }
-WIDTH = 150  # of the table, letters; narrower, names would be cut
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,11 @@ class Row:
             if not math.isnan(one.value)
         }
         return found
+
+
+def width(trial: Trial) -> int:
+    """Letters of the table; narrower, names would be cut."""
+    return 150 if len(trial.seeds) == 1 else 185
 
 
 def tabulate(console: Console, trial: Trial, out: Path) -> None:

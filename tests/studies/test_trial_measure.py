@@ -1,0 +1,68 @@
+"""What was measured becomes speeds and a precision; the plan is read as it was written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mbsd.tools.studies.recipe import CatalogFacts, Machine, Precision, Recipe, recipe
+from mbsd.tools.studies.spent import Spent
+from mbsd.tools.studies.trial.measure import STEPS, folder_of, measuring, quicker, seconds_of_step, speeds
+from mbsd.tools.studies.trial.plan import Lengths
+from mbsd.tools.studies.trial.run import Plan
+
+FACTS = CatalogFacts(
+    18_000, 65, dict.fromkeys(("stage1", "classification", "attributes"), 14_000), {"classification": 1800}
+)
+RECIPES: dict[Precision, Recipe] = {name: recipe(FACTS, Machine(2, 1, name), 60) for name in ("fp32", "bf16")}
+RATES = {"stage1": 320.0, "classification": 160.0, "attributes": 64.0}  # samples a second
+
+
+def measured(out: Path, bf16_rate: float) -> Spent:
+    """A folder as the measurements leave it: the first part of each run is slow, as it warms up."""
+    spent = Spent(out / "settings/spent.json")
+    runs = [(kind, "fp32", rate) for kind, rate in RATES.items()] + [("classification", "bf16", bf16_rate)]
+    for kind, precision, rate in runs:
+        folder = folder_of(out, kind, precision)  # type: ignore[arg-type]
+        folder.mkdir(parents=True)
+        lines = [{"step": 8, "samples_per_s": 1.0}, {"step": 40, "validation/loss": 2.0}]
+        lines += [
+            {"step": step, "samples_per_s": rate * factor} for step, factor in ((16, 1), (24, 0.2), (32, 1), (40, 1))
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        spent.add(f"measure_{kind}_{precision}", 12.0 + STEPS * 32 / rate)
+    spent.add("measure_scores", 12.0 + 5.0)
+    return spent
+
+
+@pytest.mark.parametrize(("bf16_rate", "expected"), [(100.0, "fp32"), (165.0, "fp32"), (240.0, "bf16")])
+def test_the_quicker_precision_and_the_speeds_in_it(bf16_rate: float, expected: Precision, tmp_path: Path) -> None:
+    spent = measured(tmp_path, bf16_rate)
+    precision, compared = quicker(tmp_path, RECIPES)
+    assert precision == expected and compared == pytest.approx({"fp32": 32 / 160, "bf16": 32 / bf16_rate})
+    found = speeds(tmp_path, RECIPES, precision, spent, scored=1000)
+    factor = 160 / bf16_rate if expected == "bf16" else 1.0
+    assert found.step == pytest.approx({kind: factor * 32 / rate for kind, rate in RATES.items()})
+    assert found.start == pytest.approx(12.0) and found.row == pytest.approx(0.005)
+    assert seconds_of_step(folder_of(tmp_path, "stage1", "fp32"), 32) == pytest.approx(0.1)
+
+
+def test_both_precisions_are_measured_beside_each_other(tmp_path: Path) -> None:
+    settings = {f"{kind}_{precision}": tmp_path / "ds.json" for kind in RATES for precision in RECIPES}
+    commands = list(measuring(tmp_path, RECIPES, settings))
+    assert [command.name for command in commands[:2]] == ["measure_classification_fp32", "measure_classification_bf16"]
+    assert {command.name for command in commands[2:]} == {
+        "measure_stage1_fp32", "measure_attributes_fp32", "measure_scores"
+    }  # fmt: skip
+    assert all(command.after == () for command in commands[:-1])
+    assert commands[-1].after == ("measure_classification_fp32",)
+    alone = list(measuring(tmp_path, {"fp32": RECIPES["fp32"]}, settings))
+    assert not any("bf16" in command.name for command in alone)
+
+
+def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
+    plan = Plan(["18,000 items", "8.5 minutes: more"], RECIPES["bf16"], Lengths({"stage1": 9}, {"attributes": 0}))
+    plan.write(tmp_path / "plan.yaml", {"facts": {"items": 18_000}})
+    assert Plan.read(tmp_path / "plan.yaml") == plan
