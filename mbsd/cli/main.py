@@ -5,8 +5,9 @@ from __future__ import annotations
 import typer
 
 from mbsd.cli.bench import bench_app
-from mbsd.cli.catalog import catalog_app, pairs_app, tables_app
+from mbsd.cli.catalog import catalog_app
 from mbsd.cli.options import RunDir
+from mbsd.cli.tables import pairs_app, tables_app
 from mbsd.cli.tools import tools_app
 from mbsd.cli.usage import run_app
 from mbsd.errors import exits_cleanly

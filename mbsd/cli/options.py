@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mbsd.errors import UserError
+
 Out = Annotated[Path, typer.Option(help="Where the result goes.")]
 CatalogDir = Annotated[Path, typer.Option("--catalog", help="Folder written by `mbsd catalog build`.")]
 RunDir = Annotated[Path, typer.Argument(help="A run folder, or one that holds step-… folders.")]
@@ -25,3 +27,15 @@ GroupTitles = Annotated[
         help="Of --group title: the items (JSONL, Parquet) with titles to compare, where the catalogue's are masked."
     ),
 ]
+
+
+def name_and_value(text: str) -> tuple[str, str]:
+    """Split the text of --column, OURS=NAME.
+
+    Raises:
+        UserError: it is not of that form.
+    """
+    name, found, value = text.partition("=")
+    if not (name and found and value):
+        raise UserError(f"--column {text}: expected OURS=NAME, such as query=search_term")
+    return name, value

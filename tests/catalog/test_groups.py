@@ -25,7 +25,7 @@ from mbsd.catalog.sources import Item, read_items
 from mbsd.catalog.synthetic.shop import ShopOptions, synthesise
 from mbsd.catalog.table_file import BY_ITEM, CHECKSUM, Table
 from mbsd.catalog.tables import DeriveOptions, build_table, derive_table
-from mbsd.cli.catalog import pairs_app, tables_app
+from mbsd.cli.tables import pairs_app, tables_app
 from mbsd.errors import UserError
 from tests.catalog.helpers import picture, small_catalog, write_jsonl
 
@@ -257,7 +257,7 @@ def test_the_commands(chained: Catalog, tmp_path: Path) -> None:
     for app, words in (
         (tables_app, ("derive", "attributes", *given)),
         (tables_app, ("build", "categories", labels, *given)),
-        (pairs_app, ("--log", log, *given)),  # of one command
+        (pairs_app, ("mine", "--log", log, *given)),
     ):
         for more, options in (
             ((), GroupOptions()),

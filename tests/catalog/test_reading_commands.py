@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from mbsd.catalog.task_rows import NEEDED, OPTIONAL, Kind
 from mbsd.catalog.tsv import COLUMNS
-from mbsd.cli.catalog import catalog_app, tables_app
+from mbsd.cli.catalog import catalog_app
+from mbsd.cli.tables import tables_app
 from mbsd.errors import UserError
 from tests.catalog.helpers import write_jsonl
 
