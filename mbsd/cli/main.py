@@ -7,6 +7,7 @@ import typer
 from mbsd.cli.bench import bench_app
 from mbsd.cli.catalog import catalog_app, pairs_app, tables_app
 from mbsd.cli.options import RunDir
+from mbsd.cli.pairs import pairs_derive
 from mbsd.cli.tools import tools_app
 from mbsd.cli.usage import run_app
 from mbsd.errors import exits_cleanly
@@ -19,6 +20,7 @@ checkpoint_app = typer.Typer(no_args_is_help=True, help="Checkpoints of a run.")
 app.add_typer(tools_app)
 app.add_typer(catalog_app, name="catalog")
 app.add_typer(tables_app, name="tables")
+pairs_app.command("derive")(pairs_derive)
 app.add_typer(pairs_app, name="pairs")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(bench_app, name="bench")
