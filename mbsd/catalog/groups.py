@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,8 @@ class GroupOptions:
         by: kinds of keys, of GROUP_KINDS: near_picture is a perceptual hash; () = every item is a group of its own.
         max_same: items that may have a key in common before it is a placeholder's and links none.
         near_distance: of the 64 bits of a perceptual hash, how many may differ between two that are linked.
+        titles: a source of the same items (JSONL or Parquet) whose titles are compared. Where titles are masked, the
+            unmasked ones: what is left of many is a brand, and those are not one product. None: the catalogue's own.
         workers: processes that hash pictures for near_picture; 0 = one per core.
 
     Raises:
@@ -48,6 +51,7 @@ class GroupOptions:
     by: tuple[str, ...] = DEFAULT_KINDS
     max_same: int = 100
     near_distance: int = 0
+    titles: Path | None = None
     workers: int = 0
 
     def __post_init__(self) -> None:
@@ -60,13 +64,16 @@ class GroupOptions:
             raise UserError(f"near_distance is {self.near_distance}; expected 0 to {MAX_DISTANCE} of 64 bits")
         if self.near_distance and "near_picture" not in self.by:
             raise UserError(f"near_distance is {self.near_distance}, but near_picture is not in --group; add it")
+        if self.titles is not None and "title" not in self.by:
+            raise UserError(f"--group-titles {self.titles}: title is not in --group; add it")
 
     def described(self) -> dict[str, Any]:
         """Return what a table says of how it was split (see `table_file.Table.split_by`)."""
         if not self.by:
             return {"by": "item"}
-        near = {"near_distance": self.near_distance} if "near_picture" in self.by else {}
-        return {"by": "group", "keys": list(self.by), "max_same": self.max_same, **near}
+        more: dict[str, Any] = {"near_distance": self.near_distance} if "near_picture" in self.by else {}
+        more |= {"titles": self.titles.name} if self.titles is not None else {}
+        return {"by": "group", "keys": list(self.by), "max_same": self.max_same, **more}
 
 
 def group_kinds(text: str) -> tuple[str, ...]:
@@ -125,10 +132,13 @@ def find_groups(catalog: Catalog, options: GroupOptions | None = None, note: Cal
         catalog: whose titles and pictures are compared.
         options: None = equal titles or equal pictures.
         note: prints a line, about a damaged picture.
+
+    Raises:
+        UserError: the source of titles cannot be read, or lacks items of the catalogue.
     """
     options = options or GroupOptions()
     find: dict[str, Callable[[], Int64]] = {
-        "title": lambda: title_keys(catalog),
+        "title": lambda: title_keys(catalog, options.titles),
         "picture": lambda: picture_keys(catalog, note),
         "near_picture": lambda: near_picture_keys(catalog, options.near_distance, options.workers, note),
     }

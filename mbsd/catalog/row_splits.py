@@ -92,14 +92,16 @@ def split_rows(rows: Sequence[TaskRow], items: Int64, catalog: Catalog, options:
         by = options.group.described() | ({"given_rows": int(is_given.sum())} if is_given.any() else {})
         notes.append(groups.describe())
         if items.shape[1] == 2:
-            notes += _components(of, items, splits, options)
+            notes += _components(of, items[splits != ""], options)
     if is_given.any():
         notes.append(_kept(groups, items, splits))
     return RowSplits(splits.tolist(), by, notes)
 
 
-def _components(of: Groups, items: Int64, splits: NDArray[Any], options: LabelOptions) -> list[str]:
-    """What to know of the components of alignment: how many, and how much is in the largest."""
+def _components(of: Groups, items: Int64, options: LabelOptions) -> list[str]:
+    """What to know of the components of the rows that are kept: how many, and how much is in the largest."""
+    if not len(items):
+        return []
     rows_of = np.bincount(of.number[items[:, 0]])
     largest = int(rows_of.argmax())
     named = np.unique(items)

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mbsd.cli.options import CatalogDir, Group, MaxSame, NearDistance, Out, Workers
+from mbsd.cli.options import CatalogDir, Group, GroupTitles, MaxSame, NearDistance, Out, Workers
 from mbsd.errors import UserError
 from mbsd.io.console import print_json
 
@@ -186,6 +186,7 @@ def tables_build(  # noqa: PLR0913 (options of a command line)
     group: Group = "title,picture",
     max_same: MaxSame = 100,
     near_distance: NearDistance = 0,
+    group_titles: GroupTitles = None,
     cut_negatives: Annotated[
         bool,
         typer.Option(
@@ -218,7 +219,7 @@ def tables_build(  # noqa: PLR0913 (options of a command line)
     from mbsd.catalog.reader import Catalog
     from mbsd.catalog.tables import LabelOptions, build_table
 
-    grouped = GroupOptions(group_kinds(group), max_same, near_distance)
+    grouped = GroupOptions(group_kinds(group), max_same, near_distance, group_titles)
     options = LabelOptions(contradictions, grouped, cut_negatives)
     summary = build_table(kind, source, Catalog(catalog), out, options)
     print(f"{out}: {summary.describe()}")
@@ -238,13 +239,14 @@ def tables_derive(  # noqa: PLR0913 (options of a command line)
     group: Group = "title,picture",
     max_same: MaxSame = 100,
     near_distance: NearDistance = 0,
+    group_titles: GroupTitles = None,
 ) -> None:
     """Write a task table from the items' own metadata; equal items (--group) are in one split."""
     from mbsd.catalog.groups import GroupOptions, group_kinds
     from mbsd.catalog.reader import Catalog
     from mbsd.catalog.tables import DeriveOptions, derive_table
 
-    grouped = GroupOptions(group_kinds(group), max_same, near_distance)
+    grouped = GroupOptions(group_kinds(group), max_same, near_distance, group_titles)
     options = DeriveOptions(seed, negatives_per_positive, min_items, grouped)
     summary = derive_table(kind, Catalog(catalog), out, options)
     print(f"{out}: {summary.describe()}")
@@ -279,6 +281,7 @@ def pairs_mine(  # noqa: PLR0913 (options of a command line)
     group: Group = "title,picture",
     max_same: MaxSame = 100,
     near_distance: NearDistance = 0,
+    group_titles: GroupTitles = None,
     tagger: Annotated[str, typer.Option(help="What finds terms: gazetteer, or transformers:PATH.")] = "gazetteer",
     lexicon: Annotated[Path | None, typer.Option(help="Terms of your own for the tagger.")] = None,
     engine: Annotated[Literal["duckdb", "spark"], typer.Option(help="Both give the same table.")] = "duckdb",
@@ -312,7 +315,7 @@ def pairs_mine(  # noqa: PLR0913 (options of a command line)
         rewrites_per_positive=rewrites_per_positive, max_pairs_per_item=max_pairs_per_item, master=master,
         validation_from=validation_from, test_from=test_from, engine=engine, memory_limit=memory_limit, spill=spill,
         threads=threads, max_record_lines=max_record_lines,
-        group=GroupOptions(group_kinds(group), max_same, near_distance),
+        group=GroupOptions(group_kinds(group), max_same, near_distance, group_titles),
     )  # fmt: skip
     shop = Catalog(catalog)
     found = mine_pairs(log, shop, out, settings, make_tagger(tagger, shop, lexicon))

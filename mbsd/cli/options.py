@@ -19,3 +19,9 @@ Group = Annotated[
 ]
 MaxSame = Annotated[int, typer.Option(help="Of --group: what more items than this share is a placeholder.")]
 NearDistance = Annotated[int, typer.Option(help="Of --group near_picture: bits of 64 in which linked ones may differ.")]
+GroupTitles = Annotated[
+    Path | None,
+    typer.Option(
+        help="Of --group title: the items (JSONL, Parquet) with titles to compare, where the catalogue's are masked."
+    ),
+]

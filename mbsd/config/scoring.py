@@ -132,7 +132,7 @@ class EvaluateConfig:
             raise UserError("data.table is not set: evaluation needs a task table")
         if self.data.table is not None and self.task == "retrieval":
             raise UserError(f"data.table={self.data.table}: task=retrieval reads the catalogue alone: remove it")
-        _refuse_drop_incomplete(self.data)
+        _refuse_leaving_out(self.data)
         if not self.out.endswith(".json"):
             raise UserError(f"out={self.out}: expected a name that ends in .json; the answers go beside it as .parquet")
         check_ranges(self)
@@ -190,7 +190,7 @@ class EmbedConfig:
         """Raise UserError if the settings contradict each other."""
         if self.data.table is not None:
             raise UserError(f"data.table={self.data.table}: embedding reads the catalogue alone: remove it")
-        _refuse_drop_incomplete(self.data)
+        _refuse_leaving_out(self.data)
         check_ranges(self)
         if self.view is not None and self.views:
             raise UserError(f"view={self.view} and views={list(self.views)}: set one of them")
@@ -202,6 +202,8 @@ class EmbedConfig:
             )
 
 
-def _refuse_drop_incomplete(data: DataConfig) -> None:
+def _refuse_leaving_out(data: DataConfig) -> None:
     if data.drop_incomplete:
         raise UserError("data.drop_incomplete=true: it is a setting of training, and here every item counts: remove it")
+    if data.held_out is not None:
+        raise UserError(f"data.held_out={data.held_out}: it is a setting of training; remove it")

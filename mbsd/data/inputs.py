@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from mbsd.catalog.keys import open_keys
@@ -54,6 +55,11 @@ def open_catalog(data: DataConfig, table: Kind | None) -> tuple[Catalog, Table |
         raise UserError(f"data.table={data.table}: no table is read here, only the catalogue: remove it")
     if table is not None and data.table is None:
         raise UserError(f"data.table is not set: name a table of {table} (`mbsd tables`, `mbsd pairs mine`)")
+    if data.table is not None and data.held_out is not None:
+        raise UserError(
+            f"data.held_out={data.held_out} and data.table={data.table}: a table has splits of its own, and only where "
+            "the catalogue alone is read are the items of another one's left out: remove it"
+        )
     if data.table is not None and data.drop_incomplete:
         raise UserError(
             f"data.drop_incomplete=true and data.table={data.table}: a table names its own items, and only where the "
@@ -63,16 +69,29 @@ def open_catalog(data: DataConfig, table: Kind | None) -> tuple[Catalog, Table |
     return catalog, Table(data.table, catalog, kind=table) if data.table is not None else None
 
 
+def catalog_samples(data: DataConfig, catalog: Catalog, split: str) -> CatalogSamples:
+    """The items of a split, without those that data.drop_incomplete and, of train, data.held_out leave out.
+
+    Raises:
+        UserError: the table of data.held_out is not there, cannot be read, or is of another catalogue.
+    """
+    without = None
+    if data.held_out is not None and split == "train":
+        table = Table(data.held_out, catalog)
+        rows = np.concatenate([table.rows("validation"), table.rows("test")])
+        names = ("item_a", "item_b") if table.kind == "alignment" else ("item",)
+        without = np.unique(np.concatenate([table.column(name)[rows] for name in names]))
+    return CatalogSamples(catalog, split, complete=data.drop_incomplete, without=without)
+
+
 def split_samples(config: BaseConfig, catalog: Catalog, table: Table | None, split: str) -> Samples:
-    """The rows of the table's split, or the catalogue's items; of these the complete ones, with data.drop_incomplete.
+    """The rows of the table's split, or the catalogue's items, as `catalog_samples` has them.
 
     Raises:
         UserError: there are none.
     """
     complete = config.data.drop_incomplete
-    samples: Samples = (
-        TableSamples(table, split) if table is not None else CatalogSamples(catalog, split, complete=complete)
-    )
+    samples: Samples = TableSamples(table, split) if table is not None else catalog_samples(config.data, catalog, split)
     if len(samples) == 0:
         source = table.path if table is not None else catalog.path
         empty = "has no item with both title and picture (data.drop_incomplete=true)" if complete else "is empty"

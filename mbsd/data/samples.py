@@ -95,10 +95,20 @@ class CatalogSamples:
         catalog: whose items they are.
         split: None: all.
         complete: leave out items without title or picture.
+        without: items to leave out, int64.
     """
 
-    def __init__(self, catalog: SplitCatalog, split: str | None = "train", *, complete: bool = False) -> None:
+    def __init__(
+        self,
+        catalog: SplitCatalog,
+        split: str | None = "train",
+        *,
+        complete: bool = False,
+        without: Int64 | None = None,
+    ) -> None:
         items = catalog.indices(split)
+        if without is not None:
+            items = items[~np.isin(items, without)]
         self.items = items[catalog.is_complete()[items]] if complete else items
 
     def __len__(self) -> int:

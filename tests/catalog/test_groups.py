@@ -239,6 +239,7 @@ def test_split_columns_of_a_source_are_obeyed_and_what_they_cut_is_told(chained:
         ({"by": group_kinds("none,title")}, "group 'none'; expected"),
         ({"max_same": 1}, "max_same is 1; expected 2 or more"),
         ({"by": ("near_picture",), "near_distance": 17}, "near_distance is 17; expected 0 to 16"),
+        ({"by": ("picture",), "titles": Path("items.jsonl")}, "--group-titles items.jsonl: title is not in --group"),
         ({"near_distance": 2}, "near_picture is not in --group; add it"),
     ],
 )
@@ -270,6 +271,23 @@ def test_the_commands(chained: Catalog, tmp_path: Path) -> None:
             table, splits = Table(out, chained), group_splits(chained, options)
             assert table.split_by == options.described()
             assert table.column("split") == [splits[item] for item in table.column("item")]
+
+
+def test_where_titles_are_masked_the_unmasked_ones_are_compared(tmp_path: Path) -> None:
+    """ "Acme" is what is left of two products' titles; the split is the one of the unmasked catalogue."""
+    ids = [*with_split("test", 2, "a"), *with_split("train", 2, "b"), *with_split("train", 1, "c")]
+    names = ["Acme Red shirt", "ACME  blue shirt", "acme red shirt", "Acme blue  shirt", "Acme green shirt"]
+    whole = [{"item_id": item_id, "title": title} for item_id, title in zip(ids, names, strict=True)]
+    source = write_jsonl(tmp_path / "whole.jsonl", *whole[::-1], {"item_id": "more", "title": "Acme Red shirt"})
+    plain = small_catalog(tmp_path / "plain", list(read_items(source)))
+    masked = small_catalog(tmp_path / "masked", [Item(item_id, "Acme") for item_id in ids])
+    options = GroupOptions(titles=source)
+    of_plain = dict(zip(plain.table()["item_id"].to_pylist(), group_splits(plain), strict=True))
+    assert group_splits(masked, options) == [of_plain[item_id] for item_id in ids] == [*["test"] * 4, "train"]
+    assert group_splits(masked) == ["test"] * 5
+    assert options.described()["titles"] == "whole.jsonl"
+    with pytest.raises(UserError, match="1 of the 6 items of catalogue .* are not in it, the first is 'more'"):
+        group_splits(plain, GroupOptions(titles=write_jsonl(tmp_path / "few.jsonl", *whole)))
 
 
 def test_names_of_keys() -> None:

@@ -54,9 +54,20 @@ def text_keys(texts: list[str]) -> Int64:
     return np.array([id_hash(text) & POSITIVE if text else NO_KEY for text in texts], dtype=np.int64)
 
 
-def title_keys(catalog: Catalog) -> Int64:
-    """Return each item's key of its title in NFKC, case folded, with single spaces; NO_KEY without a title."""
-    return text_keys([normalise_query(title) for title in catalog.table()["title"].to_pylist()])
+def title_keys(catalog: Catalog, items: Path | None = None) -> Int64:
+    """Return each item's key of its title in NFKC, case folded, with single spaces; NO_KEY without a title.
+
+    Args:
+        catalog: whose items they are.
+        items: a source (JSONL or Parquet) with the same items, whose titles are taken; None: the catalogue's own.
+
+    Raises:
+        UserError: the source cannot be read, or lacks items of the catalogue.
+    """
+    named = (
+        catalog.table()["title"].to_pylist() if items is None else _from_source(catalog, ProductColumn("title", items))
+    )
+    return text_keys([normalise_query(title) for title in named])
 
 
 def picture_keys(catalog: Catalog, say: Callable[[str], None]) -> Int64:

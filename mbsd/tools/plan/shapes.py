@@ -20,7 +20,8 @@ from mbsd.checkpoint.resume import weights_folder
 from mbsd.config.batch_plan import plan_batches
 from mbsd.config.deepspeed import BatchSizes
 from mbsd.config.run import BaseConfig, FinetuneConfig, PretrainConfig
-from mbsd.data.samples import CatalogSamples, TableSamples
+from mbsd.data.inputs import catalog_samples
+from mbsd.data.samples import TableSamples
 from mbsd.data.spec import Masked, SameProduct
 from mbsd.data.views import TextTokens, pack
 from mbsd.errors import UserError
@@ -177,7 +178,9 @@ def num_samples(config: BaseConfig) -> int | None:
         return None
     catalog = Catalog(config.data.catalog)
     if config.data.table is None:
-        return len(CatalogSamples(catalog, "train", complete=config.data.drop_incomplete))
+        if config.data.held_out is not None and not Path(config.data.held_out).exists():
+            return None
+        return len(catalog_samples(config.data, catalog, "train"))
     if not Path(config.data.table).exists():
         return None
     return len(TableSamples(Table(config.data.table, catalog), "train"))
