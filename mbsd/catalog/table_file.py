@@ -61,7 +61,7 @@ SCHEMAS: dict[Kind, Any] = {
 }
 CHECKSUM = "mbsd.checksum"
 MADE = "mbsd.made"
-AGAIN = "make it again with `mbsd tables` or `mbsd pairs mine`"
+AGAIN = "make it again with `mbsd tables` or `mbsd pairs`"
 REBUILD = {
     "pairs": "`mbsd pairs mine`, `mbsd pairs derive` or `mbsd tables build pairs`",
     "attributes": "`mbsd tables derive attributes` or `mbsd tables build attributes`",
