@@ -21,6 +21,7 @@ SCORED = 2048  # rows at most
 CPU_FLAGS = ("avx512_bf16", "amx_bf16")
 QUICKER = 1.05  # bf16 is taken where it is so much quicker: float32 has the more exact numbers
 COMPARED: Kind = "classification"
+PACKED = 0.7  # share of all cores that tables, floors and measurements keep busy on an idle machine
 
 
 def has_bf16(cpu_info: str) -> bool:
@@ -84,17 +85,32 @@ def quicker(out: Path, recipes: Mapping[Precision, Recipe]) -> tuple[Precision, 
 
 
 def speeds(out: Path, recipes: Mapping[Precision, Recipe], precision: Precision, spent: Spent, scored: int) -> Speeds:
-    """Seconds of a start, of a step of each kind, and of scoring a row.
+    """Seconds of a start, of a step of each kind, and of scoring a row, on cores that nobody else uses.
 
-    In bf16 all kinds are taken to be quicker by as much as COMPARED.
+    A run on a busy machine gets a part of a core, and what it took by the clock is that much longer: seconds are
+    multiplied by the share of a core that it got. In bf16 all kinds are taken to be quicker by as much as COMPARED.
 
     Args:
         scored: rows of `measure_scores`.
     """
     _, compared = quicker(out, recipes)
     ratio = compared[precision] / compared["fp32"]
-    plain = recipes["fp32"].runs
-    full = {kind: seconds_of_step(folder_of(out, kind, "fp32"), run.batch_size) for kind, run in plain.items()}
-    start = max(0.0, min(spent.of(f"measure_{kind}_fp32") - STEPS * full[kind] for kind in plain))
-    row = max(0.0, spent.of("measure_scores") - start) / scored
-    return Speeds(start, {str(kind): seconds * ratio for kind, seconds in full.items()}, row)
+    steps, starts = {}, []
+    for kind, run in recipes["fp32"].runs.items():
+        by_clock = seconds_of_step(folder_of(out, kind, "fp32"), run.batch_size)
+        seconds, got = spent.of(f"measure_{kind}_fp32")[0], _share_of_core(*spent.of(f"measure_{kind}_fp32"))
+        steps[str(kind)] = by_clock * got * ratio
+        starts.append(max(0.0, seconds - STEPS * by_clock) * got)
+    start, scores = min(starts), spent.of("measure_scores")
+    return Speeds(start, steps, max(0.0, scores[0] * _share_of_core(*scores) - start) / scored)
+
+
+def idle_seconds(spent: Spent, cores: int) -> float:
+    """What has been spent until now, in seconds of a machine whose cores nobody else uses."""
+    wall, cpu = spent.wall_and_cpu()
+    return min(wall, cpu / (PACKED * cores))
+
+
+def _share_of_core(wall: float, cpu: float) -> float:
+    """Of one core, which a run of one thread has on an idle machine."""
+    return min(1.0, cpu / wall)
