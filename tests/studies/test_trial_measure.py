@@ -32,7 +32,8 @@ def measured(out: Path, bf16_rate: float, busy: float = 1.0) -> Spent:
         folder.mkdir(parents=True)
         lines = [{"step": 8, "samples_per_s": 1.0}, {"step": 40, "validation/loss": 2.0}]
         lines += [
-            {"step": step, "samples_per_s": busy * rate * factor} for step, factor in ((16, 1), (24, 0.2), (32, 1), (40, 1))
+            {"step": step, "samples_per_s": busy * rate * factor}
+            for step, factor in ((16, 1), (24, 0.2), (32, 1), (40, 1))
         ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         seconds = 12.0 + STEPS * 32 / rate
@@ -46,7 +47,7 @@ def test_the_quicker_precision_and_the_speeds_in_it(bf16_rate: float, expected: 
     spent = measured(tmp_path, bf16_rate)
     precision, compared = quicker(tmp_path, RECIPES)
     assert precision == expected and compared == pytest.approx({"fp32": 32 / 160, "bf16": 32 / bf16_rate})
-    found = speeds(tmp_path, RECIPES, precision, spent, scored=1000)
+    found = speeds(tmp_path, RECIPES, Machine(2, 1, precision), spent, scored=1000)
     factor = 160 / bf16_rate if expected == "bf16" else 1.0
     assert found.step == pytest.approx({kind: factor * 32 / rate for kind, rate in RATES.items()})
     assert found.start == pytest.approx(12.0) and found.row == pytest.approx(0.005)
@@ -55,7 +56,7 @@ def test_the_quicker_precision_and_the_speeds_in_it(bf16_rate: float, expected: 
 
 def test_a_busy_machine_is_planned_for_as_an_idle_one(tmp_path: Path) -> None:
     found = [
-        speeds(tmp_path / name, RECIPES, "fp32", measured(tmp_path / name, 100.0, busy), scored=1000)
+        speeds(tmp_path / name, RECIPES, Machine(2, 1, "fp32"), measured(tmp_path / name, 100.0, busy), scored=1000)
         for name, busy in (("idle", 1.0), ("busy", 0.125))
     ]
     assert found[0].step == pytest.approx(found[1].step)

@@ -148,7 +148,7 @@ def _measured_plan(trial: Trial, place: Place, facts: CatalogFacts) -> Plan:
     place.runner.run(list(measuring(out, recipes, settings)))
     precision, compared = quicker(out, recipes)
     machine = Machine(cores, place.ranks, precision)
-    measured = speeds(out, recipes, precision, spent, min(SCORED, facts.test_rows["classification"]))
+    measured = speeds(out, recipes, machine, spent, min(SCORED, facts.test_rows["classification"]))
     left = 60 * trial.minutes - idle_seconds(spent, cores)
     lengths, seconds = lengths_within(trial, facts, recipes[precision], measured, left, place.runner.jobs)
     said = _said(trial, facts, machine, recipes[precision], lengths)
