@@ -20,8 +20,11 @@ RECIPES: dict[Precision, Recipe] = {name: recipe(FACTS, Machine(2, 1, name), 60)
 RATES = {"stage1": 320.0, "classification": 160.0, "attributes": 64.0}  # samples a second
 
 
-def measured(out: Path, bf16_rate: float) -> Spent:
-    """A folder as the measurements leave it: the first part of each run is slow, as it warms up."""
+def measured(out: Path, bf16_rate: float, busy: float = 1.0) -> Spent:
+    """A folder as the measurements leave it: the first part of each run is slow, as it warms up.
+
+    On a machine where a process gets `busy` of a core everything takes 1 / busy as long by the clock.
+    """
     spent = Spent(out / "settings/spent.json")
     runs = [(kind, "fp32", rate) for kind, rate in RATES.items()] + [("classification", "bf16", bf16_rate)]
     for kind, precision, rate in runs:
@@ -29,11 +32,13 @@ def measured(out: Path, bf16_rate: float) -> Spent:
         folder.mkdir(parents=True)
         lines = [{"step": 8, "samples_per_s": 1.0}, {"step": 40, "validation/loss": 2.0}]
         lines += [
-            {"step": step, "samples_per_s": rate * factor} for step, factor in ((16, 1), (24, 0.2), (32, 1), (40, 1))
+            {"step": step, "samples_per_s": busy * rate * factor}
+            for step, factor in ((16, 1), (24, 0.2), (32, 1), (40, 1))
         ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        spent.add(f"measure_{kind}_{precision}", 12.0 + STEPS * 32 / rate)
-    spent.add("measure_scores", 12.0 + 5.0)
+        seconds = 12.0 + STEPS * 32 / rate
+        spent.add(f"measure_{kind}_{precision}", seconds / busy, seconds)
+    spent.add("measure_scores", 17.0 / busy, 17.0)
     return spent
 
 
@@ -42,11 +47,20 @@ def test_the_quicker_precision_and_the_speeds_in_it(bf16_rate: float, expected: 
     spent = measured(tmp_path, bf16_rate)
     precision, compared = quicker(tmp_path, RECIPES)
     assert precision == expected and compared == pytest.approx({"fp32": 32 / 160, "bf16": 32 / bf16_rate})
-    found = speeds(tmp_path, RECIPES, precision, spent, scored=1000)
+    found = speeds(tmp_path, RECIPES, Machine(2, 1, precision), spent, scored=1000)
     factor = 160 / bf16_rate if expected == "bf16" else 1.0
     assert found.step == pytest.approx({kind: factor * 32 / rate for kind, rate in RATES.items()})
     assert found.start == pytest.approx(12.0) and found.row == pytest.approx(0.005)
     assert seconds_of_step(folder_of(tmp_path, "stage1", "fp32"), 32) == pytest.approx(0.1)
+
+
+def test_a_busy_machine_is_planned_for_as_an_idle_one(tmp_path: Path) -> None:
+    found = [
+        speeds(tmp_path / name, RECIPES, Machine(2, 1, "fp32"), measured(tmp_path / name, 100.0, busy), scored=1000)
+        for name, busy in (("idle", 1.0), ("busy", 0.125))
+    ]
+    assert found[0].step == pytest.approx(found[1].step)
+    assert (found[0].start, found[0].row) == pytest.approx((found[1].start, found[1].row))
 
 
 def test_both_precisions_are_measured_beside_each_other(tmp_path: Path) -> None:

@@ -209,7 +209,9 @@ def test_numbers_are_those_of_the_answers(task: Literal["classification", "attri
             return float(f1_score(label, found[f"answer_{name}"], average="macro"))
         return float(roc_auc_score(label == "yes", found[f"probability_{name}"]))
 
-    readable = {"full": ["tfidf", "colours", "hog", "all"], "text": ["tfidf"], "image": ["colours", "hog"]}
+    alone = ["prior"] if task == "attributes" else []
+    readable = {"text": ["tfidf", *alone], "image": ["colours", "hog", "hog_colours", *alone]}
+    readable["full"] = ["all", *readable["text"], *readable["image"]]
     lines = {
         (row.given["data-view"], row.given["data-metric"]): row.cells() for row in root.all("tr", data_model="model")
     }

@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -56,14 +56,21 @@ class Started:
 
     def stop(self) -> None:
         """Pass SIGTERM on, once: a second one would end a run that is saving its state."""
-        if self.signalled or self.process.poll() is not None:
+        if self.signalled or self.process.returncode is not None:
             return
         self.signalled = True
-        # DeepSpeed's own program dies of it and leaves its child running, which is the one that ends the ranks.
-        started = psutil.Process(self.process.pid)
-        below = started.children() if "deepspeed" in Path(self.program).name else []
-        for one in below or [started]:
-            one.terminate()
+        with suppress(psutil.NoSuchProcess):  # it has ended by itself
+            # DeepSpeed's own program dies of it and leaves its child running, which is the one that ends the ranks.
+            started = psutil.Process(self.process.pid)
+            below = started.children() if "deepspeed" in Path(self.program).name else []
+            for one in below or [started]:
+                one.terminate()
+
+    def wait(self) -> tuple[int, float]:
+        """Wait for its end: its exit code, and the CPU seconds of its processes."""
+        _, status, used = os.wait4(self.process.pid, 0)
+        self.process.returncode = os.waitstatus_to_exitcode(status)
+        return self.process.returncode, used.ru_utime + used.ru_stime
 
 
 @dataclass
@@ -75,7 +82,7 @@ class Live:
         told: this process was told to end, so nothing more is started.
     """
 
-    of: dict[Future[int], Started] = field(default_factory=dict)
+    of: dict[Future[tuple[int, float]], Started] = field(default_factory=dict)
     told: bool = False
 
     def stop(self) -> None:
@@ -128,12 +135,12 @@ class Runner:
                             ready = sorted([*ready, *(number[name] for name in order.get_ready())])
                         else:
                             started = self._start(command)
-                            live.of[pool.submit(started.process.wait)] = started
+                            live.of[pool.submit(started.wait)] = started
                             if live.told:  # while it was being started
                                 started.stop()
                     for ended in wait(live.of, return_when=FIRST_COMPLETED).done if live.of else ():
                         started = live.of.pop(ended)
-                        self._end(started, ended.result(), outputs)
+                        self._end(started, *ended.result(), outputs)
                         order.done(started.command.name)
             finally:
                 live.stop()
@@ -165,7 +172,7 @@ class Runner:
             process = subprocess.Popen(words, env={**os.environ, **environment}, stdout=output, stderr=output)
         return Started(command, process, words[0], (log, before))
 
-    def _end(self, started: Started, code: int, outputs: Outputs) -> None:
+    def _end(self, started: Started, code: int, cpu: float, outputs: Outputs) -> None:
         command, (log, before) = started.command, started.log
         named = f"{command.name}: " if self.jobs > 1 else ""
         if code:
@@ -174,7 +181,7 @@ class Runner:
             self._print(f"{named}exit code {code}; the whole output is in {log}", style="red")
             raise SystemExit(EXIT_USER_ERROR if code == EXIT_USER_ERROR else 1)
         seconds = time.monotonic() - started.since
-        self.spent.add(command.name, seconds)
+        self.spent.add(command.name, seconds, cpu)
         self._print(f"  {named}{seconds:.0f} s")
         if not command.done.exists():
             self._print(f"{command.name} was stopped; the same command resumes it")

@@ -27,19 +27,21 @@ class Spent:
         )
         self._until = (0.0, 0.0)  # and in what was read last
 
-    def add(self, command: str, seconds: float) -> None:
-        """A command ran for so long; the parts of one that was stopped and resumed are added up."""
+    def add(self, command: str, seconds: float, cpu: float) -> None:
+        """A command ran for so long and used so much of a core; the parts of one that was resumed are added up."""
         everything = self._read()
-        everything["commands"][command] = everything["commands"].get(command, 0.0) + seconds
+        before = everything["commands"].get(command, [0.0, 0.0])
+        everything["commands"][command] = [before[0] + seconds, before[1] + cpu]
         self._write(everything)
 
-    def of(self, command: str) -> float:
-        """Seconds that a command took (wall clock).
+    def of(self, command: str) -> tuple[float, float]:
+        """Seconds that a command took by the clock, and of its processes' cores.
 
         Raises:
             KeyError: it has not ended yet.
         """
-        return float(self._read()["commands"][command])
+        seconds, cpu = self._read()["commands"][command]
+        return seconds, cpu
 
     def wall_and_cpu(self) -> tuple[float, float]:
         """Seconds of all starts by the clock and of all their processes' cores; of this one as far as it is counted."""

@@ -9,7 +9,7 @@ from statistics import median
 
 from mbsd.config.run_files import DONE
 from mbsd.tools.studies.commands import Command
-from mbsd.tools.studies.recipe import Kind, Precision, Recipe, RunRecipe
+from mbsd.tools.studies.recipe import Kind, Machine, Precision, Recipe, RunRecipe
 from mbsd.tools.studies.spent import Spent
 from mbsd.tools.studies.trial.commands import launcher_of, read_words, run_words, scoring_words, start_words
 from mbsd.tools.studies.trial.plan import Speeds
@@ -19,8 +19,10 @@ STEPS = 40
 LOG_EVERY = 8  # the first part warms up and is not counted
 SCORED = 2048  # rows at most
 CPU_FLAGS = ("avx512_bf16", "amx_bf16")
-QUICKER = 1.05  # bf16 is taken where it is so much quicker: float32 has the more exact numbers
+QUICKER = 1.1  # bf16 is taken where it is so much quicker: float32 has the more exact numbers
 COMPARED: Kind = "classification"
+LEAST_SHARE = 0.02  # of a core; with less, a run's ranks are not among the processes that the command waits for
+PACKED = 0.7  # share of all cores that tables, floors and measurements keep busy on an idle machine
 
 
 def has_bf16(cpu_info: str) -> bool:
@@ -83,18 +85,35 @@ def quicker(out: Path, recipes: Mapping[Precision, Recipe]) -> tuple[Precision, 
     return ("bf16" if better else "fp32"), {str(name): seconds for name, seconds in steps.items()}
 
 
-def speeds(out: Path, recipes: Mapping[Precision, Recipe], precision: Precision, spent: Spent, scored: int) -> Speeds:
-    """Seconds of a start, of a step of each kind, and of scoring a row.
+def speeds(out: Path, recipes: Mapping[Precision, Recipe], machine: Machine, spent: Spent, scored: int) -> Speeds:
+    """Seconds of a start, of a step of each kind, and of scoring a row, on cores that nobody else uses.
 
-    In bf16 all kinds are taken to be quicker by as much as COMPARED.
+    A run on a busy machine gets a part of a core, and what it took by the clock is that much longer: seconds are
+    multiplied by the share of a core that it got. In bf16 all kinds are taken to be quicker by as much as COMPARED.
 
     Args:
         scored: rows of `measure_scores`.
     """
     _, compared = quicker(out, recipes)
-    ratio = compared[precision] / compared["fp32"]
-    plain = recipes["fp32"].runs
-    full = {kind: seconds_of_step(folder_of(out, kind, "fp32"), run.batch_size) for kind, run in plain.items()}
-    start = max(0.0, min(spent.of(f"measure_{kind}_fp32") - STEPS * full[kind] for kind in plain))
-    row = max(0.0, spent.of("measure_scores") - start) / scored
-    return Speeds(start, {str(kind): seconds * ratio for kind, seconds in full.items()}, row)
+    ratio = compared[machine.precision] / compared["fp32"]
+    steps, starts = {}, []
+    for kind, run in recipes["fp32"].runs.items():
+        by_clock = seconds_of_step(folder_of(out, kind, "fp32"), run.batch_size)
+        seconds, cpu = spent.of(f"measure_{kind}_fp32")
+        got = _share_of_core(seconds, cpu / machine.ranks)
+        steps[str(kind)] = by_clock * got * ratio
+        starts.append(max(0.0, seconds - STEPS * by_clock) * got)
+    seconds, cpu = spent.of("measure_scores")
+    of_scores = seconds * _share_of_core(seconds, cpu / machine.ranks)
+    return Speeds(min(starts), steps, max(0.0, of_scores - min(starts)) / scored)
+
+
+def idle_seconds(spent: Spent, cores: int) -> float:
+    """What has been spent until now, in seconds of a machine whose cores nobody else uses."""
+    wall, cpu = spent.wall_and_cpu()
+    return min(wall, cpu / (PACKED * cores))
+
+
+def _share_of_core(wall: float, cpu: float) -> float:
+    """Of the one core that a rank of one thread has on an idle machine; 1 where it cannot be told."""
+    return min(1.0, cpu / wall) if cpu > LEAST_SHARE * wall else 1.0
