@@ -37,8 +37,8 @@ def test_a_larger_budget_is_never_a_smaller_model() -> None:
 
 def test_the_batch_is_whole_on_any_number_of_ranks() -> None:
     for ranks in (1, 2, 3, 5):
-        for run in recipe(POOL, Machine(8, ranks, "fp32"), 60).runs.values():
-            assert run.batch_size % ranks == 0 and run.batch_size < 32 + ranks
+        for kind, run in recipe(POOL, Machine(8, ranks, "fp32"), 60).runs.items():
+            assert run.batch_size % ranks == 0 and rules.BATCH[kind] <= run.batch_size < rules.BATCH[kind] + ranks
 
 
 def test_precision_chooses_the_file_of_deepspeed_alone() -> None:

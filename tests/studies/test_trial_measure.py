@@ -36,7 +36,7 @@ def measured(out: Path, bf16_rate: float, busy: float = 1.0) -> Spent:
             for step, factor in ((16, 1), (24, 0.2), (32, 1), (40, 1))
         ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        seconds = 12.0 + STEPS * 32 / rate
+        seconds = 12.0 + STEPS * RECIPES["fp32"].runs[kind].batch_size / rate  # type: ignore[index]
         spent.add(f"measure_{kind}_{precision}", seconds / busy, seconds)
     spent.add("measure_scores", 17.0 / busy, 17.0)
     return spent
@@ -49,7 +49,8 @@ def test_the_quicker_precision_and_the_speeds_in_it(bf16_rate: float, expected: 
     assert precision == expected and compared == pytest.approx({"fp32": 32 / 160, "bf16": 32 / bf16_rate})
     found = speeds(tmp_path, RECIPES, Machine(2, 1, precision), spent, scored=1000)
     factor = 160 / bf16_rate if expected == "bf16" else 1.0
-    assert found.step == pytest.approx({kind: factor * 32 / rate for kind, rate in RATES.items()})
+    batches = {kind: run.batch_size for kind, run in RECIPES["fp32"].runs.items()}
+    assert found.step == pytest.approx({kind: factor * batches[kind] / rate for kind, rate in RATES.items()})
     assert found.start == pytest.approx(12.0) and found.row == pytest.approx(0.005)
     assert seconds_of_step(folder_of(tmp_path, "stage1", "fp32"), 32) == pytest.approx(0.1)
 

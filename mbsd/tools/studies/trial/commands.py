@@ -85,7 +85,7 @@ def evaluations(run: Run, out: Path) -> Iterator[Command]:
     folder, model = out / run.titles, run.folder(out)
     if run.kind != "stage1":
         yield _evaluation(run, folder / f"{run.result}.json", model, folder / f"{run.table}.parquet")
-    if run.kind != "classification":  # which was told the categories
+    if run.kind == "stage1":  # the others have been told the categories
         clusters = _evaluation(run, folder / f"{run.clusters}.json", model, folder / "categories.parquet")
         yield Command(
             f"{run.titles}_{run.clusters}_scores", clusters.done, (*clusters.words, "--task", "clustering"),

@@ -103,7 +103,8 @@ def given_lengths(trial: Trial, steps: dict[str, int], speeds: Speeds | None) ->
     if trial.equal_time:
         assert speeds is not None, "measured where times are to be equal"
         stage1 = steps["stage1"] * speeds.step["stage1"]
-        instead = {kind: round(stage1 / speeds.step[kind]) for kind in TASKS}
+        # Attributes start from the run on categories, which has this time already.
+        instead["classification"] = round(stage1 / speeds.step["classification"])
     return Lengths(steps, {str(kind): number for kind, number in instead.items()})
 
 
@@ -115,10 +116,8 @@ def works(trial: Trial, facts: CatalogFacts, speeds: Speeds, lengths: Lengths) -
         scored = min(VALIDATED, facts.test_rows[run.kind]) * VALIDATIONS
         seconds = speeds.start + lengths.of(run) * speeds.step[run.kind] + scored * speeds.row
         found.append(Work(run.name, seconds, (before.name,) if before is not None else ()))
-        rows = [facts.test_rows[run.kind]] if run.kind in TASKS else []
-        rows += [facts.test_rows["classification"]] if run.kind != "classification" else []
-        for number, scored in enumerate(rows):
-            found.append(Work(f"{run.name}_scores{number}", speeds.start + scored * speeds.row, (run.name,)))
+        scored = facts.test_rows[run.kind if run.kind in TASKS else "classification"]  # of stage 1: clusters
+        found.append(Work(f"{run.name}_scores", speeds.start + scored * speeds.row, (run.name,)))
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mbsd.errors import UserError
@@ -12,7 +12,7 @@ from mbsd.tools.studies.recipe import SHARES, Kind
 TITLES = {"plain": "as they are", "masked": "masked"}
 STARTS = {"pretrained": "pre-trained", "scratch": "from scratch"}
 # Kind of fine-tuning -> kind of its table.
-TASKS: dict[Kind, str] = {"attributes": "attributes", "classification": "categories"}
+TASKS: dict[Kind, str] = {"classification": "categories", "attributes": "attributes"}
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,8 @@ class Run:
 
     @property
     def clusters(self) -> str:
-        """Name of the scores of its vectors, grouped."""
-        if self.kind == "stage1":
-            return "_".join(["clustering", *self._seed_part])
-        return "_".join(["clustering", self.start, *labels_part(self.share), *self._seed_part])
+        """Name of the scores of a stage 1's vectors, grouped."""
+        return "_".join(["clustering", *self._seed_part])
 
     @property
     def table(self) -> str:
@@ -104,7 +102,13 @@ class Run:
 
     @property
     def before(self) -> Run | None:
-        """Stage 1 that it starts from."""
+        """The run that it starts from.
+
+        Attributes start from the model that was fine-tuned on categories: asked whether a tag holds, a small model that
+        has never read a picture for an answer stays at chance for thousands of steps.
+        """
+        if self.kind == "attributes":
+            return replace(self, kind="classification")
         if self.start != "pretrained":
             return None
         return Run(self.titles, "stage1", self.seed, is_first=self.is_first)

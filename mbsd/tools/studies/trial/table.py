@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,7 +78,11 @@ def tabulate(console: Console, trial: Trial, out: Path) -> None:
     """Gather the scores."""
     rows = [row for share in trial.label_shares for row in _rows(trial, out, share)]
     replace_text(out / "summary.json", json.dumps([row.as_json() for row in rows], indent=1, ensure_ascii=False) + "\n")
-    tables = [("Scores of the test split; clustering of vectors that no category has trained.", _scores(trial, rows))]
+    told = (
+        "Scores of the test split; clustering of stage 1's vectors, which no label has trained. Attributes start from "
+        "the model of the categories."
+    )
+    tables = [(told, _scores(trial, rows))]
     models = [row for row in rows if row.margins]
     tables.append(
         ("Less the best floor that reads no more, and 95 % of its differences over test rows.", _margins(trial, models))
@@ -137,13 +141,12 @@ def _stage1_rows(trial: Trial, out: Path) -> Iterator[Row]:
 
 
 def _model_row(trial: Trial, out: Path, one: Run, view: str, compared: Mapping[Kind, Compared]) -> Row:
-    """Of all seeds of the fine-tunings that `one` is of; its vectors are those of attributes."""
-    model, values, margins = model_name(one.start), {}, {}
-    runs = [replace(one, seed=seed, is_first=seed == trial.seeds[0]) for seed in trial.seeds]
-    clusters = [_read(out / run.titles / f"{run.clusters}.json")["views"][view]["all"] for run in runs]
+    """Of all seeds of the fine-tunings that `one` is of."""
+    model, margins = model_name(one.start), {}
+    values: dict[str, list[float]] = {}
     for column, (kind, metric) in COLUMNS.items():
         if kind == "clustering":
-            values[column] = [of_seed[metric] for of_seed in clusters]
+            values[column] = []
         else:
             found = margin(compared[kind], model, view, metric, RESAMPLES)
             values[column] = [value for value in found.each if not math.isnan(value)]
