@@ -30,7 +30,7 @@ from mbsd.io.files import replace_text
 from mbsd.io.settings_text import read_json, read_yaml
 
 HALF = 0.5  # of the items or groups with the rarer value: from here on both are ambiguous
-MIN_ITEMS = 2  # that hold both values; one "Black/Red" alone is a pattern in two colours
+MIN_ITEMS = 2  # or products that hold both values; one "Black/Red" is a pattern in two colours, one product a mistake
 FEW_MIXED = 3  # groups of one title that differ in an attribute; fewer are no sign of variants
 MAX_PARTS = 16  # a text of more values is a description: its values do not occur "together"
 MAX_LETTERS = 32  # of a value whose letters are searched for others
@@ -146,7 +146,7 @@ def find_ambiguity(attributes: Attributes, groups: Sequence[Group]) -> Ambiguity
         for head, other in _for_anything(spelled):
             ambiguity.add(name, head, other, "anything goes")
         items = [(keys_of(text), count) for text, count in of_name.items()]
-        for baskets, least in ((items, MIN_ITEMS), (of_groups[name], 1)):
+        for baskets, least in ((items, MIN_ITEMS), (of_groups[name], MIN_ITEMS)):
             for head, other in _together(baskets, least):
                 ambiguity.add(name, spelled[head], spelled[other], "together")
     return ambiguity

@@ -9,7 +9,8 @@ from functools import lru_cache
 from mbsd.catalog.queries import normalise_query
 
 # Between the values of a list: not between digits, which "3/4 sleeve" and "1,5 l" have. NFKC has made "，" a ",".
-_SEPARATOR = re.compile(r"[;|&+、\n]|(?<!\d)[,/]|[,/](?!\d)|\s(?:and|or)\s")
+_SEPARATOR = re.compile(r"[;|&+、]|(?<!\d)[,/]|[,/](?!\d)|\s(?:and|or)\s")
+_NUMBERS = re.compile(r"\d+(?:,\d+){2,}|\d+(?:/\d+){2,}")  # three sizes or more are a list
 _POINT = re.compile(r"(?<=\d)[.,/](?=\d)")  # part of a number
 
 
@@ -21,7 +22,8 @@ def parts_of(text: str) -> tuple[str, ...]:
     "navy blue". A text of punctuation alone is a value as it stands.
     """
     folded = normalise_query(text)
-    parts = (_words(part) for part in _SEPARATOR.split(folded))
+    split = re.split("[,/]", folded) if _NUMBERS.fullmatch(folded) else _SEPARATOR.split(folded)
+    parts = map(_words, split)
     return tuple(dict.fromkeys(part for part in parts if part)) or (folded,)
 
 

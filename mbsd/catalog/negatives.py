@@ -208,11 +208,14 @@ def _drawn(
     for fact in sorted(facts, key=lambda fact: fact.item_id):  # the draw does not depend on the items' order
         in_category[fact.category, fact.name].append(fact.text)
     distinct = {key: sorted(set(texts)) for key, texts in in_category.items()}
-    hopeless: set[tuple[str, str, frozenset[str]]] = set()  # no need to look through all values again
+    hopeless: set[tuple[str | None, str, frozenset[str]]] = set()  # no need to look through all values again
     for fact in facts:
         key = (fact.category, fact.name)
         others: list[str] = []
-        for place, values in ((fact.category, distinct[key]), ("", anywhere[fact.name])):
+        places: tuple[tuple[str | None, list[str]], ...] = (
+            (fact.category, distinct[key]), (None, anywhere[fact.name]),
+        )  # fmt: skip
+        for place, values in places:
             if num and not others and (place, fact.name, fact.blocked) not in hopeless:
                 others = _other_values(fact, in_category[key], values, num, f"{seed}\t{fact.item_id}\t{fact.name}")
                 if not others:

@@ -107,6 +107,10 @@ def tables_derive(  # noqa: PLR0913 (options of a command line)
     if kind != "attributes" and (ambiguous is not None or balance != "none"):
         option = "--balance" if ambiguous is None else "--ambiguous"
         raise UserError(f"{option} is of attributes; {kind} have no wrong tags: leave it out")
+    if kind != "attributes" and negatives_per_positive != 1:
+        raise UserError(f"--negatives-per-positive is of attributes; {kind} have no wrong tags: leave it out")
+    if kind == "attributes" and min_items != 1:
+        raise UserError("--min-items is of categories; attributes have none that are small: leave it out")
     grouped = GroupOptions(group_kinds(group), max_same, near_distance, group_titles)
     negatives = NegativeOptions(negatives_per_positive, ambiguous, balance)
     shop = Catalog(catalog)

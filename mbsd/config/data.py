@@ -28,8 +28,8 @@ class DataConfig:
     drop_incomplete: bool = False
     """Where the catalogue alone is read (stage 1, contrastive): train and validate without the items that have no title
     or no picture."""
-    held_out: PathText | None = None
-    """Where the catalogue alone is read: a task table whose validation and test items are not trained on. The
+    held_out: tuple[PathText, ...] = ()
+    """Where the catalogue alone is read: task tables whose validation and test items are not trained on. The
     catalogue's own splits are by item, a table's by group: some of its test items are in the catalogue's train."""
     decoder: Literal["auto", "torchvision", "dali"] = "auto"
     """auto: DALI on a GPU where it is installed, else torchvision."""

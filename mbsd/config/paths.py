@@ -56,6 +56,10 @@ def with_home(settings: Any, prefix: str = "") -> Any:
         value = getattr(settings, name)
         if dataclasses.is_dataclass(value):
             found[name] = with_home(value, f"{prefix}{name}.")
+        elif is_path and isinstance(value, tuple):
+            found[name] = tuple(map(expand_home, value))
+            for path in found[name]:
+                _refuse_unwritable(f"{prefix}{name}", path)
         elif is_path and value is not None:
             found[name] = expand_home(value)
             _refuse_unwritable(f"{prefix}{name}", found[name])
@@ -87,6 +91,9 @@ def tree_with_home(tree: Mapping[str, Any], settings: type) -> dict[str, Any]:
         inner: Any = expanded
         for section in sections:
             inner = inner.get(section) if isinstance(inner, dict) else None
-        if isinstance(inner, dict) and isinstance(inner.get(last), str):
-            inner[last] = expand_home(inner[last])
+        value = inner.get(last) if isinstance(inner, dict) else None
+        if isinstance(value, str):
+            inner[last] = expand_home(value)
+        elif isinstance(value, list):
+            inner[last] = [expand_home(path) if isinstance(path, str) else path for path in value]
     return expanded

@@ -205,5 +205,5 @@ class EmbedConfig:
 def _refuse_leaving_out(data: DataConfig) -> None:
     if data.drop_incomplete:
         raise UserError("data.drop_incomplete=true: it is a setting of training, and here every item counts: remove it")
-    if data.held_out is not None:
-        raise UserError(f"data.held_out={data.held_out}: it is a setting of training; remove it")
+    if data.held_out:
+        raise UserError(f"data.held_out={list(data.held_out)}: it is a setting of training; remove it")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from mbsd.catalog.keys import open_keys
@@ -55,10 +56,10 @@ def open_catalog(data: DataConfig, table: Kind | None) -> tuple[Catalog, Table |
         raise UserError(f"data.table={data.table}: no table is read here, only the catalogue: remove it")
     if table is not None and data.table is None:
         raise UserError(f"data.table is not set: name a table of {table} (`mbsd tables`, `mbsd pairs mine`)")
-    if data.table is not None and data.held_out is not None:
+    if data.table is not None and data.held_out:
         raise UserError(
-            f"data.held_out={data.held_out} and data.table={data.table}: a table has splits of its own, and only where "
-            "the catalogue alone is read are the items of another one's left out: remove it"
+            f"data.held_out={list(data.held_out)} and data.table={data.table}: a table has splits of its own, and only "
+            "where the catalogue alone is read are the items of another one's left out: remove it"
         )
     if data.table is not None and data.drop_incomplete:
         raise UserError(
@@ -73,15 +74,18 @@ def catalog_samples(data: DataConfig, catalog: Catalog, split: str) -> CatalogSa
     """The items of a split, without those that data.drop_incomplete and, of train, data.held_out leave out.
 
     Raises:
-        UserError: the table of data.held_out is not there, cannot be read, or is of another catalogue.
+        UserError: a table of data.held_out is not there, cannot be read, or is of another catalogue.
     """
     without = None
-    if data.held_out is not None and split == "train":
-        table = Table(data.held_out, catalog)
-        rows = np.concatenate([table.rows("validation"), table.rows("test")])
-        names = ("item_a", "item_b") if table.kind == "alignment" else ("item",)
-        without = np.unique(np.concatenate([table.column(name)[rows] for name in names]))
+    if data.held_out and split == "train":
+        without = np.unique(np.concatenate([_tested_items(Table(path, catalog)) for path in data.held_out]))
     return CatalogSamples(catalog, split, complete=data.drop_incomplete, without=without)
+
+
+def _tested_items(table: Table) -> NDArray[np.int64]:
+    rows = np.concatenate([table.rows("validation"), table.rows("test")])
+    names = ("item_a", "item_b") if table.kind == "alignment" else ("item",)
+    return np.concatenate([table.column(name)[rows] for name in names])
 
 
 def split_samples(config: BaseConfig, catalog: Catalog, table: Table | None, split: str) -> Samples:
@@ -95,6 +99,12 @@ def split_samples(config: BaseConfig, catalog: Catalog, table: Table | None, spl
     if len(samples) == 0:
         source = table.path if table is not None else catalog.path
         empty = "has no item with both title and picture (data.drop_incomplete=true)" if complete else "is empty"
+        if table is None and config.data.held_out and split == "train":
+            raise UserError(
+                f"{source}: of its train split nothing is left beside the items that data.held_out="
+                f"{list(config.data.held_out)} tests{', and those without title or picture' if complete else ''}; use "
+                "more items, or leave data.held_out out"
+            )
         raise UserError(f"{source}: its {split} split {empty}; use more items")
     return samples
 

@@ -79,7 +79,8 @@ def read_also(also: Path, its_catalog: Catalog, table: Table, catalog: Catalog) 
     kept, shown = rows[used], [str(names[n]) for n in used]
     items, labels = found.column("item")[kept], found.column("label")[kept]
     scored = table.column("item")[np.concatenate([table.rows("validation"), table.rows("test")])]
-    if its_catalog.fingerprint == catalog.fingerprint and (seen := int(np.isin(items, scored).sum())):
+    held_out = {catalog.record(int(item)).item_id for item in np.unique(scored)}
+    if seen := sum(its_catalog.record(int(item)).item_id in held_out for item in items):
         say(f"WARNING: {seen} of these rows are of items that {table.path} holds out: floors have seen their answers")
     if table.kind == "categories":
         label_of = {name: label for label, name in enumerate(table.class_names)}

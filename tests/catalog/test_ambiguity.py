@@ -40,6 +40,9 @@ from mbsd.errors import UserError
         ("लाल", ("लाल",)),  # its vowel sign is a mark, no letter
         ("★", ("★",)),
         ("-", ("-",)),
+        ("36,37,38", ("36", "37", "38")),
+        ("36/37/38", ("36", "37", "38")),
+        ("1,500", ("1.500",)),
     ],
 )
 def test_values_in_a_text(text: str, parts: tuple[str, ...]) -> None:
@@ -86,9 +89,11 @@ def test_values_that_occur_together_in_half_of_the_items() -> None:
 def test_values_of_one_product() -> None:
     items = [{"gender": value} for value in ("Men", "Adults", "Men", "Men", "Adults", "Adults")]
     assert pairs(*items) == {}
-    assert pairs(*items, groups=[[0, 1], [2, 3]]) == {"gender": {"men": ["adults"]}}
-    assert pairs(*items, groups=[[0, 1], [2, 3], [4, 5]]) == {"gender": {"men": ["adults"]}}  # one of two
-    assert pairs(*items, *items, groups=[[0, 1], [2, 3], [4, 5], [6, 8], [7, 10]]) == {}  # one of three: a mistake
+    assert pairs(*items, groups=[[0, 1], [2, 3]]) == {}, "one product alone is a mistake"
+    assert pairs(*items, groups=[[0, 1], [2, 4], [3, 5]]) == {"gender": {"men": ["adults"]}}
+    half = [[0, 1], [2, 4], [3, 9], [5, 7], [8, 6], [10, 11]]
+    assert pairs(*items, *items, groups=half) == {"gender": {"men": ["adults"]}}, "two of four"
+    assert pairs(*items, *items, groups=[*half, [0, 2], [4, 7]]) == {}, "two of five"
 
 
 def record(category: str, **attributes: str) -> Record:

@@ -42,11 +42,11 @@ def test_what_a_table_is_tested_on_is_not_trained_on(catalog: Catalog, tmp_path:
     held_out, trained = [*train[:3], int(catalog.indices("test")[0])], train[3:7]
     path = table_of(kind, catalog, tmp_path / "t.parquet", held_out, trained)
     assert Table(path).column("split").count("train") and Table(path).column("split").count("test")
-    config = settings(catalog, held_out=str(path))
+    config = settings(catalog, held_out=(str(path),))
     left = split_samples(config, catalog, None, "train")
     assert [left[n].item for n in range(len(left))] == train[3:]
     assert num_samples(config) == len(train) - 3, "as planned"
-    both = split_samples(settings(catalog, held_out=str(path), drop_incomplete=True), catalog, None, "train")
+    both = split_samples(settings(catalog, held_out=(str(path),), drop_incomplete=True), catalog, None, "train")
     whole = catalog.is_complete()
     assert [both[n].item for n in range(len(both))] == [item for item in train[3:] if whole[item]]
     for split in ("validation", "test"):  # these are not trained on
@@ -56,10 +56,24 @@ def test_what_a_table_is_tested_on_is_not_trained_on(catalog: Catalog, tmp_path:
 def test_where_there_is_nothing_to_leave_out(catalog: Catalog, pairs: Table, tmp_path: Path) -> None:
     missing = str(tmp_path / "none.parquet")
     with pytest.raises(UserError, match=r"none.parquet: no such file"):
-        split_samples(settings(catalog, held_out=missing), catalog, None, "train")
-    assert num_samples(settings(catalog, held_out=missing)) is None
-    data = DataConfig(str(catalog.path), table=str(pairs.path), held_out=missing)
+        split_samples(settings(catalog, held_out=(missing,)), catalog, None, "train")
+    assert num_samples(settings(catalog, held_out=(missing,))) is None
+    data = DataConfig(str(catalog.path), table=str(pairs.path), held_out=(missing,))
     with pytest.raises(UserError, match=r"data.held_out=.* and data.table=.*: a table has splits of its own"):
         open_catalog(data, "pairs")
     with pytest.raises(UserError, match=r"data.held_out=.*: it is a setting of training; remove it"):
-        EmbedConfig("model", DataConfig(str(catalog.path), held_out=missing), "out").check()
+        EmbedConfig("model", DataConfig(str(catalog.path), held_out=(missing,)), "out").check()
+
+
+def test_of_several_tables_all_items_count_and_nothing_left_is_said(catalog: Catalog, tmp_path: Path) -> None:
+    train = catalog.indices("train").tolist()
+    paths = tuple(
+        str(table_of("categories", catalog, tmp_path / f"{n}.parquet", train[2 * n : 2 * n + 2], train[-2:]))
+        for n in range(2)
+    )
+    left = split_samples(settings(catalog, held_out=paths), catalog, None, "train")
+    assert [left[n].item for n in range(len(left))] == train[4:]
+    whole = train if len(train) % 2 == 0 else [*train, train[0]]
+    everything = str(table_of("categories", catalog, tmp_path / "all.parquet", whole, whole))
+    with pytest.raises(UserError, match=r"nothing is left beside the items that data.held_out=\[.*all.parquet"):
+        split_samples(settings(catalog, held_out=(everything,)), catalog, None, "train")

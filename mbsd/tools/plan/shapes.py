@@ -181,7 +181,7 @@ def num_samples(config: BaseConfig) -> int | None:
         return None
     catalog = Catalog(config.data.catalog)
     if config.data.table is None:
-        if config.data.held_out is not None and not Path(config.data.held_out).exists():
+        if not all(Path(path).exists() for path in config.data.held_out):
             return None
         return len(catalog_samples(config.data, catalog, "train"))
     if not Path(config.data.table).exists():

@@ -115,8 +115,11 @@ def run_words(recipe: RunRecipe, settings: Path, steps: int) -> tuple[object, ..
 def read_words(run: Run, out: Path) -> tuple[object, ...]:
     """Catalogue and table of a run; stage 1 does not read the items that fine-tunings are tested on."""
     folder = out / run.titles
-    table = ("held_out", "attributes") if run.kind == "stage1" else ("table", run.table)
-    return "--data.catalog", folder / "catalog", f"--data.{table[0]}", folder / f"{table[1]}.parquet"
+    catalog = ("--data.catalog", folder / "catalog")
+    if run.kind != "stage1":
+        return *catalog, "--data.table", folder / f"{run.table}.parquet"
+    tested = [str(folder / f"{table}.parquet") for table in TASKS.values()]
+    return *catalog, "--data.held_out", json.dumps(tested)
 
 
 def start_words(recipe: RunRecipe, stage1: Path | None) -> tuple[object, ...]:
