@@ -16,7 +16,7 @@ from mbsd.tools.studies.trial.run import Plan
 FACTS = CatalogFacts(
     18_000, 65, dict.fromkeys(("stage1", "classification", "attributes"), 14_000), {"classification": 1800}
 )
-RECIPES: dict[Precision, Recipe] = {name: recipe(FACTS, Machine(2, 1, name), 60) for name in ("fp32", "bf16")}
+RECIPES: dict[Precision, Recipe] = {name: recipe(FACTS, Machine(2, 1, name), 60, 2) for name in ("fp32", "bf16")}
 RATES = {"stage1": 320.0, "classification": 160.0, "attributes": 64.0}  # samples a second
 
 

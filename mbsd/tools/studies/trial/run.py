@@ -83,7 +83,8 @@ def run_trial(trial: Trial, out: Path, launch: LaunchConfig) -> None:
     trial.check()
     ranks = launch.cpu_ranks or 1
     same_settings(out, "trial", json.loads(json.dumps(asdict(trial))), "--out")
-    place = Place(out.resolve(), start_runner(out, launch, width(trial), max(1, num_cores() // ranks)), ranks)
+    jobs = Machine(num_cores(), ranks, "fp32").jobs(trial.chains)
+    place = Place(out.resolve(), start_runner(out, launch, width(trial), jobs), ranks)
     spent = place.runner.spent
     try:
         with spent.counted():
@@ -164,7 +165,7 @@ def _measured_plan(trial: Trial, place: Place, facts: CatalogFacts) -> Plan:
 
 def _recipe(trial: Trial, place: Place, facts: CatalogFacts, machine: Machine) -> Recipe:
     """The recipe, without stage 1 where nothing starts from it."""
-    chosen = recipe(facts, machine, trial.minutes)
+    chosen = recipe(facts, machine, trial.minutes, trial.chains)
     if "pretrained" in trial.starts and "stage1" not in chosen.runs:
         raise UserError("the recipe has no stage 1 (recipe.SHARES); ask for runs from scratch alone")
     chosen = Recipe({kind: run for kind, run in chosen.runs.items() if kind in TASKS or "pretrained" in trial.starts})

@@ -44,6 +44,11 @@ class Trial:
     pretrain_steps: int | None = None
     finetune_steps: int | None = None
 
+    @property
+    def chains(self) -> int:
+        """Chains of runs, each of which waits for its own alone: stage 1, then one fine-tuning a task."""
+        return len(TITLES) * len(self.seeds) * len(self.starts) * len(self.label_shares)
+
     def check(self) -> None:
         """Raise UserError for settings that make no sense."""
         if not all(0 < share <= 1 for share in self.label_shares):
