@@ -28,7 +28,15 @@ from mbsd.tools.studies.recipe import CatalogFacts, Kind, Machine, Precision, Re
 from mbsd.tools.studies.runner import Runner, start_runner
 from mbsd.tools.studies.settings_files import changed, same_settings
 from mbsd.tools.studies.trial.commands import data_commands, evaluations, training
-from mbsd.tools.studies.trial.measure import SCORED, idle_seconds, measuring, precisions, quicker, speeds
+from mbsd.tools.studies.trial.measure import (
+    SCORED,
+    idle_seconds,
+    measuring,
+    precisions,
+    quicker,
+    remove_unfinished,
+    speeds,
+)
 from mbsd.tools.studies.trial.page import page_of
 from mbsd.tools.studies.trial.plan import Lengths, given_lengths, lengths_within
 from mbsd.tools.studies.trial.settings import TASKS, Trial, runs_of
@@ -146,11 +154,13 @@ def _measured_plan(trial: Trial, place: Place, facts: CatalogFacts) -> Plan:
         for kind, run in chosen.runs.items():
             settings[f"{kind}_{precision}"] = out / f"settings/measure_{kind}_{precision}.json"
             _write_deepspeed(settings[f"{kind}_{precision}"], run)
-    place.runner.run(list(measuring(out, recipes, settings)))
+    commands = list(measuring(out, recipes, settings))
+    remove_unfinished(commands, spent)
+    place.runner.run(commands)
     precision, compared = quicker(out, recipes)
     machine = Machine(cores, place.ranks, precision)
     measured = speeds(out, recipes, machine, spent, min(SCORED, facts.test_rows["classification"]))
-    left = 60 * trial.minutes - idle_seconds(spent, cores)
+    left = 60 * trial.minutes - idle_seconds(spent)
     lengths, seconds = lengths_within(trial, facts, recipes[precision], measured, left, place.runner.jobs)
     said = _said(trial, facts, machine, recipes[precision], lengths)
     said.append(_precision_said(precision, compared))
