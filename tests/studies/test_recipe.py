@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,7 @@ from mbsd.errors import UserError
 from mbsd.tools.studies import recipe as rules
 from mbsd.tools.studies.commands import ROOT
 from mbsd.tools.studies.recipe import CatalogFacts, Machine, recipe, with_text_model
-from mbsd.tools.studies.trial.commands import options, start_words
+from mbsd.tools.studies.trial.commands import VALIDATIONS, options, start_words, training
 from mbsd.tools.studies.trial.measure import has_bf16
 from mbsd.tools.studies.trial.plan import Speeds, Work, lengths_within, makespan, works
 from mbsd.tools.studies.trial.settings import Run, Trial, runs_of
@@ -168,7 +169,25 @@ def test_steps_that_are_named_win_over_the_budget() -> None:
     assert lengths.steps == {"stage1": 7, "classification": 40, "attributes": 40}
 
 
-@pytest.mark.parametrize("wrong", [{"label_shares": (0.1, 0.1)}, {"label_shares": (1.5,)}, {"minutes": 0}])
-def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(UserError, match="expected"):
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"label_shares": (0.1, 0.1)}, r"--label-share \[0.1, 0.1\]: name each share once"),
+        ({"label_shares": (1.5,)}, "expected shares above 0, up to 1"),
+        ({"minutes": 0}, "--minutes 0: expected more than 0"),
+        ({"equal_time": True}, r"--worth: .* leave it out, or give SHARES\['stage1'\] .* a share"),
+    ],
+)
+def test_wrong_settings_are_refused(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         trial(**wrong).check()
+
+
+@pytest.mark.parametrize("steps", [1, 4, 5, 20, 104, 1000, 1001])
+def test_a_run_is_validated_as_often_as_the_plan_counts(steps: int) -> None:
+    run, shop = Run("plain", "classification", 0, "scratch"), Path("shop")
+    words = training(run, shop, recipe(POOL, TWO, 60, 2).runs["classification"], steps, shop / "ds.json").words
+    every = words[words.index("--run.validate_every") + 1]
+    assert isinstance(every, int) and every > 0
+    times = sum(step % every == 0 or step == steps for step in range(1, steps + 1))
+    assert times <= VALIDATIONS and (times == VALIDATIONS or steps < VALIDATIONS)

@@ -121,7 +121,7 @@ def test_a_measurement_that_was_stopped_begins_anew(tmp_path: Path) -> None:
 
 
 def test_stopped_while_it_measures_and_started_again(tmp_path: Path) -> None:
-    """The runner's own files of what was stopped: two measurements at work, of which one fails."""
+    """As the runner leaves it: two measurements at work, of which one fails and the other is told to end."""
 
     def commands(seconds: float, code: int) -> list[Command]:
         folders = {name: tmp_path / name for name in ("one", "two")}

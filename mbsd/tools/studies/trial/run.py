@@ -20,7 +20,6 @@ import yaml
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Table
 from mbsd.config.deepspeed import read_deepspeed
-from mbsd.errors import UserError
 from mbsd.io.files import replace_text
 from mbsd.io.settings_text import read_yaml
 from mbsd.tools.studies.commands import ROOT, Command, LaunchConfig, num_cores
@@ -176,8 +175,6 @@ def _measured_plan(trial: Trial, place: Place, facts: CatalogFacts) -> Plan:
 def _recipe(trial: Trial, place: Place, facts: CatalogFacts, machine: Machine) -> Recipe:
     """The recipe, without stage 1 where nothing starts from it."""
     chosen = recipe(facts, machine, trial.minutes, trial.chains)
-    if "pretrained" in trial.starts and "stage1" not in chosen.runs:
-        raise UserError("the recipe has no stage 1 (recipe.SHARES); ask for runs from scratch alone")
     chosen = Recipe({kind: run for kind, run in chosen.runs.items() if kind in TASKS or "pretrained" in trial.starts})
     if trial.text_model is not None:
         chosen = with_text_model(chosen, str(text_model_folder(trial.text_model, place.out)))
