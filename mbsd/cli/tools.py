@@ -152,7 +152,7 @@ def trial(  # noqa: PLR0913 (options of a command line)
         int | None, typer.Option(min=1, help="Of each fine-tuning, in place of the budget's.")
     ] = None,
     ranks: Annotated[
-        int, typer.Option(min=1, help="Processes of a training run; as many runs at a time as cores have room for.")
+        int, typer.Option(min=1, help="Processes of a training run; those that need not wait share the cores.")
     ] = 1,
     launch: Annotated[
         str | None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,7 @@ from mbsd.errors import UserError
 from mbsd.tools.studies import recipe as rules
 from mbsd.tools.studies.commands import ROOT
 from mbsd.tools.studies.recipe import CatalogFacts, Machine, recipe, with_text_model
-from mbsd.tools.studies.trial.commands import options, start_words
+from mbsd.tools.studies.trial.commands import VALIDATIONS, options, start_words, training
 from mbsd.tools.studies.trial.measure import has_bf16
 from mbsd.tools.studies.trial.plan import Speeds, Work, lengths_within, makespan, works
 from mbsd.tools.studies.trial.settings import Run, Trial, runs_of
@@ -30,19 +31,43 @@ def trial(**more: object) -> Trial:
 
 
 def test_a_larger_budget_is_never_a_smaller_model() -> None:
-    layers = [recipe(POOL, TWO, minutes).runs["attributes"].model for minutes in (5, 60, 600, 6000)]
-    sizes = [model["model.num_hidden_layers"] * model["model.hidden_size"] for model in layers]
+    models = [recipe(POOL, TWO, minutes, 2).runs["attributes"].model for minutes in (5, 60, 600, 6000)]
+    sizes = [model["model.num_hidden_layers"] * model["model.hidden_size"] for model in models]
     assert sizes == sorted(sizes) and sizes[0] < sizes[-1]
+
+
+def layers(machine: Machine, minutes: float, asked: Trial) -> int:
+    model = recipe(POOL, machine, minutes, asked.chains).runs["classification"].model
+    return int(model["model.num_hidden_layers"])
+
+
+def test_cores_beyond_the_chains_become_threads_of_them() -> None:
+    one, three = trial(), trial(seeds=(0, 1, 2))
+    assert (one.chains, three.chains, trial(starts=BOTH, label_shares=(1.0, 0.1)).chains) == (2, 6, 8)
+    many = Machine(32, 1, "fp32")
+    assert (TWO.jobs(one.chains), many.jobs(one.chains), many.jobs(three.chains)) == (2, 2, 6)
+    assert Machine(32, 8, "fp32").jobs(three.chains) == 4 and Machine(2, 4, "fp32").jobs(one.chains) == 1
+    for asked, threads in ((one, 16), (three, 5)):
+        assert many.cores_of_chain(asked.chains) == threads
+    assert TWO.cores_of_chain(three.chains) == pytest.approx(1 / 3)
+
+
+def test_the_size_goes_by_what_a_chain_has_of_the_cores() -> None:
+    one, three, many = trial(), trial(seeds=(0, 1, 2)), Machine(32, 1, "fp32")
+    assert (layers(TWO, 60, one), layers(TWO, 15, one), layers(TWO, 14, one)) == (4, 4, 2)
+    assert layers(many, 60, one) == 6, "16 threads for each of two chains"
+    assert layers(many, 60, three) == 4, "5 threads for each of six"
+    assert layers(TWO, 30, three) == 2, "a third of a core for each"
 
 
 def test_the_batch_is_whole_on_any_number_of_ranks() -> None:
     for ranks in (1, 2, 3, 5):
-        for kind, run in recipe(POOL, Machine(8, ranks, "fp32"), 60).runs.items():
+        for kind, run in recipe(POOL, Machine(8, ranks, "fp32"), 60, 2).runs.items():
             assert run.batch_size % ranks == 0 and rules.BATCH[kind] <= run.batch_size < rules.BATCH[kind] + ranks
 
 
 def test_precision_chooses_the_file_of_deepspeed_alone() -> None:
-    plain, half = (recipe(POOL, Machine(2, 1, precision), 60) for precision in ("fp32", "bf16"))  # type: ignore[arg-type]
+    plain, half = (recipe(POOL, Machine(2, 1, precision), 60, 2) for precision in ("fp32", "bf16"))  # type: ignore[arg-type]
     for kind, run in plain.runs.items():
         other = half.runs[kind]
         assert other.deepspeed == run.deepspeed.replace("cpu_", "cpu_bf16_")
@@ -54,7 +79,7 @@ def test_precision_chooses_the_file_of_deepspeed_alone() -> None:
 @pytest.mark.parametrize("items", [500, 18_000, 1_000_000])
 @pytest.mark.parametrize("minutes", [1, 60, 3000])
 def test_every_recipe_is_one_that_the_launchers_take(items: int, minutes: float) -> None:
-    for kind, run in recipe(replace(POOL, items=items), TWO, minutes).runs.items():
+    for kind, run in recipe(replace(POOL, items=items), TWO, minutes, 2).runs.items():
         config = PretrainConfig if kind == "stage1" else FinetuneConfig
         words = ["--config", ROOT / f"launchers/configs/{run.config}.yaml", "--deepspeed_config",
                  ROOT / "ds_configs/cpu_finetune.json", *options(run.settings), *start_words(run, None)]  # fmt: skip
@@ -65,7 +90,7 @@ def test_every_recipe_is_one_that_the_launchers_take(items: int, minutes: float)
 
 
 def test_a_text_model_brings_its_sizes() -> None:
-    for run in with_text_model(recipe(POOL, TWO, 60), "models/bert").runs.values():
+    for run in with_text_model(recipe(POOL, TWO, 60, 2), "models/bert").runs.values():
         assert run.model["model.backbone"] == "models/bert"
         assert not {"model.hidden_size", "model.vocab_size", "model.num_hidden_layers"} & run.model.keys()
 
@@ -86,7 +111,7 @@ def test_makespan() -> None:
 @pytest.mark.parametrize("jobs", [1, 2, 4])
 @pytest.mark.parametrize("starts", [("pretrained",), BOTH])
 def test_the_steps_fill_the_budget_and_not_more(jobs: int, starts: tuple[str, ...]) -> None:
-    asked, chosen = trial(starts=starts), recipe(POOL, TWO, 60)
+    asked, chosen = trial(starts=starts), recipe(POOL, TWO, 60, 2)
     before = None
     for minutes in (30, 60, 120):
         lengths, seconds = lengths_within(asked, POOL, chosen, SPEEDS, 60 * minutes, jobs)
@@ -99,7 +124,7 @@ def test_the_steps_fill_the_budget_and_not_more(jobs: int, starts: tuple[str, ..
 
 
 def test_time_is_shared_as_the_table_says() -> None:
-    lengths, _ = lengths_within(trial(), POOL, recipe(POOL, TWO, 60), SPEEDS, 1800, 2)
+    lengths, _ = lengths_within(trial(), POOL, recipe(POOL, TWO, 60, 2), SPEEDS, 1800, 2)
     spent = {kind: lengths.steps[kind] * SPEEDS.step[kind] for kind in lengths.steps}
     for one, other in itertools.combinations(spent, 2):
         expected = rules.SHARES[one] / rules.SHARES[other]  # type: ignore[index]
@@ -108,7 +133,7 @@ def test_time_is_shared_as_the_table_says() -> None:
 
 def test_a_small_shop_ends_before_its_budget() -> None:
     facts = CatalogFacts(800, 9, {kind: 600 for kind in TEST}, {kind: 100 for kind in TEST})
-    chosen = recipe(facts, TWO, 600)
+    chosen = recipe(facts, TWO, 600, 2)
     lengths, seconds = lengths_within(trial(), facts, chosen, SPEEDS, 36_000, 2)
     for kind, run in chosen.runs.items():
         assert lengths.steps[kind] == int(run.most_epochs * 600 / run.batch_size)
@@ -116,13 +141,13 @@ def test_a_small_shop_ends_before_its_budget() -> None:
 
 
 def test_a_budget_that_is_too_small_is_told() -> None:
-    lengths, seconds = lengths_within(trial(), POOL, recipe(POOL, TWO, 1), SPEEDS, 30, 2)
+    lengths, seconds = lengths_within(trial(), POOL, recipe(POOL, TWO, 1, 2), SPEEDS, 30, 2)
     assert set(lengths.steps.values()) == {20} and seconds > 30
 
 
 def test_from_scratch_trains_for_as_long_in_all() -> None:
     asked = trial(starts=BOTH, equal_time=True, label_shares=(1.0, 0.1), seeds=(0, 1))
-    lengths, _ = lengths_within(asked, POOL, recipe(POOL, TWO, 60), SPEEDS, 7200, 2)
+    lengths, _ = lengths_within(asked, POOL, recipe(POOL, TWO, 60, 2), SPEEDS, 7200, 2)
     runs = list(runs_of(asked))
     assert len({run.name for run in runs}) == len(runs) == 2 * (2 + 2 * 2 * 2 * 2)
 
@@ -140,11 +165,29 @@ def test_from_scratch_trains_for_as_long_in_all() -> None:
 
 def test_steps_that_are_named_win_over_the_budget() -> None:
     asked = trial(pretrain_steps=7, finetune_steps=40)
-    lengths, _ = lengths_within(asked, POOL, recipe(POOL, TWO, 60), SPEEDS, 3600, 2)
+    lengths, _ = lengths_within(asked, POOL, recipe(POOL, TWO, 60, 2), SPEEDS, 3600, 2)
     assert lengths.steps == {"stage1": 7, "classification": 40, "attributes": 40}
 
 
-@pytest.mark.parametrize("wrong", [{"label_shares": (0.1, 0.1)}, {"label_shares": (1.5,)}, {"minutes": 0}])
-def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(UserError, match="expected"):
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"label_shares": (0.1, 0.1)}, r"--label-share \[0.1, 0.1\]: name each share once"),
+        ({"label_shares": (1.5,)}, "expected shares above 0, up to 1"),
+        ({"minutes": 0}, "--minutes 0: expected more than 0"),
+        ({"equal_time": True}, r"--worth: .* leave it out, or give SHARES\['stage1'\] .* a share"),
+    ],
+)
+def test_wrong_settings_are_refused(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         trial(**wrong).check()
+
+
+@pytest.mark.parametrize("steps", [1, 4, 5, 20, 104, 1000, 1001])
+def test_a_run_is_validated_as_often_as_the_plan_counts(steps: int) -> None:
+    run, shop = Run("plain", "classification", 0, "scratch"), Path("shop")
+    words = training(run, shop, recipe(POOL, TWO, 60, 2).runs["classification"], steps, shop / "ds.json").words
+    every = words[words.index("--run.validate_every") + 1]
+    assert isinstance(every, int) and every > 0
+    times = sum(step % every == 0 or step == steps for step in range(1, steps + 1))
+    assert times <= VALIDATIONS and (times == VALIDATIONS or steps < VALIDATIONS)

@@ -168,18 +168,21 @@ def test_is_pre_training_worth_it_and_a_killed_trial_goes_on_by_its_plan(shop: P
     assert (out / "plan.yaml").read_bytes() == plan and all(line in said for line in tree["said"])
     assert "that is longer than asked for" in said
     launched = [launcher for launcher, _ in warm.started[before:]]
-    assert [launched.count(name) for name in ("finetune", "evaluate")] == [8, 2 + 2 * 2 * 3], (
-        "nothing is measured again"
+    assert [launched.count(name) for name in ("finetune", "evaluate")] == [8, 2 + 2 * 2 * 2], (
+        "nothing is measured again; clusters of two stage 1, and the scores of each of the eight"
     )
-    # From scratch as many steps more as took stage 1 its time; with half of the labels fewer than of all.
-    steps = {}
-    for start in ("pretrained", "scratch"):
-        lines = (out / f"plain/attributes_{start}_labels50/metrics.jsonl").read_text().splitlines()
-        steps[start] = json.loads(lines[-1])["step"]
-    assert steps["pretrained"] == round(tree["lengths"]["steps"]["attributes"] * 0.5**0.5)
-    seconds = tree["measured"]["speeds"]["step"]
-    instead = tree["lengths"]["steps"]["stage1"] * seconds["stage1"] / seconds["attributes"]
-    assert steps["scratch"] - steps["pretrained"] == tree["lengths"]["instead"]["attributes"] == round(instead)
+    # Categories from scratch have as many steps more as took stage 1 its time, and attributes, which start from them,
+    # none; with half of the labels fewer than of all.
+    lengths, seconds = tree["lengths"], tree["measured"]["speeds"]["step"]
+    instead = round(lengths["steps"]["stage1"] * seconds["stage1"] / seconds["classification"])
+    for kind, more in (("classification", instead), ("attributes", 0)):
+        steps = {}
+        for start in ("pretrained", "scratch"):
+            lines = (out / f"plain/{kind}_{start}_labels50/metrics.jsonl").read_text().splitlines()
+            steps[start] = json.loads(lines[-1])["step"]
+        assert steps["pretrained"] == round(lengths["steps"][kind] * 0.5**0.5)
+        assert steps["scratch"] - steps["pretrained"] == lengths["instead"][kind] == more
+    assert instead > 0
     whole, some = (
         Table(out / f"plain/{name}.parquet", Catalog(out / "plain/catalog"))
         for name in ("categories", "categories_labels50")

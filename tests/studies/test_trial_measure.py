@@ -7,16 +7,28 @@ from pathlib import Path
 
 import pytest
 
+from mbsd.config.run_files import DONE
+from mbsd.tools.studies.commands import Command
 from mbsd.tools.studies.recipe import CatalogFacts, Machine, Precision, Recipe, recipe
 from mbsd.tools.studies.spent import Spent
-from mbsd.tools.studies.trial.measure import STEPS, folder_of, measuring, quicker, seconds_of_step, speeds
+from mbsd.tools.studies.trial.measure import (
+    STEPS,
+    folder_of,
+    idle_seconds,
+    measuring,
+    quicker,
+    remove_unfinished,
+    seconds_of_step,
+    speeds,
+)
 from mbsd.tools.studies.trial.plan import Lengths
 from mbsd.tools.studies.trial.run import Plan
+from tests.studies.test_runner import runner
 
 FACTS = CatalogFacts(
     18_000, 65, dict.fromkeys(("stage1", "classification", "attributes"), 14_000), {"classification": 1800}
 )
-RECIPES: dict[Precision, Recipe] = {name: recipe(FACTS, Machine(2, 1, name), 60) for name in ("fp32", "bf16")}
+RECIPES: dict[Precision, Recipe] = {name: recipe(FACTS, Machine(2, 1, name), 60, 2) for name in ("fp32", "bf16")}
 RATES = {"stage1": 320.0, "classification": 160.0, "attributes": 64.0}  # samples a second
 
 
@@ -62,6 +74,72 @@ def test_a_busy_machine_is_planned_for_as_an_idle_one(tmp_path: Path) -> None:
     ]
     assert found[0].step == pytest.approx(found[1].step)
     assert (found[0].start, found[0].row) == pytest.approx((found[1].start, found[1].row))
+
+
+def counted(folder: Path, wall: float, commands: dict[str, tuple[float, float]]) -> Spent:
+    file = folder / "spent.json"
+    file.write_text(json.dumps({"commands": commands, "wall": wall, "cpu": sum(cpu for _, cpu in commands.values())}))
+    return Spent(file)
+
+
+def test_what_is_spent_counts_as_on_an_idle_machine_of_any_number_of_cores(tmp_path: Path) -> None:
+    # Two commands of one core each beside each other, on many cores: nobody has waited.
+    assert idle_seconds(counted(tmp_path, 100, {"a": (100, 100), "b": (90, 90)})) == pytest.approx(100)
+    assert idle_seconds(counted(tmp_path, 100, {"a": (100, 700), "b": (90, 90)})) == pytest.approx(100), "threads"
+    assert idle_seconds(counted(tmp_path, 400, {"a": (400, 100), "b": (360, 90)})) == pytest.approx(100), "busy"
+    # One whose processes it is not told of says nothing.
+    assert idle_seconds(counted(tmp_path, 100, {"a": (100, 0.1)})) == pytest.approx(100)
+    assert idle_seconds(counted(tmp_path, 7, {})) == 7
+
+
+def test_a_measurement_that_was_stopped_begins_anew(tmp_path: Path) -> None:
+    spent = measured(tmp_path, 240.0)
+    expected = speeds(tmp_path, RECIPES, Machine(2, 1, "bf16"), spent, scored=1000)
+    settings = {f"{kind}_{precision}": tmp_path / "ds.json" for kind in RATES for precision in RECIPES}
+    commands = {command.name: command for command in measuring(tmp_path, RECIPES, settings)}
+    for command in commands.values():
+        command.done.touch()
+    remove_unfinished(commands.values(), spent)
+    assert all(command.done.exists() for command in commands.values())
+
+    stopped, killed, scores = (commands[f"measure_{it}"] for it in ("stage1_fp32", "attributes_fp32", "scores"))
+    stopped.done.unlink()  # it has saved its state, and what it took is known
+    for command in (killed, scores):  # done, and killed with us before what it took was written
+        spent.forget(command.name)
+    remove_unfinished(commands.values(), spent)
+    left = {"measure_classification_fp32", "measure_classification_bf16"}
+    assert {name for name, command in commands.items() if command.done.exists()} == left == spent.commands().keys()
+    assert not stopped.done.parent.exists() and not killed.done.parent.exists()
+
+    again = tmp_path / "again"
+    whole = measured(again, 240.0).commands()
+    for command in (stopped, killed):
+        folder_of(again, command.name.split("_")[1], "fp32").rename(command.done.parent)  # type: ignore[arg-type]
+    for command in (stopped, killed, scores):
+        spent.add(command.name, *whole[command.name])
+    assert speeds(tmp_path, RECIPES, Machine(2, 1, "bf16"), spent, scored=1000) == expected
+
+
+def test_stopped_while_it_measures_and_started_again(tmp_path: Path) -> None:
+    """As the runner leaves it: two measurements at work, of which one fails and the other is told to end."""
+
+    def commands(seconds: float, code: int) -> list[Command]:
+        folders = {name: tmp_path / name for name in ("one", "two")}
+        for folder in folders.values():
+            folder.mkdir(exist_ok=True)
+        return [
+            Command("one", folders["one"] / DONE, (DONE, folders["one"], 0.5, code), "finetune", after=()),
+            Command("two", folders["two"] / DONE, (DONE, folders["two"], seconds, 0), "finetune", after=()),
+        ]
+
+    start = runner(tmp_path, 2)
+    with pytest.raises(SystemExit):
+        start.run(commands(60, 1))
+    assert start.spent.commands().keys() == {"one", "two"}
+    remove_unfinished(commands(60, 1), start.spent)
+    assert not start.spent.commands()
+    start.run(commands(0, 0))
+    assert start.spent.commands().keys() == {"one", "two"}
 
 
 def test_both_precisions_are_measured_beside_each_other(tmp_path: Path) -> None:

@@ -23,11 +23,11 @@ RESERVE = 0.05
 # A run with a share s of the labels gets s ** this of the steps: fewer labels are learnt in fewer steps.
 LABELS_POWER = 0.5
 
-# Core-minutes of the budget from which on a model is this large: layers, width, heads, intermediate size.
+# Core-minutes that a chain of runs has, from which on a model is this large: layers, width, heads, intermediate size.
 SIZES: tuple[tuple[float, tuple[int, int, int, int]], ...] = (
     (0, (2, 128, 4, 384)),
-    (30, (4, 128, 4, 384)),
-    (1200, (6, 256, 8, 768)),
+    (15, (4, 128, 4, 384)),
+    (600, (6, 256, 8, 768)),
 )
 PATCHES: dict[str, Any] = {
     "model.patchify": "overlap", "model.patchify_strides": [2, 2, 2, 2], "model.patchify_channels": [32, 64, 128],
@@ -72,13 +72,23 @@ class Machine:
 
     Attributes:
         cores: in all.
-        ranks: processes of one run, of one thread each where as many runs work beside each other as there are cores.
+        ranks: processes of one run.
         precision: the quicker one here, as measured.
     """
 
     cores: int
     ranks: int
     precision: Precision
+
+    def jobs(self, chains: int) -> int:
+        """Commands beside each other: one a chain of runs, and the cores that are over go to their threads."""
+        return max(1, min(self.cores // self.ranks, chains))
+
+    def cores_of_chain(self, chains: int) -> float:
+        """Cores that a chain has on average; less than 1 where chains wait for each other."""
+        jobs = self.jobs(chains)
+        threads = max(1, self.cores // (self.ranks * jobs))
+        return min(self.cores, jobs * self.ranks * threads) / chains
 
 
 @dataclass(frozen=True)
@@ -123,9 +133,14 @@ class Recipe:
         return f"{model['model.num_hidden_layers']} layers of {model['model.hidden_size']}"
 
 
-def recipe(facts: CatalogFacts, machine: Machine, minutes: float) -> Recipe:
-    """The recipe for a shop on a machine, within so many minutes; a pure function."""
-    sizes = next(sizes for least, sizes in reversed(SIZES) if minutes * machine.cores >= least)
+def recipe(facts: CatalogFacts, machine: Machine, minutes: float, chains: int) -> Recipe:
+    """The recipe for a shop on a machine, within so many minutes; a pure function.
+
+    Args:
+        chains: of runs, that share the machine: a way of writing titles, a seed, a start and a share of labels each.
+    """
+    core_minutes = minutes * machine.cores_of_chain(chains)
+    sizes = next(sizes for least, sizes in reversed(SIZES) if core_minutes >= least)
     names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
     model = {f"model.{name}": value for name, value in zip(names, sizes, strict=True)}
     model |= {"model.vocab_size": _words(facts.items), **PATCHES, **START}

@@ -90,6 +90,11 @@ class Live:
         for started in list(self.of.values()):
             started.stop()
 
+    def were_told(self) -> None:
+        """Ctrl-C has told all of them to end."""
+        for started in list(self.of.values()):
+            started.signalled = True
+
 
 @dataclass(frozen=True)
 class Runner:
@@ -113,7 +118,8 @@ class Runner:
 
         Raises:
             SystemExit: one failed; with 2 where it ended with 2 (a mistake of the user's), else with 1. Or it was
-                stopped and saved its state; then with 1. The others that run are told to save theirs and end first.
+                stopped and saved its state; then with 1. The others that run are told to save theirs and end first,
+                and what they took is counted too.
         """
         outputs, order = (
             Outputs(self.logs.parent / "settings" / "outputs.json"),
@@ -123,7 +129,7 @@ class Runner:
         number = {command.name: index for index, command in enumerate(commands)}
         ready: list[int] = []
         live = Live()
-        with ThreadPoolExecutor(self.jobs) as pool, _stopped_with_us(live):
+        with _stopped_with_us(live), ThreadPoolExecutor(self.jobs) as pool:
             try:
                 while order.is_active():
                     ready = sorted([*ready, *(number[name] for name in order.get_ready())])
@@ -142,8 +148,14 @@ class Runner:
                         started = live.of.pop(ended)
                         self._end(started, *ended.result(), outputs)
                         order.done(started.command.name)
+                self._refuse_stopped(live)
             finally:
                 live.stop()
+                for ended, started in live.of.items():
+                    code, cpu = ended.result()
+                    self._count(started, cpu)
+                    if not code and started.command.done.exists():
+                        outputs.record(started.command)
 
     def _is_done(self, command: Command, label: str, outputs: Outputs) -> bool:
         if not command.done.exists():
@@ -174,19 +186,24 @@ class Runner:
 
     def _end(self, started: Started, code: int, cpu: float, outputs: Outputs) -> None:
         command, (log, before) = started.command, started.log
+        seconds = self._count(started, cpu)
         named = f"{command.name}: " if self.jobs > 1 else ""
         if code:
             lines = log.read_bytes()[before:].decode(errors="replace").splitlines()
             self._print("\n".join(lines[-LAST_LINES:]))
             self._print(f"{named}exit code {code}; the whole output is in {log}", style="red")
             raise SystemExit(EXIT_USER_ERROR if code == EXIT_USER_ERROR else 1)
-        seconds = time.monotonic() - started.since
-        self.spent.add(command.name, seconds, cpu)
         self._print(f"  {named}{seconds:.0f} s")
         if not command.done.exists():
             self._print(f"{command.name} was stopped; the same command resumes it")
             raise SystemExit(1)
         outputs.record(command)
+
+    def _count(self, started: Started, cpu: float) -> float:
+        """Add up what a command took until now; its seconds."""
+        seconds = time.monotonic() - started.since
+        self.spent.add(started.command.name, seconds, cpu)
+        return seconds
 
     def _typed(self, command: Command) -> tuple[dict[str, str], list[str]]:
         """(environment, words) of the process."""
@@ -223,6 +240,8 @@ def _stopped_with_us(live: Live) -> Iterator[None]:
         live.told = True
         if number == signal.SIGTERM:
             live.stop()
+        else:
+            live.were_told()  # a second signal would end them while they save
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

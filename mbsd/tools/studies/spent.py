@@ -22,26 +22,26 @@ class Spent:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._counted: tuple[float, float] | None = (
-            None  # the clock and CPU seconds up to which this start is in the file
-        )
+        # The clock and CPU seconds up to which this start is in the file.
+        self._counted: tuple[float, float] | None = None
         self._until = (0.0, 0.0)  # and in what was read last
 
     def add(self, command: str, seconds: float, cpu: float) -> None:
-        """A command ran for so long and used so much of a core; the parts of one that was resumed are added up."""
+        """Add what a command took, in seconds by the clock and of its processes' cores, to what it took before."""
         everything = self._read()
         before = everything["commands"].get(command, [0.0, 0.0])
         everything["commands"][command] = [before[0] + seconds, before[1] + cpu]
         self._write(everything)
 
-    def of(self, command: str) -> tuple[float, float]:
-        """Seconds that a command took by the clock, and of its processes' cores.
+    def commands(self) -> dict[str, tuple[float, float]]:
+        """Seconds that each command that has ended took by the clock, and of its processes' cores."""
+        return {name: (seconds, cpu) for name, (seconds, cpu) in self._read()["commands"].items()}
 
-        Raises:
-            KeyError: it has not ended yet.
-        """
-        seconds, cpu = self._read()["commands"][command]
-        return seconds, cpu
+    def forget(self, command: str) -> None:
+        """Count a command anew: what it made is gone."""
+        everything = self._read()
+        everything["commands"].pop(command, None)
+        self._write(everything)
 
     def wall_and_cpu(self) -> tuple[float, float]:
         """Seconds of all starts by the clock and of all their processes' cores; of this one as far as it is counted."""

@@ -12,7 +12,7 @@ from mbsd.tools.studies.commands import Command, in_clone
 from mbsd.tools.studies.recipe import Kind, RunRecipe
 from mbsd.tools.studies.trial.settings import TASKS, TITLES, Run, Trial, labels_part
 
-VALIDATIONS = 5  # in a run
+VALIDATIONS = 5  # in a run at most, that after its last step included
 VALIDATED = 2048  # rows at most
 BOOTSTRAP = 200  # resamples behind the intervals of the scores
 
@@ -74,7 +74,7 @@ def training(run: Run, out: Path, recipe: RunRecipe, steps: int, settings: Path)
     return Command(
         run.name, folder / DONE,
         (*run_words(recipe, settings, steps), "--run.dir", folder, "--run.seed", run.seed,
-         "--run.validate_every", max(1, steps // VALIDATIONS), "--run.validate_samples", VALIDATED,
+         "--run.validate_every", -(-steps // VALIDATIONS), "--run.validate_samples", VALIDATED,
          *read_words(run, out), *start_words(recipe, before.folder(out) if before is not None else None)),
         launcher_of(run.kind), after=(before.name,) if before is not None else (),
     )  # fmt: skip

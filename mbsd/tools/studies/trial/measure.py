@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from statistics import median
 
@@ -22,7 +23,6 @@ CPU_FLAGS = ("avx512_bf16", "amx_bf16")
 QUICKER = 1.1  # bf16 is taken where it is so much quicker: float32 has the more exact numbers
 COMPARED: Kind = "classification"
 LEAST_SHARE = 0.02  # of a core; with less, a run's ranks are not among the processes that the command waits for
-PACKED = 0.7  # share of all cores that tables, floors and measurements keep busy on an idle machine
 
 
 def has_bf16(cpu_info: str) -> bool:
@@ -68,6 +68,19 @@ def _run(out: Path, kind: Kind, precision: Precision, run: RunRecipe, settings: 
     return Command(f"measure_{kind}_{precision}", folder / DONE, words, launcher_of(kind), after=())
 
 
+def remove_unfinished(commands: Iterable[Command], spent: Spent) -> None:
+    """Remove what was measured in parts, or never counted: only a measurement in one go tells how long a start is."""
+    counted = spent.commands()
+    for command in commands:
+        if command.name in counted and command.done.exists():
+            continue
+        folder = command.done.parent
+        if command.done.name == DONE and folder.exists():
+            shutil.rmtree(folder)
+        command.done.unlink(missing_ok=True)
+        spent.forget(command.name)
+
+
 def seconds_of_step(run: Path, batch_size: int) -> float:
     """The median over what a measurement logged, its first part left out."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -96,22 +109,29 @@ def speeds(out: Path, recipes: Mapping[Precision, Recipe], machine: Machine, spe
     """
     _, compared = quicker(out, recipes)
     ratio = compared[machine.precision] / compared["fp32"]
+    took = spent.commands()
     steps, starts = {}, []
     for kind, run in recipes["fp32"].runs.items():
         by_clock = seconds_of_step(folder_of(out, kind, "fp32"), run.batch_size)
-        seconds, cpu = spent.of(f"measure_{kind}_fp32")
+        seconds, cpu = took[f"measure_{kind}_fp32"]
         got = _share_of_core(seconds, cpu / machine.ranks)
         steps[str(kind)] = by_clock * got * ratio
         starts.append(max(0.0, seconds - STEPS * by_clock) * got)
-    seconds, cpu = spent.of("measure_scores")
+    seconds, cpu = took["measure_scores"]
     of_scores = seconds * _share_of_core(seconds, cpu / machine.ranks)
     return Speeds(min(starts), steps, max(0.0, of_scores - min(starts)) / scored)
 
 
-def idle_seconds(spent: Spent, cores: int) -> float:
-    """What has been spent until now, in seconds of a machine whose cores nobody else uses."""
-    wall, cpu = spent.wall_and_cpu()
-    return min(wall, cpu / (PACKED * cores))
+def idle_seconds(spent: Spent) -> float:
+    """What has been spent until now, in seconds of a machine whose cores nobody else uses.
+
+    The commands of a busy machine wait for their cores; what they took by the clock, all together, is that much longer.
+    """
+    wall, _ = spent.wall_and_cpu()
+    commands = spent.commands().values()
+    by_clock = sum(seconds for seconds, _ in commands)
+    idle = sum(seconds * _share_of_core(seconds, cpu) for seconds, cpu in commands)
+    return wall * idle / by_clock if by_clock else wall
 
 
 def _share_of_core(wall: float, cpu: float) -> float:

@@ -20,7 +20,6 @@ import yaml
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Table
 from mbsd.config.deepspeed import read_deepspeed
-from mbsd.errors import UserError
 from mbsd.io.files import replace_text
 from mbsd.io.settings_text import read_yaml
 from mbsd.tools.studies.commands import ROOT, Command, LaunchConfig, num_cores
@@ -28,7 +27,15 @@ from mbsd.tools.studies.recipe import CatalogFacts, Kind, Machine, Precision, Re
 from mbsd.tools.studies.runner import Runner, start_runner
 from mbsd.tools.studies.settings_files import changed, same_settings
 from mbsd.tools.studies.trial.commands import data_commands, evaluations, training
-from mbsd.tools.studies.trial.measure import SCORED, idle_seconds, measuring, precisions, quicker, speeds
+from mbsd.tools.studies.trial.measure import (
+    SCORED,
+    idle_seconds,
+    measuring,
+    precisions,
+    quicker,
+    remove_unfinished,
+    speeds,
+)
 from mbsd.tools.studies.trial.page import page_of
 from mbsd.tools.studies.trial.plan import Lengths, given_lengths, lengths_within
 from mbsd.tools.studies.trial.settings import TASKS, Trial, runs_of
@@ -83,7 +90,8 @@ def run_trial(trial: Trial, out: Path, launch: LaunchConfig) -> None:
     trial.check()
     ranks = launch.cpu_ranks or 1
     same_settings(out, "trial", json.loads(json.dumps(asdict(trial))), "--out")
-    place = Place(out.resolve(), start_runner(out, launch, width(trial), max(1, num_cores() // ranks)), ranks)
+    jobs = Machine(num_cores(), ranks, "fp32").jobs(trial.chains)
+    place = Place(out.resolve(), start_runner(out, launch, width(trial), jobs), ranks)
     spent = place.runner.spent
     try:
         with spent.counted():
@@ -145,11 +153,13 @@ def _measured_plan(trial: Trial, place: Place, facts: CatalogFacts) -> Plan:
         for kind, run in chosen.runs.items():
             settings[f"{kind}_{precision}"] = out / f"settings/measure_{kind}_{precision}.json"
             _write_deepspeed(settings[f"{kind}_{precision}"], run)
-    place.runner.run(list(measuring(out, recipes, settings)))
+    commands = list(measuring(out, recipes, settings))
+    remove_unfinished(commands, spent)
+    place.runner.run(commands)
     precision, compared = quicker(out, recipes)
     machine = Machine(cores, place.ranks, precision)
     measured = speeds(out, recipes, machine, spent, min(SCORED, facts.test_rows["classification"]))
-    left = 60 * trial.minutes - idle_seconds(spent, cores)
+    left = 60 * trial.minutes - idle_seconds(spent)
     lengths, seconds = lengths_within(trial, facts, recipes[precision], measured, left, place.runner.jobs)
     said = _said(trial, facts, machine, recipes[precision], lengths)
     said.append(_precision_said(precision, compared))
@@ -164,9 +174,7 @@ def _measured_plan(trial: Trial, place: Place, facts: CatalogFacts) -> Plan:
 
 def _recipe(trial: Trial, place: Place, facts: CatalogFacts, machine: Machine) -> Recipe:
     """The recipe, without stage 1 where nothing starts from it."""
-    chosen = recipe(facts, machine, trial.minutes)
-    if "pretrained" in trial.starts and "stage1" not in chosen.runs:
-        raise UserError("the recipe has no stage 1 (recipe.SHARES); ask for runs from scratch alone")
+    chosen = recipe(facts, machine, trial.minutes, trial.chains)
     chosen = Recipe({kind: run for kind, run in chosen.runs.items() if kind in TASKS or "pretrained" in trial.starts})
     if trial.text_model is not None:
         chosen = with_text_model(chosen, str(text_model_folder(trial.text_model, place.out)))

@@ -44,14 +44,22 @@ class Trial:
     pretrain_steps: int | None = None
     finetune_steps: int | None = None
 
+    @property
+    def chains(self) -> int:
+        """Chains of runs, each of which waits for its own alone: stage 1, then one fine-tuning a task."""
+        return len(TITLES) * len(self.seeds) * len(self.starts) * len(self.label_shares)
+
     def check(self) -> None:
         """Raise UserError for settings that make no sense."""
         if not all(0 < share <= 1 for share in self.label_shares):
             raise UserError(f"--label-share {list(self.label_shares)}: expected shares above 0, up to 1")
-        if len(set(self.label_shares)) < len(self.label_shares) or not self.label_shares:
-            raise UserError(f"--label-share {list(self.label_shares)}: expected different shares")
+        if len(set(self.label_shares)) < len(self.label_shares):
+            raise UserError(f"--label-share {list(self.label_shares)}: name each share once")
         if self.equal_time and len(self.starts) < 2:
-            raise UserError("--worth: the recipe has no stage 1 (mbsd/tools/studies/recipe.py, SHARES)")
+            raise UserError(
+                "--worth: the recipe has no stage 1 to compare with: leave it out, or give SHARES['stage1'] of "
+                "mbsd/tools/studies/recipe.py a share"
+            )
         if self.minutes <= 0:
             raise UserError(f"--minutes {self.minutes:g}: expected more than 0")
 

@@ -136,7 +136,10 @@ def _stage1_rows(trial: Trial, out: Path) -> Iterator[Row]:
         scores = [_read(out / titles / f"{run.clusters}.json")["views"] for run in runs]
         for view in VIEWS:
             if view != "image" or titles == "plain":
-                values = _values({"clustering": [of_seed[view]["all"] for of_seed in scores]})
+                values = {
+                    column: [of_seed[view]["all"][metric] for of_seed in scores] if kind == "clustering" else []
+                    for column, (kind, metric) in COLUMNS.items()
+                }
                 yield Row("MBSD, stage 1 alone", view, titles, max(trial.label_shares), values)
 
 
@@ -152,14 +155,6 @@ def _model_row(trial: Trial, out: Path, one: Run, view: str, compared: Mapping[K
             values[column] = [value for value in found.each if not math.isnan(value)]
             margins[column] = found
     return Row(model, view, one.titles, one.share, values, margins)
-
-
-def _values(scores: dict[str, list[dict[str, float]]]) -> dict[str, list[float]]:
-    """Column -> a value a seed; none where nothing was scored."""
-    return {
-        column: [of_seed[metric] for of_seed in scores[kind]] if kind in scores else []
-        for column, (kind, metric) in COLUMNS.items()
-    }
 
 
 def _scores(trial: Trial, rows: Sequence[Row]) -> Table:
