@@ -65,6 +65,7 @@ class Comparison:
         models: one or more; the first is whose answers are shown with pictures.
         views: that are compared, of full, text and image; the first is shown with pictures.
         clustering: JSON of an evaluation of clustering on the same table; None: there is none.
+        note: what a reader has to know of the models beside the floors, a sentence; "": nothing.
     """
 
     title: str
@@ -76,6 +77,7 @@ class Comparison:
     models: tuple[Scored, ...]
     views: tuple[str, ...] = ("full", "text", "image")
     clustering: Path | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
