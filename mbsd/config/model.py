@@ -69,7 +69,7 @@ class ModelConfig:
     sees few sizes."""
 
     def check(self) -> None:
-        """Raise UserError where a setting is set that does nothing: this architecture, or this stem, does not read it."""
+        """Raise UserError where a setting is set that this architecture, or this stem, does not read."""
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
         if self.patchify != "overlap" and self.patchify_blocks != defaults["patchify_blocks"]:
             raise UserError(
@@ -85,8 +85,8 @@ class ModelConfig:
                 )
         if self.patchify == "overlap" and len(self.patchify_strides) < 3:
             raise UserError(
-                f"model.patchify=overlap: model.patchify_strides={list(self.patchify_strides)} has no convolution between "
-                "the first and the last; give three strides or more"
+                f"model.patchify=overlap: model.patchify_strides={list(self.patchify_strides)} has no convolution "
+                "between the first and the last; give three strides or more"
             )
 
 

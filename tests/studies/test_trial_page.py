@@ -19,8 +19,13 @@ from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Table
 from mbsd.errors import UserError
 from mbsd.io.files import digest_of
+from mbsd.tools.studies.trial import table as trial_table
+from mbsd.tools.studies.trial.page import page_of
+from mbsd.tools.studies.trial.settings import Trial
+from mbsd.tools.studies.trial_page import TrialPage
 from mbsd.tools.trial_report.curves import slope_at_end
-from mbsd.tools.trial_report.margins import area, class_f1
+from mbsd.tools.trial_report.inputs import Answers, read_comparison
+from mbsd.tools.trial_report.margins import RESAMPLES, class_f1, margin
 from tests.studies.page_shop import CLASSES, HOSTILE, VIEWS, Shop, compared, page, scored
 
 
@@ -153,6 +158,46 @@ def test_other_answers_are_refused(shop: Shop, tmp_path: Path) -> None:
         page(tmp_path, one)
 
 
+def test_an_item_is_drawn_with_all_its_rows(shop: Shop) -> None:
+    """Rows of an item twice over tell no more than once: the interval is that of the items."""
+    found = read_comparison(compared(shop, "attributes", scored(shop, "attributes", "twice", 0.2)))
+
+    def twice(answers: Answers) -> Answers:
+        label = answers.of_label
+        parts = (answers.answer, answers.score, answers.probability, label)
+        return Answers(*(None if part is None else np.tile(part, 2) for part in parts))  # type: ignore[arg-type]
+
+    doubled = replace(
+        found,
+        rows=np.tile(found.rows, 2),
+        label=np.tile(found.label, 2),
+        floors={name: twice(one) for name, one in found.floors.items()},
+        models={name: {v: [*map(twice, runs)] for v, runs in of.items()} for name, of in found.models.items()},
+    )
+    for metric in ("accuracy", "roc_auc"):
+        one, two = (margin(each, "twice", "full", metric, 50) for each in (found, doubled))
+        assert one.low is not None and one.high is not None and one.low < one.high
+        assert (two.value, two.low, two.high) == pytest.approx((one.value, one.low, one.high))
+
+
+def test_the_page_draws_as_often_as_the_table() -> None:
+    assert TrialPage("", ()).resamples == RESAMPLES == trial_table.RESAMPLES
+
+
+def test_a_note_stands_above_its_section_alone(shop: Shop, tmp_path: Path) -> None:
+    plain = compared(shop, "classification", scored(shop, "classification", "noted", 0.2))
+    noted = replace(compared(shop, "attributes", scored(shop, "attributes", "noted", 0.2)), note="From <categories>.")
+    sections = list(page(tmp_path, plain, noted).all("section"))
+    assert [[note.text for note in section.all("p", class_="note")] for section in sections] == [
+        [], ["From <categories>."],
+    ]  # fmt: skip
+
+
+def test_only_attributes_are_noted_in_a_trial() -> None:
+    for given in page_of(Trial("items", "images", label_shares=(1.0, 0.1)), Path("out")).comparisons:
+        assert ("whose labels the floors of attributes have not seen" in given.note) == (given.task == "attributes")
+
+
 def test_kernels() -> None:
     rng = np.random.default_rng(0)
     labels, said = rng.integers(0, 5, 200), rng.integers(0, 5, 200)
@@ -161,8 +206,9 @@ def test_kernels() -> None:
     assert ours[:5] == pytest.approx(f1_score(labels, said, average=None, labels=range(5), zero_division=0.0))
     assert np.isnan(ours[5:]).all()
     assert np.nanmean(ours) == pytest.approx(f1_score(labels, said, average="macro", zero_division=0.0))
-    binary, ranks = rng.integers(0, 2, 200), rng.integers(0, 9, 200)
-    assert area(binary, ranks) == pytest.approx(roc_auc_score(binary, ranks)) and np.isnan(area(binary * 0, ranks))
+    counts = rng.integers(0, 3, 200)
+    repeated = class_f1(labels, said, 7, counts.astype(float))
+    assert repeated[:5] == pytest.approx(class_f1(labels.repeat(counts), said.repeat(counts), 7)[:5])
     points = [(float(100 * 2**n), 0.1 + 0.05 * n) for n in range(8)]
     slope = slope_at_end(points, 0.1, 4)
     assert slope is not None and slope.value == pytest.approx(0.05) and slope.error == pytest.approx(0, abs=1e-9)

@@ -18,7 +18,7 @@ from mbsd.tools.trial_report.curves import draw_loss, draw_metric, read_run, sho
 from mbsd.tools.trial_report.disputes import Disputes, find_disputes
 from mbsd.tools.trial_report.findings import Findings
 from mbsd.tools.trial_report.inputs import AGAIN, VIEWS, Compared, Comparison, read_comparison, shown_floor
-from mbsd.tools.trial_report.margins import METRICS, SHOWN, Margin, floor_values, margin
+from mbsd.tools.trial_report.margins import METRICS, RESAMPLES, SHOWN, Margin, floor_values, margin
 
 TEMPLATE = "trial_page.html.j2"
 CLUSTERING = {"nmi": "NMI", "ari": "ARI", "purity": "purity"}
@@ -31,12 +31,12 @@ class TrialPage:
     Attributes:
         subtitle: one line about the trial, say the file of its items.
         comparisons: one or more, the most telling first.
-        resamples: of the test rows, behind each interval.
+        resamples: of the test items, behind each interval.
     """
 
     subtitle: str
     comparisons: tuple[Comparison, ...]
-    resamples: int = 400
+    resamples: int = RESAMPLES
 
 
 @dataclass(frozen=True)
