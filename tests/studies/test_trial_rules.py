@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from mbsd.tools.trial_report.inputs import Scored
+import pytest
+
+from mbsd.tools.trial_report.inputs import Comparison, Scored
 from tests.studies.page_shop import FLAT, RISING, Shop, compared, holding, page, scored, write_run
+
+Task = Literal["classification", "attributes"]
 
 
 def test_rules_hold_where_they_should(shop: Shop, tmp_path: Path) -> None:
@@ -51,14 +57,39 @@ def test_rules_that_compare_models(shop: Shop, tmp_path: Path) -> None:
     task: Literal["classification"] = "classification"
     good = scored(shop, task, "pre-trained", 0.05)
     worse = scored(shop, task, "from scratch", 0.4, pretrained=False)
-    tenth = scored(shop, task, "a tenth", 0.5, labels=0.1)
-    pretraining, labels = "Fine-tuning in place of pre-training", "More labels"
-    assert not holding(page(tmp_path, compared(shop, task, good, worse))) & {pretraining, labels}
+    pretraining = "Fine-tuning in place of pre-training"
+    assert pretraining not in holding(page(tmp_path, compared(shop, task, good, worse)))
     swapped = replace(worse, pretrained=True), replace(good, pretrained=False)
     assert pretraining in holding(page(tmp_path, compared(shop, task, *swapped)))
-    assert labels in holding(page(tmp_path, compared(shop, task, good, tenth)))
-    same = scored(shop, task, "as good with a tenth", 0.05, seed=3, labels=0.1)
-    assert labels not in holding(page(tmp_path, compared(shop, task, good, same)))
+
+
+def test_more_labels_are_judged_between_the_shares_of_a_task(shop: Shop, tmp_path: Path) -> None:
+    """As a trial with two shares has them: a comparison for each, over the same test rows."""
+
+    def share(name: str, wrong: float, labels: float, task: Task = "classification", seed: int = 0) -> Comparison:
+        models = (scored(shop, task, name, wrong, seed=seed, model="MBSD"),)
+        return replace(compared(shop, task, *models), title=f"{task}, {labels:.0%}", labels=labels)
+
+    def told(*comparisons: Comparison) -> list[tuple[str, bool]]:
+        """What is said of the rule, and whether it holds."""
+        root = page(tmp_path, *comparisons)
+        rules = [part for part in root.all("div", class_="rule") if next(part.all("h4")).text == "More labels"]
+        return [(line.text, "holds" in rule.given["class"]) for rule in rules for line in rule.all("li")]
+
+    everything, tenth = share("all", 0.05, 1.0), share("a tenth", 0.5, 0.1)
+    same, fifth = share("as good", 0.05, 0.1, seed=3), share("a fifth", 0.3, 0.2)
+    [(text, holds)] = told(everything, fifth, tenth)
+    assert holds and re.match(r"classification, 100%: macro-F1 0\.[3-6]\d\d with 10% and (0\.9|1\.0)", text)
+    rise = re.search(r"F1 (.*) with 10% and (.*) with 100%.*: \+(.*) a doubling", text)
+    assert rise is not None
+    less, more, doubling = map(float, rise.groups())
+    assert doubling == pytest.approx((more - less) / math.log2(10), abs=1e-3)
+    [(_, holds)] = told(everything, same)
+    assert not holds
+    other = share("other task", 0.5, 0.1, "attributes")
+    assert told(everything, other) == [] and told(everything) == []
+    (tmp_path / "other").symlink_to(shop.catalog)
+    assert told(everything, replace(tenth, catalog=tmp_path / "other")) == []
 
 
 def test_a_short_run_is_not_judged(shop: Shop, tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def comparison(trial: Trial, out: Path, one: Run) -> Comparison:
         floors.with_suffix(".parquet"),
         tuple(_models(trial, out, one)),
         clustering=_clustering(trial, folder / f"{stage1.clusters}.json", one),
+        labels=one.share,
         note=ATTRIBUTES_START if one.kind == "attributes" else "",
     )
 
@@ -66,7 +67,7 @@ def _models(trial: Trial, out: Path, one: Run) -> Iterator[Scored]:
         for seed in trial.seeds:
             run = replace(one, start=start, seed=seed, is_first=seed == trial.seeds[0])
             scores = out / run.titles / f"{run.result}.json"
-            yield Scored(model_name(start), scores, run.folder(out), start == "pretrained", run.share)
+            yield Scored(model_name(start), scores, run.folder(out), start == "pretrained")
 
 
 def _clustering(trial: Trial, scores: Path, one: Run) -> Path | None:
