@@ -44,7 +44,8 @@ class ModelConfig:
     beyond their stride's square, with residual blocks between them (after Xiao et al. 2021, "Early convolutions help
     transformers see better"): several times the compute, for small models and few pictures."""
     patchify_blocks: int = at_least(1, default=1)
-    """Of overlap: residual blocks of two 3 x 3 convolutions after each convolution between the first and the last."""
+    """Of overlap: residual blocks of two 3 x 3 convolutions after each convolution between the first and the last, so
+    that patchify_strides needs three or more."""
     patchify_strides: tuple[int, ...] = (4, 2, 2, 2)
     """Of the convolutions; their product is a patch's side in pixels and divides data.image_size."""
     patchify_channels: tuple[int, ...] = (64, 192, 384)
@@ -68,7 +69,7 @@ class ModelConfig:
     sees few sizes."""
 
     def check(self) -> None:
-        """Raise UserError where a setting is set that this architecture does not read."""
+        """Raise UserError where a setting is set that this architecture, or this stem, does not read."""
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
         if self.patchify != "overlap" and self.patchify_blocks != defaults["patchify_blocks"]:
             raise UserError(
@@ -82,6 +83,11 @@ class ModelConfig:
                 raise UserError(
                     f"model.{name}={shown}: model.architecture={self.architecture} does not read it; remove it"
                 )
+        if self.patchify == "overlap" and len(self.patchify_strides) < 3:
+            raise UserError(
+                f"model.patchify=overlap: model.patchify_strides={list(self.patchify_strides)} has no convolution "
+                "between the first and the last; give three strides or more"
+            )
 
 
 def _unread(architecture: str) -> tuple[str, ...]:

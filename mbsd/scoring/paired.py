@@ -1,8 +1,8 @@
-"""How sure the difference of two models' ROC-AUC is, on the same test rows: a paired bootstrap over the items."""
+"""How sure the difference of two models is, on the same test rows: a paired bootstrap over the items."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ Int64 = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean difference of ROC-AUCs.
+    """A mean difference of a metric.
 
     Attributes:
         mean: over the pairs, of all rows.
@@ -53,13 +53,31 @@ class RankedScores:
         return float((positive * (np.cumsum(negative) - negative / 2)).sum() / pairs)
 
 
+def resampled_items(items: Int64, resamples: int, seed: int = 0) -> Iterator[Float64]:
+    """Yield how often each row counts, [n]: once each, then by items drawn with replacement, 1 + resamples times.
+
+    An item is drawn with all of its rows, since they share its title and picture.
+
+    Args:
+        items: of each row, int64 [n].
+        resamples: number of draws.
+        seed: of the draws.
+    """
+    _, place = np.unique(items, return_inverse=True)
+    num_items = int(place.max()) + 1
+    rng = np.random.default_rng(seed)
+    yield np.ones(len(items))
+    for _ in range(resamples):
+        drawn = np.bincount(rng.integers(num_items, size=num_items), minlength=num_items)
+        yield drawn[place].astype(np.float64)
+
+
 def resampled_auc(
     scores: Sequence[NDArray[Any]], labels: Int64, items: Int64, resamples: int, seed: int = 0
 ) -> Float64:
     """Return the ROC-AUC of each model on all rows and on resampled items, [models, 1 + resamples].
 
-    Column 0 is of all rows. An item is drawn with all of its rows, since they share its title and picture; every model
-    is given the same draws.
+    Column 0 is of all rows; every model is given the same draws (`resampled_items`).
 
     Args:
         scores: of each model, [n] each.
@@ -69,19 +87,12 @@ def resampled_auc(
         seed: of the draws.
     """
     ranked = [RankedScores(of_model, labels) for of_model in scores]
-    _, place = np.unique(items, return_inverse=True)
-    num_items = int(place.max()) + 1
-    rng = np.random.default_rng(seed)
-    found = np.empty((len(ranked), 1 + resamples))
-    for draw in range(1 + resamples):
-        counts = np.bincount(rng.integers(num_items, size=num_items), minlength=num_items) if draw else None
-        weights = np.ones(len(labels)) if counts is None else counts[place].astype(np.float64)
-        found[:, draw] = [model.roc_auc(weights) for model in ranked]
-    return found
+    drawn = resampled_items(items, resamples, seed)
+    return np.array([[model.roc_auc(weights) for model in ranked] for weights in drawn]).T
 
 
 def difference(one: Float64, other: Float64) -> Difference:
-    """Return how much `one` is above `other`, of `resampled_auc` [pairs, 1 + resamples] each, pair by pair."""
+    """Return how much `one` is above `other`, metrics [pairs, 1 + resamples] as of `resampled_auc`."""
     less = one - other
     means = less.mean(0)
     drawn = means[1:]

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 
+from mbsd.config.data import DataConfig
 from mbsd.config.model import ModelConfig
+from mbsd.config.run import PretrainConfig, RunConfig
 from mbsd.errors import UserError
+from mbsd.model.heads import MbsdForMatching
+from mbsd.model.load import start_model
 from mbsd.model.mbsd import MbsdModel
 from mbsd.model.patchify import Patchify, ResidualBlock
-from tests.model.reference import tiny_config
+from tests.model.reference import VOCABULARY, tiny_config
 
 STRIDES, CHANNELS, WIDTH = (4, 2, 2), (6, 8), 12
 
@@ -120,9 +126,53 @@ def test_multiplications_are_those_of_the_convolutions(blocks: int) -> None:
     assert config.image_multiplications == sum(counted)
 
 
-def test_blocks_belong_to_the_overlapping_stem(tmp_path: Path) -> None:
+def test_blocks_belong_to_the_overlapping_stem() -> None:
     ModelConfig(patchify="overlap", patchify_blocks=2).check()
     with pytest.raises(UserError, match=r"model\.patchify_blocks=2: model\.patchify=conv has no residual blocks"):
         ModelConfig(patchify_blocks=2).check()
     with pytest.raises(UserError, match=r"model\.patchify=overlap: model\.architecture=bert does not read it"):
         ModelConfig(architecture="bert", patchify="overlap").check()
+
+
+@pytest.mark.parametrize("strides", [(16,), (8, 4)])
+def test_the_overlapping_stem_needs_convolutions_between(strides: tuple[int, ...]) -> None:
+    """With fewer than three there is no place for residual blocks, and `patchify_blocks` would do nothing."""
+    channels = (8,) * (len(strides) - 1)
+    ModelConfig(patchify_strides=strides, patchify_channels=channels).check()
+    ModelConfig(patchify="overlap", patchify_strides=(4, 2, 2), patchify_channels=(8, 8)).check()
+    with pytest.raises(UserError) as refused:
+        ModelConfig(patchify="overlap", patchify_strides=strides, patchify_channels=channels).check()
+    assert str(refused.value) == (
+        f"model.patchify=overlap: model.patchify_strides={list(strides)} has no convolution between the first and the "
+        "last; give three strides or more"
+    )
+
+
+def started(folder: Path, blocks: int, **wanted: Any) -> MbsdForMatching:
+    """A start with settings `wanted` from a saved model of a stem with `blocks`."""
+    MbsdForMatching(tiny_config(patchify_blocks=blocks)).save_pretrained(folder)
+    run = RunConfig("run", max_steps=1, init_from="runs/before")
+    data = DataConfig("catalog", image_size=64, max_text_tokens=24)
+    return start_model(MbsdForMatching, PretrainConfig(run, data, ModelConfig(**wanted)), VOCABULARY, folder)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "asked", "found"), [(0, 1, "none"), (0, 2, "none"), (2, 1, "overlap with model.patchify_blocks=2")]
+)
+def test_a_checkpoint_of_another_stem_is_refused(blocks: int, asked: int, found: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as refused:
+        started(tmp_path, blocks, patchify="overlap", patchify_blocks=asked)
+    assert str(refused.value) == (
+        f"model.patchify=overlap with model.patchify_blocks={asked}, but run.init_from=runs/before has {found}; leave "
+        "it out: a checkpoint brings its own"
+    )
+
+
+@pytest.mark.parametrize(("blocks", "wanted"), [(0, {}), (2, {}), (2, {"patchify": "overlap", "patchify_blocks": 2})])
+def test_a_checkpoint_brings_its_stem(blocks: int, wanted: dict[str, Any], tmp_path: Path) -> None:
+    model = started(tmp_path, blocks, **wanted)
+    assert model.config.patchify_blocks == blocks
+    kept = load_file(tmp_path / "model.safetensors")
+    stem = {name: weight for name, weight in model.state_dict().items() if "patchify" in name}
+    assert sum(isinstance(module, ResidualBlock) for module in model.modules()) == 2 * blocks and stem
+    assert all(weight.equal(kept[name]) for name, weight in stem.items())

@@ -89,8 +89,10 @@ def test_every_recipe_is_one_that_the_launchers_take(items: int, minutes: float)
         assert tuple(settings.model.patchify_strides) == (2, 2, 2, 2) and settings.data.crop_scale == (0.8, 1.0)
 
 
-def test_a_text_model_brings_its_sizes() -> None:
-    for run in with_text_model(recipe(POOL, TWO, 60, 2), "models/bert").runs.values():
+def test_a_text_model_brings_its_sizes_and_its_rate() -> None:
+    drawn = recipe(POOL, TWO, 60, 2).runs
+    for kind, run in with_text_model(recipe(POOL, TWO, 60, 2), "models/bert").runs.items():
+        assert run.learning_rate == 2e-4 <= drawn[kind].learning_rate and run.batch_size == drawn[kind].batch_size
         assert run.model["model.backbone"] == "models/bert"
         assert not {"model.hidden_size", "model.vocab_size", "model.num_hidden_layers"} & run.model.keys()
 

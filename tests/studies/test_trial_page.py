@@ -1,17 +1,11 @@
-"""The trial's page says what the files of answers say, item by item; its rules hold where they should alone.
-
-Floors are fitted for real. The model is made: its answers are the truth with mistakes drawn in known places, so that
-what the page has to say of it can be counted without the page's code.
-"""
+"""The trial's page says what the files of answers say, item by item."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from html.parser import HTMLParser
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,178 +13,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
-from mbsd.catalog.build.build import BuildOptions, build_catalog
 from mbsd.catalog.reader import Catalog
-from mbsd.catalog.sources import Item
-from mbsd.catalog.tables import Table, build_table
+from mbsd.catalog.tables import Table
 from mbsd.errors import UserError
 from mbsd.io.files import digest_of
-from mbsd.metrics.table_scores import TableScores
-from mbsd.scoring.answers import answers, write_answers
-from mbsd.scoring.floors import write_floors
-from mbsd.tasks.task import Labels
-from mbsd.tools.studies.trial_page import TrialPage, write_trial_page
+from mbsd.tools.studies.trial import table as trial_table
+from mbsd.tools.studies.trial.page import page_of
+from mbsd.tools.studies.trial.settings import Trial
+from mbsd.tools.studies.trial_page import TrialPage
 from mbsd.tools.trial_report.curves import slope_at_end
-from mbsd.tools.trial_report.inputs import Comparison, Scored
-from mbsd.tools.trial_report.margins import area, class_f1
-
-HOSTILE = "<script>alert('x')</script> \"quoted\" & 红色 连衣裙"
-CLASSES = ("<b>Bags & more</b>", "Dresses", "Shoes", "靴子")
-VIEWS = ("full", "text", "image")
-
-
-@dataclass(frozen=True)
-class Shop:
-    folder: Path
-    catalog: Path
-
-    def table(self, kind: str) -> Path:
-        return self.folder / f"{kind}.parquet"
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    """240 items, 80 of them in test; one in ten has no picture, titles name the class two times of three."""
-    folder, rng = tmp_path_factory.mktemp("page"), np.random.default_rng(0)
-    (folder / "images").mkdir()
-    items, categories, tags = [], [], []
-    for n in range(240):
-        k = int(rng.integers(3)) if n % 25 else 3  # 靴子 is rare: four items of it are for training
-        word = f"word{k if rng.random() < 0.7 else int(rng.integers(4))}"
-        title = f"{HOSTILE} {word}" if n % 2 else f"plain thing {word}"
-        if n % 10:
-            seen = k if rng.random() < 0.7 else int(rng.integers(4))
-            waves = np.sin(np.arange(32 * 32).reshape(32, 32) * (1 + seen) / 16) + rng.normal(0, 0.2, (32, 32))
-            grey = (40 + 40 * seen + 20 * waves).clip(0, 255).astype(np.uint8)
-            Image.fromarray(grey).convert("RGB").save(folder / f"images/{n}.png")
-        items.append(Item(f"i{n}", title, f"{n}.png" if n % 10 else "", category=CLASSES[k]))
-        split = ("train", "validation", "test")[n % 3]
-        categories.append({"item_id": f"i{n}", "category": CLASSES[k], "split": split})
-        for value in ("<i>a</i>", "b"):
-            label = int((value == "b") == (k > 1))
-            tags.append({"item_id": f"i{n}", "text": f"kind:{value}", "label": label, "split": split})
-    found = Shop(folder, folder / "catalog")
-    build_catalog(items, folder / "images", found.catalog, BuildOptions(workers=1, progress=False))
-    for kind, rows in (("categories", categories), ("attributes", tags)):
-        source = folder / f"{kind}.jsonl"
-        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        build_table(kind, source, Catalog(found.catalog), found.table(kind))
-        write_floors(
-            Catalog(found.catalog), found.table(kind), folder / f"{kind}_floors.json", folder / f"{kind}_floors.parquet"
-        )
-    return found
-
-
-def write_run(folder: Path, task: str, values: list[float], losses: tuple[float, float], wait: float = 0.01) -> None:
-    """A run of ten validations, of 320 samples each, at two samples a second."""
-    folder.mkdir(parents=True, exist_ok=True)
-    metric, lines = "roc_auc" if task == "attributes" else "macro_f1", []
-    for n, value in enumerate(values, 1):
-        speed = {"samples_per_s": 2.0, "data_wait": wait}
-        lines.append({"step": 10 * n, "loss": losses[0], **speed})
-        of_views = {f"validation/{metric}_{view}": value for view in VIEWS}
-        lines.append({"step": 10 * n, "validation/loss": losses[1], **of_views})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "ds_config.json").write_text(json.dumps({"train_batch_size": 32}))
-    (folder / "environment.json").write_text(json.dumps({"ranks": [{"host": "h", "device": "cpu"}]}))
-
-
-RISING = [0.1 + 0.08 * float(np.log2(n)) for n in range(1, 11)]
-FLAT = [0.3 + 0.001 * (n % 2) for n in range(10)]
-
-
-def scored(shop: Shop, task: str, name: str, share_wrong: float, seed: int = 0, **more: Any) -> Scored:
-    """A model that is wrong in about `share_wrong` of the test rows, its run and its answers."""
-    kind = {"classification": "categories", "attributes": "attributes"}[task]
-    table, rng = Table(shop.table(kind), Catalog(shop.catalog)), np.random.default_rng(seed)
-    rows = np.asarray(table.rows("test"))
-    truth, names = table.column("label")[rows], tuple(table.class_names) or ("no", "yes")
-    of_views = []
-    for _ in VIEWS:
-        wrong = rng.random(len(rows)) < share_wrong
-        if task == "attributes":
-            sign = np.where((truth == 1) ^ wrong, 1.0, -1.0)
-            of_views.append(sign * rng.uniform(0.1, 3, len(rows)))
-        else:
-            said = np.where(wrong, (truth + rng.integers(1, 4, len(rows))) % len(names), truth)
-            of_views.append(rng.uniform(0, 1, (len(rows), len(names))) + 2 * np.eye(len(names))[said])
-    out = shop.folder / "models" / task / f"{name}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    made = TableScores(VIEWS, np.stack(of_views), truth, {})
-    write_answers(answers([("", made)], table, rows, Labels(names, np.arange(len(names)))), out.with_suffix(".parquet"))
-    out.write_text(json.dumps({"answers_sha256": digest_of(out.with_suffix(".parquet")), "corrupt_images": 0}))
-    write_run(out.with_suffix(""), task, RISING, (0.5, 0.6))
-    return Scored(more.pop("model", name), out, out.with_suffix(""), **more)
-
-
-def compared(shop: Shop, task: Literal["classification", "attributes"], *models: Scored) -> Comparison:
-    kind = {"classification": "categories", "attributes": "attributes"}[task]
-    floors = shop.folder / f"{kind}_floors.json"
-    return Comparison(
-        f"{kind}, titles <as> they are", task, shop.catalog, shop.table(kind), floors, floors.with_suffix(".parquet"),
-        models,
-    )  # fmt: skip
-
-
-@dataclass
-class Element:
-    tag: str
-    given: dict[str, str]
-    parent: Element | None = None
-    children: list[Element | str] = field(default_factory=list)
-
-    @property
-    def text(self) -> str:
-        parts = [child if isinstance(child, str) else child.text for child in self.children]
-        return re.sub(r"\s+", " ", "".join(parts)).strip()
-
-    def all(self, tag: str, **given: str) -> Iterator[Element]:
-        for child in self.children:
-            if isinstance(child, Element):
-                named = {name.replace("_", "-").removesuffix("-"): value for name, value in given.items()}
-                if child.tag == tag and all(
-                    value in child.given.get(name, "").split() if name == "class" else child.given.get(name) == value
-                    for name, value in named.items()
-                ):
-                    yield child
-                yield from child.all(tag, **given)
-
-    def cells(self) -> list[str]:
-        return [cell.text for cell in self.all("td")]
-
-
-class Tree(HTMLParser):
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.root = self.at = Element("", {})
-        self.feed(page)
-        assert self.at is self.root  # all that was opened is closed
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        element = Element(tag, {name: value or "" for name, value in attrs}, self.at)
-        self.at.children.append(element)
-        if tag not in ("meta", "img", "br"):
-            self.at = element
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.at.tag == tag and self.at.parent is not None
-        self.at = self.at.parent
-
-    def handle_data(self, data: str) -> None:
-        self.at.children.append(data)
-
-
-def page(tmp_path: Path, *comparisons: Comparison, resamples: int = 100) -> Element:
-    write_trial_page(TrialPage("items & <more>", comparisons, resamples), tmp_path / "trial.html")
-    return Tree((tmp_path / "trial.html").read_text(encoding="utf-8")).root
-
-
-def holding(root: Element) -> set[str]:
-    """Names of the rules that hold."""
-    return {next(rule.all("h4")).text for rule in root.all("div", class_="holds")}
+from mbsd.tools.trial_report.inputs import Answers, read_comparison
+from mbsd.tools.trial_report.margins import RESAMPLES, class_f1, margin
+from tests.studies.page_shop import CLASSES, HOSTILE, VIEWS, Shop, compared, page, scored
 
 
 @pytest.mark.parametrize("task", ["classification", "attributes"])
@@ -305,65 +141,6 @@ def test_the_interval_is_paired(shop: Shop, tmp_path: Path) -> None:
     assert cells[4] == "+0.000" and cells[5] == "+0.000 … +0.000"
 
 
-def test_rules_hold_where_they_should(shop: Shop, tmp_path: Path) -> None:
-    task: Literal["classification"] = "classification"
-    bad, good = (scored(shop, task, name, wrong) for name, wrong in (("bad", 0.6), ("good", 0.0)))
-
-    def rules(model: Scored, values: list[float], losses: tuple[float, float], wait: float = 0.01) -> set[str]:
-        write_run(model.run, task, values, losses, wait)
-        return holding(page(tmp_path, compared(shop, task, model)))
-
-    longer, larger, regularise, gpu, workers = (
-        "Train longer", "A larger model, or smaller patches", "More regularisation, or more labels", "A GPU",
-        "More workers, or pictures on a faster disk",
-    )  # fmt: skip
-    curve = {longer, larger, regularise, gpu, workers}
-    # 3,200 samples at two a second are 27 minutes: not slow enough for a GPU.
-    assert rules(bad, RISING, (0.5, 0.6)) & curve == {longer}
-    assert rules(bad, FLAT, (0.5, 0.52)) & curve == {larger}
-    assert rules(bad, FLAT, (0.2, 0.6)) & curve == {regularise}
-    assert rules(bad, FLAT, (0.5, 0.6)) & curve == set()
-    assert rules(bad, RISING + [0.37, 0.38], (0.5, 0.6)) & curve == {longer, gpu}
-    assert rules(bad, RISING + [0.37, 0.38], (0.5, 0.6), wait=0.3) & curve == {longer, workers}
-    noisy = [0.3 + 0.2 * (n % 2) for n in range(10)]  # steep by chance, if at all
-    assert longer not in rules(bad, noisy, (0.5, 0.6))
-    views = {
-        "Pictures: smaller patches, larger pictures, more epochs on pictures alone",
-        "Titles: a published text model as a start, or more epochs on titles alone",
-    }
-    assert rules(bad, FLAT, (0.5, 0.6)) >= views and not rules(good, FLAT, (0.5, 0.6)) & views
-    rare = "Labels of rare classes"
-    assert rare in rules(bad, FLAT, (0.5, 0.6)) and rare not in rules(good, FLAT, (0.5, 0.6))
-    rules(bad, FLAT, (0.5, 0.6))
-    assert "Label items of the rarest first: 靴子 (4); as good as" in (tmp_path / "trial.html").read_text(
-        encoding="utf-8"
-    )
-    missing = "Complete titles and pictures"  # a tenth has no picture
-    assert missing in rules(good, FLAT, (0.5, 0.6))
-
-
-def test_rules_that_compare_models(shop: Shop, tmp_path: Path) -> None:
-    task: Literal["classification"] = "classification"
-    good = scored(shop, task, "pre-trained", 0.05)
-    worse = scored(shop, task, "from scratch", 0.4, pretrained=False)
-    tenth = scored(shop, task, "a tenth", 0.5, labels=0.1)
-    pretraining, labels = "Fine-tuning in place of pre-training", "More labels"
-    assert not holding(page(tmp_path, compared(shop, task, good, worse))) & {pretraining, labels}
-    swapped = replace(worse, pretrained=True), replace(good, pretrained=False)
-    assert pretraining in holding(page(tmp_path, compared(shop, task, *swapped)))
-    assert labels in holding(page(tmp_path, compared(shop, task, good, tenth)))
-    same = scored(shop, task, "as good with a tenth", 0.05, seed=3, labels=0.1)
-    assert labels not in holding(page(tmp_path, compared(shop, task, good, same)))
-
-
-def test_a_short_run_is_not_judged(shop: Shop, tmp_path: Path) -> None:
-    model = scored(shop, "classification", "short", 0.3)
-    write_run(model.run, "classification", RISING[:2], (0.5, 0.6))
-    root = page(tmp_path, compared(shop, "classification", model))
-    [longer] = [rule for rule in root.all("div", class_="unknown") if "Train longer" in rule.text]
-    assert "the run is too short to tell: 2 validations" in longer.text and "Train longer" not in holding(root)
-
-
 def test_other_answers_are_refused(shop: Shop, tmp_path: Path) -> None:
     model = scored(shop, "classification", "refused", 0.3)
     one = compared(shop, "classification", model)
@@ -381,6 +158,46 @@ def test_other_answers_are_refused(shop: Shop, tmp_path: Path) -> None:
         page(tmp_path, one)
 
 
+def test_an_item_is_drawn_with_all_its_rows(shop: Shop) -> None:
+    """Rows of an item twice over tell no more than once: the interval is that of the items."""
+    found = read_comparison(compared(shop, "attributes", scored(shop, "attributes", "twice", 0.2)))
+
+    def twice(answers: Answers) -> Answers:
+        label = answers.of_label
+        parts = (answers.answer, answers.score, answers.probability, label)
+        return Answers(*(None if part is None else np.tile(part, 2) for part in parts))  # type: ignore[arg-type]
+
+    doubled = replace(
+        found,
+        rows=np.tile(found.rows, 2),
+        label=np.tile(found.label, 2),
+        floors={name: twice(one) for name, one in found.floors.items()},
+        models={name: {v: [*map(twice, runs)] for v, runs in of.items()} for name, of in found.models.items()},
+    )
+    for metric in ("accuracy", "roc_auc"):
+        one, two = (margin(each, "twice", "full", metric, 50) for each in (found, doubled))
+        assert one.low is not None and one.high is not None and one.low < one.high
+        assert (two.value, two.low, two.high) == pytest.approx((one.value, one.low, one.high))
+
+
+def test_the_page_draws_as_often_as_the_table() -> None:
+    assert TrialPage("", ()).resamples == RESAMPLES == trial_table.RESAMPLES
+
+
+def test_a_note_stands_above_its_section_alone(shop: Shop, tmp_path: Path) -> None:
+    plain = compared(shop, "classification", scored(shop, "classification", "noted", 0.2))
+    noted = replace(compared(shop, "attributes", scored(shop, "attributes", "noted", 0.2)), note="From <categories>.")
+    sections = list(page(tmp_path, plain, noted).all("section"))
+    assert [[note.text for note in section.all("p", class_="note")] for section in sections] == [
+        [], ["From <categories>."],
+    ]  # fmt: skip
+
+
+def test_only_attributes_are_noted_in_a_trial() -> None:
+    for given in page_of(Trial("items", "images", label_shares=(1.0, 0.1)), Path("out")).comparisons:
+        assert ("whose labels the floors of attributes have not seen" in given.note) == (given.task == "attributes")
+
+
 def test_kernels() -> None:
     rng = np.random.default_rng(0)
     labels, said = rng.integers(0, 5, 200), rng.integers(0, 5, 200)
@@ -389,8 +206,9 @@ def test_kernels() -> None:
     assert ours[:5] == pytest.approx(f1_score(labels, said, average=None, labels=range(5), zero_division=0.0))
     assert np.isnan(ours[5:]).all()
     assert np.nanmean(ours) == pytest.approx(f1_score(labels, said, average="macro", zero_division=0.0))
-    binary, ranks = rng.integers(0, 2, 200), rng.integers(0, 9, 200)
-    assert area(binary, ranks) == pytest.approx(roc_auc_score(binary, ranks)) and np.isnan(area(binary * 0, ranks))
+    counts = rng.integers(0, 3, 200)
+    repeated = class_f1(labels, said, 7, counts.astype(float))
+    assert repeated[:5] == pytest.approx(class_f1(labels.repeat(counts), said.repeat(counts), 7)[:5])
     points = [(float(100 * 2**n), 0.1 + 0.05 * n) for n in range(8)]
     slope = slope_at_end(points, 0.1, 4)
     assert slope is not None and slope.value == pytest.approx(0.05) and slope.error == pytest.approx(0, abs=1e-9)

@@ -166,9 +166,12 @@ def recipe(facts: CatalogFacts, machine: Machine, minutes: float, chains: int) -
 
 
 def with_text_model(chosen: Recipe, folder: str) -> Recipe:
-    """The recipe with a published BERT as the text side: it brings its sizes and its words."""
-    kept = {"model.backbone": folder, **PATCHES}
-    return Recipe({kind: RunRecipe(**{**vars(run), "model": kept}) for kind, run in chosen.runs.items()})
+    """The recipe with a published BERT as the text side: it brings its sizes and its words.
+
+    Trained weights have a rate of their own, the one that was measured for them.
+    """
+    changes: dict[str, Any] = {"model": {"model.backbone": folder, **PATCHES}, "learning_rate": 2e-4}
+    return Recipe({kind: RunRecipe(**{**vars(run), **changes}) for kind, run in chosen.runs.items()})
 
 
 def _words(items: int) -> int:

@@ -16,9 +16,9 @@ from mbsd.tools.trial_report.advice import rules
 from mbsd.tools.trial_report.classes import by_class
 from mbsd.tools.trial_report.curves import draw_loss, draw_metric, read_run, shown_minutes
 from mbsd.tools.trial_report.disputes import Disputes, find_disputes
-from mbsd.tools.trial_report.findings import Findings
+from mbsd.tools.trial_report.findings import Findings, fewest_labels
 from mbsd.tools.trial_report.inputs import AGAIN, VIEWS, Compared, Comparison, read_comparison, shown_floor
-from mbsd.tools.trial_report.margins import METRICS, SHOWN, Margin, floor_values, margin
+from mbsd.tools.trial_report.margins import METRICS, RESAMPLES, SHOWN, Margin, floor_values, margin
 
 TEMPLATE = "trial_page.html.j2"
 CLUSTERING = {"nmi": "NMI", "ari": "ARI", "purity": "purity"}
@@ -31,12 +31,12 @@ class TrialPage:
     Attributes:
         subtitle: one line about the trial, say the file of its items.
         comparisons: one or more, the most telling first.
-        resamples: of the test rows, behind each interval.
+        resamples: of the test items, behind each interval.
     """
 
     subtitle: str
     comparisons: tuple[Comparison, ...]
-    resamples: int = 400
+    resamples: int = RESAMPLES
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ def write_trial_page(page: TrialPage, out: Path) -> None:
     Raises:
         UserError: a file of a comparison is missing or damaged, or is not of the same test rows as the others.
     """
-    sections = [_section(read_comparison(given), page.resamples) for given in page.comparisons]
+    every = [read_comparison(given) for given in page.comparisons]
+    sections = [_section(compared, fewest_labels(compared, every), page.resamples) for compared in every]
     verdicts = Counter(one.verdict for section in sections for one in section.lines[section.findings.compared.main])
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
@@ -91,7 +92,7 @@ def write_trial_page(page: TrialPage, out: Path) -> None:
     replace_text(out, text)
 
 
-def _section(compared: Compared, resamples: int) -> Section:
+def _section(compared: Compared, fewer: Compared | None, resamples: int) -> Section:
     given, metrics = compared.given, METRICS[compared.given.task]
     lines = {
         model: [margin(compared, model, view, metric, resamples) for view in given.views for metric in metrics]
@@ -121,7 +122,7 @@ def _section(compared: Compared, resamples: int) -> Section:
                 draw_metric(curves, metrics[-1], SHOWN[metrics[-1]], of_views),
             ),
         ],
-        findings=Findings(compared, main, curves[compared.main], by_class(compared, first), resamples),
+        findings=Findings(compared, main, curves[compared.main], by_class(compared, first), resamples, fewer),
     )
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mbsd.scoring.paired import RankedScores
 from mbsd.tools.trial_report.inputs import Answers, Compared, Float64, shown_floor
-from mbsd.tools.trial_report.margins import METRICS, area, best_floor, class_f1, column_of
+from mbsd.tools.trial_report.margins import METRICS, best_floor, class_f1
 
 EDGES = (10, 30, 100, 300, 1000)  # of training items
 
@@ -81,7 +82,7 @@ def _tags(compared: Compared, runs: Sequence[Answers], floor: Answers) -> list[C
     of_test = attributes[compared.rows]
 
     def of(answers: Answers, at: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> float:
-        return area(compared.label[at], column_of("roc_auc", answers)[at])
+        return RankedScores(answers.score, compared.label).roc_auc(at.astype(np.float64))
 
     lines = []
     for name in np.unique(attributes).tolist():

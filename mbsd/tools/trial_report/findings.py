@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from mbsd.tools.trial_report.classes import ByClass
 from mbsd.tools.trial_report.curves import RunCurves, Slope, slope_at_end
 from mbsd.tools.trial_report.inputs import Compared
@@ -53,6 +55,7 @@ class Findings:
         margins: (view, metric) -> the main model over its best floor.
         run: curves of the main model's first run.
         classes: of the first view.
+        fewer: the same models and test rows with the fewest labels (`fewest_labels`); None: it is not asked here.
     """
 
     compared: Compared
@@ -60,6 +63,7 @@ class Findings:
     run: RunCurves
     classes: ByClass
     resamples: int
+    fewer: Compared | None = None
 
     @property
     def where(self) -> str:
@@ -87,6 +91,23 @@ class Findings:
 
 
 RuleText = tuple[str, str, Callable[[Findings], Iterator[Evidence]]]  # what to do, the rule in words, what judges it
+
+
+def fewest_labels(most: Compared, every: Sequence[Compared]) -> Compared | None:
+    """Of the comparisons that differ from `most` in their share of the labels alone, the one with the fewest.
+
+    None where there is none, or one with more than `most`: the question what more labels bring is asked once.
+    """
+    alike = [
+        one
+        for one in every
+        if (one.given.task, one.given.catalog, one.main) == (most.given.task, most.given.catalog, most.main)
+        and one.names == most.names
+        and np.array_equal(one.items, most.items)
+        and np.array_equal(one.label, most.label)
+    ]
+    least, largest = (pick(alike, key=lambda one: one.given.labels) for pick in (min, max))
+    return least if least.given.labels < most.given.labels == largest.given.labels else None
 
 
 def rising(slope: Slope) -> bool:

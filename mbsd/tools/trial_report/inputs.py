@@ -44,14 +44,12 @@ class Scored:
         evaluation: JSON of `launchers/evaluate.py`; the answers lie beside it.
         run: the run's folder.
         pretrained: started from stage 1; False: from drawn weights.
-        labels: share of the training labels that it was given.
     """
 
     model: str
     evaluation: Path
     run: Path
     pretrained: bool = True
-    labels: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -65,6 +63,8 @@ class Comparison:
         models: one or more; the first is whose answers are shown with pictures.
         views: that are compared, of full, text and image; the first is shown with pictures.
         clustering: JSON of an evaluation of clustering on the same table; None: there is none.
+        labels: share of the training labels that all of its models were given.
+        note: what a reader has to know of the models beside the floors, a sentence; "": nothing.
     """
 
     title: str
@@ -76,6 +76,8 @@ class Comparison:
     models: tuple[Scored, ...]
     views: tuple[str, ...] = ("full", "text", "image")
     clustering: Path | None = None
+    labels: float = 1.0
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mbsd.scoring.intervals import intervals
+from mbsd.scoring import paired
+from mbsd.scoring.paired import RankedScores, resampled_items
 from mbsd.tools.trial_report.inputs import Answers, Compared, Float64, Int64
 
 # Task -> metrics, the one that decides last.
 METRICS = {"classification": ("accuracy", "macro_f1"), "attributes": ("accuracy", "roc_auc")}
 SHOWN = {"accuracy": "accuracy", "macro_f1": "macro-F1", "roc_auc": "ROC-AUC"}
-SEED = 0
+# Of the test items, behind every interval of a trial, in its table and on its page alike.
+RESAMPLES, SEED = 400, 0
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Margin:
         model, floor: values of the metric; the model's is the mean over its runs.
         each: the values of its runs.
         best: name of the floor.
-        low, high: 95 % interval of the difference over resampled test rows; None: too few rows.
+        low, high: 95 % interval of the difference over resampled test items, each with all its rows; None: too few.
     """
 
     view: str
@@ -51,51 +51,34 @@ class Margin:
         return "above" if self.low > 0 else "below" if self.high < 0 else "even"
 
 
-def class_f1(labels: Int64, answers: Int64, num_classes: int) -> Float64:
-    """F1 of each class, 2 TP / (rows that are of it + rows that are said to be); NaN where it occurs in neither."""
-    right = np.bincount(labels[labels == answers], minlength=num_classes)
-    both = np.bincount(labels, minlength=num_classes) + np.bincount(answers, minlength=num_classes)
+def class_f1(labels: Int64, answers: Int64, num_classes: int, weights: Float64 | None = None) -> Float64:
+    """F1 of each class, 2 TP / (rows that are of it + rows that are said to be); NaN where it occurs in neither.
+
+    Args:
+        weights: how often each row counts; None: once.
+    """
+    weights = np.ones(len(labels)) if weights is None else weights
+    same = labels == answers
+    right = np.bincount(labels[same], weights[same], num_classes)
+    both = np.bincount(labels, weights, num_classes) + np.bincount(answers, weights, num_classes)
     f1: Float64 = np.divide(2.0 * right, both, out=np.full(num_classes, np.nan), where=both > 0)
     return f1
 
 
-def area(labels: Int64, ranks: Int64) -> float:
-    """ROC-AUC from dense ranks (0, 1, …) of the scores, ties count half; NaN where all labels are equal.
-
-    It is scikit-learn's, without a sort for each resample.
-    """
-    size = int(ranks.max()) + 1
-    positive = np.bincount(ranks[labels == 1], minlength=size)
-    negative = np.bincount(ranks[labels == 0], minlength=size)
-    pairs = int(positive.sum()) * int(negative.sum())
-    below = np.cumsum(negative) - negative / 2
-    return float((positive * below).sum() / pairs) if pairs else float("nan")
-
-
-def value_of(metric: str, labels: Int64, column: Int64, num_classes: int) -> float:
-    """A metric of one column: of answers, or of dense ranks for roc_auc."""
-    if metric == "accuracy":
-        return float(np.mean(labels == column))
+def metric_of(metric: str, labels: Int64, answers: Answers, num_classes: int) -> Callable[[Float64], float]:
+    """What gives the metric of some answers from how often each row counts, [n]."""
     if metric == "roc_auc":
-        return area(labels, column)
-    return float(np.nanmean(class_f1(labels, column, num_classes)))
-
-
-def column_of(metric: str, answers: Answers) -> Int64:
-    """What `value_of` reads of them, int64 [n]."""
-    if metric != "roc_auc":
-        return answers.answer
-    ranks: Int64 = np.unique(answers.score, return_inverse=True)[1]
-    return ranks
+        return RankedScores(answers.score, labels).roc_auc
+    if metric == "accuracy":
+        right = labels == answers.answer
+        return lambda weights: float(weights[right].sum() / weights.sum())
+    return lambda weights: float(np.nanmean(class_f1(labels, answers.answer, num_classes, weights)))
 
 
 def floor_values(compared: Compared, metric: str) -> dict[str, float]:
     """The metric of every floor."""
-    size = len(compared.names)
-    return {
-        name: value_of(metric, compared.label, column_of(metric, found), size)
-        for name, found in compared.floors.items()
-    }
+    size, once = len(compared.names), np.ones(len(compared.label))
+    return {name: metric_of(metric, compared.label, found, size)(once) for name, found in compared.floors.items()}
 
 
 def best_floor(compared: Compared, view: str, metric: str) -> str:
@@ -116,25 +99,18 @@ def margin(compared: Compared, model: str, view: str, metric: str, resamples: in
 def difference(
     compared: Compared, named: tuple[str, str, str], ours: Sequence[Answers], others: Sequence[Answers], resamples: int
 ) -> Margin:
-    """The mean of a metric over some runs less that over others, every resample of rows being the same for all.
+    """The mean of a metric over some runs less that over others, every resample of items being the same for all.
 
     Args:
         named: view, metric, and whose the others are.
     """
     view, metric, best = named
-    size = len(compared.names)
-    columns = np.stack([column_of(metric, each) for each in (*ours, *others)], axis=1)
-
-    def each_value(columns_nk: NDArray[Any], labels: Int64) -> list[float]:
-        return [value_of(metric, labels, column, size) for column in columns_nk.T]
-
-    def resampled(columns_nk: NDArray[Any], labels: Int64) -> dict[str, float]:
-        values = each_value(columns_nk, labels)
-        return {"difference": float(np.mean(values[: len(ours)]) - np.mean(values[len(ours) :]))}
-
-    values = each_value(columns, compared.label)
-    found = intervals(resampled, columns, compared.label, resamples, SEED).get("difference", (None, None))
-    return Margin(
-        view, metric, float(np.mean(values[: len(ours)])), tuple(values[: len(ours)]), best,
-        float(np.mean(values[len(ours) :])), *found,
-    )  # fmt: skip
+    size, num_items = len(compared.names), len(np.unique(compared.items))
+    models = [metric_of(metric, compared.label, each, size) for each in (*ours, *others)]
+    drawn = resampled_items(compared.items, resamples if num_items > 1 else 0, SEED)
+    values = np.array([[model(weights) for model in models] for weights in drawn]).T  # [runs, 1 + resamples]
+    of_ours, of_others = values[: len(ours)], values[len(ours) :]
+    found = paired.difference(of_ours.mean(0, keepdims=True), of_others.mean(0, keepdims=True))
+    low, high = found.interval or (None, None)
+    each = tuple(of_ours[:, 0].tolist())
+    return Margin(view, metric, float(np.mean(each)), each, best, float(of_others[:, 0].mean()), low, high)

@@ -39,15 +39,11 @@ def rare(it: Findings) -> Iterator[Evidence]:
 
 def labels(it: Findings) -> Iterator[Evidence]:
     """What do more labels bring?"""
-    shares: dict[float, str] = {}
-    for scored in it.compared.given.models:
-        if scored.pretrained == it.compared.given.models[0].pretrained:
-            shares.setdefault(scored.labels, scored.model)
-    if len(shares) < 2:
+    if it.fewer is None:
         return
-    (less, fewer), *_, (more, most) = sorted(shares.items())
-    ours, theirs = (it.compared.models[model][it.view] for model in (most, fewer))
-    found = difference(it.compared, (it.view, it.metric, fewer), ours, theirs, it.resamples)
+    less, more = it.fewer.given.labels, it.compared.given.labels
+    ours, theirs = (each.models[each.main][it.view] for each in (it.compared, it.fewer))
+    found = difference(it.compared, (it.view, it.metric, it.fewer.given.title), ours, theirs, it.resamples)
     rise = found.value / np.log2(more / less)
     holds = rise > RISE and found.verdict == "above"
     text = f"{SHOWN[it.metric]} {found.floor:.3f} with {less:.0%} and {found.model:.3f} with {more:.0%} of the labels"

@@ -49,8 +49,7 @@ def fusion(it: Findings) -> Iterator[Evidence]:
 
 def pretraining(it: Findings) -> Iterator[Evidence]:
     """Does pre-training bring anything?"""
-    share = it.compared.given.models[0].labels
-    named = {scored.pretrained: scored.model for scored in reversed(it.compared.given.models) if scored.labels == share}
+    named = {scored.pretrained: scored.model for scored in reversed(it.compared.given.models)}
     if len(named) < 2:
         return
     ours, theirs = (it.compared.models[named[start]][it.view] for start in (True, False))

@@ -10,6 +10,12 @@ from mbsd.tools.studies.trial.settings import STARTS, TASKS, TITLES, Run, Trial
 from mbsd.tools.studies.trial_page import TrialPage
 from mbsd.tools.trial_report.inputs import Comparison, Scored
 
+# Run.before, and what follows from it for who has seen which labels.
+ATTRIBUTES_START = (
+    "Attributes start from the model that was fine-tuned on categories, whose labels the floors of attributes have not "
+    "seen."
+)
+
 
 def model_name(start: str) -> str:
     """A kind of model as shown."""
@@ -29,7 +35,10 @@ def page_of(trial: Trial, out: Path) -> TrialPage:
 
 
 def comparison(trial: Trial, out: Path, one: Run) -> Comparison:
-    """All starts and seeds of a task, its titles and its share of the labels, beside the floors with the same labels.
+    """All starts and seeds of a task, its titles and its share of the labels, beside the floors of the same table.
+
+    The floors have read the table's training rows and nothing else. Attributes have categories' labels in them too,
+    through the model that they start from: `ATTRIBUTES_START` says so on the page.
 
     Args:
         one: a run with these; its start and seed do not matter.
@@ -48,6 +57,8 @@ def comparison(trial: Trial, out: Path, one: Run) -> Comparison:
         floors.with_suffix(".parquet"),
         tuple(_models(trial, out, one)),
         clustering=_clustering(trial, folder / f"{stage1.clusters}.json", one),
+        labels=one.share,
+        note=ATTRIBUTES_START if one.kind == "attributes" else "",
     )
 
 
@@ -56,7 +67,7 @@ def _models(trial: Trial, out: Path, one: Run) -> Iterator[Scored]:
         for seed in trial.seeds:
             run = replace(one, start=start, seed=seed, is_first=seed == trial.seeds[0])
             scores = out / run.titles / f"{run.result}.json"
-            yield Scored(model_name(start), scores, run.folder(out), start == "pretrained", run.share)
+            yield Scored(model_name(start), scores, run.folder(out), start == "pretrained")
 
 
 def _clustering(trial: Trial, scores: Path, one: Run) -> Path | None:

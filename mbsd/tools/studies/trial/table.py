@@ -15,13 +15,12 @@ from rich.table import Table
 from mbsd.io.files import read_own_json, replace_text
 from mbsd.tools.studies.recipe import Kind
 from mbsd.tools.studies.study import mean_and_deviation, report
-from mbsd.tools.studies.trial.page import comparison, model_name
+from mbsd.tools.studies.trial.page import ATTRIBUTES_START, comparison, model_name
 from mbsd.tools.studies.trial.settings import TASKS, TITLES, Run, Trial
 from mbsd.tools.trial_report.inputs import VIEWS, Compared, read_comparison, shown_floor
-from mbsd.tools.trial_report.margins import Margin, margin
+from mbsd.tools.trial_report.margins import RESAMPLES, Margin, margin
 
 FLOORS = ("tfidf", "colours", "hog", "hog_colours", "all")
-RESAMPLES = 200  # of the test rows, behind the margins' intervals
 # Column -> kind of run, and the metric of its scores; those of clustering have a file of their own.
 COLUMNS: dict[str, tuple[Kind | Literal["clustering"], str]] = {
     "attributes, ROC-AUC": ("attributes", "roc_auc"),
@@ -78,14 +77,14 @@ def tabulate(console: Console, trial: Trial, out: Path) -> None:
     """Gather the scores."""
     rows = [row for share in trial.label_shares for row in _rows(trial, out, share)]
     replace_text(out / "summary.json", json.dumps([row.as_json() for row in rows], indent=1, ensure_ascii=False) + "\n")
-    told = (
-        "Scores of the test split; clustering of stage 1's vectors, which no label has trained. Attributes start from "
-        "the model of the categories."
-    )
+    told = "Scores of the test split; clustering of stage 1's vectors, which no label has trained. " + ATTRIBUTES_START
     tables = [(told, _scores(trial, rows))]
     models = [row for row in rows if row.margins]
     tables.append(
-        ("Less the best floor that reads no more, and 95 % of its differences over test rows.", _margins(trial, models))
+        (
+            "Less the best floor that reads no more, and 95 % of its differences over test items.",
+            _margins(trial, models),
+        )
     )
     if len(trial.starts) > 1:
         told = "at equal training time" if trial.equal_time else "with as many steps of fine-tuning"
