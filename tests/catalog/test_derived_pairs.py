@@ -7,14 +7,18 @@ import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mbsd.catalog.derived.pairs import DerivedPairs, derive_pairs
+from mbsd.catalog.derived.queries import queries_of
 from mbsd.catalog.derived.settings import DeriveSettings
+from mbsd.catalog.derived.titles import Titles
 from mbsd.catalog.derived.words import Withheld, keys_of, query_text, words_of
+from mbsd.catalog.groups import find_groups
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Item
 from mbsd.catalog.tables import Table, derive_table
@@ -68,8 +72,19 @@ def derived(catalog: Catalog) -> tuple[DerivedPairs, set[Row]]:
     return report, rows_of(catalog, out)
 
 
-def test_every_row_is_true_of_the_titles(catalog: Catalog, derived: tuple[DerivedPairs, set[Row]]) -> None:
+@pytest.mark.parametrize("echoed", [False, True])
+def test_every_row_is_true_of_the_titles(
+    echoed: bool, catalog: Catalog, derived: tuple[DerivedPairs, set[Row]], tmp_path: Path
+) -> None:
+    """Of titles that say a word again too: "Polo Ralph Polo"."""
     _, rows = derived
+    if echoed:
+        again = [replace(one, title=f"{one.title} {' '.join(one.title.split()[:2])}") for one in products(168)]
+        catalog = small_catalog(tmp_path / "catalog", again)
+        report = derive_pairs(catalog, tmp_path / "p.parquet", DeriveSettings(withhold=("colour",)))
+        rows = rows_of(catalog, tmp_path / "p.parquet")
+        assert report.queries == len({row[0] for row in rows})
+        assert all(len(set(row[0].split())) == len(row[0].split()) for row in rows), "no word is asked twice"
     title = {catalog.record(n).item_id: catalog.record(n) for n in range(len(catalog))}
     texts_of = defaultdict(set)
     for text, item, label, source, replaced, _ in rows:
@@ -179,6 +194,15 @@ def test_words() -> None:
     assert [word.text for word in withheld.allowed("Skyblue navy-striped Bluetooth M credit of the 2012")] == ["credit"]
     allowed = withheld.allowed("2023绿色纯棉连衣裙")
     assert query_text(allowed) == "纯棉连衣裙" and query_text(allowed[1::2]) == "棉连 衣裙", "words that touch are one"
+
+
+def test_a_word_that_a_title_says_again_is_its_first_one(tmp_path: Path) -> None:
+    """A query's text has all of its words: with the places of the last "polo", "polo ralph" would be written "polo"."""
+    items = [Item(f"id-{n}", title, "", "Shirts", {}) for n, title in enumerate(["Polo Ralph Polo"] * 3 + ["Lee"] * 3)]
+    catalog = small_catalog(tmp_path / "catalog", items)
+    titles = Titles(catalog, find_groups(catalog), DeriveSettings(queries_per_item=9, max_titles=1))
+    found = {query.text: query.texts() for n in range(6) for query in queries_of(titles, n)}
+    assert found == {text: text.split() for text in ("polo", "ralph", "polo ralph", "lee")}
 
 
 def test_the_command(catalog: Catalog, tmp_path: Path) -> None:
