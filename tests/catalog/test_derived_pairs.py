@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from mbsd.catalog.derived.pairs import DerivedPairs, derive_pairs
 from mbsd.catalog.derived.queries import queries_of
@@ -22,8 +23,9 @@ from mbsd.catalog.groups import find_groups
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Item
 from mbsd.catalog.tables import Table, derive_table
+from mbsd.cli.tables import pairs_app
 from mbsd.errors import UserError
-from tests.catalog.helpers import image_folder, small_catalog, write_lines
+from tests.catalog.helpers import image_folder, small_catalog, write_jsonl, write_lines
 from tests.ranks import ROOT
 
 BRANDS = ("Acme", "Borel", "Corvo", "Dunlin", "Eider", "Fulmar")
@@ -81,9 +83,8 @@ def test_every_row_is_true_of_the_titles(
     if echoed:
         again = [replace(one, title=f"{one.title} {' '.join(one.title.split()[:2])}") for one in products(168)]
         catalog = small_catalog(tmp_path / "catalog", again)
-        report = derive_pairs(catalog, tmp_path / "p.parquet", DeriveSettings(withhold=("colour",)))
+        derive_pairs(catalog, tmp_path / "p.parquet", DeriveSettings(withhold=("colour",)))
         rows = rows_of(catalog, tmp_path / "p.parquet")
-        assert report.queries == len({row[0] for row in rows})
         assert all(len(set(row[0].split())) == len(row[0].split()) for row in rows), "no word is asked twice"
     title = {catalog.record(n).item_id: catalog.record(n) for n in range(len(catalog))}
     texts_of = defaultdict(set)
@@ -216,6 +217,24 @@ def test_the_command(catalog: Catalog, tmp_path: Path) -> None:
     assert report["pairs"] == len(Table(out)) and report["settings"]["withhold"] == ["colour"]
     assert f"{report['pairs']} rows, {report['queries']} queries" in done.stdout
     assert f"words {report['auc']['words']:.3f}" in done.stdout and report["examples"]["rewrite"]
+
+
+def test_the_splits_of_masked_titles_are_those_of_the_unmasked(catalog: Catalog, tmp_path: Path) -> None:
+    """Without its brand and its line, "Acme Men's Line3 Red Wool Shirt" is the title of other products too."""
+    source = write_jsonl(tmp_path / "items.jsonl", *({"item_id": i.item_id, "title": i.title} for i in products(168)))
+    shorter = [replace(item, title=" ".join(item.title.split()[3:])) for item in products(168)]
+    masked = small_catalog(tmp_path / "masked", shorter)
+    out, words = tmp_path / "p.parquet", ["derive", "--catalog", masked.path, "--out", tmp_path / "p.parquet"]
+    own, found = find_groups(catalog).splits(), []
+    for more in ([], ["--group-titles", source]):
+        done = CliRunner().invoke(pairs_app, list(map(str, [*words, *more])))
+        assert done.exit_code == 0, done.output
+        table = Table(out, masked)
+        found.append(table.column("split") == [own[item] for item in table.column("item")])
+    assert found == [False, True] and table.split_by["titles"] == "items.jsonl"
+    report = json.loads((tmp_path / "p.report" / "report.json").read_text(encoding="utf-8"))
+    assert report["settings"]["group"]["titles"] == str(source)
+    assert "are in groups" not in done.output and "no two items have an equal title" in done.output
 
 
 @pytest.mark.parametrize(
