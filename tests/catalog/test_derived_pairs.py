@@ -184,17 +184,33 @@ def test_words() -> None:
     assert [word.text for word in words_of("Nike Men's T-Shirt, (dk.grey) & 3/4 «été»")] == [
         "nike", "men's", "t-shirt", "dk.grey", "3", "4", "«été»",
     ]  # fmt: skip
-    assert keys_of("t-shirt").all() == {"tshirt", "t", "shirt"} and keys_of("men's") == keys_of("man")
-    assert [keys_of(word).whole for word in ("watches", "dresses", "glass", "shoes")] == [
-        "watch",
-        "dress",
-        "glass",
-        "shoe",
-    ]
+    assert keys_of("t-shirt").all() == {"tshirt", "t", "shirt"} and not keys_of("'s").whole
+    for one, other in (("men's", "man"), ("mens", "man"), ("watches", "watch"), ("scarves", "scarf"), ("dk-grey", "dkgrey")):
+        assert keys_of(one).whole & keys_of(other).whole
+    assert not keys_of("shirt").all() & keys_of("skirt").all()
     withheld = Withheld(["Navy Blue", "绿色", "M"])
     assert [word.text for word in withheld.allowed("Skyblue navy-striped Bluetooth M credit of the 2012")] == ["credit"]
+    withheld_forms = Withheld(["Men", "Women", "Accessories", "Scarves", "Dk Grey"])
+    title = "Mens Womens accessory scarf man women's SCARVES accessories' 2grey dk.grey menswear_man Mandarin menu"
+    assert [word.text for word in withheld_forms.allowed(title)] == ["mandarin", "menu"]
     allowed = withheld.allowed("2023绿色纯棉连衣裙")
     assert query_text(allowed) == "纯棉连衣裙" and query_text(allowed[1::2]) == "棉连 衣裙", "words that touch are one"
+
+
+def test_a_title_holds_a_word_in_any_of_its_forms(tmp_path: Path) -> None:
+    texts = ["Mens Scarf", "Man Scarves", "Men's scarf-set", "Womens accessory", "Woman's Accessories"]
+    catalog = small_catalog(tmp_path / "c", [Item(f"id-{n}", text, "", "x", {}) for n, text in enumerate(texts)])
+    titles = Titles(catalog, find_groups(catalog), DeriveSettings(max_titles=1))
+    item = [title.item for title in titles.titles]
+    for words, holding in (
+        ("mens man men's", [0, 1, 2]),
+        ("scarf scarves", [0, 1, 2]),
+        ("womens woman", [3, 4]),
+        ("accessory accessories", [3, 4]),
+        ("scarf-set", [2]),
+    ):
+        for word in words.split():
+            assert sorted(item[n] for n in titles.holding(word)) == holding, word
 
 
 def test_a_word_that_a_title_says_again_is_its_first_one(tmp_path: Path) -> None:
