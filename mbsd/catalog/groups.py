@@ -113,6 +113,8 @@ class Groups:
 
     def describe(self) -> str:
         """Return in words how many items are in groups, and how many have another split than their own."""
+        if not self.by:
+            return "each item has its own split (equal items may be in two)"
         sizes = self.sizes()
         many = sizes[sizes > 1]
         equal = f"equal {' or '.join(self.by)}"

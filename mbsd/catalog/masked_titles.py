@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import unicodedata
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
 
-import inflect
-
 from mbsd.catalog.sources import ITEM_COLUMNS, Items
+from mbsd.catalog.word_forms import MIN_LETTERS, all_forms_of, forms_of, parts_of
 from mbsd.errors import UserError
 from mbsd.io.files import replacing
-
-MIN_LETTERS = 2  # a shorter word of a name ("T" of "T shirt") occurs in too many other senses
-_ENGLISH = inflect.engine()
 
 
 def mask_titles(source: Items, out: Path, attributes: Iterable[str] = ()) -> tuple[int, int]:
@@ -42,7 +36,8 @@ def mask_titles(source: Items, out: Path, attributes: Iterable[str] = ()) -> tup
                 f"{source.source}: no item has an attribute {name!r}; found {', '.join(known) or 'none at all'}"
             )
     answers = {item.category for item in items} | {item.attributes.get(name, "") for item in items for name in names}
-    words = {form for name in answers for word in (name, *_runs(name, "LMN")) for form in _forms(word)}
+    forms = {form for name in answers for word in (name, *parts_of(name)) for form in forms_of(word)}
+    words = {form for form in forms if len(form) >= MIN_LETTERS}  # the "T" of "T shirt" has too many other senses
     unspaced = sorted((name for name in answers if name and not name.isascii()), key=len, reverse=True)
     changed = 0
     with replacing(out) as beside, beside.open("w", encoding="utf-8") as file:
@@ -57,24 +52,5 @@ def mask_titles(source: Items, out: Path, attributes: Iterable[str] = ()) -> tup
 def _without(title: str, words: set[str], unspaced: list[str]) -> str:
     for name in unspaced:
         title = title.replace(name, " ")
-    kept = [word for word in title.split() if not _is_one_of(word, words)]
+    kept = [word for word in title.split() if words.isdisjoint(all_forms_of(word))]
     return " ".join(kept)
-
-
-def _is_one_of(word: str, words: set[str]) -> bool:
-    """Whether the word, or a part of it between punctuation, or between anything but letters, is one of `words`."""
-    return any(not words.isdisjoint(_forms(part)) for part in (word, *_runs(word, "LMN"), *_runs(word, "LM")))
-
-
-def _runs(text: str, kinds: str) -> list[str]:
-    """What stands between all other characters: letters L, the marks on them M, numbers N."""
-    return "".join(letter if unicodedata.category(letter)[0] in kinds else " " for letter in text).split()
-
-
-@cache
-def _forms(word: str) -> frozenset[str]:
-    """Return the word in lower case without punctuation, and what it may be the plural of."""
-    plain = "".join(_runs(unicodedata.normalize("NFKC", word).casefold(), "LMN"))
-    forms = {plain, plain.removesuffix("s"), plain.removesuffix("es")}  # "womens" is "women" too, before "woman"
-    forms |= {singular for form in forms if form.isascii() and form and (singular := _ENGLISH.singular_noun(form))}
-    return frozenset(form for form in forms if len(form) >= MIN_LETTERS)

@@ -41,7 +41,7 @@ def sample_table(table: Table, catalog: Catalog, share: float, out: Path, seed: 
     stays: NDArray[np.bool_] = np.ones(len(table), dtype=bool)
     stays[train] = [units[row][0] in kept for row in train.tolist()]
     rows = table.take(np.flatnonzero(stays))
-    write_table(table.kind, rows, catalog, out, split_by=table.split_by)
+    write_table(table.kind, rows, catalog, out, made=table.made, split_by=table.split_by)
     return int(stays[train].sum())
 
 

@@ -191,8 +191,7 @@ def derive_table(kind: Kind, catalog: Catalog, out: Path, options: DeriveOptions
         lacking = "a category" + (f" of at least {options.min_items} items" if options.min_items > 1 else "")
     if not rows:
         raise UserError(f"catalogue {catalog.path}: no items with {lacking}; build it from a source that has them")
-    if options.group.by:
-        summary.split_notes.append(groups.describe())
+    summary.split_notes.append(groups.describe())
     _write(kind, rows, catalog, out, summary, options.group.described())
     if tags is not None:
         summary.count.notes.append(f"values that may both be true: {tags.write_ambiguity(out)}")

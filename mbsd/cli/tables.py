@@ -235,6 +235,7 @@ def pairs_derive(  # noqa: PLR0913 (options of a command line)
     group: Group = "title,picture",
     max_same: MaxSame = 100,
     near_distance: NearDistance = 0,
+    group_titles: GroupTitles = None,
     lexicon: Annotated[Path | None, typer.Option(help="Of words: their types, for rewrites and --withhold.")] = None,
     report: Annotated[Path | None, typer.Option(help="Folder of report.json; without: OUT's name + .report.")] = None,
 ) -> None:
@@ -256,7 +257,7 @@ def pairs_derive(  # noqa: PLR0913 (options of a command line)
         negatives_per_positive=negatives_per_positive, rewrites_per_positive=rewrites_per_positive,
         min_titles=min_titles, max_titles=max_titles, withhold=tuple(withhold),
         withhold_categories=withhold_categories, lexicon=lexicon,
-        group=GroupOptions(group_kinds(group), max_same, near_distance),
+        group=GroupOptions(group_kinds(group), max_same, near_distance, group_titles),
     )  # fmt: skip
     shop = Catalog(catalog)
     found = derive_pairs(shop, out, settings)

@@ -7,19 +7,25 @@ import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from mbsd.catalog.derived.pairs import DerivedPairs, derive_pairs
+from mbsd.catalog.derived.queries import queries_of
 from mbsd.catalog.derived.settings import DeriveSettings
+from mbsd.catalog.derived.titles import Titles
 from mbsd.catalog.derived.words import Withheld, keys_of, query_text, words_of
+from mbsd.catalog.groups import find_groups
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Item
 from mbsd.catalog.tables import Table, derive_table
+from mbsd.cli.tables import pairs_app
 from mbsd.errors import UserError
-from tests.catalog.helpers import image_folder, small_catalog, write_lines
+from tests.catalog.helpers import image_folder, small_catalog, write_jsonl, write_lines
 from tests.ranks import ROOT
 
 BRANDS = ("Acme", "Borel", "Corvo", "Dunlin", "Eider", "Fulmar")
@@ -68,8 +74,18 @@ def derived(catalog: Catalog) -> tuple[DerivedPairs, set[Row]]:
     return report, rows_of(catalog, out)
 
 
-def test_every_row_is_true_of_the_titles(catalog: Catalog, derived: tuple[DerivedPairs, set[Row]]) -> None:
+@pytest.mark.parametrize("echoed", [False, True])
+def test_every_row_is_true_of_the_titles(
+    echoed: bool, catalog: Catalog, derived: tuple[DerivedPairs, set[Row]], tmp_path: Path
+) -> None:
+    """Of titles that say a word again too: "Polo Ralph Polo"."""
     _, rows = derived
+    if echoed:
+        again = [replace(one, title=f"{one.title} {' '.join(one.title.split()[:2])}") for one in products(168)]
+        catalog = small_catalog(tmp_path / "catalog", again)
+        derive_pairs(catalog, tmp_path / "p.parquet", DeriveSettings(withhold=("colour",)))
+        rows = rows_of(catalog, tmp_path / "p.parquet")
+        assert all(len(set(row[0].split())) == len(row[0].split()) for row in rows), "no word is asked twice"
     title = {catalog.record(n).item_id: catalog.record(n) for n in range(len(catalog))}
     texts_of = defaultdict(set)
     for text, item, label, source, replaced, _ in rows:
@@ -168,17 +184,42 @@ def test_words() -> None:
     assert [word.text for word in words_of("Nike Men's T-Shirt, (dk.grey) & 3/4 «été»")] == [
         "nike", "men's", "t-shirt", "dk.grey", "3", "4", "«été»",
     ]  # fmt: skip
-    assert keys_of("t-shirt").all() == {"tshirt", "t", "shirt"} and keys_of("men's") == keys_of("man")
-    assert [keys_of(word).whole for word in ("watches", "dresses", "glass", "shoes")] == [
-        "watch",
-        "dress",
-        "glass",
-        "shoe",
-    ]
+    assert keys_of("t-shirt").all() == {"tshirt", "t", "shirt"} and not keys_of("'s").whole
+    for one, other in (("men's", "man"), ("mens", "man"), ("watches", "watch"), ("scarves", "scarf"), ("dk-grey", "dkgrey")):
+        assert keys_of(one).whole & keys_of(other).whole
+    assert not keys_of("shirt").all() & keys_of("skirt").all()
     withheld = Withheld(["Navy Blue", "绿色", "M"])
     assert [word.text for word in withheld.allowed("Skyblue navy-striped Bluetooth M credit of the 2012")] == ["credit"]
+    withheld_forms = Withheld(["Men", "Women", "Accessories", "Scarves", "Dk Grey"])
+    title = "Mens Womens accessory scarf man women's SCARVES accessories' 2grey dk.grey menswear_man Mandarin menu"
+    assert [word.text for word in withheld_forms.allowed(title)] == ["mandarin", "menu"]
     allowed = withheld.allowed("2023绿色纯棉连衣裙")
     assert query_text(allowed) == "纯棉连衣裙" and query_text(allowed[1::2]) == "棉连 衣裙", "words that touch are one"
+
+
+def test_a_title_holds_a_word_in_any_of_its_forms(tmp_path: Path) -> None:
+    texts = ["Mens Scarf", "Man Scarves", "Men's scarf-set", "Womens accessory", "Woman's Accessories"]
+    catalog = small_catalog(tmp_path / "c", [Item(f"id-{n}", text, "", "x", {}) for n, text in enumerate(texts)])
+    titles = Titles(catalog, find_groups(catalog), DeriveSettings(max_titles=1))
+    item = [title.item for title in titles.titles]
+    for words, holding in (
+        ("mens man men's", [0, 1, 2]),
+        ("scarf scarves", [0, 1, 2]),
+        ("womens woman", [3, 4]),
+        ("accessory accessories", [3, 4]),
+        ("scarf-set", [2]),
+    ):
+        for word in words.split():
+            assert sorted(item[n] for n in titles.holding(word)) == holding, word
+
+
+def test_a_word_that_a_title_says_again_is_its_first_one(tmp_path: Path) -> None:
+    """A query's text has all of its words: with the places of the last "polo", "polo ralph" would be written "polo"."""
+    items = [Item(f"id-{n}", title, "", "Shirts", {}) for n, title in enumerate(["Polo Ralph Polo"] * 3 + ["Lee"] * 3)]
+    catalog = small_catalog(tmp_path / "catalog", items)
+    titles = Titles(catalog, find_groups(catalog), DeriveSettings(queries_per_item=9, max_titles=1))
+    found = {query.text: query.texts() for n in range(6) for query in queries_of(titles, n)}
+    assert found == {text: text.split() for text in ("polo", "ralph", "polo ralph", "lee")}
 
 
 def test_the_command(catalog: Catalog, tmp_path: Path) -> None:
@@ -192,6 +233,24 @@ def test_the_command(catalog: Catalog, tmp_path: Path) -> None:
     assert report["pairs"] == len(Table(out)) and report["settings"]["withhold"] == ["colour"]
     assert f"{report['pairs']} rows, {report['queries']} queries" in done.stdout
     assert f"words {report['auc']['words']:.3f}" in done.stdout and report["examples"]["rewrite"]
+
+
+def test_the_splits_of_masked_titles_are_those_of_the_unmasked(catalog: Catalog, tmp_path: Path) -> None:
+    """Without its brand and its line, "Acme Men's Line3 Red Wool Shirt" is the title of other products too."""
+    source = write_jsonl(tmp_path / "items.jsonl", *({"item_id": i.item_id, "title": i.title} for i in products(168)))
+    shorter = [replace(item, title=" ".join(item.title.split()[3:])) for item in products(168)]
+    masked = small_catalog(tmp_path / "masked", shorter)
+    out, words = tmp_path / "p.parquet", ["derive", "--catalog", masked.path, "--out", tmp_path / "p.parquet"]
+    own, found = find_groups(catalog).splits(), []
+    for more in ([], ["--group-titles", source]):
+        done = CliRunner().invoke(pairs_app, list(map(str, [*words, *more])))
+        assert done.exit_code == 0, done.output
+        table = Table(out, masked)
+        found.append(table.column("split") == [own[item] for item in table.column("item")])
+    assert found == [False, True] and table.split_by["titles"] == "items.jsonl"
+    report = json.loads((tmp_path / "p.report" / "report.json").read_text(encoding="utf-8"))
+    assert report["settings"]["group"]["titles"] == str(source)
+    assert "are in groups" not in done.output and "no two items have an equal title" in done.output
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,8 @@ def test_titles_and_pictures_chain(chained: Catalog, tmp_path: Path, by: tuple[s
         summary = derive_table(kind, chained, tmp_path / "t.parquet", DeriveOptions(group=options))
         table = Table(tmp_path / "t.parquet", chained)
         assert table.column("split") == [splits[item] for item in table.column("item")]
-        assert table.split_by == options.described() and bool(summary.split_notes) == bool(by)
+        assert table.split_by == options.described()
+        assert summary.split_notes == [find_groups(chained, options).describe()]
 
 
 def test_a_placeholder_links_nothing(chained: Catalog) -> None:
@@ -141,6 +142,7 @@ def test_a_placeholder_links_nothing(chained: Catalog) -> None:
         "3 of 4 items are in groups with an equal title or picture (1 groups, the largest of 3); 2 have their group's "
         "split instead of their own"
     )
+    assert find_groups(chained, NONE).describe() == "each item has its own split (equal items may be in two)"
     ids = [*with_split("train", 3), *with_split("test", 3)]
     for limit, kept in ((6, False), (5, True)):
         with tempfile.TemporaryDirectory() as folder:
@@ -183,7 +185,7 @@ def test_mined_pairs_are_split_by_group(chained: Catalog, tmp_path: Path) -> Non
         assert set(table.column("label").tolist()) == {0, 1} and set(table.column("item").tolist()) == {0, 1, 2, 3}
         assert table.column("split") == [splits[item] for item in table.column("item")]
         assert table.split_by == options.described()
-        assert report.groups == (find_groups(chained).describe() if options.by else "")
+        assert report.groups == find_groups(chained, options).describe()
         counted = {name: table.column("split").count(name) for name in report.split_rows}
         assert report.split_rows == counted
 

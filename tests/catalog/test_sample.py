@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from mbsd.catalog.derived.pairs import derive_pairs
+from mbsd.catalog.derived.settings import DeriveSettings
 from mbsd.catalog.negatives import NegativeOptions
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sample import sample_table
@@ -50,7 +52,7 @@ def test_nested_stratified_and_the_other_splits_whole(kind: Any, catalog: Catalo
         assert classes(some) == {name: ceil(share * n - 1e-9) for name, n in classes(whole).items()}
         for split in ("validation", "test"):
             assert rows_of(some, split) == rows_of(whole, split)
-        assert (some.class_names, some.split_by) == (whole.class_names, whole.split_by)
+        assert (some.class_names, some.split_by, some.made) == (whole.class_names, whole.split_by, whole.made)
         before = set(rows)
     assert rows_of(some, "train") == rows_of(whole, "train")
 
@@ -66,6 +68,16 @@ def test_wrong_tags_stay_beside_the_right_one(catalog: Catalog, tmp_path: Path) 
         return Counter((row["item"], row["attribute"]) for row in rows)
 
     assert tags(some).items() <= tags(whole).items(), "all tags of an item's attribute, or none"
+
+
+def test_pairs_of_titles_still_say_what_no_query_asks(catalog: Catalog, tmp_path: Path) -> None:
+    """Else a study with withheld=true would take the sampled table for one that asks of every attribute."""
+    withheld = sorted(catalog.attribute_values())[:1]
+    derive_pairs(catalog, tmp_path / "whole.parquet", DeriveSettings(withhold=tuple(withheld)))
+    whole = Table(tmp_path / "whole.parquet", catalog)
+    sample_table(whole, catalog, 0.3, tmp_path / "some.parquet")
+    made = Table(tmp_path / "some.parquet", catalog).made
+    assert made == whole.made == {"withheld": withheld, "withheld_categories": False}
 
 
 def test_another_seed_draws_others_and_the_same_one_the_same(catalog: Catalog, tmp_path: Path) -> None:

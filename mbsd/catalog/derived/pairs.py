@@ -124,10 +124,9 @@ def derive_pairs(catalog: Catalog, out: Path, settings: DeriveSettings | None = 
 
 def write_report(report: DerivedPairs, settings: DeriveSettings, pairs: Path, folder: Path) -> Path:
     """Write `report.json` in `folder`: the report, its settings, and lengths and examples of the table `pairs`."""
-    lexicon = str(settings.lexicon) if settings.lexicon is not None else ""
-    whole = {**asdict(report), "settings": {**asdict(settings), "lexicon": lexicon}, **describe_pairs(pairs)}
+    whole = {**asdict(report), "settings": asdict(settings), **describe_pairs(pairs)}
     path = folder / "report.json"
-    replace_text(path, json.dumps(whole, ensure_ascii=False, indent=1) + "\n")
+    replace_text(path, json.dumps(whole, ensure_ascii=False, indent=1, default=str) + "\n")  # paths as text
     return path
 
 

@@ -35,7 +35,10 @@ def queries_of(titles: Titles, number: int) -> list[Query]:
     span), or any words of the title in their order (a skip-gram).
     """
     title, settings = titles.titles[number], titles.settings
-    words = list({word.text: word for word in title.words}.values())
+    first_of: dict[str, Word] = {}
+    for word in title.words:
+        first_of.setdefault(word.text, word)  # the first of equal ones: words stay in the order of their characters
+    words = list(first_of.values())
     found: dict[str, Query] = {}
     for attempt in range(TRIES * settings.queries_per_item if words else 0):
         drawn = _draws(titles, title.item_id, attempt)

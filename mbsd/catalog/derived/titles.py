@@ -87,9 +87,9 @@ class Titles:
         found = self._postings.get(word)
         if found is None:
             keys = keys_of(word)
-            found = set(self._holding.get(keys.whole, ()))
+            found = self._with_one_of(keys.whole)
             if len(keys.parts) > 1:
-                found |= set.intersection(*(self._holding.get(part, set()) for part in keys.parts))
+                found |= set.intersection(*map(self._with_one_of, keys.parts))
             self._postings[word] = found
         return found
 
@@ -103,6 +103,9 @@ class Titles:
     def holding_all(self, words: Sequence[str]) -> set[int]:
         """Return the numbers of the titles that hold all of one or more words."""
         return set.intersection(*sorted(map(self.holding, words), key=len))
+
+    def _with_one_of(self, forms: frozenset[str]) -> set[int]:
+        return set().union(*(self._holding.get(form, ()) for form in forms))
 
     def _keep_known_words(self) -> None:
         """Leave out the words of too few titles, or of too large a share of all."""

@@ -10,14 +10,13 @@ from functools import lru_cache
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from mbsd.catalog.queries import normalise_query
+from mbsd.catalog.word_forms import MIN_LETTERS, all_forms_of, forms_of, parts_of
 
 # Thai, Lao, Burmese, Khmer, Japanese and Chinese: scripts whose words touch each other.
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _UNSPACED_RUN = re.compile(f"[{UNSPACED}]+")
 _CHUNK = re.compile(rf"[{UNSPACED}]+|[^\s/&,;:|()\[\]{{}}\"!?+*、。·{UNSPACED}]+")
-_PART = re.compile(r"[^\W_]+")
 _EDGE = "-._'’`~#@%^=<>$"
-_PLURALS = {"men": "man", "women": "woman", "children": "child", "feet": "foot", "knives": "knife"}  # no rule finds
 COMPOUND = 4  # letters of a withheld word that is found inside a compound too ("skyblue"): "red" is in "credit"
 
 
@@ -32,14 +31,14 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """What a word is compared by: without punctuation and in the singular; as a whole, and its parts ("t-shirt")."""
+    """What a word is compared by: the forms (see `word_forms`) of the whole, and of each of its parts ("t-shirt")."""
 
-    whole: str
-    parts: tuple[str, ...]
+    whole: frozenset[str]
+    parts: tuple[frozenset[str], ...]
 
-    def all(self) -> set[str]:
-        """Return the whole and the parts."""
-        return {self.whole, *self.parts}
+    def all(self) -> frozenset[str]:
+        """Return the forms of the whole and of the parts."""
+        return self.whole.union(*self.parts)
 
 
 def words_of(title: str) -> list[Word]:
@@ -65,16 +64,15 @@ def words_of(title: str) -> list[Word]:
 
 @lru_cache(maxsize=1 << 20)
 def keys_of(word: str) -> Keys:
-    """Return what a normalised word is compared by: "men's" as "man" is, "watches" as "watch"."""
+    """Return what a normalised word is compared by: "men's" and "mens" have a form in common with "man"."""
     plain = re.sub("['’]s?$", "", word)
-    parts = [_singular(part) for part in _PART.findall(plain)]
-    return Keys(_singular("".join(_PART.findall(plain))), tuple(parts))
+    return Keys(forms_of(plain), tuple(map(forms_of, parts_of(plain))))
 
 
 def is_content(word: str) -> bool:
     """Return whether a word says something: two characters or more, a letter among them, no English function word."""
-    whole = keys_of(word).whole
-    return len(whole) > 1 and any(map(str.isalpha, whole)) and word not in ENGLISH_STOP_WORDS
+    letters = "".join(parts_of(word))
+    return len(letters) > 1 and any(map(str.isalpha, letters)) and word not in ENGLISH_STOP_WORDS
 
 
 def query_text(words: Iterable[Word]) -> str:
@@ -98,7 +96,8 @@ class Withheld:
         texts = {normalise_query(name) for name in names}
         self._runs = sorted({run for text in texts for run in _UNSPACED_RUN.findall(text)}, key=len, reverse=True)
         spaced = {word.text for text in texts for word in words_of(text) if not _UNSPACED_RUN.match(word.text)}
-        self._keys = {key for word in spaced for key in keys_of(word).all() if len(key) > 1}
+        forms = {form for word in spaced for form in keys_of(word).all()}
+        self._keys = {form for form in forms if len(form) >= MIN_LETTERS}
         self._long = tuple(sorted(key for key in self._keys if len(key) >= COMPOUND))
 
     def allowed(self, title: str) -> list[Word]:
@@ -111,9 +110,9 @@ class Withheld:
 
     def has(self, word: str) -> bool:
         """Return whether a normalised word is withheld: itself, a part of it, or a compound that begins or ends so."""
-        keys = keys_of(word).all()
-        return not self._keys.isdisjoint(keys) or any(
-            key.startswith(self._long) or key.endswith(self._long) for key in keys
+        forms = all_forms_of(word)
+        return not self._keys.isdisjoint(forms) or any(
+            form.startswith(self._long) or form.endswith(self._long) for form in forms
         )
 
 
@@ -124,13 +123,3 @@ def _positioned(text: str) -> list[Word]:
         for chunk in re.finditer(r"\S+", text)
         for word in words_of(chunk.group())
     ]
-
-
-def _singular(word: str) -> str:
-    if word in _PLURALS:
-        return _PLURALS[word]
-    if word.endswith(("sses", "ches", "shes", "xes")):
-        return word[:-2]
-    if len(word) > 2 and word.endswith("s") and not word.endswith("ss"):
-        return word[:-1]
-    return word

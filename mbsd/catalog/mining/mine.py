@@ -85,7 +85,7 @@ def mine_pairs(
             report.engine = engine.version
             engine.load("items", _items(catalog, groups))
             open_log(engine, files, settings, report)
-            if groups is not None and settings.group.by:
+            if groups is not None:
                 report.groups = groups.describe()
             bounds = load_positives(engine, files.name, settings, report)
             load_terms(engine, catalog, tagger)
