@@ -154,7 +154,7 @@ def recipe(facts: CatalogFacts, machine: Machine, minutes: float, chains: int) -
                 learning_rate=LEARNING_RATE[kind],
                 model=model,
                 settings={"model.dropout": 0.0, **DATA, **_of_task(kind)},
-                optimizer={"weight_decay": WEIGHT_DECAY},
+                optimizer={"weight_decay": WEIGHT_DECAY, "fused": True},
                 zero_stage=0,
                 share=SHARES[kind],
                 most_epochs=MOST_EPOCHS[kind],
