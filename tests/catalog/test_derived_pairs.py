@@ -185,7 +185,13 @@ def test_words() -> None:
         "nike", "men's", "t-shirt", "dk.grey", "3", "4", "«été»",
     ]  # fmt: skip
     assert keys_of("t-shirt").all() == {"tshirt", "t", "shirt"} and not keys_of("'s").whole
-    for one, other in (("men's", "man"), ("mens", "man"), ("watches", "watch"), ("scarves", "scarf"), ("dk-grey", "dkgrey")):
+    for one, other in (
+        ("men's", "man"),
+        ("mens", "man"),
+        ("watches", "watch"),
+        ("scarves", "scarf"),
+        ("dk-grey", "dkgrey"),
+    ):
         assert keys_of(one).whole & keys_of(other).whole
     assert not keys_of("shirt").all() & keys_of("skirt").all()
     withheld = Withheld(["Navy Blue", "绿色", "M"])
