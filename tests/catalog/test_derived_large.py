@@ -1,4 +1,4 @@
-"""Pairs from the titles of a large category: the same titles as if all were listed, without walking through all of them."""
+"""Pairs from the titles of a large category: the same as if all were listed, without walking through all of them."""
 
 from __future__ import annotations
 
