@@ -136,12 +136,14 @@ class _Pairs:
     Attributes:
         used: (text, item) that are taken.
         open_to: split -> query -> its positives, less the rewrites to it.
+        exhausted: (category, split, query) for which no title is left; None: of any category.
     """
 
     def __init__(self, titles: Titles, kinds: Kinds, report: DerivedPairs) -> None:
         self.titles, self.kinds, self.report = titles, kinds, report
         self.used: set[tuple[str, int]] = set()
         self.open_to: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self.exhausted: set[tuple[str | None, str, tuple[str, ...]]] = set()
 
     def rows(self) -> list[Row]:
         rows: list[Row] = []
@@ -191,18 +193,20 @@ class _Pairs:
     def _other_item(self, number: int, query: Query, any_category: bool) -> int | None:
         """A title of the same split for which the query does not hold, nor for any of its group."""
         title = self.titles.titles[number]
-        numbers = self.titles.of_split[None if any_category else title.category, title.split]
+        category = None if any_category else title.category
+        key = (category, title.split, (query.text, *query.texts()))
+        if key in self.exhausted:  # for good: what is taken stays so, and the query holds for its own titles' groups
+            return None
+        numbers = self.titles.of_split[category, title.split]
         holding = self.titles.holding_all(query.texts())
         start = draw(self.titles.settings.seed, title.item_id, query.text, "item", any_category)
         for step in range(len(numbers)):
             other = numbers[(start + step) % len(numbers)]
             found = self.titles.titles[other]
-            if (
-                holding.isdisjoint(self.titles.of_group[found.group])
-                and found.group != title.group
-                and (query.text, found.item) not in self.used
-            ):
+            free = (query.text, found.item) not in self.used
+            if free and holding.isdisjoint(self.titles.of_group[found.group]):  # which its own group's is not
                 return other
+        self.exhausted.add(key)
         return None
 
     def _frequency(self, query: Query) -> int:
@@ -225,7 +229,8 @@ def _told_by_query(rows: list[Row]) -> dict[str, float]:
     held_out = [row for row in rows if row["split"] != "train"]
     train = [row["label"] for row in rows if row["split"] == "train"]
     share_of = {text: sum(labels) / len(labels) for text, labels in of_query.items()}
-    share = [share_of.get(row["text"], sum(train) / max(1, len(train))) for row in held_out]
+    of_all = sum(train) / max(1, len(train))
+    share = [share_of.get(row["text"], of_all) for row in held_out]
     told = {
         "words": (rows, [len(row["text"].split()) for row in rows]),
         "titles with it": (rows, [row["frequency"] for row in rows]),

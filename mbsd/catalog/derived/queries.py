@@ -94,7 +94,7 @@ class _OfItem:
     def __init__(self, titles: Titles, kinds: Kinds, number: int, query: Query, open_to: Mapping[str, int]) -> None:
         self.titles, self.kinds, self.query, self.open_to = titles, kinds, query, open_to
         self.title = titles.titles[number]
-        self.of_category, self.of_group = titles.of_category[self.title.category], titles.of_group[self.title.group]
+        self.of_group = titles.of_group[self.title.group]
         self.frequency = len(titles.holding_all(query.texts()))
 
     def best(self, place: int) -> tuple[tuple[bool, float, int], Rewrite] | None:
@@ -103,32 +103,27 @@ class _OfItem:
             return None
         old = self.query.words[place].text
         others = [word.text for other, word in enumerate(self.query.words) if other != place]
-        holding_others = self.titles.holding_all(others) if others else None
-        near = self.of_category if holding_others is None else holding_others & self.of_category
-        near = near - self.titles.in_category(self.title.category, old)
         kind = self.kinds.of(self.title.category, old)
         seen: set[str] = set()
         found = []
-        for new in self._words(near, place):
+        for new in self._words(place, old, others):
             if new in seen or self.kinds.of(self.title.category, new) != kind:
                 continue
             seen.add(new)
             if not self.kinds.may_replace(self.title, old, new):
                 continue
-            holding = self.titles.holding(new)
-            holding = holding & holding_others if holding_others is not None else holding
+            holding = self.titles.holding_all([new, *others])
             if holding and holding.isdisjoint(self.of_group):
                 found.append(self._ordered(place, f"{kind}:{old}>{new}", new, len(holding)))
             if len(found) == CANDIDATES:
                 break
         return min(found, key=lambda one: one[0], default=None)
 
-    def _words(self, near: set[int], place: int) -> Iterator[str]:
-        """The words of up to `NEIGHBOURS` titles, from a drawn one on."""
+    def _words(self, place: int, old: str, others: list[str]) -> Iterator[str]:
+        """The words of up to `NEIGHBOURS` titles of the category with the other words, without the old; some repeat."""
         start = draw(self.titles.settings.seed, self.title.item_id, self.query.text, place)
-        numbers = sorted(near)
-        for step in range(min(NEIGHBOURS, len(numbers))):
-            for word in self.titles.titles[numbers[(start + step) % len(numbers)]].words:
+        for number in self.titles.some_without(self.title.category, others, old, start, NEIGHBOURS):
+            for word in self.titles.titles[number].words:
                 yield word.text
 
     def _ordered(self, place: int, replaced: str, new: str, holding: int) -> tuple[tuple[bool, float, int], Rewrite]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 from mbsd.catalog.derived.settings import DeriveSettings
@@ -18,6 +21,7 @@ from mbsd.catalog.reader import Catalog
 from mbsd.errors import UserError
 
 EXCLUSIVE = 0.1  # words of one kind share at most this share of the rarer one's titles: a title has one brand
+KEPT = 1 << 13  # intersections: those of frequent words, which are large, are asked for again and again
 PLACES = ("first", "middle", "last")  # of a word among a title's
 
 
@@ -72,6 +76,9 @@ class Titles:
             self.titles.append(Title(item, item_id, category, split, group, attributes, allowed))
         self._postings: dict[str, set[int]] = {}
         self._in_category: dict[tuple[str, str], set[int]] = {}
+        self._all_of = lru_cache(maxsize=KEPT)(self._intersection)
+        self._rising_of = lru_cache(maxsize=KEPT)(self._sorted_in_category)
+        self._rising_without = lru_cache(maxsize=KEPT)(self._sorted_without)
         self._keep_known_words()
         self.of_split: defaultdict[tuple[str | None, str], list[int]] = defaultdict(list)
         self.of_category: defaultdict[str, set[int]] = defaultdict(set)
@@ -100,9 +107,39 @@ class Titles:
             found = self._in_category[category, word] = self.holding(word) & self.of_category[category]
         return found
 
-    def holding_all(self, words: Sequence[str]) -> set[int]:
-        """Return the numbers of the titles that hold all of one or more words."""
-        return set.intersection(*sorted(map(self.holding, words), key=len))
+    def holding_all(self, words: Iterable[str]) -> set[int]:
+        """Return the numbers of the titles that hold all of one or more words; do not change the set."""
+        return self._all_of(frozenset(words))
+
+    def some_without(self, category: str, words: Sequence[str], lacking: str, start: int, most: int) -> Iterator[int]:
+        """Yield up to `most` titles of a category that hold all of `words` and not the word `lacking`.
+
+        They are those from place `start` on, counted round and round, of all these titles in rising order. To list
+        these for each query would take a time that is quadratic in the category's size.
+        """
+        whole = self._rising_of(category, frozenset(words))
+        without = self._rising_of(category, frozenset([*words, lacking]))
+        count = len(whole) - len(without)
+        if 2 * len(without) > len(whole):  # so frequent are few words, and their titles are not to be walked through
+            whole, without = self._rising_without(category, frozenset(words), lacking), []
+        # Of the places before and at `at`, at + 1 in all, these are of titles that count.
+        place = bisect_left(range(len(whole)), start % max(1, count) + 1,
+                            key=lambda at: at + 1 - bisect_right(without, whole[at]))  # fmt: skip
+        holding, wanted = self.holding(lacking), min(most, count)
+        numbers = (whole[(place + step) % len(whole)] for step in range(len(whole)))
+        yield from islice((number for number in numbers if number not in holding), wanted)
+
+    def _intersection(self, words: frozenset[str]) -> set[int]:
+        first, *others = sorted(map(self.holding, words), key=len)
+        return first.intersection(*others) if others else first
+
+    def _sorted_in_category(self, category: str, words: frozenset[str]) -> list[int]:
+        of_category = self.of_category[category]
+        return sorted(self.holding_all(words) & of_category if words else of_category)
+
+    def _sorted_without(self, category: str, words: frozenset[str], lacking: str) -> list[int]:
+        holding = self.holding(lacking)
+        return [number for number in self._rising_of(category, words) if number not in holding]
 
     def _with_one_of(self, forms: frozenset[str]) -> set[int]:
         return set().union(*(self._holding.get(form, ()) for form in forms))
@@ -146,6 +183,7 @@ class Kinds:
             if len(spans) == 1 and (spans[0].start, spans[0].end) == (0, len(text)):
                 self._type[text] = (spans[0].type, spans[0].value)
         self._own: dict[str, dict[str, str]] = {}
+        self._are_exclusive = lru_cache(maxsize=KEPT)(self._exclude_each_other)
 
     def of(self, category: str, word: str) -> str:
         """Return a word's kind in a category: the name of a type, or a place; "" where no title has it."""
@@ -160,7 +198,10 @@ class Kinds:
             name, value = self._type[new]
             others = {self._type[old][1], *self._own_values(title.attributes, name)}
             return not any(value in other or other in value for other in others)
-        one, other = (self._titles.in_category(title.category, word) for word in (old, new))
+        return self._are_exclusive(title.category, *sorted((old, new)))
+
+    def _exclude_each_other(self, category: str, first: str, second: str) -> bool:
+        one, other = (self._titles.in_category(category, word) for word in (first, second))
         return len(one & other) <= EXCLUSIVE * min(len(one), len(other))
 
     def _own_values(self, attributes: str, name: str) -> list[str]:
