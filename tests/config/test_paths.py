@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import sys
 import typing
@@ -71,10 +72,18 @@ def test_every_text_is_a_path_or_known_to_be_none(kind: type) -> None:
     assert set(path_names(kind)) <= set(texts(kind)) and len(set(path_names(kind))) >= 5
 
 
+def _shown(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, list) else str(value)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_path_setting_in_yaml_and_on_the_command_line(kind: Any, home: Path, tmp_path: Path) -> None:
-    names = list(path_names(kind))
+    names = [
+        name for name in path_names(kind) if issubclass(kind, BaseConfig) or name != "data.held_out"
+    ]  # of training
     given = {name: f"~/{name}.json" for name in names} | REQUIRED[kind]
+    lists = {"data.held_out"} & given.keys()
+    given |= {name: [f"~/{name}.json"] for name in lists}
     if kind is EmbedConfig:
         del given["data.table"]
     if issubclass(kind, BaseConfig):  # two of them name weights, and of each pair one is allowed
@@ -92,7 +101,7 @@ def test_every_path_setting_in_yaml_and_on_the_command_line(kind: Any, home: Pat
     for variant in variants:
         file = tmp_path / "settings.yaml"
         file.write_text(yaml.safe_dump(nested(variant)), encoding="utf-8")
-        for words in (["--config", str(file)], [f"--{name}={value}" for name, value in variant.items()]):
+        for words in (["--config", str(file)], [f"--{name}={_shown(value)}" for name, value in variant.items()]):
             if issubclass(kind, BaseConfig):
                 ds = write_ds_config(home)
                 config: Any = parse(kind, [*words, f"--deepspeed_config=~/{ds.name}"])[0]
@@ -100,7 +109,8 @@ def test_every_path_setting_in_yaml_and_on_the_command_line(kind: Any, home: Pat
                 config = parse_scoring(kind, words)
             found = dict(dotted(dataclasses.asdict(config)))
             for name in set(names) & variant.keys():
-                assert found[name] == str(home / f"{name}.json"), name
+                expanded = str(home / f"{name}.json")
+                assert found[name] == ((expanded,) if name in lists else expanded), name
                 seen.add(name)
     assert seen == set(names) - ({"data.table"} if kind is EmbedConfig else set())
 

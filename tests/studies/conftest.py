@@ -8,6 +8,6 @@ from tests.studies.page_shop import Shop, make_shop
 
 
 @pytest.fixture(scope="session")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+def page_shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     """Made once."""
     return make_shop(tmp_path_factory.mktemp("page"))

@@ -160,7 +160,8 @@ def test_is_pre_training_worth_it_and_a_killed_trial_goes_on_by_its_plan(shop: P
     plan = (out / "plan.yaml").read_bytes()
     tree = yaml.safe_load(plan)
     measured = sum(1 for launcher, _ in warm.started[before:] if launcher == "evaluate")
-    assert measured == 1, "of the scoring that is measured"
+    early = sum((out / titles / "clustering.json").exists() for titles in ("plain", "masked"))
+    assert measured in (1 + early, 2 + early), "the scoring that is measured; a stage 1 may have ended before the kill"
     assert tree["measured"]["speeds"]["step"].keys() == {"stage1", "classification", "attributes"}
 
     before = len(warm.started)
@@ -168,7 +169,7 @@ def test_is_pre_training_worth_it_and_a_killed_trial_goes_on_by_its_plan(shop: P
     assert (out / "plan.yaml").read_bytes() == plan and all(line in said for line in tree["said"])
     assert "that is longer than asked for" in said
     launched = [launcher for launcher, _ in warm.started[before:]]
-    assert [launched.count(name) for name in ("finetune", "evaluate")] == [8, 2 + 2 * 2 * 2], (
+    assert [launched.count(name) for name in ("finetune", "evaluate")] == [8, 2 - early + 2 * 2 * 2], (
         "nothing is measured again; clusters of two stage 1, and the scores of each of the eight"
     )
     # Categories from scratch have as many steps more as took stage 1 its time, and attributes, which start from them,

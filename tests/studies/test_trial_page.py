@@ -30,8 +30,10 @@ from tests.studies.page_shop import CLASSES, HOSTILE, VIEWS, Shop, compared, pag
 
 
 @pytest.mark.parametrize("task", ["classification", "attributes"])
-def test_numbers_are_those_of_the_answers(task: Literal["classification", "attributes"], shop: Shop, tmp_path: Path):
-    one = compared(shop, task, scored(shop, task, "model", 0.15))
+def test_numbers_are_those_of_the_answers(
+    task: Literal["classification", "attributes"], page_shop: Shop, tmp_path: Path
+):
+    one = compared(page_shop, task, scored(page_shop, task, "model", 0.15))
     root = page(tmp_path, one)
     ours = pq.read_table(one.models[0].evaluation.with_suffix(".parquet")).to_pydict()
     floors = pq.read_table(one.floor_answers).to_pydict()
@@ -89,9 +91,9 @@ def test_numbers_are_those_of_the_answers(task: Literal["classification", "attri
             )
 
 
-def test_classes_and_seeds(shop: Shop, tmp_path: Path) -> None:
-    runs = [scored(shop, "classification", f"seed-{n}", 0.1 + 0.2 * n, seed=n, model="MBSD") for n in range(2)]
-    one = compared(shop, "classification", *runs)
+def test_classes_and_seeds(page_shop: Shop, tmp_path: Path) -> None:
+    runs = [scored(page_shop, "classification", f"seed-{n}", 0.1 + 0.2 * n, seed=n, model="MBSD") for n in range(2)]
+    one = compared(page_shop, "classification", *runs)
     root = page(tmp_path, one)
     found = [pq.read_table(run.evaluation.with_suffix(".parquet")).to_pydict() for run in runs]
     table = Table(one.table, Catalog(one.catalog))
@@ -106,9 +108,9 @@ def test_classes_and_seeds(shop: Shop, tmp_path: Path) -> None:
     assert cells[2] == f"{np.mean(values):.3f} ({min(values):.3f}–{max(values):.3f})"
 
 
-def test_hostile_names_stay_text(shop: Shop, tmp_path: Path) -> None:
+def test_hostile_names_stay_text(page_shop: Shop, tmp_path: Path) -> None:
     tasks: tuple[Literal["classification", "attributes"], ...] = ("classification", "attributes")
-    one = [compared(shop, task, scored(shop, task, "hostile", 0.3, model="<u>model</u>")) for task in tasks]
+    one = [compared(page_shop, task, scored(page_shop, task, "hostile", 0.3, model="<u>model</u>")) for task in tasks]
     root = page(tmp_path, *one)
     text = (tmp_path / "trial.html").read_text(encoding="utf-8")
     assert not [*root.all("script"), *root.all("u")] and "<b>Bags" not in text and "<u>model</u>" in root.text
@@ -120,10 +122,10 @@ def test_hostile_names_stay_text(shop: Shop, tmp_path: Path) -> None:
     assert "no picture" in root.text and len(text) < 2_000_000
 
 
-def test_the_interval_is_paired(shop: Shop, tmp_path: Path) -> None:
+def test_the_interval_is_paired(page_shop: Shop, tmp_path: Path) -> None:
     """A model with the floor's very answers differs from it by 0, whichever rows are drawn."""
-    model = scored(shop, "classification", "same", 0.0)
-    one = compared(shop, "classification", model)
+    model = scored(page_shop, "classification", "same", 0.0)
+    one = compared(page_shop, "classification", model)
     floors = pq.read_table(one.floor_answers)
     accuracy = {
         name: np.mean(np.array(floors[f"answer_{name}"]) == np.array(floors["label"]))
@@ -141,15 +143,15 @@ def test_the_interval_is_paired(shop: Shop, tmp_path: Path) -> None:
     assert cells[4] == "+0.000" and cells[5] == "+0.000 … +0.000"
 
 
-def test_other_answers_are_refused(shop: Shop, tmp_path: Path) -> None:
-    model = scored(shop, "classification", "refused", 0.3)
-    one = compared(shop, "classification", model)
+def test_other_answers_are_refused(page_shop: Shop, tmp_path: Path) -> None:
+    model = scored(page_shop, "classification", "refused", 0.3)
+    one = compared(page_shop, "classification", model)
     gone = replace(one, floor_answers=tmp_path / "nowhere.parquet")
     with pytest.raises(
         UserError, match=r"nowhere.parquet: cannot be read .*; remove .*categories_floors.json: the same"
     ):
         page(tmp_path, gone)
-    other = replace(one, floor_answers=shop.folder / "attributes_floors.parquet")
+    other = replace(one, floor_answers=page_shop.folder / "attributes_floors.parquet")
     with pytest.raises(UserError, match=r"holds answers to 160 rows, expected the 80 test rows of"):
         page(tmp_path, other)
     file = model.evaluation.with_suffix(".parquet")
@@ -158,9 +160,9 @@ def test_other_answers_are_refused(shop: Shop, tmp_path: Path) -> None:
         page(tmp_path, one)
 
 
-def test_an_item_is_drawn_with_all_its_rows(shop: Shop) -> None:
+def test_an_item_is_drawn_with_all_its_rows(page_shop: Shop) -> None:
     """Rows of an item twice over tell no more than once: the interval is that of the items."""
-    found = read_comparison(compared(shop, "attributes", scored(shop, "attributes", "twice", 0.2)))
+    found = read_comparison(compared(page_shop, "attributes", scored(page_shop, "attributes", "twice", 0.2)))
 
     def twice(answers: Answers) -> Answers:
         label = answers.of_label
@@ -184,9 +186,11 @@ def test_the_page_draws_as_often_as_the_table() -> None:
     assert TrialPage("", ()).resamples == RESAMPLES == trial_table.RESAMPLES
 
 
-def test_a_note_stands_above_its_section_alone(shop: Shop, tmp_path: Path) -> None:
-    plain = compared(shop, "classification", scored(shop, "classification", "noted", 0.2))
-    noted = replace(compared(shop, "attributes", scored(shop, "attributes", "noted", 0.2)), note="From <categories>.")
+def test_a_note_stands_above_its_section_alone(page_shop: Shop, tmp_path: Path) -> None:
+    plain = compared(page_shop, "classification", scored(page_shop, "classification", "noted", 0.2))
+    noted = replace(
+        compared(page_shop, "attributes", scored(page_shop, "attributes", "noted", 0.2)), note="From <categories>."
+    )
     sections = list(page(tmp_path, plain, noted).all("section"))
     assert [[note.text for note in section.all("p", class_="note")] for section in sections] == [
         [], ["From <categories>."],

@@ -16,13 +16,13 @@ from tests.studies.page_shop import FLAT, RISING, Shop, compared, holding, page,
 Task = Literal["classification", "attributes"]
 
 
-def test_rules_hold_where_they_should(shop: Shop, tmp_path: Path) -> None:
+def test_rules_hold_where_they_should(page_shop: Shop, tmp_path: Path) -> None:
     task: Literal["classification"] = "classification"
-    bad, good = (scored(shop, task, name, wrong) for name, wrong in (("bad", 0.6), ("good", 0.0)))
+    bad, good = (scored(page_shop, task, name, wrong) for name, wrong in (("bad", 0.6), ("good", 0.0)))
 
     def rules(model: Scored, values: list[float], losses: tuple[float, float], wait: float = 0.01) -> set[str]:
         write_run(model.run, task, values, losses, wait)
-        return holding(page(tmp_path, compared(shop, task, model)))
+        return holding(page(tmp_path, compared(page_shop, task, model)))
 
     longer, larger, regularise, gpu, workers = (
         "Train longer", "A larger model, or smaller patches", "More regularisation, or more labels", "A GPU",
@@ -53,22 +53,22 @@ def test_rules_hold_where_they_should(shop: Shop, tmp_path: Path) -> None:
     assert missing in rules(good, FLAT, (0.5, 0.6))
 
 
-def test_rules_that_compare_models(shop: Shop, tmp_path: Path) -> None:
+def test_rules_that_compare_models(page_shop: Shop, tmp_path: Path) -> None:
     task: Literal["classification"] = "classification"
-    good = scored(shop, task, "pre-trained", 0.05)
-    worse = scored(shop, task, "from scratch", 0.4, pretrained=False)
+    good = scored(page_shop, task, "pre-trained", 0.05)
+    worse = scored(page_shop, task, "from scratch", 0.4, pretrained=False)
     pretraining = "Fine-tuning in place of pre-training"
-    assert pretraining not in holding(page(tmp_path, compared(shop, task, good, worse)))
+    assert pretraining not in holding(page(tmp_path, compared(page_shop, task, good, worse)))
     swapped = replace(worse, pretrained=True), replace(good, pretrained=False)
-    assert pretraining in holding(page(tmp_path, compared(shop, task, *swapped)))
+    assert pretraining in holding(page(tmp_path, compared(page_shop, task, *swapped)))
 
 
-def test_more_labels_are_judged_between_the_shares_of_a_task(shop: Shop, tmp_path: Path) -> None:
+def test_more_labels_are_judged_between_the_shares_of_a_task(page_shop: Shop, tmp_path: Path) -> None:
     """As a trial with two shares has them: a comparison for each, over the same test rows."""
 
     def share(name: str, wrong: float, labels: float, task: Task = "classification", seed: int = 0) -> Comparison:
-        models = (scored(shop, task, name, wrong, seed=seed, model="MBSD"),)
-        return replace(compared(shop, task, *models), title=f"{task}, {labels:.0%}", labels=labels)
+        models = (scored(page_shop, task, name, wrong, seed=seed, model="MBSD"),)
+        return replace(compared(page_shop, task, *models), title=f"{task}, {labels:.0%}", labels=labels)
 
     def told(*comparisons: Comparison) -> list[tuple[str, bool]]:
         """What is said of the rule, and whether it holds."""
@@ -88,13 +88,13 @@ def test_more_labels_are_judged_between_the_shares_of_a_task(shop: Shop, tmp_pat
     assert not holds
     other = share("other task", 0.5, 0.1, "attributes")
     assert told(everything, other) == [] and told(everything) == []
-    (tmp_path / "other").symlink_to(shop.catalog)
+    (tmp_path / "other").symlink_to(page_shop.catalog)
     assert told(everything, replace(tenth, catalog=tmp_path / "other")) == []
 
 
-def test_a_short_run_is_not_judged(shop: Shop, tmp_path: Path) -> None:
-    model = scored(shop, "classification", "short", 0.3)
+def test_a_short_run_is_not_judged(page_shop: Shop, tmp_path: Path) -> None:
+    model = scored(page_shop, "classification", "short", 0.3)
     write_run(model.run, "classification", RISING[:2], (0.5, 0.6))
-    root = page(tmp_path, compared(shop, "classification", model))
+    root = page(tmp_path, compared(page_shop, "classification", model))
     [longer] = [rule for rule in root.all("div", class_="unknown") if "Train longer" in rule.text]
     assert "the run is too short to tell: 2 validations" in longer.text and "Train longer" not in holding(root)
