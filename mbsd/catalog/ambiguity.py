@@ -4,7 +4,7 @@ By default they follow from the catalogue. Two values are ambiguous with each ot
 
 words          one holds the words of the other: "Blue" and "Navy Blue"; in scripts without spaces, its letters
 together       half of the items that hold the rarer one, and two or more, hold the other too: "Men, Boys"; or half
-               of the products that hold the rarer one do: listed once as each
+               of the products that hold the rarer one, and two or more, are listed once as each
 anything goes  one is a word for several or all of the others, such as "Unisex" or "Multicolour"
 
 One product are the items with one picture, and those with one title that differ in this attribute alone: titles may be
@@ -22,9 +22,10 @@ from typing import Any
 
 import yaml
 
-from mbsd.catalog.attribute_values import is_unspaced, key_of, keys_of, parts_of
+from mbsd.catalog.attribute_values import key_of, keys_of, parts_of
 from mbsd.catalog.reader import Record
 from mbsd.catalog.record_files import some
+from mbsd.catalog.word_forms import UNSPACED_RUN
 from mbsd.errors import UserError
 from mbsd.io.files import replace_text
 from mbsd.io.settings_text import read_json, read_yaml
@@ -245,9 +246,9 @@ def _by_words(values: Iterable[str]) -> Iterable[tuple[str, str]]:
     for value, of_value in words.items():
         rarest = min((holding[word] for word in sorted(of_value)), key=len, default=[])
         yield from ((value, other) for other in rarest if other != value and of_value <= words[other])
-    unspaced = {value for value in words if value and all(map(is_unspaced, value))}
+    unspaced = {value for value in words if UNSPACED_RUN.fullmatch(value)}
     for value in words:
-        if len(value) <= MAX_LETTERS and any(map(is_unspaced, value)):
+        if len(value) <= MAX_LETTERS and UNSPACED_RUN.search(value):
             within = {value[a:b] for a in range(len(value)) for b in range(a + 1, len(value) + 1)}
             yield from ((part, value) for part in sorted(within & unspaced) if part != value)
 

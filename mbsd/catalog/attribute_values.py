@@ -38,16 +38,6 @@ def keys_of(text: str) -> frozenset[str]:
     return frozenset(map(key_of, parts_of(text)))
 
 
-def is_unspaced(letter: str) -> bool:
-    """Return whether a letter is of a script that writes words without spaces between them: Chinese, Japanese, Thai."""
-    return (
-        "\u2e80" <= letter <= "\ua4cf"
-        or "\uf900" <= letter <= "\ufaff"
-        or "\u0e00" <= letter <= "\u0eff"
-        or ("\u1000" <= letter <= "\u109f" or "\u1780" <= letter <= "\u17ff" or letter >= "\U00020000")
-    )
-
-
 def _words(text: str) -> str:
     """Letters, digits and their marks; everything else is a space, but for the point of a number."""
     held = _POINT.sub("\0", text)

@@ -8,7 +8,7 @@ order of the items does not matter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from mbsd.catalog.identity.files import NO_KEY
 from mbsd.catalog.identity.find import picture_keys, title_keys
-from mbsd.catalog.identity.near import MAX_DISTANCE, near_picture_keys
+from mbsd.catalog.identity.near import MAX_DISTANCE, components, near_picture_keys
 from mbsd.catalog.identity.report import without_placeholders
 from mbsd.catalog.layout import SPLITS
 from mbsd.catalog.reader import Catalog
@@ -87,15 +87,20 @@ class Groups:
 
     Attributes:
         catalog: whose items they are.
-        by: kinds of keys that were compared.
+        keys: kind -> the key of each item, int64 [items], as it was found (see `keys`).
         number: of each item's group, int64 [items], 0 … groups - 1.
         split: of each item's group, the position in SPLITS, int8 [items].
     """
 
     catalog: Catalog
-    by: tuple[str, ...]
+    keys: Mapping[str, Int64]
     number: Int64
     split: NDArray[np.int8]
+
+    @property
+    def by(self) -> tuple[str, ...]:
+        """The kinds of keys that were compared."""
+        return tuple(self.keys)
 
     def splits(self) -> list[str]:
         """Return the split of each item."""
@@ -109,7 +114,7 @@ class Groups:
     def joined(self, one: Int64, other: Int64) -> Groups:
         """Return the groups in which the items `one[k]` and `other[k]` are of one group, for each k."""
         number = _linked(len(self.catalog), [(_first_of(self.number), np.arange(len(self.catalog))), (one, other)])
-        return Groups(self.catalog, self.by, number, _splits_of(number, self.catalog))
+        return Groups(self.catalog, self.keys, number, _splits_of(number, self.catalog))
 
     def describe(self) -> str:
         """Return in words how many items are in groups, and how many have another split than their own."""
@@ -144,8 +149,9 @@ def find_groups(catalog: Catalog, options: GroupOptions | None = None, note: Cal
         "picture": lambda: picture_keys(catalog, note),
         "near_picture": lambda: near_picture_keys(catalog, options.near_distance, options.workers, note),
     }
-    number = group_numbers([find[kind]() for kind in options.by], len(catalog), options.max_same)
-    return Groups(catalog, options.by, number, _splits_of(number, catalog))
+    keys = {kind: find[kind]() for kind in options.by}
+    number = group_numbers(list(keys.values()), len(catalog), options.max_same)
+    return Groups(catalog, keys, number, _splits_of(number, catalog))
 
 
 def group_splits(catalog: Catalog, options: GroupOptions | None = None) -> list[str]:
@@ -185,11 +191,7 @@ def _first_of(keys: Int64) -> Int64:
 
 def _linked(num_items: int, links: Sequence[tuple[Int64, Int64]]) -> Int64:
     """Return the number of each item's connected component; `links`: items that are linked with items."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     one, other = (
         np.concatenate([np.zeros(0, np.int64), *side]) for side in ([a for a, _ in links], [b for _, b in links])
     )
-    graph = coo_array((np.ones(len(one), dtype=bool), (one, other)), shape=(num_items, num_items))
-    return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
+    return components(num_items, one, other)

@@ -65,6 +65,11 @@ def split_of(item_id: str) -> str:
     return "train" if tenth < 8 else "validation" if tenth == 8 else "test"
 
 
+def draw(*of: object) -> int:
+    """Return a portable hash of what is drawn for, a seed among it, 60 bits: the same in every process."""
+    return int(hashlib.md5("\t".join(map(str, of)).encode()).hexdigest()[:15], 16)
+
+
 def id_hash(item_id: str) -> int:
     """Return 64 bits of an item id's BLAKE2b; a reader compares the ids themselves where two have the same hash."""
     return int.from_bytes(hashlib.blake2b(item_id.encode(), digest_size=8).digest(), "little")

@@ -6,7 +6,6 @@ same product says, and is ambiguous with neither (see `ambiguity`).
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ from mbsd.catalog.attribute_values import keys_of
 from mbsd.catalog.groups import GroupOptions, Groups
 from mbsd.catalog.identity.find import picture_keys, title_keys
 from mbsd.catalog.identity.report import groups_of, without_placeholders
+from mbsd.catalog.layout import draw
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.row_count import RowCount
 from mbsd.errors import UserError
@@ -159,10 +159,12 @@ def read_tags(groups: Groups, same: GroupOptions, options: NegativeOptions) -> T
     catalog, splits = groups.catalog, groups.splits()
     records = [catalog.record(item) for item in range(len(catalog))]
     attributes = [record.attributes for record in records]
-    note = _named_before if "picture" in same.by else say
     of_title, of_picture = (
         groups_of(without_placeholders(keys, same.max_same)[0])
-        for keys in (title_keys(catalog, same.titles), picture_keys(catalog, note))
+        for keys in (
+            groups.keys["title"] if "title" in groups.keys else title_keys(catalog, same.titles),
+            groups.keys["picture"] if "picture" in groups.keys else picture_keys(catalog, say),
+        )
     )
     titles, variants = without_variants([group for items in of_title for group in groups_of_title(records, items)])
     products = [*titles, *(group_of_picture(records, items) for items in of_picture)]
@@ -180,10 +182,6 @@ def read_tags(groups: Groups, same: GroupOptions, options: NegativeOptions) -> T
             blocked = ambiguity.blocked(name, own)
             facts.append(Fact(item, record.item_id, record.category, splits[item], name, text, blocked))
     return Tags(catalog, options, ambiguity, facts, notes + ambiguity.describe())
-
-
-def _named_before(damaged: str) -> None:
-    """Splitting by picture has printed the line."""
 
 
 def _said_by_twins(groups: Sequence[Group]) -> dict[tuple[int, str], frozenset[str]]:
@@ -230,12 +228,12 @@ def _other_values(fact: Fact, occurrences: list[str], distinct: list[str], num: 
     """Return up to `num` texts that are wrong of an item: of hash-drawn occurrences, then of `distinct` in rotation."""
     drawn: list[str] = []
     for attempt in range(8 * num):
-        other = occurrences[_draw(f"{key}\t{attempt}") % len(occurrences)]
+        other = occurrences[draw(key, attempt) % len(occurrences)]
         if fact.refuses(other) and other not in drawn:
             drawn.append(other)
         if len(drawn) == num:
             return drawn
-    start = _draw(key)
+    start = draw(key)
     for j in range(len(distinct)):
         other = distinct[(start + j) % len(distinct)]
         if fact.refuses(other) and other not in drawn:
@@ -268,7 +266,7 @@ def _pairs(pool: Sequence[Fact], seed: int, left: list[Fact]) -> Iterator[tuple[
     """
     kinds: dict[tuple[str, frozenset[str]], list[tuple[int, str, Fact]]] = defaultdict(list)
     for fact in pool:
-        drawn = _draw(f"{seed}\t{fact.item_id}\t{fact.name}")
+        drawn = draw(seed, fact.item_id, fact.name)
         kinds[fact.text, fact.blocked].append((drawn, fact.item_id, fact))
     waiting = [sorted(of_kind, key=lambda one: one[:2], reverse=True) for of_kind in kinds.values()]  # the next is last
     waiting.sort(key=lambda of_kind: of_kind[-1][:2])
@@ -307,8 +305,3 @@ def _pairs(pool: Sequence[Fact], seed: int, left: list[Fact]) -> Iterator[tuple[
             if waiting[n]:
                 heapq.heappush(most, (-len(waiting[n]), n))
                 heapq.heappush(soonest, (waiting[n][-1][:2], n))
-
-
-def _draw(text: str) -> int:
-    """Return a portable hash of the text, 60 bits."""
-    return int(hashlib.md5(text.encode()).hexdigest()[:15], 16)

@@ -6,11 +6,17 @@ their sets meet. No single form would do, for "mens" is a plural of "men", and t
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from functools import lru_cache
 
 import inflect
 
+# Thai, Lao, Burmese, Khmer, Japanese, Chinese and Yi: scripts whose words touch each other.
+UNSPACED = (  # ranges of a regular expression
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u312f\u3400-\ua4cf\uf900-\ufaff\U00020000-\U0003ffff"
+)
+UNSPACED_RUN = re.compile(f"[{UNSPACED}]+")
 MIN_LETTERS = 2  # of a form that is not the word itself: "s" is no plural of anything
 _ENGLISH = inflect.engine()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,8 +21,16 @@ from mbsd.objectives.labels import binary_loss
 from mbsd.stages.showcase import NUM_CARDS, HeldOut
 from mbsd.stages.stage import Losses, Objective, Validation
 
-TaskLoss = Callable[..., Tensor]  # as `mbsd.objectives.labels` has them
 TaskMetrics = Callable[[NDArray[Any], NDArray[np.int64]], dict[str, float]]
+
+
+class TaskLoss(Protocol):
+    """A loss of `mbsd.objectives.labels`."""
+
+    def __call__(
+        self, logits: Tensor, labels_B: Tensor, weights_C: Tensor | None = None, /, *, smoothing: float = 0.0
+    ) -> Tensor:
+        """0-d, from logits [V, B] or [V, B, C]; class weights [C], and the share of label smoothing."""
 
 
 class LabelledObjective(Objective):

@@ -26,8 +26,8 @@ from mbsd.metrics.table_scores import TableScores
 from mbsd.scoring.answers import answers, write_answers
 from mbsd.scoring.floors import write_floors
 from mbsd.tasks.task import Labels
-from mbsd.tools.studies.trial_page import TrialPage, write_trial_page
-from mbsd.tools.trial_report.inputs import Comparison, Scored
+from mbsd.tools.studies.trial_report.inputs import Comparison, Scored
+from mbsd.tools.studies.trial_report.page import TrialPage, write_trial_page
 
 HOSTILE = "<script>alert('x')</script> \"quoted\" & 红色 连衣裙"
 CLASSES = ("<b>Bags & more</b>", "Dresses", "Shoes", "靴子")

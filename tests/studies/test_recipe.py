@@ -11,12 +11,12 @@ import pytest
 from mbsd.config.parse import parse
 from mbsd.config.run import FinetuneConfig, PretrainConfig
 from mbsd.errors import UserError
-from mbsd.tools.studies import recipe as rules
 from mbsd.tools.studies.commands import ROOT
-from mbsd.tools.studies.recipe import CatalogFacts, Machine, recipe, with_text_model
+from mbsd.tools.studies.trial import recipe as rules
 from mbsd.tools.studies.trial.commands import VALIDATIONS, options, start_words, training
 from mbsd.tools.studies.trial.measure import has_bf16
 from mbsd.tools.studies.trial.plan import Speeds, Work, lengths_within, makespan, works
+from mbsd.tools.studies.trial.recipe import CatalogFacts, Machine, recipe, with_text_model
 from mbsd.tools.studies.trial.settings import Run, Trial, runs_of
 
 TEST = {"stage1": 1800, "classification": 1800, "attributes": 18_000}

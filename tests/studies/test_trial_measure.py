@@ -9,7 +9,6 @@ import pytest
 
 from mbsd.config.run_files import DONE
 from mbsd.tools.studies.commands import Command
-from mbsd.tools.studies.recipe import CatalogFacts, Machine, Precision, Recipe, recipe
 from mbsd.tools.studies.spent import Spent
 from mbsd.tools.studies.trial.measure import (
     STEPS,
@@ -22,6 +21,7 @@ from mbsd.tools.studies.trial.measure import (
     speeds,
 )
 from mbsd.tools.studies.trial.plan import Lengths
+from mbsd.tools.studies.trial.recipe import CatalogFacts, Machine, Precision, Recipe, recipe
 from mbsd.tools.studies.trial.run import Plan
 from tests.studies.test_runner import runner
 

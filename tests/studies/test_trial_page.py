@@ -22,10 +22,10 @@ from mbsd.io.files import digest_of
 from mbsd.tools.studies.trial import table as trial_table
 from mbsd.tools.studies.trial.page import page_of
 from mbsd.tools.studies.trial.settings import Trial
-from mbsd.tools.studies.trial_page import TrialPage
-from mbsd.tools.trial_report.curves import slope_at_end
-from mbsd.tools.trial_report.inputs import Answers, read_comparison
-from mbsd.tools.trial_report.margins import RESAMPLES, class_f1, margin
+from mbsd.tools.studies.trial_report.curves import slope_at_end
+from mbsd.tools.studies.trial_report.inputs import Answers, read_comparison
+from mbsd.tools.studies.trial_report.margins import RESAMPLES, class_f1, margin
+from mbsd.tools.studies.trial_report.page import TrialPage
 from tests.studies.page_shop import CLASSES, HOSTILE, VIEWS, Shop, compared, page, scored
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 import pytest
 
-from mbsd.tools.trial_report.inputs import Comparison, Scored
+from mbsd.tools.studies.trial_report.inputs import Comparison, Scored
 from tests.studies.page_shop import FLAT, RISING, Shop, compared, holding, page, scored, write_run
 
 Task = Literal["classification", "attributes"]

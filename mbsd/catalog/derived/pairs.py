@@ -30,9 +30,9 @@ from sklearn.metrics import roc_auc_score
 
 from mbsd.catalog.derived.queries import Query, queries_of, rewrites_of
 from mbsd.catalog.derived.settings import DeriveSettings
-from mbsd.catalog.derived.titles import Kinds, Titles, draw, kinds_of
+from mbsd.catalog.derived.titles import Kinds, Titles, kinds_of
 from mbsd.catalog.groups import find_groups
-from mbsd.catalog.layout import SPLITS
+from mbsd.catalog.layout import SPLITS, draw
 from mbsd.catalog.mining.report import describe_pairs
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.table_file import write_table

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from mbsd.catalog.derived.titles import Kinds, Titles, draw
+from mbsd.catalog.derived.titles import Kinds, Titles
 from mbsd.catalog.derived.words import Word, query_text
+from mbsd.catalog.layout import draw
 from mbsd.catalog.queries import MAX_QUERY_CHARACTERS
 
 TRIES = 4  # draws for each query that is wanted: of a short title many are the same

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
@@ -15,6 +14,7 @@ from typing import Any
 from mbsd.catalog.derived.settings import DeriveSettings
 from mbsd.catalog.derived.words import Withheld, Word, keys_of, words_of
 from mbsd.catalog.groups import Groups
+from mbsd.catalog.layout import draw
 from mbsd.catalog.mining.gazetteer import Gazetteer, gazetteer
 from mbsd.catalog.mining.lexicon import read_lexicon
 from mbsd.catalog.reader import Catalog
@@ -219,12 +219,6 @@ def kinds_of(catalog: Catalog, titles: Titles) -> Kinds:
     whole = gazetteer(catalog, settings.lexicon)
     known = {text: meaning for text, meaning in whole.terms.items() if meaning[0] not in settings.withhold}
     return Kinds(titles, Gazetteer(known, whole.synonyms, whole.values))
-
-
-def draw(seed: int, *of: object) -> int:
-    """Return a portable hash of the seed and what is drawn for, 60 bits."""
-    text = "\t".join(map(str, (seed, *of)))
-    return int(hashlib.md5(text.encode()).hexdigest()[:15], 16)
 
 
 def _withheld_names(catalog: Catalog, settings: DeriveSettings) -> list[str]:

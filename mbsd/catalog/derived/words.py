@@ -10,11 +10,8 @@ from functools import lru_cache
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from mbsd.catalog.queries import normalise_query
-from mbsd.catalog.word_forms import MIN_LETTERS, all_forms_of, forms_of, parts_of
+from mbsd.catalog.word_forms import MIN_LETTERS, UNSPACED, UNSPACED_RUN, all_forms_of, forms_of, parts_of
 
-# Thai, Lao, Burmese, Khmer, Japanese and Chinese: scripts whose words touch each other.
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_UNSPACED_RUN = re.compile(f"[{UNSPACED}]+")
 _CHUNK = re.compile(rf"[{UNSPACED}]+|[^\s/&,;:|()\[\]{{}}\"!?+*、。·{UNSPACED}]+")
 _EDGE = "-._'’`~#@%^=<>$"
 COMPOUND = 4  # letters of a withheld word that is found inside a compound too ("skyblue"): "red" is in "credit"
@@ -50,7 +47,7 @@ def words_of(title: str) -> list[Word]:
     words = []
     for chunk in _CHUNK.finditer(text):
         start, found = chunk.start(), chunk.group()
-        if _UNSPACED_RUN.match(found):
+        if UNSPACED_RUN.match(found):
             if len(found) == 1:
                 words.append(Word(found, start, start + 1))
             words += [Word(found[k : k + 2], start + k, start + k + 2) for k in range(len(found) - 1)]
@@ -94,8 +91,8 @@ class Withheld:
 
     def __init__(self, names: Iterable[str]) -> None:
         texts = {normalise_query(name) for name in names}
-        self._runs = sorted({run for text in texts for run in _UNSPACED_RUN.findall(text)}, key=len, reverse=True)
-        spaced = {word.text for text in texts for word in words_of(text) if not _UNSPACED_RUN.match(word.text)}
+        self._runs = sorted({run for text in texts for run in UNSPACED_RUN.findall(text)}, key=len, reverse=True)
+        spaced = {word.text for text in texts for word in words_of(text) if not UNSPACED_RUN.match(word.text)}
         forms = {form for word in spaced for form in keys_of(word).all()}
         self._keys = {form for form in forms if len(form) >= MIN_LETTERS}
         self._long = tuple(sorted(key for key in self._keys if len(key) >= COMPOUND))

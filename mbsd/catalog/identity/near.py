@@ -52,8 +52,6 @@ def near_picture_keys(catalog: Catalog, distance: int, workers: int, say: Callab
 def _linked(hashes: NDArray[np.uint64], distance: int) -> Int64:
     """Return the number of the group of each hash: of those that are linked with it, directly or by others."""
     import faiss
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
 
     codes = np.ascontiguousarray(hashes).view(np.uint8).reshape(-1, BYTES)
     index = faiss.IndexBinaryMultiHash(8 * BYTES, TABLES, 8 * BYTES // TABLES)
@@ -61,9 +59,16 @@ def _linked(hashes: NDArray[np.uint64], distance: int) -> Int64:
     index.add(codes)
     ends, _, found = index.range_search(codes, distance + 1)  # FAISS finds what is nearer than the radius
     start = np.repeat(np.arange(len(hashes)), np.diff(ends).astype(np.int64))
-    links = coo_array((np.ones(len(found), dtype=bool), (start, found)), shape=(len(hashes), len(hashes)))
-    _, group = connected_components(links, directed=False)
-    return np.asarray(group, dtype=np.int64)
+    return components(len(hashes), start, found)
+
+
+def components(num: int, one: NDArray[np.int64], other: NDArray[np.int64]) -> Int64:
+    """Return the number of each one's connected component, int64 [num], where `one[k]` is linked with `other[k]`."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    links = coo_array((np.ones(len(one), dtype=bool), (one, other)), shape=(num, num))
+    return np.asarray(connected_components(links, directed=False)[1], dtype=np.int64)
 
 
 def _hashes(catalog: Catalog, workers: int, say: Callable[[str], None]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mbsd.config.run_files import DONE
 from mbsd.tools.studies.commands import Command, in_clone
-from mbsd.tools.studies.recipe import Kind, RunRecipe
+from mbsd.tools.studies.trial.recipe import Kind, RunRecipe
 from mbsd.tools.studies.trial.settings import TASKS, TITLES, Run, Trial, labels_part
 
 VALIDATIONS = 5  # in a run at most, that after its last step included

@@ -10,10 +10,10 @@ from statistics import median
 
 from mbsd.config.run_files import DONE
 from mbsd.tools.studies.commands import Command
-from mbsd.tools.studies.recipe import Kind, Machine, Precision, Recipe, RunRecipe
 from mbsd.tools.studies.spent import Spent
 from mbsd.tools.studies.trial.commands import launcher_of, read_words, run_words, scoring_words, start_words
 from mbsd.tools.studies.trial.plan import Speeds
+from mbsd.tools.studies.trial.recipe import Kind, Machine, Precision, Recipe, RunRecipe
 from mbsd.tools.studies.trial.settings import Run
 
 STEPS = 40

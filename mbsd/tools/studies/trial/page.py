@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from mbsd.tools.studies.trial.settings import STARTS, TASKS, TITLES, Run, Trial
-from mbsd.tools.studies.trial_page import TrialPage
-from mbsd.tools.trial_report.inputs import Comparison, Scored
+from mbsd.tools.studies.trial_report.inputs import Comparison, Scored
+from mbsd.tools.studies.trial_report.page import TrialPage
 
 # Run.before, and what follows from it for who has seen which labels.
 ATTRIBUTES_START = (

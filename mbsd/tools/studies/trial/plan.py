@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 
-from mbsd.tools.studies.recipe import LABELS_POWER, RESERVE, CatalogFacts, Kind, Recipe
 from mbsd.tools.studies.trial.commands import VALIDATED, VALIDATIONS
+from mbsd.tools.studies.trial.recipe import LABELS_POWER, RESERVE, CatalogFacts, Kind, Recipe
 from mbsd.tools.studies.trial.settings import TASKS, Run, Trial, runs_of
 
 FEWEST_STEPS = 20

@@ -23,7 +23,6 @@ from mbsd.config.deepspeed import read_deepspeed
 from mbsd.io.files import replace_text
 from mbsd.io.settings_text import read_yaml
 from mbsd.tools.studies.commands import ROOT, Command, LaunchConfig, num_cores
-from mbsd.tools.studies.recipe import CatalogFacts, Kind, Machine, Precision, Recipe, RunRecipe, recipe, with_text_model
 from mbsd.tools.studies.runner import Runner, start_runner
 from mbsd.tools.studies.settings_files import changed, same_settings
 from mbsd.tools.studies.trial.commands import data_commands, evaluations, training
@@ -38,10 +37,20 @@ from mbsd.tools.studies.trial.measure import (
 )
 from mbsd.tools.studies.trial.page import page_of
 from mbsd.tools.studies.trial.plan import Lengths, given_lengths, lengths_within
+from mbsd.tools.studies.trial.recipe import (
+    CatalogFacts,
+    Kind,
+    Machine,
+    Precision,
+    Recipe,
+    RunRecipe,
+    recipe,
+    with_text_model,
+)
 from mbsd.tools.studies.trial.settings import TASKS, Trial, runs_of
 from mbsd.tools.studies.trial.table import tabulate, width
 from mbsd.tools.studies.trial.text_model import text_model_folder
-from mbsd.tools.studies.trial_page import write_trial_page
+from mbsd.tools.studies.trial_report.page import write_trial_page
 
 PLAN = "plan.yaml"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mbsd.errors import UserError
-from mbsd.tools.studies.recipe import SHARES, Kind
+from mbsd.tools.studies.trial.recipe import SHARES, Kind
 
 TITLES = {"plain": "as they are", "masked": "masked"}
 STARTS = {"pretrained": "pre-trained", "scratch": "from scratch"}
@@ -58,7 +58,7 @@ class Trial:
         if self.equal_time and len(self.starts) < 2:
             raise UserError(
                 "--worth: the recipe has no stage 1 to compare with: leave it out, or give SHARES['stage1'] of "
-                "mbsd/tools/studies/recipe.py a share"
+                "mbsd/tools/studies/trial/recipe.py a share"
             )
         if self.minutes <= 0:
             raise UserError(f"--minutes {self.minutes:g}: expected more than 0")

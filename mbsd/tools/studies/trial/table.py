@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from mbsd.io.files import read_own_json, replace_text
-from mbsd.tools.studies.recipe import Kind
 from mbsd.tools.studies.study import mean_and_deviation, report
 from mbsd.tools.studies.trial.page import ATTRIBUTES_START, comparison, model_name
+from mbsd.tools.studies.trial.recipe import Kind
 from mbsd.tools.studies.trial.settings import TASKS, TITLES, Run, Trial
-from mbsd.tools.trial_report.inputs import VIEWS, Compared, read_comparison, shown_floor
-from mbsd.tools.trial_report.margins import RESAMPLES, Margin, margin
+from mbsd.tools.studies.trial_report.inputs import VIEWS, Compared, read_comparison, shown_floor
+from mbsd.tools.studies.trial_report.margins import RESAMPLES, Margin, margin
 
 FLOORS = ("tfidf", "colours", "hog", "hog_colours", "all")
 # Column -> kind of run, and the metric of its scores; those of clustering have a file of their own.

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mbsd.tools.trial_report.curves import shown_minutes
-from mbsd.tools.trial_report.findings import ERRORS, PART, POINTS, RISE, Evidence, Findings, RuleText, rising, too_short
-from mbsd.tools.trial_report.inputs import VIEWS
-from mbsd.tools.trial_report.margins import SHOWN
+from mbsd.tools.studies.trial_report.curves import shown_minutes
+from mbsd.tools.studies.trial_report.findings import (
+    ERRORS,
+    PART,
+    POINTS,
+    RISE,
+    Evidence,
+    Findings,
+    RuleText,
+    rising,
+    too_short,
+)
+from mbsd.tools.studies.trial_report.inputs import VIEWS
+from mbsd.tools.studies.trial_report.margins import SHOWN
 
 END = 0.1  # of the steps, whose training loss is averaged
 OVERFIT = 1.5  # held-out loss over training loss

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mbsd.tools.trial_report.findings import RISE, Evidence, Findings, RuleText, interval
-from mbsd.tools.trial_report.margins import SHOWN, difference
+from mbsd.tools.studies.trial_report.findings import RISE, Evidence, Findings, RuleText, interval
+from mbsd.tools.studies.trial_report.margins import SHOWN, difference
 
 FEW_ITEMS, FEW_CLASSES, FEW_LOSS = 10, 0.1, 0.1  # training items; share of classes; F1 below the others
 NAMED = 5  # of the rarest classes

@@ -9,7 +9,7 @@ import numpy as np
 
 from mbsd.scoring import paired
 from mbsd.scoring.paired import RankedScores, resampled_items
-from mbsd.tools.trial_report.inputs import Answers, Compared, Float64, Int64
+from mbsd.tools.studies.trial_report.inputs import Answers, Compared, Float64, Int64
 
 # Task -> metrics, the one that decides last.
 METRICS = {"classification": ("accuracy", "macro_f1"), "attributes": ("accuracy", "roc_auc")}

@@ -12,15 +12,15 @@ import jinja2
 import numpy as np
 
 from mbsd.io.files import read_own_json, replace_text
-from mbsd.tools.trial_report.advice import rules
-from mbsd.tools.trial_report.classes import by_class
-from mbsd.tools.trial_report.curves import draw_loss, draw_metric, read_run, shown_minutes
-from mbsd.tools.trial_report.disputes import Disputes, find_disputes
-from mbsd.tools.trial_report.findings import Findings, fewest_labels
-from mbsd.tools.trial_report.inputs import AGAIN, VIEWS, Compared, Comparison, read_comparison, shown_floor
-from mbsd.tools.trial_report.margins import METRICS, RESAMPLES, SHOWN, Margin, floor_values, margin
+from mbsd.tools.studies.trial_report.advice import rules
+from mbsd.tools.studies.trial_report.classes import by_class
+from mbsd.tools.studies.trial_report.curves import draw_loss, draw_metric, read_run, shown_minutes
+from mbsd.tools.studies.trial_report.disputes import Disputes, find_disputes
+from mbsd.tools.studies.trial_report.findings import Findings, fewest_labels
+from mbsd.tools.studies.trial_report.inputs import AGAIN, VIEWS, Compared, Comparison, read_comparison, shown_floor
+from mbsd.tools.studies.trial_report.margins import METRICS, RESAMPLES, SHOWN, Margin, floor_values, margin
 
-TEMPLATE = "trial_page.html.j2"
+TEMPLATE = "page.html.j2"
 CLUSTERING = {"nmi": "NMI", "ari": "ARI", "purity": "purity"}
 
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from mbsd.io.charts import BLUE, GREEN, ORANGE, OTHER, SERIES, styled_figure, svg_uri
 from mbsd.io.files import read_own_json
 from mbsd.tools.report.curves import Curve, read_curves
-from mbsd.tools.trial_report.inputs import AGAIN, VIEWS
+from mbsd.tools.studies.trial_report.inputs import AGAIN, VIEWS
 
 COLOURS = {"full": BLUE, "text": ORANGE, "image": GREEN}
 OTHERS = [colour for colour in SERIES if colour not in COLOURS.values()]

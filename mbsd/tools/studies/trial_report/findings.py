@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mbsd.tools.trial_report.classes import ByClass
-from mbsd.tools.trial_report.curves import RunCurves, Slope, slope_at_end
-from mbsd.tools.trial_report.inputs import Compared
-from mbsd.tools.trial_report.margins import METRICS, Margin
+from mbsd.tools.studies.trial_report.classes import ByClass
+from mbsd.tools.studies.trial_report.curves import RunCurves, Slope, slope_at_end
+from mbsd.tools.studies.trial_report.inputs import Compared
+from mbsd.tools.studies.trial_report.margins import METRICS, Margin
 
 PART, POINTS = 0.25, 4  # of the curve that the slope is fitted to: from a quarter of the samples on; least validations
 RISE = 0.01  # for a doubling of samples (or labels) that counts as still learning

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mbsd.tools.trial_report.findings import Evidence, Findings, RuleText, interval
-from mbsd.tools.trial_report.inputs import VIEWS
-from mbsd.tools.trial_report.margins import SHOWN, difference
+from mbsd.tools.studies.trial_report.findings import Evidence, Findings, RuleText, interval
+from mbsd.tools.studies.trial_report.inputs import VIEWS
+from mbsd.tools.studies.trial_report.margins import SHOWN, difference
 
 FUSION = 0.005  # of the metric, title and picture over the better of the two
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mbsd.tools.trial_report import rules_data, rules_training, rules_views
-from mbsd.tools.trial_report.findings import Findings, Rule
+from mbsd.tools.studies.trial_report import rules_data, rules_training, rules_views
+from mbsd.tools.studies.trial_report.findings import Findings, Rule
 
 
 def rules(found: Sequence[Findings]) -> list[Rule]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mbsd.scoring.paired import RankedScores
-from mbsd.tools.trial_report.inputs import Answers, Compared, Float64, shown_floor
-from mbsd.tools.trial_report.margins import METRICS, best_floor, class_f1
+from mbsd.tools.studies.trial_report.inputs import Answers, Compared, Float64, shown_floor
+from mbsd.tools.studies.trial_report.margins import METRICS, best_floor, class_f1
 
 EDGES = (10, 30, 100, 300, 1000)  # of training items
 

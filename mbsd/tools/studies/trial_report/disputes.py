@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mbsd.catalog.thumbnail import thumbnail_of
-from mbsd.tools.trial_report.inputs import Answers, Compared, shown_floor
-from mbsd.tools.trial_report.margins import best_floor
+from mbsd.tools.studies.trial_report.inputs import Answers, Compared, shown_floor
+from mbsd.tools.studies.trial_report.margins import best_floor
 
 PAIRS = 8  # of which pictures are shown, in each direction
 EXAMPLES = 4  # of each pair
