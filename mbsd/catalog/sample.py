@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from math import ceil
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mbsd.catalog.layout import draw
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.table_file import Table, write_table
 from mbsd.errors import UserError
@@ -36,7 +36,7 @@ def sample_table(table: Table, catalog: Catalog, share: float, out: Path, seed: 
         of_class[name].add(unit)
     kept: set[str] = set()
     for members in of_class.values():
-        ordered = sorted(members, key=lambda unit: hashlib.blake2b(f"{seed}\t{unit}".encode()).digest())
+        ordered = sorted(members, key=lambda unit: (draw(seed, unit), unit))
         kept.update(ordered[: ceil(share * len(ordered) - 1e-9)])
     stays: NDArray[np.bool_] = np.ones(len(table), dtype=bool)
     stays[train] = [units[row][0] in kept for row in train.tolist()]
