@@ -263,3 +263,21 @@ def test_bert_weights_are_all_of_the_models_text_side() -> None:
         "image_position_PD", "modality_2D", "mask_D", "image_cls_D"
     }  # fmt: skip
     assert below(dict(model.named_parameters()), "patchify.layers.").keys() >= {"0.weight", "9.bias"}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 1e-9], ids=["one kernel", "products"])
+def test_half_precision_on_a_cpu_attends_in_float32(dropout: float) -> None:
+    """Output and gradients are those of float32 on the same values, rounded once."""
+    generator = torch.Generator().manual_seed(51)
+    plan = AttentionPlan((5, 3, 9))
+    given = [torch.randn(1, 2, 17, 8, generator=generator).bfloat16() for _ in range(3)]
+    weights = torch.randn(1, 17, 2, 8, generator=generator).bfloat16()
+    answers = []
+    for dtype in (torch.bfloat16, torch.float32):
+        q, k, v = (tensor.to(dtype).requires_grad_() for tensor in given)
+        out, _ = packed_attention(torch.nn.Module(), q, k, v, None, plan=plan, dropout=dropout)
+        assert out.dtype == dtype
+        gradients = torch.autograd.grad(out, (q, k, v), weights.to(dtype))
+        answers.append([tensor.bfloat16() for tensor in (out, *gradients)])
+    for half, full in zip(*answers, strict=True):
+        assert torch.equal(half, full)
