@@ -44,6 +44,8 @@ class DataConfig:
     colour_jitter: float = share(default=0.0)
     """Training pictures' brightness, contrast and saturation change by up to this share. A colour is often what an
     attribute says, so none by default."""
+    word_dropout: float = share(default=0.0)
+    """Probability that a word piece of a training title is left out; one always stays. Queries and tags stay whole."""
     shuffle_block: int = at_least(1, default=64)
     """Neighbouring samples that an epoch keeps near each other, so that disks read sequentially."""
     shuffle_window: int = at_least(1, default=512)

@@ -16,7 +16,7 @@ from mbsd.batch import Batch, Masks
 from mbsd.catalog.keys import ItemKeys
 from mbsd.catalog.reader import DamagedRecord
 from mbsd.config.data import DataConfig
-from mbsd.data.augment import Augmentation, draw_augmentation, no_augmentation
+from mbsd.data.augment import Augmentation, draw_augmentation, drop_words, no_augmentation
 from mbsd.data.decode_torchvision import ImageDecoder
 from mbsd.data.masking import Vocabulary, mask_patches, mask_text
 from mbsd.data.order import sample_rng
@@ -133,6 +133,11 @@ class BatchBuilder:
             )
             for sample in samples
         ]
+        if self.spec.train and self.data.word_dropout:
+            texts = [
+                drop_words(self._rng(key, "words"), text, self.data.word_dropout)
+                for key, text in zip(keys, texts, strict=True)
+            ]
         keys_BK, has_text = self._identities(samples, texts)
         drawn = [self._mask_sample(key, text, image) for key, text, image in zip(keys, texts, has_image, strict=True)]
         texts = [sample.text for sample in drawn]

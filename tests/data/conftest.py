@@ -97,7 +97,7 @@ def make_builder(catalog: Catalog, tokenizer: PreTrainedTokenizerBase) -> MakeBu
         train: bool = True,
         label_dtype: torch.dtype | None = None,
         image_cls: bool = False,
-        **settings: int,
+        **settings: float,
     ) -> BatchBuilder:
         data = DataConfig(
             str(catalog.path),
