@@ -141,8 +141,9 @@ class Batch(_Tensors):
 
     Attributes:
         input_ids_N, position_ids_N, token_type_ids_N: int64; the text streams of the B samples, one after the other.
-        images: uint8 [I, 3, height, width]; RGB of the samples that have an image, in the order of the samples. The
-            model normalises them: a quarter of the bytes of float32 travels from worker to device.
+        images: uint8 [I, 3, height, width]; RGB of the samples that have an image, in the order of the samples; in
+            training with data.share_images one for all samples of an item. The model normalises them: a quarter of the
+            bytes of float32 travels from worker to device.
         views: the index plan.
         items_B: int64; the catalogue's item number of each sample. Rows of an alignment table have two items: their
             first ones are samples 0 ... B/2 - 1, their second ones the rest, in the same order, and labels_B is [B/2].

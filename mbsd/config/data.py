@@ -46,6 +46,10 @@ class DataConfig:
     attribute says, so none by default."""
     word_dropout: float = share(default=0.0)
     """Probability that a word piece of a training title is left out; one always stays. Queries and tags stay whole."""
+    share_images: bool = False
+    """Rows of a task table that ask about the same item show one picture in a training batch: cropped once an epoch,
+    decoded and read once. They come together with shuffle_window 1 and a shuffle_block of as many rows as an item
+    has."""
     shuffle_block: int = at_least(1, default=64)
     """Neighbouring samples that an epoch keeps near each other, so that disks read sequentially."""
     shuffle_window: int = at_least(1, default=512)

@@ -148,6 +148,8 @@ class BaseConfig:
         low, high = data.crop_scale
         if not 0 < low <= high <= 1:
             raise UserError(f"data.crop_scale={[low, high]}: expected 0 < low <= high <= 1")
+        if data.share_images and data.table is None:
+            raise UserError("data.share_images=true: only rows of a task table ask about the same item; remove it")
         check_ranges(self)
         if run.ema == 1:
             raise UserError("run.ema=1: the average would stay at the first step's weights: expected a number below 1")

@@ -139,16 +139,17 @@ class BatchBuilder:
                 for key, text in zip(keys, texts, strict=True)
             ]
         keys_BK, has_text = self._identities(samples, texts)
+        image_numbers, jpegs, crop_keys = self._pictures(samples, keys, jpegs_B)
         drawn = [self._mask_sample(key, text, image) for key, text, image in zip(keys, texts, has_image, strict=True)]
         texts = [sample.text for sample in drawn]
         ids_N, positions_N, types_N, views = pack(
-            texts, has_image, self.spec.views, self.spec.patches_per_image + int(self.spec.image_cls)
+            texts, has_image, self.spec.views, self.spec.patches_per_image + int(self.spec.image_cls), image_numbers
         )
         masks = None
         if self.spec.masking is not None:
             first = views.names.index("full") * len(samples)
             masks = self._masks(drawn, views.cu_seqlens.numpy()[first : first + len(samples)].astype(np.int64))
-        encoded = self._encoded([jpeg for jpeg in jpegs_B if jpeg is not None], keys, has_image)
+        encoded = self._encoded(jpegs, crop_keys)
         in_worker = self.decoder.in_worker
         size = self.data.image_size
         batch = Batch(
@@ -193,11 +194,24 @@ class BatchBuilder:
                 jpegs.append(None)
         return jpegs, len(damaged) + sum(jpeg is not None for jpeg in jpegs), tuple(damaged)
 
-    def _encoded(self, jpegs: list[bytes], keys: list[Key], has_image: list[bool]) -> Encoded:
+    def _pictures(
+        self, samples: Sequence[Sample], keys: list[Key], jpegs_B: list[bytes | None]
+    ) -> tuple[list[int], list[bytes], list[Key]]:
+        """Which picture each sample shows (0 where it has none), the pictures, and what their crops are drawn from."""
+        share = self.spec.train and self.data.share_images
+        numbers: list[int] = []
+        pictures: dict[Key, tuple[int, bytes]] = {}
+        for sample, key, jpeg in zip(samples, keys, jpegs_B, strict=True):
+            crop_key = (key[0], sample.item, ".item") if share else key
+            if jpeg is not None:
+                pictures.setdefault(crop_key, (len(pictures), jpeg))
+            numbers.append(pictures[crop_key][0] if jpeg is not None else 0)
+        return numbers, [jpeg for _, jpeg in pictures.values()], list(pictures)
+
+    def _encoded(self, jpegs: list[bytes], keys: list[Key]) -> Encoded:
         if not self.spec.train:
             return Encoded(jpegs, no_augmentation(len(jpegs)))
-        shown = [key for key, image in zip(keys, has_image, strict=True) if image]
-        rngs = [self._rng(key, "crop") for key in shown]
+        rngs = [self._rng(key, "crop") for key in keys]
         data = self.data
         return Encoded(jpegs, draw_augmentation(rngs, data.crop_scale, data.flip_probability, data.colour_jitter))
 

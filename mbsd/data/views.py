@@ -37,7 +37,11 @@ class TextTokens:
 
 
 def pack(
-    texts: Sequence[TextTokens], has_image: Sequence[bool], view_names: Sequence[str], patches_per_image: int
+    texts: Sequence[TextTokens],
+    has_image: Sequence[bool],
+    view_names: Sequence[str],
+    patches_per_image: int,
+    image_numbers: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Views]:
     """Lay the texts out as one stream, and index the rows that each view of each sample reads.
 
@@ -49,6 +53,7 @@ def pack(
         has_image: of the B samples.
         view_names: V of batch.VIEW_NAMES.
         patches_per_image: P, the image [CLS] included where there is one.
+        image_numbers: which image each sample shows that has one; default: each its own, in their order.
 
     Returns:
         input_ids_N, position_ids_N, token_type_ids_N (int64 [N]) and the plan. See batch.Views.
@@ -75,7 +80,7 @@ def pack(
     part_lengths = np.array([len(part) for part in ids], dtype=np.int64)
 
     has_image_B = np.asarray(has_image, dtype=bool)
-    image_number_B = np.cumsum(has_image_B) - has_image_B
+    image_number_B = np.cumsum(has_image_B) - has_image_B if image_numbers is None else np.asarray(image_numbers)
     patch_start_B = num_rows + image_number_B * patches_per_image
     patch_length_B = has_image_B * patches_per_image
     none_B = np.zeros_like(lengths_B)

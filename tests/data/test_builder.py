@@ -232,3 +232,40 @@ def test_catalog_samples_are_the_items_of_a_split(catalog: Catalog) -> None:
     items = [samples[i] for samples in splits for i in range(len(samples))]
     assert sorted(sample.item for sample in items) == list(range(NUM_ITEMS))
     assert all(sample.text is None and sample.label is None for sample in items)
+
+
+def test_rows_of_an_item_share_its_picture_and_nothing_else_changes(make_builder: MakeBuilder) -> None:
+    rows = [
+        Sample(0, text="red"),
+        Sample(4, text="shoe"),
+        Sample(0, text="blue"),
+        Sample(0, hidden=frozenset({"image"})),
+    ]
+    views = ("full", "text", "image")
+    apart, shared = (build(make_builder(views, share_images=share), rows) for share in (False, True))
+    assert [len(batch.images) for batch in (apart, shared)] == [3, 2]
+    assert torch.equal(apart.input_ids_N, shared.input_ids_N) and torch.equal(apart.has_image, shared.has_image)
+    assert apart.views.lengths == shared.views.lengths
+    # The patches that each row of the first reads are those that the same row of the second reads, of its own picture.
+    words, read = len(shared.input_ids_N), {0: 0, 1: 1, 2: 0}
+    source, expected = shared.views.source_T, apart.views.source_T.clone()
+    is_patch = expected >= words
+    image, patch = (expected[is_patch] - words) // PATCHES, (expected[is_patch] - words) % PATCHES
+    expected[is_patch] = words + torch.tensor([read[i] for i in image.tolist()]) * PATCHES + patch
+    assert torch.equal(source, expected)
+
+
+def test_a_shared_crop_follows_the_epoch_and_the_item_alone(make_builder: MakeBuilder) -> None:
+    builder = make_builder(share_images=True)
+    rows = [Sample(0, text="red"), Sample(4, text="shoe"), Sample(0, text="blue")]
+    whole = build(builder, rows)
+    alone = builder.build(rows[2:], np.array([2]), np.array([0]))
+    both_epochs = builder.build(rows[:1] * 2, np.array([0, 0]), np.array([0, 1]))
+    assert torch.equal(alone.images[0], whole.images[0])
+    assert torch.equal(both_epochs.images[0], whole.images[0])
+    assert len(both_epochs.images) == 2 and not torch.equal(both_epochs.images[1], whole.images[0])
+
+
+def test_what_is_scored_shows_every_row_its_picture(make_builder: MakeBuilder) -> None:
+    rows = [Sample(0, text="red"), Sample(0, text="blue")]
+    assert len(build(make_builder(train=False, share_images=True), rows).images) == 2
