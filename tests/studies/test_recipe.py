@@ -193,3 +193,13 @@ def test_a_run_is_validated_as_often_as_the_plan_counts(steps: int) -> None:
     assert isinstance(every, int) and every > 0
     times = sum(step % every == 0 or step == steps for step in range(1, steps + 1))
     assert times <= VALIDATIONS and (times == VALIDATIONS or steps < VALIDATIONS)
+
+
+@pytest.mark.parametrize(("tags", "block"), [(140_000, 10), (2_000, 2)])
+def test_the_tags_of_an_item_come_together_and_show_one_picture(tags: int, block: int) -> None:
+    facts = replace(POOL, rows={**POOL.rows, "attributes": tags})
+    runs = recipe(facts, TWO, 60, 2).runs
+    settings = runs["attributes"].settings
+    together = {name: settings[f"data.{name}"] for name in ("share_images", "shuffle_block", "shuffle_window")}
+    assert together == {"share_images": True, "shuffle_block": block, "shuffle_window": 1}
+    assert "data.share_images" not in {**runs["stage1"].settings, **runs["classification"].settings}

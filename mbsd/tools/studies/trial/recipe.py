@@ -44,8 +44,9 @@ CONFIGS: dict[Kind, str] = {
 DEEPSPEED = "finetune"
 # Updates count: of 18,000 items batches of 32 learned more categories than larger ones in the same time. A yes/no
 # answer teaches less than a category: at batches of 32 and 7e-4 attributes stay at chance.
-BATCH: dict[Kind, int] = {"stage1": 32, "classification": 32, "attributes": 64}
+BATCH: dict[Kind, int] = {"stage1": 32, "classification": 32, "attributes": 128}
 LEARNING_RATE: dict[Kind, float] = {"stage1": 7e-4, "classification": 7e-4, "attributes": 2e-4}
+HEAD_RATE: dict[Kind, float] = {"stage1": 1.0, "classification": 1.0, "attributes": 5.0}  # optim.head
 WEIGHT_DECAY = 0.05
 
 
@@ -153,7 +154,7 @@ def recipe(facts: CatalogFacts, machine: Machine, minutes: float, chains: int) -
                 batch_size=-(-_batch(kind, facts) // machine.ranks) * machine.ranks,
                 learning_rate=LEARNING_RATE[kind],
                 model=model,
-                settings={"model.dropout": 0.0, **DATA, **_of_task(kind)},
+                settings={"model.dropout": 0.0, **DATA, **_of_kind(kind, facts)},
                 optimizer={"weight_decay": WEIGHT_DECAY, "fused": True},
                 zero_stage=0,
                 share=SHARES[kind],
@@ -183,5 +184,13 @@ def _batch(kind: Kind, facts: CatalogFacts) -> int:
     return BATCH[kind] // 2 if facts.items < 2000 else BATCH[kind]
 
 
-def _of_task(kind: Kind) -> dict[str, Any]:
-    return {"masking.mpm_target": "hog"} if kind == "stage1" else {"task.views": ["full", "text", "image"]}
+def _of_kind(kind: Kind, facts: CatalogFacts) -> dict[str, Any]:
+    if kind == "stage1":
+        return {"masking.mpm_target": "hog"}
+    settings: dict[str, Any] = {"task.views": ["full", "text", "image"], "optim.head": HEAD_RATE[kind]}
+    if kind == "attributes":
+        # Right and wrong tags of an item, in one batch, leave the difference between the tags to be learnt; and its
+        # picture is read once.
+        tags = round(facts.rows["attributes"] / max(1, facts.rows["stage1"]))
+        settings |= {"data.share_images": True, "data.shuffle_block": max(2, tags), "data.shuffle_window": 1}
+    return settings
