@@ -31,6 +31,7 @@ class BackboneConfig(BertConfig):
     mpm_target: str = "pixels"
     task: str = ""
     position_range: float = 0.02
+    head_range: float = 0.02
     projection_dim: int = 512
     projection: str = "per_view"
     logit_scale_start: float = 1 / 0.07

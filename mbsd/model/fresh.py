@@ -49,6 +49,7 @@ def behaviour(model: ModelConfig, head: Mapping[str, Any]) -> dict[str, Any]:
         "hidden_dropout_prob": model.dropout,
         "attention_probs_dropout_prob": model.dropout,
         "representation": model.representation,
+        "head_range": model.head_range,
         "match_head": model.match_head,
         "num_labels_out": 1,
         "pair_head": "compare",

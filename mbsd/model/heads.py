@@ -18,10 +18,6 @@ from mbsd.model.backbone import MbsdPreTrainedModel
 from mbsd.model.config import BackboneConfig
 from mbsd.model.mbsd import MbsdConfig
 
-# A yes/no or class head starts near a probability of one half, however wide the rest is drawn: the first steps would
-# else only shrink large random logits.
-HEAD_RANGE = 0.02
-
 
 @dataclass(frozen=True)
 class MaskedOutput:
@@ -75,7 +71,7 @@ class Head(MbsdPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, nn.Linear) and module is getattr(self, self.answer_layer, None):
-            init.normal_(module.weight, 0.0, HEAD_RANGE)
+            init.normal_(module.weight, 0.0, self.config.head_range)
 
 
 class MbsdForMaskedModelling(Head):
