@@ -308,3 +308,13 @@ def test_initialisation() -> None:
                 assert 0.013 < parameter.std() < 0.027, name
             elif not name.endswith("word_embeddings.weight"):  # its padding row is 0
                 assert 0.03 < parameter.std() < 0.07 and abs(parameter.mean()) < 0.03, name
+
+
+def test_an_answer_layer_is_drawn_as_wide_as_head_range() -> None:
+    for kind, layer in ((MbsdForMatching, "match"), (MbsdForClassification, "classifier")):
+        spread = []
+        for head_range in (0.02, 0.2):
+            torch.manual_seed(0)
+            config = tiny_config(hidden_size=64, num_labels_out=40, match_head="per_view", head_range=head_range)
+            spread.append(getattr(kind(config), layer).weight.std().item())
+        assert spread[1] / spread[0] == pytest.approx(10, rel=1e-3)
