@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from mbsd.catalog.attribute_values import key_of, keys_of, parts_of
+from mbsd.catalog.attribute_values import key_of, parts_of, value_keys
 from mbsd.catalog.reader import Record
 from mbsd.catalog.record_files import some
 from mbsd.catalog.word_forms import UNSPACED_RUN
@@ -66,7 +66,7 @@ def group_of_picture(records: Sequence[Record], items: Iterable[int]) -> Group:
     numbers = tuple(map(int, items))
     for item in numbers:
         for name, text in records[item].attributes.items():
-            said[name] = said.get(name, frozenset()) | keys_of(text)
+            said[name] = said.get(name, frozenset()) | value_keys(text)
     return Group(numbers, said)
 
 
@@ -79,7 +79,9 @@ def groups_of_title(records: Sequence[Record], items: Iterable[int]) -> list[Gro
         for n, (name, _) in enumerate(of_item):
             alike[name, record.category, *of_item[:n], *of_item[n + 1 :]].append(item)
     return [
-        Group(tuple(same), {key[0]: frozenset().union(*(keys_of(records[item].attributes[key[0]]) for item in same))})
+        Group(
+            tuple(same), {key[0]: frozenset().union(*(value_keys(records[item].attributes[key[0]]) for item in same))}
+        )
         for key, same in alike.items()
         if len(same) > 1
     ]
@@ -146,7 +148,7 @@ def find_ambiguity(attributes: Attributes, groups: Sequence[Group]) -> Ambiguity
             ambiguity.add(name, head, other, "words")
         for head, other in _for_anything(spelled):
             ambiguity.add(name, head, other, "anything goes")
-        items = [(keys_of(text), count) for text, count in of_name.items()]
+        items = [(value_keys(text), count) for text, count in of_name.items()]
         for baskets, least in ((items, MIN_ITEMS), (of_groups[name], MIN_ITEMS)):
             for head, other in _together(baskets, least):
                 ambiguity.add(name, spelled[head], spelled[other], "together")
@@ -176,7 +178,7 @@ def read_ambiguity(path: Path, attributes: Attributes, default: Ambiguity) -> tu
     known: dict[str, set[str]] = defaultdict(set)
     for of_item in attributes:
         for name, text in of_item.items():
-            known[name] |= keys_of(text)
+            known[name] |= value_keys(text)
     unknown = next((name for name in tree if name not in known), None)
     if unknown is not None:
         raise UserError(f"{path}: no item has an attribute {unknown!r}; found {some(sorted(known)) or 'none at all'}")

@@ -33,7 +33,7 @@ def key_of(part: str) -> str:
 
 
 @lru_cache(maxsize=1 << 17)
-def keys_of(text: str) -> frozenset[str]:
+def value_keys(text: str) -> frozenset[str]:
     """Return the keys of all values in a text."""
     return frozenset(map(key_of, parts_of(text)))
 

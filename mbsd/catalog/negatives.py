@@ -24,7 +24,7 @@ from mbsd.catalog.ambiguity import (
     without_variants,
     write_ambiguity,
 )
-from mbsd.catalog.attribute_values import keys_of
+from mbsd.catalog.attribute_values import value_keys
 from mbsd.catalog.groups import GroupOptions, Groups
 from mbsd.catalog.identity.find import picture_keys, title_keys
 from mbsd.catalog.identity.report import groups_of, without_placeholders
@@ -90,7 +90,7 @@ class Fact:
 
     def refuses(self, text: str) -> bool:
         """Whether a text is surely wrong of the item."""
-        return self.blocked.isdisjoint(keys_of(text))
+        return self.blocked.isdisjoint(value_keys(text))
 
 
 @dataclass
@@ -178,7 +178,7 @@ def read_tags(groups: Groups, same: GroupOptions, options: NegativeOptions) -> T
     facts = []
     for item, record in enumerate(records):
         for name, text in sorted(record.attributes.items()):
-            own = keys_of(text) | twins.get((item, name), frozenset())
+            own = value_keys(text) | twins.get((item, name), frozenset())
             blocked = ambiguity.blocked(name, own)
             facts.append(Fact(item, record.item_id, record.category, splits[item], name, text, blocked))
     return Tags(catalog, options, ambiguity, facts, notes + ambiguity.describe())

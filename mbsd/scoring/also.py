@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mbsd.catalog.attribute_values import keys_of
+from mbsd.catalog.attribute_values import value_keys
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Table
 from mbsd.errors import UserError
@@ -91,4 +91,4 @@ def read_also(also: Path, its_catalog: Catalog, table: Table, catalog: Catalog) 
 def _key(name: str) -> tuple[str, ...]:
     """What two spellings of a category, or of a tag "name:value", have in common."""
     attribute, _, value = name.partition(":")
-    return (*sorted(keys_of(attribute)), ":", *sorted(keys_of(value)))
+    return (*sorted(value_keys(attribute)), ":", *sorted(value_keys(value)))

@@ -16,7 +16,7 @@ from mbsd.catalog.ambiguity import (
     without_variants,
     write_ambiguity,
 )
-from mbsd.catalog.attribute_values import keys_of, parts_of
+from mbsd.catalog.attribute_values import parts_of, value_keys
 from mbsd.catalog.reader import Record
 from mbsd.errors import UserError
 
@@ -50,8 +50,8 @@ def test_values_in_a_text(text: str, parts: tuple[str, ...]) -> None:
 
 
 def test_spellings_with_and_without_spaces_are_one_value() -> None:
-    assert keys_of("T-Shirt") == keys_of("tshirt") == keys_of("t shirt")
-    assert keys_of("3.5 cm") != keys_of("35 cm")
+    assert value_keys("T-Shirt") == value_keys("tshirt") == value_keys("t shirt")
+    assert value_keys("3.5 cm") != value_keys("35 cm")
 
 
 def pairs(*attributes: dict[str, str], groups: list[list[int]] | None = None) -> dict[str, dict[str, list[str]]]:
@@ -127,10 +127,10 @@ def test_pairs_are_symmetric_and_not_transitive() -> None:
     blues = Ambiguity()
     blues.add("colour", "blue", "navy blue", "words")
     blues.add("colour", "blue", "sky blue", "words")
-    assert blues.blocked("colour", keys_of("Navy Blue")) == {"navyblue", "blue"}
-    assert blues.blocked("colour", keys_of("Blue")) == {"navyblue", "blue", "skyblue"}
-    assert blues.blocked("colour", keys_of("Red/Sky-Blue")) == {"red", "skyblue", "blue"}
-    assert blues.blocked("style", keys_of("Blue")) == {"blue"}
+    assert blues.blocked("colour", value_keys("Navy Blue")) == {"navyblue", "blue"}
+    assert blues.blocked("colour", value_keys("Blue")) == {"navyblue", "blue", "skyblue"}
+    assert blues.blocked("colour", value_keys("Red/Sky-Blue")) == {"red", "skyblue", "blue"}
+    assert blues.blocked("style", value_keys("Blue")) == {"blue"}
 
 
 ITEMS = [{"gender": "Men", "colour": "Blue"}, {"gender": "Unisex", "colour": "Navy Blue"}, {"colour": "Teal"}]
