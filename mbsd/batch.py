@@ -2,7 +2,7 @@
 
 The dimension letters used as suffixes of tensor names in the whole package:
 
-    B  samples of a micro-batch                     I  those of them that have an image (I <= B)
+    B  samples of a micro-batch                     I  images of the batch (I <= B)
     V  views of each sample (full, text, image)     S  sequences = V x B, view after view: s = v * B + b
     N  text tokens, each embedded once              P  patch tokens of one image (49; 50 with the image [CLS])
     T  packed tokens of all sequences               L  tokens of one sequence
@@ -142,8 +142,8 @@ class Batch(_Tensors):
     Attributes:
         input_ids_N, position_ids_N, token_type_ids_N: int64; the text streams of the B samples, one after the other.
         images: uint8 [I, 3, height, width]; RGB of the samples that have an image, in the order of the samples; in
-            training with data.share_images one for all samples of an item. The model normalises them: a quarter of the
-            bytes of float32 travels from worker to device.
+            training with data.share_images one for all samples of an item, in the order of their first ones. The model
+            normalises them: a quarter of the bytes of float32 travels from worker to device.
         views: the index plan.
         items_B: int64; the catalogue's item number of each sample. Rows of an alignment table have two items: their
             first ones are samples 0 ... B/2 - 1, their second ones the rest, in the same order, and labels_B is [B/2].

@@ -45,11 +45,12 @@ class DataConfig:
     """Training pictures' brightness, contrast and saturation change by up to this share. A colour is often what an
     attribute says, so none by default."""
     word_dropout: float = share(default=0.0)
-    """Probability that a word piece of a training title is left out; one always stays. Queries and tags stay whole."""
+    """Probability that a word piece of a training title is left out; one always stays. Queries and tags stay whole: in
+    stage 2 a query may ask for a word that its title has lost."""
     share_images: bool = False
-    """Rows of a task table that ask about the same item show one picture in a training batch: cropped once an epoch,
-    decoded and read once. They come together with shuffle_window 1 and a shuffle_block of as many rows as an item
-    has."""
+    """Rows of a task table that ask about the same item show one picture in a rank's micro-batch: cropped once an
+    epoch, decoded and patchified once. They come together where an item's rows are neighbours in the table, as in
+    derived ones, with shuffle_window 1 and a shuffle_block of several items' rows. Not with token_bucket."""
     shuffle_block: int = at_least(1, default=64)
     """Neighbouring samples that an epoch keeps near each other, so that disks read sequentially."""
     shuffle_window: int = at_least(1, default=512)

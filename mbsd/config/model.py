@@ -60,8 +60,8 @@ class ModelConfig:
     """The same of positions, token types and modality vectors. BERT draws them as wide as words, and a small model then
     takes thousands of steps to separate a word's position from the word."""
     head_range: float = 0.02
-    """The same of a task's or stage 2's answer layer. With little, the first answers are near "I do not know"; a narrow
-    model that is to tell many classes apart learns them sooner from about 1 / sqrt(hidden_size) here too."""
+    """Deviation of the weights of a new answer layer (stage 2, tasks). A small value starts every answer near one half,
+    or all classes near each other; a narrow model learns many classes sooner from about 1 / sqrt(hidden_size)."""
     match_head: Literal["shared", "per_view"] = "shared"
     """One linear layer for the three views' logits (the paper's words in 3.6), or one each."""
     activation_checkpointing: bool = False

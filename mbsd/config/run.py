@@ -150,6 +150,11 @@ class BaseConfig:
             raise UserError(f"data.crop_scale={[low, high]}: expected 0 < low <= high <= 1")
         if data.share_images and data.table is None:
             raise UserError("data.share_images=true: only rows of a task table ask about the same item; remove it")
+        if data.share_images and data.token_bucket > 1:
+            raise UserError(
+                f"data.share_images=true and data.token_bucket={data.token_bucket}: batches would be filled up to a "
+                "picture for every sample; remove one"
+            )
         check_ranges(self)
         if run.ema == 1:
             raise UserError("run.ema=1: the average would stay at the first step's weights: expected a number below 1")

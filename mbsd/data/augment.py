@@ -1,4 +1,4 @@
-"""Catalogue → batches: what becomes of a training picture, drawn before anything is decoded, and of a title.
+"""Catalogue → batches: what becomes of a training picture, drawn before anything is decoded.
 
 A window is (x0, y0, x1, y1) as shares of the picture's width and height. Both decoders round it to the same whole
 pixels.
@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-
-from mbsd.data.views import TextTokens
 
 Windows = npt.NDArray[np.float64]
 Flips = npt.NDArray[np.bool_]
@@ -96,24 +94,3 @@ def training_window(
     width, height = min(1.0, math.sqrt(area * ratio)), min(1.0, math.sqrt(area / ratio))
     x0, y0 = across * (1 - width), down * (1 - height)
     return (x0, y0, x0 + width, y0 + height), mirror < flip_probability
-
-
-def drop_words(rng: np.random.Generator, text: TextTokens, probability: float) -> TextTokens:
-    """The text without some of its title's word pieces, each of which is left out with this probability.
-
-    One piece always stays, and so do the special tokens and what stands before the title.
-
-    Args:
-        rng: of this sample.
-        text: of one sample.
-        probability: below 1.
-    """
-    first, last = text.num_query or 1, len(text.input_ids) - 1  # the title's pieces, without its [SEP]
-    if last - first < 2:
-        return text
-    kept = np.ones(len(text.input_ids), dtype=bool)
-    kept[first:last] = rng.random(last - first) >= probability
-    stays = first + int(rng.integers(last - first))
-    if not kept[first:last].any():
-        kept[stays] = True
-    return TextTokens(text.input_ids[kept], text.token_type_ids[kept], text.num_query)

@@ -16,19 +16,20 @@ from mbsd.batch import Batch, Masks
 from mbsd.catalog.keys import ItemKeys
 from mbsd.catalog.reader import DamagedRecord
 from mbsd.config.data import DataConfig
-from mbsd.data.augment import Augmentation, draw_augmentation, drop_words, no_augmentation
+from mbsd.data.augment import Augmentation, draw_augmentation, no_augmentation
 from mbsd.data.decode_torchvision import ImageDecoder
 from mbsd.data.masking import Vocabulary, mask_patches, mask_text
 from mbsd.data.order import sample_rng
 from mbsd.data.samples import ItemSource, Sample
 from mbsd.data.shape_buckets import black_images, fill_up
 from mbsd.data.spec import BatchSpec, SameProduct
-from mbsd.data.text import encode_pair
+from mbsd.data.text import drop_words, encode_pair
 from mbsd.data.views import TextTokens, pack
 
 Int64 = npt.NDArray[np.int64]
 Key = tuple[int, int, str]
-"""Epoch and position of a sample, and which of its items: what its random numbers are drawn from."""
+"""What random numbers are drawn from: epoch and position of a sample, and which of its items; of a shared picture,
+epoch and item."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Prepared:
 class BatchBuilder:
     """Builds micro-batches; every random number in them depends on (seed, epoch, position) of its sample alone.
 
+    With data.share_images a picture's crop depends on (seed, epoch, item) instead.
+
     Args:
         source: where titles and pictures are read.
         tokenizer: from data.text.
@@ -85,6 +88,8 @@ class BatchBuilder:
             raise ValueError(f"masking needs the view full, found views {list(spec.views)}")
         if decoder.size != data.image_size:
             raise ValueError(f"decoder of {decoder.size} px, data.image_size={data.image_size}: expected the same")
+        if spec.masking is not None and data.share_images:
+            raise ValueError("data.share_images with masks: each sample hides patches of a picture of its own")
         if isinstance(spec.targets, SameProduct) != (keys is not None):
             raise ValueError(
                 f"targets {spec.targets} and keys {keys}: expected keys for SameProduct and no other targets"
@@ -181,28 +186,40 @@ class BatchBuilder:
         return dataclasses.replace(prepared.batch, images=self._decode(prepared.encoded, prepared.batch.num_samples))
 
     def _read_images(self, samples: Sequence[Sample]) -> tuple[list[bytes | None], int, tuple[str, ...]]:
-        """The JPEG of each sample, how many were read, and a line for each that is damaged (None in its place)."""
+        """The JPEG of each sample, how many were read, and a line for each that is damaged (None in its place).
+
+        An item that several samples show is read for each of them, unless they share its picture.
+        """
         if self.spec.views == ("text",):
             return [None] * len(samples), 0, ()
+        asked = [None if "image" in sample.hidden else sample.item for sample in samples]
+        items = [item for item in asked if item is not None]
+        if self._shares:
+            items = list(dict.fromkeys(items))
         jpegs: list[bytes | None] = []
         damaged: list[str] = []
-        for sample in samples:
+        for item in items:
             try:
-                jpegs.append(None if "image" in sample.hidden else self.source.image(sample.item))
+                jpegs.append(self.source.image(item))
             except DamagedRecord as error:
                 damaged.append(str(error))
                 jpegs.append(None)
-        return jpegs, len(damaged) + sum(jpeg is not None for jpeg in jpegs), tuple(damaged)
+        num_read = len(damaged) + sum(jpeg is not None for jpeg in jpegs)
+        of_item = dict(zip(items, jpegs, strict=True))
+        return [None if item is None else of_item[item] for item in asked], num_read, tuple(damaged)
+
+    @property
+    def _shares(self) -> bool:
+        return self.spec.train and self.data.share_images
 
     def _pictures(
         self, samples: Sequence[Sample], keys: list[Key], jpegs_B: list[bytes | None]
     ) -> tuple[list[int], list[bytes], list[Key]]:
         """Which picture each sample shows (0 where it has none), the pictures, and what their crops are drawn from."""
-        share = self.spec.train and self.data.share_images
         numbers: list[int] = []
         pictures: dict[Key, tuple[int, bytes]] = {}
         for sample, key, jpeg in zip(samples, keys, jpegs_B, strict=True):
-            crop_key = (key[0], sample.item, ".item") if share else key
+            crop_key = (key[0], sample.item, ".item") if self._shares else key
             if jpeg is not None:
                 pictures.setdefault(crop_key, (len(pictures), jpeg))
             numbers.append(pictures[crop_key][0] if jpeg is not None else 0)

@@ -129,7 +129,7 @@ def sample_rng(seed: int, epoch: int, position: int, purpose: str | int) -> np.r
         seed: of the run.
         epoch: pass over the samples.
         position: of the sample in the order of that epoch.
-        purpose: what is drawn ("text", "patches", "crop"), so that one use more does not move the others.
+        purpose: what is drawn ("text", "words", "patches", "crop"), so that one use more does not move the others.
     """
     tag = zlib.crc32(purpose.encode()) if isinstance(purpose, str) else _hash_int(purpose)
     # The stream counts up the first two words of the counter; the last two are ours.

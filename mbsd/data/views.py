@@ -53,7 +53,8 @@ def pack(
         has_image: of the B samples.
         view_names: V of batch.VIEW_NAMES.
         patches_per_image: P, the image [CLS] included where there is one.
-        image_numbers: which image each sample shows that has one; default: each its own, in their order.
+        image_numbers: which image each sample shows; that of one without an image is not read. Default: each its own,
+            in their order.
 
     Returns:
         input_ids_N, position_ids_N, token_type_ids_N (int64 [N]) and the plan. See batch.Views.

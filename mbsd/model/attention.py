@@ -89,7 +89,7 @@ def packed_attention(  # noqa: PLR0913 (transformers' AttentionInterface names t
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Softmax attention within each sequence (transformers' AttentionInterface).
+    """Softmax attention within each sequence (transformers' AttentionInterface); on a CPU, with a gradient, in float32 at least.
 
     Args:
         query, key, value: [1, H, T, head size], all sequences one after the other.
@@ -107,8 +107,8 @@ def packed_attention(  # noqa: PLR0913 (transformers' AttentionInterface names t
         return out_BHLd.transpose(1, 2), None
     if plan.offsets_S is not None:
         return _at_once(query, key, value, plan, dropout, scaling), None
-    # In half precision the backward of torch's attention for CPUs takes several times as long as in float32.
-    dtype = torch.promote_types(query.dtype, torch.float32)
+    # Backward, torch's attention for CPUs takes several times as long in half precision as in float32.
+    dtype = torch.promote_types(query.dtype, torch.float32) if torch.is_grad_enabled() else query.dtype
     wide = (tensor.to(dtype) for tensor in (query, key, value))
     triples = zip(*(torch.split(tensor, list(plan.lengths), dim=2) for tensor in wide), strict=True)
     pieces = [_attend(q, k, v, dropout, scaling) for q, k, v in triples]

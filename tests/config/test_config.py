@@ -209,3 +209,14 @@ def test_numbers_that_cannot_be_meant(wrong: str, tmp_path: Path) -> None:
 def test_batch_sizes(given: dict[str, object], ranks: int, expected: tuple[int, int, int]) -> None:
     sizes = DeepSpeedConfig(given).sizes(ranks)
     assert (sizes.global_batch, sizes.micro_batch, sizes.accumulation) == expected
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [([], "only rows of a task table"), (["--data.table=t.parquet", "--data.token_bucket=32"], "every")],
+)
+def test_shared_pictures_need_a_table_and_unfilled_batches(more: list[str], said: str) -> None:
+    words = ["--deepspeed_config=ds_configs/cpu_stage1.json", "--run.dir=r", "--run.max_steps=1", "--data.catalog=c"]
+    stage = "--stage=matching" if more else "--stage=masked"
+    with pytest.raises(UserError, match=said):
+        parse(PretrainConfig, [*words, stage, "--data.share_images=true", *more])

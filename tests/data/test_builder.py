@@ -269,3 +269,8 @@ def test_a_shared_crop_follows_the_epoch_and_the_item_alone(make_builder: MakeBu
 def test_what_is_scored_shows_every_row_its_picture(make_builder: MakeBuilder) -> None:
     rows = [Sample(0, text="red"), Sample(0, text="blue")]
     assert len(build(make_builder(train=False, share_images=True), rows).images) == 2
+
+
+def test_masks_do_not_go_with_shared_pictures(make_builder: MakeBuilder) -> None:
+    with pytest.raises(ValueError, match="share_images"):
+        make_builder(masking=MaskingConfig(), share_images=True)

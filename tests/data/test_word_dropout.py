@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mbsd.data.augment import drop_words
 from mbsd.data.samples import Sample
+from mbsd.data.text import drop_words
 from mbsd.data.views import TextTokens
 from tests.data.conftest import MakeBuilder
 

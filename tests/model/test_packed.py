@@ -266,7 +266,7 @@ def test_bert_weights_are_all_of_the_models_text_side() -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 1e-9], ids=["one kernel", "products"])
-def test_half_precision_on_a_cpu_attends_in_float32(dropout: float) -> None:
+def test_half_precision_trains_attention_in_float32_on_a_cpu(dropout: float) -> None:
     """Output and gradients are those of float32 on the same values, rounded once."""
     generator = torch.Generator().manual_seed(51)
     plan = AttentionPlan((5, 3, 9))

@@ -46,8 +46,9 @@ DEEPSPEED = "finetune"
 # answer teaches less than a category: at batches of 32 and 7e-4 attributes stay at chance.
 BATCH: dict[Kind, int] = {"stage1": 32, "classification": 32, "attributes": 128}
 LEARNING_RATE: dict[Kind, float] = {"stage1": 7e-4, "classification": 7e-4, "attributes": 3e-4}
-# A layer of 65 classes that starts at 0.02 costs a model of this width half of its steps.
-HEAD_RANGE = 0.08
+WORD_DROPOUT = 0.1
+# Of a batch of attributes: rows that are neighbours in the table, an item's tags among them.
+BLOCK_SHARE = 4
 WEIGHT_DECAY = 0.05
 
 
@@ -155,7 +156,7 @@ def recipe(facts: CatalogFacts, machine: Machine, minutes: float, chains: int) -
                 batch_size=-(-_batch(kind, facts) // machine.ranks) * machine.ranks,
                 learning_rate=LEARNING_RATE[kind],
                 model=model,
-                settings={"model.dropout": 0.0, **DATA, **_of_kind(kind, facts)},
+                settings={"model.dropout": 0.0, **DATA, **_of_kind(kind, facts, sizes[1])},
                 optimizer={"weight_decay": WEIGHT_DECAY, "fused": True},
                 zero_stage=0,
                 share=SHARES[kind],
@@ -185,15 +186,17 @@ def _batch(kind: Kind, facts: CatalogFacts) -> int:
     return BATCH[kind] // 2 if facts.items < 2000 else BATCH[kind]
 
 
-def _of_kind(kind: Kind, facts: CatalogFacts) -> dict[str, Any]:
+def _of_kind(kind: Kind, facts: CatalogFacts, width: int) -> dict[str, Any]:
     if kind == "stage1":
         return {"masking.mpm_target": "hog"}
+    # An answer layer of 65 classes that starts narrower takes many more steps until it tells them apart.
     settings: dict[str, Any] = {
-        "task.views": ["full", "text", "image"], "model.head_range": HEAD_RANGE, "data.word_dropout": 0.1,
+        "task.views": ["full", "text", "image"], "model.head_range": round(width**-0.5, 3),
+        "data.word_dropout": WORD_DROPOUT,
     }  # fmt: skip
     if kind == "attributes":
-        # Right and wrong tags of an item, in one batch, leave the difference between the tags to be learnt; and its
-        # picture is read once.
-        tags = round(facts.rows["attributes"] / max(1, facts.rows["stage1"]))
-        settings |= {"data.share_images": True, "data.shuffle_block": max(2, tags), "data.shuffle_window": 1}
+        # With right and wrong tags of an item in one batch what is left to be learnt is the difference between the
+        # tags; and its picture is read once. Blocks that divide the batch are not parted by its ends.
+        block = max(1, _batch(kind, facts) // BLOCK_SHARE)
+        settings |= {"data.share_images": True, "data.shuffle_block": block, "data.shuffle_window": 1}
     return settings
