@@ -89,7 +89,9 @@ def packed_attention(  # noqa: PLR0913 (transformers' AttentionInterface names t
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Softmax attention within each sequence (transformers' AttentionInterface); on a CPU, with a gradient, in float32 at least.
+    """Softmax attention within each sequence (transformers' AttentionInterface).
+
+    On a CPU, where gradients are asked for, it is computed in float32 at least.
 
     Args:
         query, key, value: [1, H, T, head size], all sequences one after the other.

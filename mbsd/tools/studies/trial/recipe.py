@@ -171,10 +171,14 @@ def recipe(facts: CatalogFacts, machine: Machine, minutes: float, chains: int) -
 def with_text_model(chosen: Recipe, folder: str) -> Recipe:
     """The recipe with a published BERT as the text side: it brings its sizes and its words.
 
-    Trained weights have a rate of their own, the one that was measured for them.
+    Trained weights have a rate of their own, the one that was measured for them, and a width of their own.
     """
     changes: dict[str, Any] = {"model": {"model.backbone": folder, **PATCHES}, "learning_rate": 2e-4}
-    return Recipe({kind: RunRecipe(**{**vars(run), **changes}) for kind, run in chosen.runs.items()})
+    runs: dict[Kind, RunRecipe] = {}
+    for kind, run in chosen.runs.items():
+        settings = {name: value for name, value in run.settings.items() if name != "model.head_range"}
+        runs[kind] = RunRecipe(**{**vars(run), **changes, "settings": settings})
+    return Recipe(runs)
 
 
 def _words(items: int) -> int:
