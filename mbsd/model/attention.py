@@ -91,7 +91,7 @@ def packed_attention(  # noqa: PLR0913 (transformers' AttentionInterface names t
 ) -> tuple[Tensor, None]:
     """Softmax attention within each sequence (transformers' AttentionInterface).
 
-    On a CPU, where gradients are asked for, it is computed in float32 at least.
+    On a CPU it is computed in float32 at least.
 
     Args:
         query, key, value: [1, H, T, head size], all sequences one after the other.
@@ -109,8 +109,9 @@ def packed_attention(  # noqa: PLR0913 (transformers' AttentionInterface names t
         return out_BHLd.transpose(1, 2), None
     if plan.offsets_S is not None:
         return _at_once(query, key, value, plan, dropout, scaling), None
-    # Backward, torch's attention for CPUs takes several times as long in half precision as in float32.
-    dtype = torch.promote_types(query.dtype, torch.float32) if torch.is_grad_enabled() else query.dtype
+    # Backward, torch's attention for CPUs takes several times as long in half precision as in float32. Without a
+    # gradient it has to be the same bits: the contrastive stage encodes a batch without one first, then with one.
+    dtype = torch.promote_types(query.dtype, torch.float32)
     wide = (tensor.to(dtype) for tensor in (query, key, value))
     triples = zip(*(torch.split(tensor, list(plan.lengths), dim=2) for tensor in wide), strict=True)
     pieces = [_attend(q, k, v, dropout, scaling) for q, k, v in triples]
