@@ -141,6 +141,27 @@ def encode_pair(
     return TextTokens(np.array(first + second, dtype=np.int64), types, len(first))
 
 
+def drop_words(rng: np.random.Generator, text: TextTokens, probability: float) -> TextTokens:
+    """The text without some of its title's word pieces, each of which is left out with this probability.
+
+    One piece always stays, and so do the special tokens and what stands before the title.
+
+    Args:
+        rng: of this sample.
+        text: of one sample.
+        probability: of each piece; at 1 one is left.
+    """
+    first, last = text.num_query or 1, len(text.input_ids) - 1  # the title's pieces, without its [SEP]
+    if last - first < 2:
+        return text
+    kept = np.ones(len(text.input_ids), dtype=bool)
+    kept[first:last] = rng.random(last - first) >= probability
+    stays = first + int(rng.integers(last - first))
+    if not kept[first:last].any():
+        kept[stays] = True
+    return TextTokens(text.input_ids[kept], text.token_type_ids[kept], text.num_query)
+
+
 def _word_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     backend = tokenizer.backend_tokenizer
     # "[MASK]" in a seller's title is a word, no mask. The flag does not survive pickling, so it is set here.
@@ -199,24 +220,3 @@ def _pieces(words: Counter[str], characters: set[str], inner_characters: list[st
         ("##" if piece[0] in plain else "") + "".join(plain.get(character, character) for character in piece)
         for piece in pieces[:room]
     ]
-
-
-def drop_words(rng: np.random.Generator, text: TextTokens, probability: float) -> TextTokens:
-    """The text without some of its title's word pieces, each of which is left out with this probability.
-
-    One piece always stays, and so do the special tokens and what stands before the title.
-
-    Args:
-        rng: of this sample.
-        text: of one sample.
-        probability: of each piece; at 1 one is left.
-    """
-    first, last = text.num_query or 1, len(text.input_ids) - 1  # the title's pieces, without its [SEP]
-    if last - first < 2:
-        return text
-    kept = np.ones(len(text.input_ids), dtype=bool)
-    kept[first:last] = rng.random(last - first) >= probability
-    stays = first + int(rng.integers(last - first))
-    if not kept[first:last].any():
-        kept[stays] = True
-    return TextTokens(text.input_ids[kept], text.token_type_ids[kept], text.num_query)
