@@ -1,7 +1,7 @@
 """The recipe of a small model by the size of its data, the machine and the minutes: the one place of its numbers.
 
 `recipe` says with which settings a run trains; how many steps it gets is `trial.plan`'s arithmetic, from the shares
-here and speeds that are measured. What each number is good for is told in docs/recipes.md.
+here and speeds that are measured. What is known of single numbers is told in docs/recipes.md; not all were measured.
 """
 
 from __future__ import annotations
