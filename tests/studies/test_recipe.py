@@ -88,7 +88,18 @@ def test_every_recipe_is_one_that_the_launchers_take(items: int, minutes: float)
         settings, _ = parse(config, list(map(str, words)))  # type: ignore[type-var]
         assert settings.run.init_from is None and settings.model.dropout == 0
         assert settings.model.hidden_size == run.model["model.hidden_size"]
-        assert tuple(settings.model.patchify_strides) == (2, 2, 2, 2) and settings.data.crop_scale == (0.8, 1.0)
+        assert tuple(settings.model.patchify_strides) == (2, 2, 2, 2)
+        least = 0.9 if kind == "classification" else 0.8
+        assert settings.data.crop_scale == (least, 1.0)
+
+
+def test_what_pictures_want_is_of_the_run_on_categories_alone() -> None:
+    runs = recipe(POOL, TWO, 60, 2).runs
+    its_own = {"optim.image", "task.label_smoothing", "data.word_dropout"}
+    assert its_own <= runs["classification"].settings.keys()
+    assert not its_own & {*runs["stage1"].settings, *runs["attributes"].settings}
+    decays = {kind: run.optimizer["weight_decay"] for kind, run in runs.items()}
+    assert decays == {"stage1": 0.05, "classification": 0.2, "attributes": 0.05}
 
 
 def test_a_text_model_brings_its_sizes_and_its_rate() -> None:
