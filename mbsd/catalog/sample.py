@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from math import ceil
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ def sample_table(table: Table, catalog: Catalog, share: float, out: Path, seed: 
     What is drawn is a label: an item's category; of attributes an item's value, with the wrong tags beside it; else a
     row. Of each class (category, value, or label) a share is kept, rounded up, so that none vanishes. Of one class the
     labels whose hash of (seed, item, …) is smallest are kept: those of a smaller share are among those of a larger one.
+    Of attributes the hash is the item's alone: it is by and large the same items that keep their values, all of them,
+    as where someone has labelled a share of the items; and batches show each of their pictures for several tags.
 
     Raises:
         UserError: no share, or a table without training rows.
@@ -31,12 +34,12 @@ def sample_table(table: Table, catalog: Catalog, share: float, out: Path, seed: 
     if len(train) == 0:
         raise UserError(f"table {table.path}: its train split is empty; use a table with rows of that split")
     units = _units(table, catalog, train)
-    of_class: dict[str, set[str]] = defaultdict(set)
+    of_class: dict[str, set[_Unit]] = defaultdict(set)
     for unit, name in units.values():
         of_class[name].add(unit)
-    kept: set[str] = set()
+    kept: set[_Unit] = set()
     for members in of_class.values():
-        ordered = sorted(members, key=lambda unit: (draw(seed, unit), unit))
+        ordered = sorted(members, key=lambda unit: (draw(seed, unit.drawn), unit))
         kept.update(ordered[: ceil(share * len(ordered) - 1e-9)])
     stays: NDArray[np.bool_] = np.ones(len(table), dtype=bool)
     stays[train] = [units[row][0] in kept for row in train.tolist()]
@@ -45,8 +48,20 @@ def sample_table(table: Table, catalog: Catalog, share: float, out: Path, seed: 
     return int(stays[train].sum())
 
 
-def _units(table: Table, catalog: Catalog, train: NDArray[np.int64]) -> dict[int, tuple[str, str]]:
-    """Training row -> (what is drawn, by ids that are the same in every catalogue of these items; its class)."""
+class _Unit(NamedTuple):
+    """A label that is kept or not, by ids that are the same in every catalogue of these items.
+
+    Attributes:
+        name: of the label.
+        drawn: what its place in the draw is the hash of.
+    """
+
+    name: str
+    drawn: str
+
+
+def _units(table: Table, catalog: Catalog, train: NDArray[np.int64]) -> dict[int, tuple[_Unit, str]]:
+    """Training row -> (the label that it belongs to, its class)."""
     if table.kind == "attributes":
         return _values(table, catalog, train)
     names = [name for name in ("item", "item_a", "item_b", "text") if name in table.column_names]
@@ -54,11 +69,11 @@ def _units(table: Table, catalog: Catalog, train: NDArray[np.int64]) -> dict[int
     for row in train.tolist():
         values = table.row(row, (*names, "label"))
         unit = "\t".join(catalog.record(values[n]).item_id if n != "text" else values[n] for n in names)
-        found[row] = unit, str(values["label"])
+        found[row] = _Unit(unit, unit), str(values["label"])
     return found
 
 
-def _values(table: Table, catalog: Catalog, train: NDArray[np.int64]) -> dict[int, tuple[str, str]]:
+def _values(table: Table, catalog: Catalog, train: NDArray[np.int64]) -> dict[int, tuple[_Unit, str]]:
     """Of attributes: an item's attribute, and the value that it has; "" where all its tags are wrong."""
     items, texts = table.column("item"), table.column("text")
     names, labels = table.column("attribute"), table.column("label")
@@ -67,5 +82,6 @@ def _values(table: Table, catalog: Catalog, train: NDArray[np.int64]) -> dict[in
     for row in train.tolist():
         key = int(items[row]), names[row]
         value = true[key] if key in true else f"{names[row]}:"
-        found[row] = f"{catalog.record(key[0]).item_id}\t{key[1]}", value
+        item_id = catalog.record(key[0]).item_id
+        found[row] = _Unit(f"{item_id}\t{key[1]}", item_id), value
     return found

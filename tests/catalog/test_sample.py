@@ -70,6 +70,24 @@ def test_wrong_tags_stay_beside_the_right_one(catalog: Catalog, tmp_path: Path) 
     assert tags(some).items() <= tags(whole).items(), "all tags of an item's attribute, or none"
 
 
+def test_the_items_that_are_drawn_keep_all_their_values(catalog: Catalog, tmp_path: Path) -> None:
+    derive_table("attributes", catalog, tmp_path / "whole.parquet", DeriveOptions(negatives=NegativeOptions(2)))
+    whole = Table(tmp_path / "whole.parquet", catalog)
+    sample_table(whole, catalog, 0.3, tmp_path / "some.parquet")
+
+    def of_items(table: Table) -> dict[int, set[str]]:
+        found: dict[int, set[str]] = {}
+        for row in table.rows("train").tolist():
+            values = table.row(row, ("item", "attribute"))
+            found.setdefault(values["item"], set()).add(values["attribute"])
+        return found
+
+    all_values, kept = of_items(whole), of_items(Table(tmp_path / "some.parquet", catalog))
+    share_kept = sum(map(len, kept.values())) / sum(len(all_values[item]) for item in kept)
+    # Values drawn one by one: an item that keeps any would keep 1.8 of 5, .36; and 83 of 100 items would keep some.
+    assert share_kept > 0.6 and len(kept) < 0.5 * len(all_values)
+
+
 def test_pairs_of_titles_still_say_what_no_query_asks(catalog: Catalog, tmp_path: Path) -> None:
     """Else a study with withheld=true would take the sampled table for one that asks of every attribute."""
     withheld = sorted(catalog.attribute_values())[:1]
