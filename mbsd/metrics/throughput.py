@@ -29,8 +29,19 @@ PEAK_OF_NAME = {
 
 
 def training_flops(config: BackboneConfig, batch: Batch) -> float:
-    """Matmul FLOPs of the encoder and patchify for one forward and backward of a micro-batch; see `model_flops`."""
-    return model_flops(config, batch.views.real_lengths, batch.images.shape[0])
+    """Matmul FLOPs of the encoder and patchify for one forward and backward of a micro-batch: `model_flops`, and but
+    for stage 1, which reads all tokens, without what `Backbone.represent` leaves out."""
+    whole = model_flops(config, batch.views.real_lengths, batch.images.shape[0])
+    if batch.masks is not None:
+        return whole
+    each = batch.num_samples
+    cut = [
+        length
+        for view, name in enumerate(batch.views.names)
+        if name in config.views_to_first
+        for length in batch.views.real_lengths[view * each : (view + 1) * each]
+    ]
+    return whole - flops_left_out(config, cut)
 
 
 def model_flops(config: BackboneConfig, lengths: Sequence[int], images: int) -> float:
@@ -44,6 +55,16 @@ def model_flops(config: BackboneConfig, lengths: Sequence[int], images: int) -> 
     squares = sum(length * length for length in lengths)
     patchify = config.image_multiplications * images
     return 6.0 * encoder_weights * sum(lengths) + 12.0 * layers * width * squares + 6.0 * patchify
+
+
+def flops_left_out(config: BackboneConfig, lengths: Sequence[int]) -> float:
+    """Matmul FLOPs of the last layer for all but the first tokens, its keys and values excepted.
+
+    6 x (2 D^2 + 2 D x intermediate size) x (tokens - sequences) + 12 x D x (sum over sequences of length^2 - length).
+    """
+    width, others = config.hidden_size, sum(lengths) - len(lengths)
+    weights = 2 * width * width + 2 * width * config.intermediate_size
+    return 6.0 * weights * others + 12.0 * width * sum(length * length - length for length in lengths)
 
 
 def head_flops(config: BackboneConfig, batch: Batch) -> float:

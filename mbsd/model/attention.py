@@ -32,11 +32,13 @@ class AttentionPlan:
         offsets_S: int32 [S + 1], the sequences' first rows, of the type that the kernels read. With it all sequences
             are attended in one kernel; None: one by one.
         capability: CUDA's compute capability of the GPU, which decides the kernel (`runs_flash`).
+        first_alone: of each sequence only the first token asks; the others are looked at and get no answer.
     """
 
     lengths: tuple[int, ...]
     offsets_S: Tensor | None = None
     capability: tuple[int, int] = (0, 0)
+    first_alone: bool = False
 
     @classmethod
     def of(cls, views: Views) -> AttentionPlan:
@@ -51,6 +53,11 @@ class AttentionPlan:
         return cls.at_once(
             views, torch.cuda.get_device_capability(device) if device.type == "cuda" else _META_GPU.get()
         )
+
+    @property
+    def queries(self) -> tuple[int, ...]:
+        """How many tokens of each sequence ask."""
+        return (1,) * len(self.lengths) if self.first_alone else self.lengths
 
     @classmethod
     def at_once(cls, views: Views, capability: tuple[int, int]) -> AttentionPlan:
@@ -94,13 +101,14 @@ def packed_attention(  # noqa: PLR0913 (transformers' AttentionInterface names t
     On a CPU it is computed in float32 at least.
 
     Args:
-        query, key, value: [1, H, T, head size], all sequences one after the other.
+        query, key, value: [1, H, T, head size], all sequences one after the other; query is [1, H, S, head size] where
+            each sequence's first token asks alone.
         attention_mask: unused where a plan says which rows belong together.
         plan: None for padded input (as an exported graph has): query, key and value are [B, H, L, head size] then, and
             attention_mask, bool [B, 1, 1, L], says which rows are real.
 
     Returns:
-        [1, T, H, head size] ([B, L, H, head size]), and no weights.
+        [1, T, H, head size] ([1, S, H, head size]; [B, L, H, head size]), and no weights.
     """
     if plan is None:
         out_BHLd = F.scaled_dot_product_attention(
@@ -112,8 +120,9 @@ def packed_attention(  # noqa: PLR0913 (transformers' AttentionInterface names t
     # Backward, torch's attention for CPUs takes several times as long in half precision as in float32. Without a
     # gradient it has to be the same bits: the contrastive stage encodes a batch without one first, then with one.
     dtype = torch.promote_types(query.dtype, torch.float32)
-    wide = (tensor.to(dtype) for tensor in (query, key, value))
-    triples = zip(*(torch.split(tensor, list(plan.lengths), dim=2) for tensor in wide), strict=True)
+    counts = (plan.queries, plan.lengths, plan.lengths)
+    wide = ((tensor.to(dtype), list(each)) for tensor, each in zip((query, key, value), counts, strict=True))
+    triples = zip(*(torch.split(tensor, each, dim=2) for tensor, each in wide), strict=True)
     pieces = [_attend(q, k, v, dropout, scaling) for q, k, v in triples]
     return torch.cat(pieces, dim=2).transpose(1, 2).to(query.dtype), None
 
@@ -121,22 +130,25 @@ def packed_attention(  # noqa: PLR0913 (transformers' AttentionInterface names t
 def _at_once(
     query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, dropout: float, scaling: float | None
 ) -> Tensor:
-    """All sequences in one kernel, which draws dropout's mask itself; [1, T, H, head size].
+    """All sequences in one kernel, which draws dropout's mask itself; [1, T, H, head size], or [1, S, H, head size].
 
     These are the operators that `scaled_dot_product_attention` of jagged tensors ends in. Its own way there is Python
     that takes the host milliseconds a layer: more than the GPU needs for the layer.
     """
-    starts_S, longest = plan.offsets_S, max(plan.lengths)
+    starts_S, longest, asking = plan.offsets_S, max(plan.lengths), max(plan.queries)
+    asked_S = starts_S
+    if plan.first_alone:
+        asked_S = torch.arange(len(plan.lengths) + 1, dtype=torch.int32, device=query.device)
     rows = [tensor.transpose(1, 2) for tensor in (query, key, value)]
     if runs_flash(plan.capability, query.dtype, query.shape[-1]):
         q, k, v = (tensor[0] for tensor in rows)
         out_THd: Tensor = torch.ops.aten._flash_attention_forward(
-            q, k, v, starts_S, starts_S, longest, longest, dropout, False, False, scale=scaling
+            q, k, v, asked_S, starts_S, asking, longest, dropout, False, False, scale=scaling
         )[0]
         return out_THd[None]
     with_sums = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in rows)  # the backward reads them
     out: Tensor = torch.ops.aten._efficient_attention_forward(
-        *rows, None, starts_S, starts_S, longest, longest, dropout, 0, with_sums, scale=scaling
+        *rows, None, asked_S, starts_S, asking, longest, dropout, 0, with_sums, scale=scaling
     )[0]
     return out
 

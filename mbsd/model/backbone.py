@@ -8,18 +8,20 @@ transformers' own, which work token by token but for the attention: they compute
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPooler
+from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertLayer, BertPooler
 
-from mbsd.batch import Batch
-from mbsd.model.attention import PACKED, AttentionPlan
+from mbsd.batch import Batch, Views
+from mbsd.model.attention import PACKED, AttentionPlan, packed_attention
 from mbsd.model.config import BackboneConfig
 from mbsd.model.patchify import normalise_pixels
 from mbsd.model.taken_over import TakenOver
@@ -111,6 +113,10 @@ class Backbone(MbsdPreTrainedModel, ABC):
         """
         raise TypeError(f"a {self.config.architecture} has no targets for masked patches")
 
+    def represent(self, batch: Batch) -> Tensor:
+        """`encode`'s h alone [V, B, D]; a backbone that can leaves out what it does not depend on."""
+        return self.encode(batch).h_VBD
+
     def forward(self, batch: Batch) -> Encoded:
         """See `encode`."""
         return self.encode(batch)
@@ -137,6 +143,10 @@ class OneStream(Backbone):
     def run_trunk(self, tokens_TD: Tensor, plan: AttentionPlan) -> Tensor:
         """Embedded tokens [T, D] -> the last hidden states [T, D]; each sequence attends to itself alone."""
 
+    def run_trunk_to_first(self, tokens_TD: Tensor, views: Views) -> Tensor:
+        """The last hidden states of each sequence's first token alone [S, D], those that only fill up included."""
+        return self.run_trunk(tokens_TD, AttentionPlan.of(views))[views.cu_seqlens[:-1].long()]
+
     def pooler_parameters(self) -> list[nn.Parameter]:
         """Of the pooler."""
         return list(self.pooler.parameters())
@@ -148,15 +158,27 @@ class OneStream(Backbone):
 
     def encode(self, batch: Batch) -> Encoded:
         """Text is embedded once, the image side runs once, and the packed trunk reads what each view shows of both."""
+        tokens_TD, pixels = self._tokens(batch)
+        hidden_TD = self.run_trunk(tokens_TD, AttentionPlan.of(batch.views))
+        return Encoded(hidden_TD, self._pooled(hidden_TD[batch.views.cu_seqlens[:-1].long()], batch), pixels)
+
+    def represent(self, batch: Batch) -> Tensor:
+        """As `encode`'s h; of the last layer, what no [CLS] depends on is not computed."""
+        return self._pooled(self.run_trunk_to_first(self._tokens(batch)[0], batch.views), batch)
+
+    def _tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The packed tokens [T, D], embedded, and the normalised pixels."""
         text_ND = self.embed_text(batch)
         pixels = normalise_pixels(batch.images, text_ND.dtype)
         patches = self.embed_images(pixels, batch.masks.patch_source if batch.masks is not None else None)
-        tokens_TD = torch.cat([text_ND, patches])[batch.views.source_T]
-        hidden_TD = self.run_trunk(tokens_TD, AttentionPlan.of(batch.views))
-        cls_SD = hidden_TD[batch.views.cu_seqlens[: len(batch.views.real_lengths)].long()]
+        return torch.cat([text_ND, patches])[batch.views.source_T], pixels
+
+    def _pooled(self, first_SD: Tensor, batch: Batch) -> Tensor:
+        """h [V, B, D] of the first token of every sequence."""
+        cls_SD = first_SD[: len(batch.views.real_lengths)]
         if self.config.representation == "pooled":
             cls_SD = self.pooler(cls_SD[:, None])
-        return Encoded(hidden_TD, cls_SD.view(len(batch.views.names), batch.num_samples, -1), pixels)
+        return cls_SD.view(len(batch.views.names), batch.num_samples, -1)
 
 
 class BertTrunk(OneStream):
@@ -180,6 +202,36 @@ class BertTrunk(OneStream):
         """BERT's encoder."""
         hidden_TD: Tensor = self.encoder(tokens_TD[None], plan=plan).last_hidden_state[0]
         return hidden_TD
+
+    def run_trunk_to_first(self, tokens_TD: Tensor, views: Views) -> Tensor:
+        """BERT's encoder, whose last layer makes of all tokens but the first ones keys and values alone.
+
+        Of the products of that layer a tenth is left, and the key's and the value's.
+        """
+        layers: Any = self.encoder.layer
+        *before, last = layers
+        plan, hidden = AttentionPlan.of(views), tokens_TD[None]
+        for layer in before:
+            hidden = layer(hidden, plan=plan)
+        plan, rows_S = dataclasses.replace(plan, first_alone=True), views.cu_seqlens[:-1].long()
+        if last.gradient_checkpointing and self.training:
+            first: Tensor = checkpoint(_first_of_layer, last, hidden, rows_S, plan, use_reentrant=False)
+        else:
+            first = _first_of_layer(last, hidden, rows_S, plan)
+        return first[0]
+
+
+def _first_of_layer(layer: BertLayer, hidden: Tensor, rows_S: Tensor, plan: AttentionPlan) -> Tensor:
+    """BertLayer.forward [1, T, D] -> [1, S, D] for the rows `rows_S` alone, which attend to their whole sequences."""
+    of, first = layer.attention.self, hidden[:, rows_S]
+    query, key, value = (
+        projection(x).unflatten(-1, (-1, of.attention_head_size)).transpose(1, 2)
+        for projection, x in ((of.query, first), (of.key, hidden), (of.value, hidden))
+    )
+    dropout = of.dropout.p if of.training else 0.0
+    attended, _ = packed_attention(of, query, key, value, None, plan=plan, scaling=of.scaling, dropout=dropout)
+    rows: Tensor = layer.feed_forward_chunk(layer.attention.output(attended.flatten(2), first))
+    return rows
 
 
 def embed_words(embeddings: BertEmbeddings, batch: Batch) -> Tensor:

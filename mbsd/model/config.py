@@ -61,6 +61,11 @@ class BackboneConfig(BertConfig):
         return VIEW_NAMES
 
     @property
+    def views_to_first(self) -> tuple[str, ...]:
+        """The views for which `Backbone.represent` runs the last layer for the first tokens alone."""
+        return ()
+
+    @property
     def image_multiplications(self) -> int:
         """Of the network that makes tokens of one image."""
         channels, side, total = (3, *self.patchify_channels, self.hidden_size), self.image_size, 0

@@ -109,8 +109,10 @@ class Embedder(nn.Module):
 
     def _of_shown(self, batch: Batch) -> dict[str, Tensor]:
         """View of the batch -> [B, D], or [B, E] where it is projected; float32 at least."""
-        encoded = self.model.encode(batch)
-        vectors_VBD = encoded.token_means(batch) if self.vector == "mean" else encoded.h_VBD
+        if self.vector == "mean":
+            vectors_VBD = self.model.encode(batch).token_means(batch)
+        else:
+            vectors_VBD = self.model.represent(batch)
         vectors_VBD = vectors_VBD.to(torch.promote_types(vectors_VBD.dtype, torch.float32))
         found = dict(zip(batch.views.names, vectors_VBD, strict=True))
         if self.head is None:

@@ -129,7 +129,7 @@ class MbsdForMatching(Head):
 
     def forward(self, batch: Batch) -> ViewsOutput:
         """Logits [V, B] and representations [V, B, D] of the batch's views."""
-        h_VBD = self.mbsd.encode(batch).h_VBD
+        h_VBD = self.mbsd.represent(batch)
         logits = self.match(h_VBD)
         if self.config.match_head == "shared":
             return ViewsOutput(logits[..., 0], h_VBD)
@@ -177,7 +177,7 @@ class MbsdForContrastive(Head):
 
     def forward(self, batch: Batch) -> EmbedsOutput:
         """The batch's views text and image, in one packed forward."""
-        h_VBD = self.mbsd.encode(batch).h_VBD
+        h_VBD = self.mbsd.represent(batch)
         text, image = (batch.views.names.index(name) for name in ("text", "image"))
         return EmbedsOutput(self.project(h_VBD[text], "text"), self.project(h_VBD[image], "image"))
 
@@ -204,7 +204,7 @@ class MbsdForClassification(Head):
 
     def forward(self, batch: Batch) -> ViewsOutput:
         """Logits [V, B, C] ([V, B] where C is 1) and representations [V, B, D]."""
-        h_VBD = self.mbsd.encode(batch).h_VBD
+        h_VBD = self.mbsd.represent(batch)
         logits = self.classifier(self.dropout(h_VBD))
         return ViewsOutput(logits[..., 0] if self.config.num_labels_out == 1 else logits, h_VBD)
 
@@ -228,7 +228,7 @@ class MbsdForAlignment(Head):
 
     def forward(self, batch: Batch) -> ViewsOutput:
         """Logits [V, B/2] of the pairs (sample b, sample B/2 + b) and representations [V, B, D] of the items."""
-        h_VBD = self.mbsd.encode(batch).h_VBD
+        h_VBD = self.mbsd.represent(batch)
         first, second = self.dropout(h_VBD).chunk(2, dim=1)
         features = [first, second]
         if self.config.pair_head == "compare":

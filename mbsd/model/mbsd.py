@@ -21,6 +21,11 @@ class MbsdConfig(BackboneConfig):
 
     model_type = "mbsd"
 
+    @property
+    def views_to_first(self) -> tuple[str, ...]:
+        """All (`BertTrunk`)."""
+        return self.known_views
+
     def backbone(self) -> MbsdModel:
         """A new one."""
         return MbsdModel(self)

@@ -7,6 +7,7 @@ its own view alone: no attention joins a title and a picture, so that there is n
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
 from mbsd.batch import Batch
-from mbsd.model.backbone import Backbone, Encoded
+from mbsd.model.backbone import Backbone, Encoded, OneStream
 from mbsd.model.baselines.bert import BertBaseline, BertBaselineConfig
 from mbsd.model.baselines.vit import VitBaseline, VitConfig
 from mbsd.model.config import BaselineConfig
@@ -38,6 +39,11 @@ class TwoTowerConfig(BaselineConfig):
     def known_views(self) -> tuple[str, ...]:
         """Each tower's."""
         return ("text", "image")
+
+    @property
+    def views_to_first(self) -> tuple[str, ...]:
+        """That of the BERT."""
+        return ("text",)
 
     @property
     def text_config(self) -> BertBaselineConfig:
@@ -88,6 +94,18 @@ class TwoTower(Backbone):
         self.text.freeze_for_tasks()
         self.image.freeze_for_tasks()
 
+    def represent(self, batch: Batch) -> Tensor:
+        """Each view through its own tower."""
+        return torch.cat([tower.represent(alone) for tower, alone in self._towers(batch)])
+
+    def _towers(self, batch: Batch) -> Iterator[tuple[OneStream, Batch]]:
+        """Of each view, its tower and what that reads."""
+        for view, name in enumerate(batch.views.names):
+            if name == "text":
+                yield self.text, _titles(batch, view)
+            else:
+                yield self.image, dataclasses.replace(batch, views=batch.views.alone(view))
+
     def encode(self, batch: Batch) -> Encoded:
         """Each view through its own tower; rows that only fill up (data.token_bucket) go through neither, their hidden
         states are zeros."""
@@ -95,11 +113,9 @@ class TwoTower(Backbone):
         pixels = batch.images.new_zeros(0, *batch.images.shape[1:]).to(self.dtype)
         hidden: list[Tensor] = []
         h: list[Tensor] = []
-        for view, name in enumerate(batch.views.names):
-            if name == "text":
-                encoded = self.text.encode(_titles(batch, view))
-            else:
-                encoded = self.image.encode(dataclasses.replace(batch, views=batch.views.alone(view)))
+        for tower, alone in self._towers(batch):
+            encoded = tower.encode(alone)
+            if tower is self.image:
                 pixels = encoded.pixels
             hidden.append(encoded.hidden_TD)
             h.append(encoded.h_VBD)

@@ -100,7 +100,7 @@ class Objective(nn.Module, ABC):
     def vectors(self, batch: Batch) -> Tensor:
         """[B, D]: a vector of each sample to look at; default: h of the view full, or of the first there is."""
         first = batch.views.names.index("full") if "full" in batch.views.names else 0
-        h_BD: Tensor = self.model.mbsd.encode(batch).h_VBD[first]
+        h_BD: Tensor = self.model.mbsd.represent(batch)[first]
         return h_BD
 
     def show(self, board: Board, step: int, few: HeldOut) -> None:

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mbsd.metrics.binary import binary_metrics
-from mbsd.metrics.throughput import PEAK_FLOPS, peak_of, training_flops
+from mbsd.metrics.throughput import PEAK_FLOPS, model_flops, peak_of, training_flops
 from mbsd.metrics.trust_ratios import summarise
 from mbsd.metrics.writer import MetricsWriter
 from mbsd.model.mbsd import MbsdModel
@@ -22,17 +22,22 @@ from tests.model.reference import MIXED, hand_batch, random_samples, tiny_config
 VIEWS = ("full", "text", "image")
 
 
-def test_flops_are_those_torch_counts() -> None:
+@pytest.mark.parametrize("all_tokens", [True, False])
+def test_flops_are_those_torch_counts(all_tokens: bool) -> None:
     config = tiny_config()
     model, batch = MbsdModel(config), hand_batch(random_samples(MIXED, 0), VIEWS, config)
     # torch counts attention on a CPU only where it is made of matrix products
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        encoded = model.encode(batch)
-        (encoded.hidden_TD.sum() + encoded.h_VBD.sum()).backward()
+        if all_tokens:
+            encoded = model.encode(batch)
+            (encoded.hidden_TD.sum() + encoded.h_VBD.sum()).backward()
+        else:
+            model.represent(batch).sum().backward()
     images, pooled = batch.images.shape[0], 6 * 15 * config.hidden_size**2
     # the formula counts the first convolution's gradient with respect to the pixels, which nobody asks for
     unasked = 2 * 3 * 6 * 4 * 4 * 16 * 16 * images
-    assert training_flops(config, batch) + pooled - unasked == counter.get_total_flops()
+    counted = model_flops(config, batch.views.lengths, images) if all_tokens else training_flops(config, batch)
+    assert counted + pooled - unasked == counter.get_total_flops()
 
 
 def test_binary_metrics_by_hand() -> None:
@@ -97,9 +102,9 @@ def test_flops_grow_with_real_tokens_only() -> None:
     ]
     tokens = [hand_batch(random_samples(layout, 0), ("text",), config).num_tokens for layout in (short, long)]
     assert tokens[1] == tokens[0] + 12
-    per_layer = 4 * 32 * 32 + 2 * 32 * 48
+    per_layer, of_last = 4 * 32 * 32 + 2 * 32 * 48, 2 * 32 * 32  # of the last layer the keys and values
     squares = (2 + 2 + 15 + 1) ** 2 - (2 + 2 + 3 + 1) ** 2
-    assert flops[1] - flops[0] == 6 * 2 * per_layer * 12 + 12 * 2 * 32 * squares
+    assert flops[1] - flops[0] == 6 * (per_layer + of_last) * 12 + 12 * 32 * (squares + 12)
 
 
 @pytest.mark.parametrize(

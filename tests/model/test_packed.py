@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor
@@ -147,6 +149,34 @@ def test_packed_equals_alone_and_padded_bert(names: tuple[str, ...], image_cls: 
 
 
 @pytest.mark.parametrize("names", COMBINATIONS, ids="-".join)
+@pytest.mark.parametrize("representation", ["pooled", "cls"])
+@pytest.mark.parametrize("way", ["one by one", "flash", "efficient", "checkpointed"])
+def test_h_alone_is_that_of_all_tokens(names: tuple[str, ...], representation: str, way: str) -> None:
+    """And every gradient, of the last layer's parts too, though it answers for the first tokens alone."""
+    config = tiny_config(representation=representation, num_hidden_layers=3)
+    model, samples = random_model(config, seed=1).train(), random_samples(MIXED, seed=2)
+    weights = dict(model.named_parameters())
+    batch = hand_batch(samples, names, config)
+    expected = model.encode(batch).h_VBD
+    expected_gradients = gradients_of(score([], expected), weights)
+    assert sum(bool(gradient.any()) for name, gradient in expected_gradients.items() if "layer.2." in name) == 16
+    if way == "checkpointed":
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    with varlen_on_cpu(way) if way in ("flash", "efficient") else nullcontext():
+        found = model.represent(batch)
+        score([], found).backward()
+    assert deviation(found, expected) < HIDDEN
+    gradients = {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in weights.items()}
+    assert max(gradient_deviations(gradients, expected_gradients).values()) < GRADIENT
+    layer = model.encoder.layer[2]
+    rows = []
+    hook = layer.intermediate.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[1]))
+    model.represent(batch)
+    hook.remove()
+    assert rows == [len(names) * len(samples)], "one row a sequence goes through the last layer's FFN"
+
+
+@pytest.mark.parametrize("names", COMBINATIONS, ids="-".join)
 @pytest.mark.parametrize("image_cls", [False, True])
 def test_attention_plans_agree(names: tuple[str, ...], image_cls: bool) -> None:
     model = random_model(tiny_config(image_cls=image_cls), seed=3)
@@ -197,11 +227,12 @@ def test_a_gpu_attends_in_one_kernel_with_the_same_numbers(dtype: torch.dtype, m
     batch = hand_batch(samples, VIEW_NAMES, model.config).to("cuda")
     assert AttentionPlan.of(batch.views).offsets_S is not None
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]):
-        h_VBD = model.encode(batch).h_VBD
+        h_VBD = model.represent(batch)
         h_VBD.float().square().sum().backward()
+        whole = model.encode(batch).h_VBD
     found = {name: p.grad.float().cpu() for name, p in model.named_parameters() if p.grad is not None}
     states, bound = (1e-3, 1e-2) if dtype == torch.float32 else (0.1, 0.2)
-    assert deviation(h_VBD.float().cpu(), expected) < states
+    assert deviation(h_VBD.float().cpu(), expected) < states and deviation(whole.float().cpu(), expected) < states
     deviations = gradient_deviations(found, gradients)
     assert max(deviations.values()) < bound, deviations
 

@@ -80,7 +80,7 @@ class Kernels:
         self.calls.append("flash backward")
         check((query, key, value), (cu_q, cu_k), (max_q, max_k))
         seed = int(state.to(torch.int64)[0])
-        return backward(grad, (query, key, value), out, lse_HT, Run(cu_q.tolist(), p, scale, seed))
+        return backward(grad, (query, key, value), out, lse_HT, Run(cu_q.tolist(), cu_k.tolist(), p, scale, seed))
 
     def efficient_forward(  # noqa: PLR0913 (as above)
         self, query: Any, key: Any, value: Any, bias: Any, cu_q: Any, cu_k: Any, max_q: int, max_k: int, p: float,
@@ -110,7 +110,7 @@ class Kernels:
         spans = cu_q.tolist()
         lse_HT = torch.cat([lse_SHL[s, :, : end - begin] for s, (begin, end) in enumerate(pairwise(spans))], dim=1)
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        grads = backward(grad[0], triple, out[0], lse_HT, Run(spans, p, scale, int(seed)))
+        grads = backward(grad[0], triple, out[0], lse_HT, Run(spans, cu_k.tolist(), p, scale, int(seed)))
         return (*(g[None] for g in grads), torch.empty(0))
 
     def _forward(
@@ -118,24 +118,27 @@ class Kernels:
     ) -> tuple[Tensor, Tensor, int]:
         self.calls.append("forward")
         check(triple, cu, longest)
-        run = Run(cu[0].tolist(), p, scale, self.sequences)
-        self.sequences += len(run.cu) - 1
+        run = Run(cu[0].tolist(), cu[1].tolist(), p, scale, self.sequences)
+        self.sequences += len(run.cu_q) - 1
         return (*forward(triple, run), run.seed)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One call: the sequences' first rows, dropout's share, what scores are scaled by, the first sequence's number."""
+    """One call: the sequences' first rows of query and of key, dropout's share, what scores are scaled by, the first
+    sequence's number."""
 
-    cu: list[int]
+    cu_q: list[int]
+    cu_k: list[int]
     p: float
     scale: float
     seed: int
 
-    def sequences(self) -> Iterator[tuple[int, slice]]:
-        """Number and rows of each."""
-        for n, (begin, end) in enumerate(pairwise(self.cu)):
-            yield self.seed + n, slice(begin, end)
+    def sequences(self) -> Iterator[tuple[int, slice, slice]]:
+        """Number of each, its rows of query, its rows of key."""
+        for n, spans in enumerate(zip(pairwise(self.cu_q), pairwise(self.cu_k), strict=True)):
+            asked, shown = (slice(*span) for span in spans)
+            yield self.seed + n, asked, shown
 
     def kept(self, number: int, weights: Tensor) -> Tensor:
         return Draws.kept(number, weights.shape, self.p) if self.p else torch.ones_like(weights)
@@ -143,18 +146,20 @@ class Run:
 
 def check(triple: Triple, cu: tuple[Tensor, Tensor], longest: tuple[int, int]) -> None:
     """What a GPU's kernels demand, or believe."""
-    for starts, most in zip(cu, longest, strict=True):
+    for starts, most, rows in zip(cu, longest, triple[:2], strict=True):
         assert starts.dtype == torch.int32 and starts.is_contiguous() and starts[0] == 0
-        assert starts[-1] == len(triple[0]) and (starts.diff() > 0).all()
+        assert starts[-1] == len(rows) and (starts.diff() > 0).all()
         assert most == starts.diff().max(), "the kernels ask for the rows of the longest sequence"
-    assert all(x.stride(-1) == 1 and x.shape == triple[0].shape for x in triple)
+    assert len(cu[0]) == len(cu[1]) and triple[1].shape == triple[2].shape
+    assert all(x.stride(-1) == 1 and x.shape[1:] == triple[0].shape[1:] for x in triple)
 
 
 def forward(triple: Triple, run: Run) -> tuple[Tensor, Tensor]:
     """softmax(q k' scale) v in the inputs' precision, and the logarithm of each softmax's sum; all else in float32."""
     out, lse_HT = torch.empty_like(triple[0]), torch.empty(triple[0].shape[1], len(triple[0]))
-    for number, rows in run.sequences():
-        q, k, v = (x[rows].transpose(0, 1).float() for x in triple)
+    for number, rows, shown in run.sequences():
+        of = (rows, shown, shown)
+        q, k, v = (x[rows_of].transpose(0, 1).float() for x, rows_of in zip(triple, of, strict=True))
         scores = q @ k.transpose(1, 2) * run.scale
         lse_HT[:, rows] = scores.logsumexp(-1)
         weights = (scores - lse_HT[:, rows, None]).exp()
@@ -165,15 +170,16 @@ def forward(triple: Triple, run: Run) -> tuple[Tensor, Tensor]:
 def backward(grad: Tensor, triple: Triple, out: Tensor, lse_HT: Tensor, run: Run) -> Triple:
     """From the forward's output and sums alone, as the kernels do (FlashAttention, section 3.1 and appendix B)."""
     d_query, d_key, d_value = (torch.full_like(x, torch.nan) for x in triple)
-    for number, rows in run.sequences():
-        q, k, v, o, do = (x[rows].transpose(0, 1).float() for x in (*triple, out, grad))
+    for number, rows, shown in run.sequences():
+        of = ((triple[0], rows), (triple[1], shown), (triple[2], shown), (out, rows), (grad, rows))
+        q, k, v, o, do = (x[rows_of].transpose(0, 1).float() for x, rows_of in of)
         weights = (q @ k.transpose(1, 2) * run.scale - lse_HT[:, rows, None]).exp()
         kept = run.kept(number, weights)
         through = do @ v.transpose(1, 2) * kept
         scores = weights * (through - (do * o).sum(-1, keepdim=True)) * run.scale
         d_query[rows] = (scores @ k).transpose(0, 1).to(grad.dtype)
-        d_key[rows] = (scores.transpose(1, 2) @ q).transpose(0, 1).to(grad.dtype)
-        d_value[rows] = ((weights * kept).transpose(1, 2) @ do).transpose(0, 1).to(grad.dtype)
+        d_key[shown] = (scores.transpose(1, 2) @ q).transpose(0, 1).to(grad.dtype)
+        d_value[shown] = ((weights * kept).transpose(1, 2) @ do).transpose(0, 1).to(grad.dtype)
     return d_query, d_key, d_value
 
 

@@ -85,17 +85,18 @@ def test_flops_are_those_of_the_kernels(gpu: str) -> None:
 
 
 def test_what_does_not_fit_is_said_with_what_does() -> None:
-    plan = paper("stage2", ds={"train_batch_size": 65536, "train_micro_batch_size_per_gpu": 4096})
+    four = "--model.num_hidden_layers=4"  # the last one keeps little
+    plan = paper("stage2", four, ds={"train_batch_size": 65536, "train_micro_batch_size_per_gpu": 4096})
     assert not plan.fits and plan.memory.total > 32 * GIB
     largest = plan.largest_micro_batch
     assert largest < 4096 and 4096 % largest == 0
     assert f"set {largest}" in plan.advice[0] and f"gradient_accumulation_steps={4096 // largest}" in plan.advice[0]
-    turned = paper("stage2", ds={"train_batch_size": 65536, "train_micro_batch_size_per_gpu": largest})
+    turned = paper("stage2", four, ds={"train_batch_size": 65536, "train_micro_batch_size_per_gpu": largest})
     assert turned.fits and turned.sizes.accumulation == 4096 // largest
-    beyond = paper("stage2", ds={"train_batch_size": 65536, "train_micro_batch_size_per_gpu": 2 * largest})
+    beyond = paper("stage2", four, ds={"train_batch_size": 65536, "train_micro_batch_size_per_gpu": 2 * largest})
     assert not beyond.fits
     lean = paper(
-        "stage2", "--model.activation_checkpointing=true",
+        "stage2", four, "--model.activation_checkpointing=true",
         ds={"train_batch_size": 65536, "train_micro_batch_size_per_gpu": 4096},
     )  # fmt: skip
     kept = [plan.memory.activations / GIB for plan in (lean, plan)]

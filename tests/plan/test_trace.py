@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -29,8 +31,9 @@ class Attend(nn.Module):
 
     def forward(self) -> Tensor:
         q, k, v = (self.rows * 2).unbind()
+        q = q[:, :, : sum(self.plan.queries)]
         out, _ = packed_attention(self, q, k, v, None, plan=self.plan, dropout=self.dropout)
-        assert out.shape == (1, T, HEADS, WIDTH)
+        assert out.shape == (1, sum(self.plan.queries), HEADS, WIDTH)
         return out.sum()
 
 
@@ -44,6 +47,15 @@ def test_attention_keeps_its_output_and_sums(capability: tuple[int, int], sums: 
     small = 100  # bytes of offsets and random state
     assert kept <= trace.saved <= kept + small
     products = 2 * HEADS * WIDTH * sum(n * n for n in LENGTHS)
+    assert sorted(k.flops for k in trace.kernels if k.flops) == [2 * products, 5 * products]
+
+
+@pytest.mark.parametrize("capability", [(9, 0), (7, 0)])
+def test_attention_of_the_first_tokens_alone_is_counted_as_that(capability: tuple[int, int]) -> None:
+    step = Attend(capability, 0.0)
+    step.plan = dataclasses.replace(step.plan, first_alone=True)
+    trace = trace_step(step, step, LENGTHS)
+    products = 2 * HEADS * WIDTH * T
     assert sorted(k.flops for k in trace.kernels if k.flops) == [2 * products, 5 * products]
 
 

@@ -16,6 +16,11 @@ class BertBaselineConfig(BaselineConfig):
     model_type = "mbsd_bert"
 
     @property
+    def views_to_first(self) -> tuple[str, ...]:
+        """The text (`BertTrunk`)."""
+        return self.known_views
+
+    @property
     def num_patches(self) -> int:
         """None."""
         return 0

@@ -27,6 +27,11 @@ class FashionBertConfig(BaselineConfig):
     crop_size: int = 224
 
     @property
+    def views_to_first(self) -> tuple[str, ...]:
+        """All (`BertTrunk`)."""
+        return self.known_views
+
+    @property
     def num_patches(self) -> int:
         """Crops of one image."""
         return sum(int(grid) ** 2 for grid in self.crop_grids)

@@ -13,7 +13,7 @@ from mbsd.config.deepspeed import BatchSizes, DeepSpeedConfig, precision
 from mbsd.config.run import BaseConfig, PretrainConfig
 from mbsd.config.schedules import peak_learning_rate
 from mbsd.errors import UserError
-from mbsd.metrics.throughput import model_flops, padded_lengths
+from mbsd.metrics.throughput import model_flops, padded_lengths, training_flops
 from mbsd.tools.plan.gpus import Cluster, Gpu
 from mbsd.tools.plan.measured import Shares
 from mbsd.tools.plan.memory import Memory, engine_memory, whole_memory
@@ -230,7 +230,8 @@ def make_plan(
 
 
 def _flops(shapes: Shapes, micro_batch: int) -> Flops:
-    views, config = shapes.batch(micro_batch).views, shapes.model_config
+    batch, config = shapes.batch(micro_batch), shapes.model_config
+    views = batch.views
     padded = padded_lengths(views)
     patches = config.num_patches + int(config.image_cls)
     data = shapes.config.data
@@ -243,7 +244,7 @@ def _flops(shapes: Shapes, micro_batch: int) -> Flops:
     # A forward of its own for each view patchifies the image each time that it is shown.
     shown = sum(name != "text" for name in views.names)
     return Flops(
-        packed=model_flops(config, views.lengths, micro_batch) / micro_batch,
+        packed=training_flops(config, batch) / micro_batch,
         padded=model_flops(config, padded, micro_batch * shown) / micro_batch,
         released=model_flops(config, released, micro_batch * shown) / micro_batch,
         tokens=sum(views.lengths) / micro_batch,

@@ -190,8 +190,11 @@ class Ledger(TorchDispatchMode):
 
     def _flops(self, operation: Any, args: Any, kwargs: Any, out: Any) -> float:
         if operation.overloadpacket in PRODUCTS:
-            *_, rows, heads, size = args[1].shape
-            scores = self._scores[rows] if self._scores else 0
+            *_, heads, size = args[1].shape
+            counts = [tensor.shape[-3] for tensor in args[:3]]  # of query and key, and of a gradient where there is one
+            rows = max(counts)
+            # Where the first tokens alone ask, each token is looked at once.
+            scores = 0 if not self._scores else self._scores[rows] if min(counts) == rows else rows
             return float(2 * PRODUCTS[operation.overloadpacket] * scores * heads * size)
         count = flop_registry.get(operation.overloadpacket)
         return float(count(*args, **kwargs, out_val=out)) if count is not None else 0.0
