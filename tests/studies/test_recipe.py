@@ -95,7 +95,7 @@ def test_every_recipe_is_one_that_the_launchers_take(items: int, minutes: float)
 
 def test_what_pictures_want_is_of_the_run_on_categories_alone() -> None:
     runs = recipe(POOL, TWO, 60, 2).runs
-    its_own = {"optim.image", "task.label_smoothing", "data.word_dropout"}
+    its_own = {"optim.image", "task.label_smoothing"}
     assert its_own <= runs["classification"].settings.keys()
     assert not its_own & {*runs["stage1"].settings, *runs["attributes"].settings}
     decays = {kind: run.optimizer["weight_decay"] for kind, run in runs.items()}
@@ -212,9 +212,9 @@ def test_the_tags_of_an_item_come_together_and_show_one_picture() -> None:
     runs = recipe(POOL, TWO, 60, 2).runs
     settings = runs["attributes"].settings
     together = {name: settings[f"data.{name}"] for name in ("share_images", "shuffle_block", "shuffle_window")}
-    assert together == {"share_images": True, "shuffle_block": 32, "shuffle_window": 1}
+    assert together == {"share_images": True, "shuffle_block": 8, "shuffle_window": 1}
     assert "data.share_images" not in {**runs["stage1"].settings, **runs["classification"].settings}
-    # As the loader orders 1,000 items of ten rows each: 13 pictures or a few more for the 128 rows of a batch.
+    # As the loader orders 1,000 items of ten rows each: at most two pictures a run, and some runs of one item alone.
     batch, order = runs["attributes"].batch_size, Order(0, 10_000, settings["data.shuffle_block"], 1)
     pictures = [len(set((order.samples_at(np.arange(n, n + batch)) // 10).tolist())) for n in range(0, 9_000, batch)]
-    assert batch == 128 and np.mean(pictures) < 18
+    assert batch == 128 and np.mean(pictures) < 30

@@ -39,7 +39,7 @@ DATA: dict[str, Any] = {
 # Of categories. Each picture is seen some twenty times: a higher rate for the stem, more weight decay and softer labels
 # make it tell more of them; smaller crops made it tell fewer.
 CLASSIFICATION: dict[str, Any] = {
-    "optim.image": 2.0, "task.label_smoothing": 0.1, "data.crop_scale": [0.9, 1.0], "data.word_dropout": 0.1,
+    "optim.image": 2.0, "task.label_smoothing": 0.1, "data.crop_scale": [0.9, 1.0],
 }  # fmt: skip
 # YAML that a kind of run starts from, by its name in launchers/configs; and the JSON of DeepSpeed of all, by its name
 # in ds_configs behind cpu_ or cpu_bf16_.
@@ -50,14 +50,11 @@ DEEPSPEED = "finetune"
 # Updates count: of 18,000 items batches of 32 learned more categories than larger ones in the same time. A yes/no
 # answer teaches less than a category: at batches of 32 and 7e-4 attributes stay at chance.
 BATCH: dict[Kind, int] = {"stage1": 32, "classification": 32, "attributes": 128}
-LEARNING_RATE: dict[Kind, float] = {"stage1": 7e-4, "classification": 7e-4, "attributes": 5e-4}
-OPTIMIZER: dict[Kind, dict[str, Any]] = {
-    "stage1": {"weight_decay": 0.05},
-    "classification": {"weight_decay": 0.2},
-    "attributes": {"weight_decay": 0.05, "betas": [0.9, 0.999]},
-}
-# Of a batch of attributes: rows that are neighbours in the table, an item's tags among them.
-BLOCK_SHARE = 4
+LEARNING_RATE: dict[Kind, float] = {"stage1": 7e-4, "classification": 7e-4, "attributes": 3e-4}
+WEIGHT_DECAY: dict[Kind, float] = {"stage1": 0.05, "classification": 0.2, "attributes": 0.05}
+WORD_DROPOUT = 0.1
+# Of a batch of attributes, so many runs of rows that are neighbours in the table, an item's tags among them.
+BLOCKS = 16
 
 
 @dataclass(frozen=True)
@@ -165,7 +162,7 @@ def recipe(facts: CatalogFacts, machine: Machine, minutes: float, chains: int) -
                 learning_rate=LEARNING_RATE[kind],
                 model=model,
                 settings={"model.dropout": 0.0, **DATA, **_of_kind(kind, facts, sizes[1])},
-                optimizer={**OPTIMIZER[kind], "fused": True},
+                optimizer={"weight_decay": WEIGHT_DECAY[kind], "fused": True},
                 zero_stage=0,
                 share=SHARES[kind],
                 most_epochs=MOST_EPOCHS[kind],
@@ -204,12 +201,13 @@ def _of_kind(kind: Kind, facts: CatalogFacts, width: int) -> dict[str, Any]:
     # An answer layer of 65 classes that starts narrower takes many more steps until it tells them apart.
     settings: dict[str, Any] = {
         "task.views": ["full", "text", "image"], "model.head_range": round(width**-0.5, 3),
+        "data.word_dropout": WORD_DROPOUT,
     }  # fmt: skip
     if kind == "classification":
         settings |= CLASSIFICATION
     else:
         # With right and wrong tags of an item in one batch what is left to be learnt is the difference between the
         # tags; and its picture is read once. Blocks that divide the batch are not parted by its ends.
-        block = max(1, _batch(kind, facts) // BLOCK_SHARE)
+        block = max(1, _batch(kind, facts) // BLOCKS)
         settings |= {"data.share_images": True, "data.shuffle_block": block, "data.shuffle_window": 1}
     return settings
