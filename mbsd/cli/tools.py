@@ -65,7 +65,7 @@ def plan(  # noqa: PLR0913 (options of a command line)
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Another seed: another shop, another draw of everything.")] = 0,
-    ranks: Annotated[int, typer.Option(help="Processes of each training run.")] = 2,
+    ranks: Annotated[int, typer.Option(help="Processes of stage 1; of the runs after it as many at once.")] = 2,
 ) -> None:
     """The whole story on a synthetic catalogue, on CPUs: synth, build, mine, two stages, fine-tune, evaluate."""
     from mbsd.tools.studies.demo import run_demo

@@ -9,21 +9,24 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from mbsd.config.deepspeed import read_deepspeed
 from mbsd.config.run_files import DONE
 from mbsd.errors import UserError
 from mbsd.io.files import replace_text
 from mbsd.io.settings_text import read_yaml
 from mbsd.tools.studies.commands import ROOT, Command, LaunchConfig, in_clone, tool
 from mbsd.tools.studies.runner import start_runner
-from mbsd.tools.studies.settings_files import same_settings
+from mbsd.tools.studies.settings_files import changed, same_settings
 from mbsd.tools.studies.shop import ShopConfig, shop_below, shop_commands
 
 NUM_ITEMS = 4800
 # The models that are compared: name in the table -> the pre-trained run that it starts from.
 MODELS = {"scratch": None, "pre-trained, no SDMI": "stage2_no_sdmi", "pre-trained with SDMI": "stage2"}
-# Steps of the demo, fewer than the settings of the small model have: enough to tell the three models apart.
-STAGE2_STEPS = 170
-FINETUNE_STEPS = 90
+STAGE2_STEPS = 340
+FINETUNE_STEPS = 270
+# Of the runs after stage 1, by the name of DeepSpeed's JSON: smaller batches than the file has, so that there are more
+# steps in the same time, at a lower rate; and one process has nothing to cut for ZeRO.
+RUNS = {"cpu_stage2": (128, 7e-4), "cpu_finetune": (64, 3e-4)}  # batch size, learning rate
 # Row 6 of Table 6: the full view's loss alone.
 NO_SDMI = ("--sdmi.unimodal_losses", "false", "--sdmi.distillation", "false")
 
@@ -39,8 +42,12 @@ def run_demo(out: Path, *, seed: int, ranks: int) -> None:
     if out.exists() and any(out.iterdir()) and not (out / "settings/demo.yaml").exists():
         raise UserError(f"{out}: already there and not empty; remove it or choose another --out")
     started = time.monotonic()
-    runner = start_runner(out, LaunchConfig(cpu_ranks=ranks))
+    runner = start_runner(out, LaunchConfig(cpu_ranks=ranks), jobs=ranks)
     same_settings(out, "demo", {"seed": seed}, "--out")
+    for name, (batch_size, rate) in RUNS.items():
+        tree = read_deepspeed(ROOT / f"ds_configs/{name}.json").changed(batch_size, rate).tree
+        tree = changed(tree, {"zero_optimization.stage": 0})
+        replace_text(_deepspeed_file(out, name), json.dumps(tree, indent=1) + "\n")
     runner.run(demo_commands(out, seed, ranks))
     tabulate(runner.console, out)
     runner.console.print(f"{time.monotonic() - started:.0f} s. Curves: {tool('tensorboard')} --logdir {out}")
@@ -49,36 +56,39 @@ def run_demo(out: Path, *, seed: int, ranks: int) -> None:
 def demo_commands(out: Path, seed: int, ranks: int) -> list[Command]:
     """All commands, in order.
 
-    Stage 1 starts through `deepspeed`, as the README's commands do. The other runs have their ranks started by
-    `torchrun`, which imports less before them, and evaluations are one process: a model this small is scored in less
-    time than another rank needs to start, and more threads than a rank has in training slow it down.
+    Stage 1 starts through `deepspeed` on all ranks, as the README's commands do. The others are one process each, as
+    many at a time as there are ranks: with a model this small ranks would wait for each other, and start, for longer
+    than they save.
     """
-    alone = LaunchConfig("python", cpu_ranks=ranks)
-    torchrun = LaunchConfig(f"torchrun --standalone --nproc-per-node {ranks}", cpu_ranks=ranks)
+    alone = LaunchConfig("python", cpu_ranks=1)
     shop = shop_below(out)
 
-    def run(name: str, launcher: str, config: str, ds_config: str, *words: object) -> Command:
+    def run(
+        name: str, launcher: str, config: str, ds_config: str, *words: object, after: tuple[str, ...] | None = None
+    ) -> Command:
         words = (
             "--config", in_clone(f"launchers/configs/{config}.yaml"),
-            "--deepspeed_config", in_clone(f"ds_configs/{ds_config}.json"),
+            "--deepspeed_config",
+            _deepspeed_file(out, ds_config) if ds_config in RUNS else in_clone(f"ds_configs/{ds_config}.json"),
             "--run.dir", out / name, "--run.seed", seed, "--data.catalog", shop.catalog, *words,
         )  # fmt: skip
-        return Command(name, out / name / DONE, words, launcher, None if name == "stage1" else torchrun)
+        return Command(name, out / name / DONE, words, launcher, None if name == "stage1" else alone, after)
 
     commands = shop_commands(out, ShopConfig(NUM_ITEMS, seed))
     commands.append(run("stage1", "pretrain", "small_stage1", "cpu_stage1"))
     for name, words in (("stage2", ()), ("stage2_no_sdmi", NO_SDMI)):
         start = ("--data.table", shop.pairs, "--run.init_from", out / "stage1", "--run.max_steps", STAGE2_STEPS)
-        commands.append(run(name, "pretrain", "small_stage2", "cpu_stage2", *start, *words))
+        commands.append(run(name, "pretrain", "small_stage2", "cpu_stage2", *start, *words, after=("stage1",)))
     for index, source in enumerate(MODELS.values()):
         name = f"finetune{index}"
         weights = ("--run.init_from", out / source) if source else drawn_words(out / "stage1")
         tags, steps = ("--data.table", shop.attributes), ("--run.max_steps", FINETUNE_STEPS)
-        commands.append(run(name, "finetune", "small_attributes", "cpu_finetune", *tags, *weights, *steps))
+        after = (source or "stage1",)
+        commands.append(run(name, "finetune", "small_attributes", "cpu_finetune", *tags, *weights, *steps, after=after))
         scores = _scores(out, index)
         model = ("--model", out / name, "--out", scores, "--data.catalog", shop.catalog, *tags,
                  "--data.image_size", 64, "--data.num_workers", 0, "--bootstrap", 0)  # fmt: skip
-        commands.append(Command(f"evaluate{index}", scores, model, "evaluate", alone))
+        commands.append(Command(f"evaluate{index}", scores, model, "evaluate", alone, after=(name,)))
     return commands
 
 
@@ -105,6 +115,10 @@ def tabulate(console: Console, out: Path) -> None:
         table.add_row(name, *(f"{value:.3f}" for value in auc))
     replace_text(out / "summary.json", json.dumps(rows, indent=1) + "\n")
     console.print(table)
+
+
+def _deepspeed_file(out: Path, name: str) -> Path:
+    return out / "settings" / f"{name}.json"
 
 
 def _scores(out: Path, index: int) -> Path:
