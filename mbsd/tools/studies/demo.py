@@ -23,7 +23,7 @@ NUM_ITEMS = 4800
 # The models that are compared: name in the table -> the pre-trained run that it starts from.
 MODELS = {"scratch": None, "pre-trained, no SDMI": "stage2_no_sdmi", "pre-trained with SDMI": "stage2"}
 STAGE2_STEPS = 340
-FINETUNE_STEPS = 270
+FINETUNE_STEPS = 360
 # Of the runs after stage 1, by the name of DeepSpeed's JSON: smaller batches than the file has, so that there are more
 # steps in the same time, at a lower rate; and one process has nothing to cut for ZeRO.
 RUNS = {"cpu_stage2": (128, 7e-4), "cpu_finetune": (64, 3e-4)}  # batch size, learning rate
