@@ -204,10 +204,7 @@ class BertTrunk(OneStream):
         return hidden_TD
 
     def run_trunk_to_first(self, tokens_TD: Tensor, views: Views) -> Tensor:
-        """BERT's encoder, whose last layer makes of all tokens but the first ones keys and values alone.
-
-        Of the products of that layer a tenth is left, and the key's and the value's.
-        """
+        """BERT's encoder, whose last layer makes of all tokens but the first ones keys and values alone."""
         layers: Any = self.encoder.layer
         *before, last = layers
         plan, hidden = AttentionPlan.of(views), tokens_TD[None]

@@ -9,19 +9,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from mbsd.config.deepspeed import read_deepspeed
 from mbsd.config.run_files import DONE
 from mbsd.errors import UserError
 from mbsd.io.files import replace_text
 from mbsd.io.settings_text import read_yaml
 from mbsd.tools.studies.commands import ROOT, Command, LaunchConfig, in_clone, tool
 from mbsd.tools.studies.runner import start_runner
-from mbsd.tools.studies.settings_files import changed, same_settings
+from mbsd.tools.studies.settings_files import same_settings, write_deepspeed
 from mbsd.tools.studies.shop import ShopConfig, shop_below, shop_commands
 
 NUM_ITEMS = 4800
 # The models that are compared: name in the table -> the pre-trained run that it starts from.
 MODELS = {"scratch": None, "pre-trained, no SDMI": "stage2_no_sdmi", "pre-trained with SDMI": "stage2"}
+# Steps of the demo: enough to tell the three models apart.
 STAGE2_STEPS = 340
 FINETUNE_STEPS = 360
 # Of the runs after stage 1, by the name of DeepSpeed's JSON: smaller batches than the file has, so that there are more
@@ -45,9 +45,8 @@ def run_demo(out: Path, *, seed: int, ranks: int) -> None:
     runner = start_runner(out, LaunchConfig(cpu_ranks=ranks), jobs=ranks)
     same_settings(out, "demo", {"seed": seed}, "--out")
     for name, (batch_size, rate) in RUNS.items():
-        tree = read_deepspeed(ROOT / f"ds_configs/{name}.json").changed(batch_size, rate).tree
-        tree = changed(tree, {"zero_optimization.stage": 0})
-        replace_text(_deepspeed_file(out, name), json.dumps(tree, indent=1) + "\n")
+        given = ROOT / f"ds_configs/{name}.json"
+        write_deepspeed(_deepspeed_file(out, name), given, batch_size, rate, {"zero_optimization.stage": 0})
     runner.run(demo_commands(out, seed, ranks))
     tabulate(runner.console, out)
     runner.console.print(f"{time.monotonic() - started:.0f} s. Curves: {tool('tensorboard')} --logdir {out}")

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from mbsd.config.deepspeed import read_deepspeed
 from mbsd.config.parse import dotted
 from mbsd.errors import UserError
 from mbsd.io.files import read_own_json, replace_text
@@ -110,6 +111,15 @@ def same_inputs(path: Path, inputs: Mapping[str, str], where: str) -> None:
                 f"or choose another {where}"
             )
     replace_text(path, json.dumps({**before, **inputs}, indent=1) + "\n")
+
+
+def write_deepspeed(
+    path: Path, given: Path, batch_size: int, learning_rate: float, settings: Mapping[str, Any]
+) -> None:
+    """Write DeepSpeed's JSON `given` to `path` with another global batch size, peak rate and dotted settings."""
+    tree = changed(read_deepspeed(given).changed(batch_size, learning_rate).tree, settings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, json.dumps(tree, indent=1) + "\n")
 
 
 def changed(tree: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,12 +19,11 @@ import yaml
 
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Table
-from mbsd.config.deepspeed import read_deepspeed
 from mbsd.io.files import replace_text
 from mbsd.io.settings_text import read_yaml
 from mbsd.tools.studies.commands import ROOT, Command, LaunchConfig, num_cores
 from mbsd.tools.studies.runner import Runner, start_runner
-from mbsd.tools.studies.settings_files import changed, same_settings
+from mbsd.tools.studies.settings_files import same_settings, write_deepspeed
 from mbsd.tools.studies.trial.commands import data_commands, evaluations, training
 from mbsd.tools.studies.trial.measure import (
     SCORED,
@@ -230,9 +229,7 @@ def _deepspeed_file(place: Place, kind: Kind) -> Path:
 
 def _write_deepspeed(path: Path, run: RunRecipe) -> None:
     """DeepSpeed's JSON of a kind of run: that of ds_configs with the recipe's batch, rate, optimizer and ZeRO stage."""
-    base = read_deepspeed(ROOT / f"ds_configs/{run.deepspeed}.json")
-    tree = base.changed(run.batch_size, run.learning_rate).tree
     settings: dict[str, Any] = {f"optimizer.params.{name}": value for name, value in run.optimizer.items()}
-    tree = changed(tree, {**settings, "zero_optimization.stage": run.zero_stage})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, json.dumps(tree, indent=1) + "\n")
+    settings["zero_optimization.stage"] = run.zero_stage
+    given = ROOT / f"ds_configs/{run.deepspeed}.json"
+    write_deepspeed(path, given, run.batch_size, run.learning_rate, settings)
