@@ -189,7 +189,10 @@ def floors(
     ] = None,
     also: Annotated[
         Path | None,
-        typer.Option(help="A table of the same kind, whose training rows are learned from too: what a model has seen."),
+        typer.Option(
+            help="What a model has seen before: floors learn from this table's training rows too. Of the same kind, or "
+            "of categories under attributes."
+        ),
     ] = None,
     also_catalog: Annotated[Path | None, typer.Option(help="That table's catalogue; without: the same.")] = None,
 ) -> None:

@@ -29,6 +29,7 @@ from mbsd.scoring.also import Joined, read_also
 from mbsd.scoring.floor_answers import write_floor_answers
 from mbsd.scoring.floor_features import FEATURES, Features, Int64, Shown, together
 from mbsd.scoring.prior import tag_log_odds
+from mbsd.scoring.seen_categories import SeenCategories, with_categories
 from mbsd.tasks.classification import class_metrics
 from mbsd.tasks.clustering import cluster_metrics, group
 from mbsd.tasks.probe import LEAST, fitted, log_probabilities, right
@@ -79,7 +80,8 @@ def scored_floors(
     Args:
         catalog: whose items the table names.
         table: of attributes or categories.
-        also: a table of the same kind and its catalogue, whose training rows are learned from too (see `also`).
+        also: a table and its catalogue, whose training rows are learned from too: of the same kind (see `also`), or
+            of categories where `table` is of attributes (see `seen_categories`).
 
     Raises:
         UserError: a table of another kind, or an empty split.
@@ -90,16 +92,23 @@ def scored_floors(
     for split, rows in rows_of.items():
         if len(rows) == 0:
             raise UserError(f"table {table.path}: its {split} split is empty; use a table with rows of that split")
-    items, more = np.unique(table.column("item")), None
+    items, more, seen = np.unique(table.column("item")), None, None
     shown: Shown = catalog
     if also is not None:
-        more = read_also(*also, table, catalog)
-        items, shown = np.concatenate([items, np.unique(more.items)]), Joined(catalog, also[1])
+        shown = Joined(catalog, also[1])
+        if table.kind == "attributes" and Table(*also).kind == "categories":
+            seen = SeenCategories.read(*also, catalog)
+            items = np.union1d(items, seen.items)
+        else:
+            more = read_also(*also, table, catalog)
+            items = np.union1d(items, more.items)
     splits = {split: _rows(table, rows, items) for split, rows in rows_of.items()}
     if more is not None:
         splits["train"] = splits["train"].followed_by(_as_rows(more.texts, more.items, more.labels, items))
     train = items[np.unique(splits["train"].of_item)]
     features = {name: of_items(shown, items, train) for name, of_items in FEATURES.items()}
+    if seen is not None:
+        features = with_categories(features, items, seen)
     if table.kind == "categories":
         return _classes(features, splits)
     metrics, logits = _tags(features, splits)

@@ -55,10 +55,16 @@ def _tables(trial: Trial, folder: Path) -> Iterator[Command]:
                 )  # fmt: skip
             floors = folder / f"{name}_floors.json"
             answers = floors.with_suffix(".parquet")
+            seen: tuple[object, ...] = ()
+            after = [f"{titles}_{name}"]
+            if kind == "attributes":  # their models start from that of categories, which has seen these labels
+                categories = "_".join(["categories", *labels_part(share)])
+                seen = ("--also", folder / f"{categories}.parquet")
+                after.append(f"{titles}_{categories}")
             yield Command(
                 f"{titles}_{name}_floors", floors,
-                ("floors", *catalog, "--table", some, "--out", floors, "--answers", answers),
-                after=(f"{titles}_{name}",),
+                ("floors", *catalog, "--table", some, "--out", floors, "--answers", answers, *seen),
+                after=tuple(after),
             )  # fmt: skip
 
 

@@ -12,8 +12,8 @@ from mbsd.tools.studies.trial_report.page import TrialPage
 
 # Run.before, and what follows from it for who has seen which labels.
 ATTRIBUTES_START = (
-    "Attributes start from the model that was fine-tuned on categories, whose labels the floors of attributes have not "
-    "seen."
+    "Attributes start from the model that was fine-tuned on categories; the floors of attributes have learned those "
+    "labels too."
 )
 
 
@@ -37,8 +37,8 @@ def page_of(trial: Trial, out: Path) -> TrialPage:
 def comparison(trial: Trial, out: Path, one: Run) -> Comparison:
     """All starts and seeds of a task, its titles and its share of the labels, beside the floors of the same table.
 
-    The floors have read the table's training rows and nothing else. Attributes have categories' labels in them too,
-    through the model that they start from: `ATTRIBUTES_START` says so on the page.
+    The floors have read the labels that the models have: those of the table's training rows, and under attributes those
+    of categories, which the models have in them through the one that they start from.
 
     Args:
         one: a run with these; its start and seed do not matter.
