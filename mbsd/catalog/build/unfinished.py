@@ -16,15 +16,14 @@ import json
 import shutil
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from mbsd.catalog.checksums import CHECKSUM, require_whole_meta, sealed
-from mbsd.catalog.layout import QUARANTINE_FILE, dropped, reason_of
-from mbsd.catalog.row_count import RowCount
+from mbsd.catalog.layout import QUARANTINE_FILE, reason_of
 from mbsd.errors import UserError
 from mbsd.io.console import say
 from mbsd.io.files import fsync, replace_text
@@ -85,7 +84,7 @@ class UnfinishedBuild:
         Raises:
             UserError: another process works on it, or it was begun with another identity.
         """
-        self.path = out.with_name(out.name + ".building")
+        self.path = building(out)
         self.catalog, self._out = self.path / "catalog", out
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = self._locked()
@@ -95,7 +94,9 @@ class UnfinishedBuild:
         before = self._lock.read()
         if before and before != _json(identity) and any(self.path.glob("parts/*.json")):
             self._lock.close()
-            raise UserError(f"{self.path}: an unfinished build {_differences(before, identity)}; {HOW_TO_RESUME}")
+            raise UserError(
+                f"{self.path}: an unfinished build {differences(_parsed(before), identity)}; {HOW_TO_RESUME}"
+            )
         if before != _json(identity):
             self._empty()
             self._lock.write(_json(identity))
@@ -136,17 +137,16 @@ class UnfinishedBuild:
         """Return how often each reason occurs in the quarantine, numbers replaced by N."""
         return Counter(reason_of(line) for line in self.lines(QUARANTINE_FILE))
 
-    def left_out(self, count: RowCount) -> None:
-        """Add to an account the rows that were dropped, by reason."""
-        for row in map(dropped, self.lines(QUARANTINE_FILE)):
-            if row is not None:
-                count.leave_out(*row)
-
     def publish(self) -> None:
         """Move the finished `catalog` folder to its place, and remove the rest."""
         self.catalog.rename(self._out)
         fsync(self._out.parent)
         shutil.rmtree(self.path)
+
+    def publish_part(self) -> None:
+        """Move the whole folder to its place, as a part of a catalogue (see `finished_part`)."""
+        self.path.rename(self._out)
+        fsync(self._out.parent)
 
     def _locked(self) -> IO[str]:
         file = (self.path / BUILD_FILE).open("a+", encoding="utf-8")
@@ -178,17 +178,11 @@ class UnfinishedBuild:
 
     def _read_part(self, file: Path) -> tuple[Part | None, str]:
         """A commit, or None and which file is not as it was written."""
-        try:
-            facts = json.loads(file.read_text("utf-8"))
-            require_whole_meta(facts, file)
-            facts.pop(CHECKSUM, None)
-            part = Part(**facts)
-        except (ValueError, TypeError, AttributeError, UserError):
+        part = read_commit(file)
+        if part is None:
             return None, f"{file.relative_to(self.path)} is not as it was written"
-        for name, facts in part.files.items():
-            if list(_size_and_crc32(self.path / name)) != facts:
-                return None, f"{name} is not as it was written"
-        return part, ""
+        damaged = damaged_file(self.path, part)
+        return (None, f"{damaged} is not as it was written") if damaged else (part, "")
 
     def _remove_all_but(self, parts: list[Part]) -> None:
         keep = {self.part_file(part.number, "json") for part in parts}
@@ -198,9 +192,38 @@ class UnfinishedBuild:
                 file.unlink()
 
 
-def remove_published(out: Path) -> None:
+def building(out: Path) -> Path:
+    """Return the folder of the unfinished build of `out`."""
+    return out.with_name(out.name + ".building")
+
+
+def read_commit(file: Path) -> Part | None:
+    """Return a part's commit; None where it is not as it was written."""
+    try:
+        facts = json.loads(file.read_text("utf-8"))
+        require_whole_meta(facts, file)
+        facts.pop(CHECKSUM, None)
+        return Part(**facts)
+    except (ValueError, TypeError, AttributeError, UserError):
+        return None
+
+
+def damaged_file(folder: Path, part: Part, names: Iterable[str] | None = None) -> str:
+    """Return the name of the first of a part's files, or of those named, that is not as it was committed; or ""."""
+    names = part.files if names is None else names
+    return next((name for name in names if list(_size_and_crc32(folder / name)) != part.files[name]), "")
+
+
+def require_free(out: Path) -> None:
+    """Raise UserError where `out` is more than an empty folder."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        _remove_published(out)
+        raise UserError(f"{out}: already there and not an empty folder; choose another name or remove it")
+
+
+def _remove_published(out: Path) -> None:
     """Remove the folder of a build that was killed between the two steps of `UnfinishedBuild.publish`."""
-    unfinished = out.with_name(out.name + ".building")
+    unfinished = building(out)
     if (unfinished / BUILD_FILE).exists() and not (unfinished / "catalog").exists():
         shutil.rmtree(unfinished)
 
@@ -209,13 +232,19 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
-def _differences(before: str, now: dict[str, Any]) -> str:
-    try:
-        then = json.loads(before)
-    except ValueError:
+def differences(then: Any, now: Mapping[str, Any]) -> str:
+    """Return in words how an earlier build's options differ from these; `then` is no mapping where they are unknown."""
+    if not isinstance(then, dict):
         return "whose options cannot be read"
     changed = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
     return "with " + ", ".join(f"{name} {_json(then.get(name))}, now {_json(now.get(name))}" for name in changed)
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def _size_and_crc32(file: Path) -> tuple[int, int]:

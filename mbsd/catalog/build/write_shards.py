@@ -41,7 +41,7 @@ class Located:
     reason: str = ""
 
 
-def normalised(rows: SourceRows, root: ImageRoot | None, pool: DecodePool) -> Iterator[tuple[Located, Result]]:
+def normalised(rows: Iterable[SourceRow], root: ImageRoot | None, pool: DecodePool) -> Iterator[tuple[Located, Result]]:
     """Yield every row with its picture's result, in order; a bounded number of pictures is in flight."""
     located = (_locate(row, root) for row in rows)
     in_flight: deque[tuple[list[Located], Future[list[Result]]]] = deque()
@@ -57,12 +57,17 @@ def normalised(rows: SourceRows, root: ImageRoot | None, pool: DecodePool) -> It
 
 
 def write_shards(
-    results: Iterable[tuple[Located, Result]], unfinished: UnfinishedBuild, before: Part, options: BuildOptions
+    results: Iterable[tuple[Located, Result]],
+    rows: SourceRows,
+    unfinished: UnfinishedBuild,
+    before: Part,
+    options: BuildOptions,
 ) -> Part:
     """Write the rows' items and commit every full shard, and the last one; return the last commit.
 
     Args:
-        results: of all rows behind those of `before`.
+        results: of all rows to be written behind those of `before`.
+        rows: what `results` are made of; read to its end when they are.
         unfinished: the build's folder.
         before: the last commit of an interrupted build, or an empty `Part`.
         options: of the build.
@@ -72,27 +77,27 @@ def write_shards(
     """
     part = dataclasses.replace(before, number=before.number + 1)
     writer = ShardWriter(unfinished, part.number, part.items)
-    digest = b""
     try:
         for located, result in results:
             _add(writer, part, located, result)
-            digest = located.row.digest
             if part.named >= REJECTS_MIN_ROWS and part.rejected > options.max_rejects * part.named:
                 writer.flush()
                 check_rejects(unfinished, part, options.max_rejects)
             if writer.num_items == options.items_per_shard:
-                part.digest = digest.hex()
+                part.digest = located.row.digest.hex()
                 unfinished.commit(part, writer.close())
                 part = dataclasses.replace(part, number=part.number + 1)
                 writer = ShardWriter(unfinished, part.number, part.items)
     finally:
         files = writer.close()
-    part.digest, part.last = digest.hex() or before.digest, True
+    part.rows, part.digest, part.last = rows.number, rows.digest, True
     unfinished.commit(part, files)
     return part
 
 
-def check_rejects(unfinished: UnfinishedBuild, part: Part, max_rejects: float) -> None:
+def check_rejects(
+    unfinished: UnfinishedBuild, part: Part, max_rejects: float, mend: str = "build again with --restart"
+) -> None:
     """Raise a UserError with the most frequent reasons where more than this share of the pictures was rejected.
 
     All reasons so far are then listed in the build's folder.
@@ -107,9 +112,15 @@ def check_rejects(unfinished: UnfinishedBuild, part: Part, max_rejects: float) -
     raise UserError(
         f"{part.rejected} of the {part.named} rows that name a picture were rejected "
         f"({part.rejected / part.named:.1%}; --max-rejects is {max_rejects:g}): {most_frequent}; all are listed in "
-        f"{listed}; mend the pictures and build again with --restart, or give a higher --max-rejects (1 = any number) "
+        f"{listed}; mend the pictures and {mend}, or give a higher --max-rejects (1 = any number) "
         "to go on"
     )
+
+
+def check_part_rejects(unfinished: UnfinishedBuild, part: Part, max_rejects: float) -> None:
+    """As `check_rejects`, of a part of a catalogue, whose share could be chance where it has few rows."""
+    if part.named >= REJECTS_MIN_ROWS:
+        check_rejects(unfinished, part, max_rejects)
 
 
 def _locate(row: SourceRow, root: ImageRoot | None) -> Located:
