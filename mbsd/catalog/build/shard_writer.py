@@ -18,8 +18,8 @@ from mbsd.catalog.layout import INDEX_SCHEMA, QUARANTINE_FILE, shard_file, split
 
 TAR_BLOCK = 512
 REPEATED_FILE = "repeated.jsonl"
-# By the picture's digest `index` finds equal pictures, by the number of the source's row `merge` finds the order.
-PART_SCHEMA = INDEX_SCHEMA.append(pa.field("picture", pa.binary(16))).append(pa.field("row", pa.int64()))
+PART_SCHEMA = INDEX_SCHEMA.append(pa.field("picture", pa.binary(16)))  # by it `index` finds equal pictures
+ROW_SCHEMA = PART_SCHEMA.append(pa.field("row", pa.int64()))  # of the source: by it `merge` orders the items of parts
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class StoredItem:
     Attributes:
         record: its JSON.
         jpeg: its picture; b"" without one.
-        facts: its columns of `PART_SCHEMA`, but those that say where in which shard it lies.
+        facts: its columns of `ROW_SCHEMA`, but those that say where in which shard it lies.
     """
 
     record: bytes
@@ -109,9 +109,9 @@ class ShardWriter:
             tar, idx = (self._unfinished.catalog / shard_file(self._number, suffix) for suffix in ("tar", "idx"))
             idx.write_text("\n".join([f"v1.2 {len(self._dali)}", *self._dali]) + "\n", "utf-8")
             index = self._unfinished.part_file(self._number, "arrow")
-            columns = {name: [row[name] for row in self._rows] for name in PART_SCHEMA.names}
-            with pa.ipc.new_file(str(index), PART_SCHEMA) as writer:
-                writer.write_batch(pa.record_batch(columns, schema=PART_SCHEMA))
+            columns = {name: [row[name] for row in self._rows] for name in ROW_SCHEMA.names}
+            with pa.ipc.new_file(str(index), ROW_SCHEMA) as writer:
+                writer.write_batch(pa.record_batch(columns, schema=ROW_SCHEMA))
             files += [tar, idx, index]
         self._tar, self._lists = None, {}
         return files
