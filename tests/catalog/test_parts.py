@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -133,6 +134,19 @@ def test_duplicates_are_found_across_parts(tmp_path: Path, images: Path) -> None
         '{"same": "picture", "item": 1, "item_id": "y", "as_item": 0, "as_item_id": "x"}',
     ]
     assert [line["reason"] for line in quarantine(tmp_path / "merged")] == ["same item id as row 1"]
+
+
+def test_more_parts_than_files_may_be_open(tmp_path: Path) -> None:
+    items = items_of(60)
+    parts = build_parts(items, None, tmp_path, 30, block=1)
+    build(items, None, tmp_path / "whole")
+    before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, most))
+    try:
+        merge(parts, tmp_path / "merged")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
+    assert files(tmp_path / "merged") == files(tmp_path / "whole")
 
 
 BUILD = """

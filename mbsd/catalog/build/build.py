@@ -24,7 +24,7 @@ from mbsd.catalog.build.finished_part import finished_before, publish_part
 from mbsd.catalog.build.image_root import ImageRoot, open_image_root
 from mbsd.catalog.build.options import BuildOptions, ImageLimits, PartOf
 from mbsd.catalog.build.source_rows import SourceRows
-from mbsd.catalog.build.unfinished import HOW_TO_RESUME, Part, UnfinishedBuild, require_free
+from mbsd.catalog.build.unfinished import HOW_TO_RESUME, Commit, UnfinishedBuild, require_free
 from mbsd.catalog.build.write_shards import check_part_rejects, check_rejects, normalised, write_shards
 from mbsd.catalog.layout import VERSION
 from mbsd.catalog.sources import Item
@@ -61,7 +61,7 @@ def build_catalog(items: Iterable[Item], images: Path | str | None, out: Path, o
     require_free(out)
     started = time.monotonic()
     with UnfinishedBuild(out, identity, restart=options.restart) as unfinished:
-        before = unfinished.parts[-1] if unfinished.parts else Part()
+        before = unfinished.commits[-1] if unfinished.commits else Commit()
         rows = SourceRows(items)
         rows.skip(before.rows, before.digest)
         done = before

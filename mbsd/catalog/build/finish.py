@@ -12,7 +12,7 @@ import pyarrow as pa
 from mbsd.catalog.build.index import write_index
 from mbsd.catalog.build.options import BuildOptions
 from mbsd.catalog.build.shard_writer import REPEATED_FILE
-from mbsd.catalog.build.unfinished import Part, UnfinishedBuild
+from mbsd.catalog.build.unfinished import Commit, UnfinishedBuild
 from mbsd.catalog.checksums import CHECKSUMS, sealed
 from mbsd.catalog.layout import CATALOG_FILE, QUARANTINE_FILE, VERSION, dropped, reason_of
 from mbsd.catalog.row_count import RowCount
@@ -50,7 +50,7 @@ class BuildSummary:
     images_per_s: float = 0.0
 
 
-def summary_of(done: Part, quarantine: Iterable[str]) -> BuildSummary:
+def summary_of(done: Commit, quarantine: Iterable[str]) -> BuildSummary:
     """Return what was built, by the last commit and the lines of the quarantine."""
     summary = BuildSummary(
         items=done.items, with_image=done.with_image, quarantined=done.quarantined, repeated=done.repeated
@@ -65,9 +65,9 @@ def summary_of(done: Part, quarantine: Iterable[str]) -> BuildSummary:
 
 
 def finish_catalog(
-    unfinished: UnfinishedBuild, done: Part, options: BuildOptions, *, has_image_root: bool
+    unfinished: UnfinishedBuild, done: Commit, options: BuildOptions, *, has_image_root: bool
 ) -> BuildSummary:
-    """Write the files that need all parts, and move the catalogue to its place.
+    """Write the files that need all shards, and move the catalogue to its place.
 
     Args:
         unfinished: the build's folder.
@@ -82,13 +82,13 @@ def finish_catalog(
     if done.items == 0:
         left_out = summary.count.describe_left_out()
         found = f"{done.rows} rows, none usable: {left_out}" if done.rows else "no rows"
-        unfinished.parts.clear()  # there is nothing in it to resume
+        unfinished.commits.clear()  # there is nothing in it to resume
         raise UserError(f"an empty catalogue: {found}; an item needs a title or a picture below the image root")
     summary.has_image_root = has_image_root
     summary.count.reconcile(done.rows, "the source of the items")
     with (unfinished.catalog / QUARANTINE_FILE).open("w", encoding="utf-8") as file:
         file.writelines(unfinished.lines(QUARANTINE_FILE))
-    files = [unfinished.part_file(part.number, "arrow") for part in unfinished.parts]
+    files = [unfinished.commit_file(commit.number, "arrow") for commit in unfinished.commits]
     batches = (pa.ipc.open_file(pa.memory_map(str(file))).get_batch(0) for file in files if file.exists())
     index = write_index(unfinished.catalog, summary.items, batches, unfinished.lines(REPEATED_FILE))
     summary.same_picture = index.same_picture

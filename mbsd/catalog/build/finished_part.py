@@ -19,7 +19,7 @@ import pyarrow as pa
 from mbsd.catalog.build.finish import BuildSummary, summary_of
 from mbsd.catalog.build.options import BuildOptions, PartOf
 from mbsd.catalog.build.shard_writer import StoredItem
-from mbsd.catalog.build.unfinished import Part, UnfinishedBuild, building, damaged_file, differences, read_commit
+from mbsd.catalog.build.unfinished import Commit, UnfinishedBuild, building, damaged_file, differences, read_commit
 from mbsd.catalog.checksums import CHECKSUM, require_whole_meta, sealed
 from mbsd.catalog.layout import QUARANTINE_FILE, shard_file
 from mbsd.errors import UserError
@@ -30,7 +30,7 @@ BUILD_AGAIN = "remove the folder and build this part again"
 
 
 def publish_part(
-    unfinished: UnfinishedBuild, done: Part, identity: Mapping[str, Any], options: BuildOptions
+    unfinished: UnfinishedBuild, done: Commit, identity: Mapping[str, Any], options: BuildOptions
 ) -> BuildSummary:
     """Write `part.json` and move the part's folder to its place.
 
@@ -43,7 +43,7 @@ def publish_part(
     facts = {
         "options": _options(identity, options),
         "source": {"rows": done.rows, "digest": done.digest},
-        "shards": len(unfinished.parts),
+        "shards": len(unfinished.commits),
     }
     text = json.dumps(sealed(facts), ensure_ascii=False, indent=2)
     (unfinished.path / PART_FILE).write_text(f"{text}\n", "utf-8")
@@ -132,14 +132,14 @@ class FinishedPart:
                 with (self.path / name).open(encoding="utf-8") as lines:
                     yield from ((json.loads(line)["row"], line) for line in lines)
 
-    def _commit(self, number: int) -> Part:
+    def _commit(self, number: int) -> Commit:
         file = self.path / "parts" / f"{number:06d}.json"
         commit = read_commit(file)
         if commit is None or commit.number != number:
             raise UserError(f"{file}: damaged, its content is not what was written; {BUILD_AGAIN}")
         return commit
 
-    def _require_whole(self, commit: Part, files: list[str]) -> None:
+    def _require_whole(self, commit: Commit, files: list[str]) -> None:
         damaged = damaged_file(self.path, commit, files)
         if damaged:
             raise UserError(f"{self.path / damaged}: damaged, its bytes are not those that were written; {BUILD_AGAIN}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import resource
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from mbsd.catalog.build.finished_part import FinishedPart
 from mbsd.catalog.build.options import BuildOptions
 from mbsd.catalog.build.part_fit import open_parts
 from mbsd.catalog.build.shard_writer import REPEATED_FILE, ShardWriter, StoredItem
-from mbsd.catalog.build.unfinished import Part, UnfinishedBuild, require_free
+from mbsd.catalog.build.unfinished import Commit, UnfinishedBuild, require_free
 from mbsd.catalog.build.write_shards import check_rejects
 from mbsd.catalog.layout import QUARANTINE_FILE
 
@@ -43,6 +44,7 @@ def merge_catalog(
             no item is left.
     """
     require_free(out)
+    _allow_open_files()
     started = time.monotonic()
     parts = open_parts(folders)
     shared = parts[0].options
@@ -52,7 +54,7 @@ def merge_catalog(
     )  # fmt: skip
     identity = {"merge of": [part.checksum for part in parts]}
     with UnfinishedBuild(out, identity, restart=restart) as unfinished:
-        before = unfinished.parts[-1] if unfinished.parts else Part()
+        before = unfinished.commits[-1] if unfinished.commits else Commit()
         done = before if before.last else _copy(parts, unfinished, before, options)
         summary = finish_catalog(unfinished, done, options, has_image_root=shared["images"] is not None)
     summary.resumed_from = before.rows
@@ -61,41 +63,45 @@ def merge_catalog(
     return summary
 
 
-def _copy(parts: list[FinishedPart], unfinished: UnfinishedBuild, before: Part, options: BuildOptions) -> Part:
+def _copy(parts: list[FinishedPart], unfinished: UnfinishedBuild, before: Commit, options: BuildOptions) -> Commit:
     """Commit the shards behind `before`; return the last commit. The first one also has the lists of all rows."""
     total = _total(parts)
-    part = dataclasses.replace(before, number=before.number + 1)
-    writer = ShardWriter(unfinished, part.number, part.items)
+    commit = dataclasses.replace(before, number=before.number + 1)
+    writer = ShardWriter(unfinished, commit.number, commit.items)
     try:
-        if part.number == 0:
+        if commit.number == 0:
             for name in (QUARANTINE_FILE, REPEATED_FILE):
                 writer.list_all(name, _lines(parts, name))
             writer.flush()
         check_rejects(unfinished, total, options.max_rejects, "build the parts again")
         items = _items(parts, before.rows)
-        for item in tqdm(items, unit=" items", initial=part.items, total=total.items, disable=not options.progress):
+        for item in tqdm(items, unit=" items", initial=commit.items, total=total.items, disable=not options.progress):
             writer.store(item)
-            part.items, part.with_image, part.rows = (
-                part.items + 1,
-                part.with_image + bool(item.jpeg),
-                item.facts["row"],
-            )
+            commit.items += 1
+            commit.with_image += bool(item.jpeg)
+            commit.rows = item.facts["row"]
             if writer.num_items == options.items_per_shard:
-                unfinished.commit(part, writer.close())
-                part = dataclasses.replace(part, number=part.number + 1)
-                writer = ShardWriter(unfinished, part.number, part.items)
+                unfinished.commit(commit, writer.close())
+                commit = dataclasses.replace(commit, number=commit.number + 1)
+                writer = ShardWriter(unfinished, commit.number, commit.items)
     finally:
         files = writer.close()
-    assert (part.items, part.with_image) == (total.items, total.with_image), "the parts hold other items than they say"
-    done = dataclasses.replace(total, number=part.number, last=True)
+    assert (commit.items, commit.with_image) == (total.items, total.with_image), "the parts' items are not as counted"
+    done = dataclasses.replace(total, number=commit.number, last=True)
     unfinished.commit(done, files)
     return done
 
 
-def _total(parts: list[FinishedPart]) -> Part:
+def _allow_open_files() -> None:
+    """Let this process have as many files open as it may: those of all parts are at once."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _total(parts: list[FinishedPart]) -> Commit:
     """The counts of the whole catalogue."""
     counts = {name: sum(getattr(part.commits[-1], name) for part in parts) for name in COUNTS}
-    return Part(rows=parts[0].rows, digest=parts[0].digest, **counts)
+    return Commit(rows=parts[0].rows, digest=parts[0].digest, **counts)
 
 
 def _items(parts: list[FinishedPart], after: int) -> Iterator[StoredItem]:

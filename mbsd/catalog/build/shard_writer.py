@@ -1,4 +1,4 @@
-"""One part of a build: a shard (tar and DALI's index), its rows of the index, and which rows were left out of it."""
+"""One shard of a build: tar and DALI's index, its rows of the index, and which rows were left out of it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class StoredItem:
 
 
 class ShardWriter:
-    """Writes part `number` of a build, whose first item is `first_item`; a file is made with its first content."""
+    """Writes shard `number` of a build, whose first item is `first_item`; a file is made with its first content."""
 
     def __init__(self, unfinished: UnfinishedBuild, number: int, first_item: int):
         self._unfinished, self._number, self._first_item = unfinished, number, first_item
@@ -100,7 +100,7 @@ class ShardWriter:
             file.flush()
 
     def close(self) -> list[Path]:
-        """Finish the part's files and return their paths."""
+        """Finish the shard's files and return their paths."""
         files = [Path(file.name) for file in self._lists.values()]
         for file in self._lists.values():
             file.close()
@@ -108,7 +108,7 @@ class ShardWriter:
             self._tar.close()
             tar, idx = (self._unfinished.catalog / shard_file(self._number, suffix) for suffix in ("tar", "idx"))
             idx.write_text("\n".join([f"v1.2 {len(self._dali)}", *self._dali]) + "\n", "utf-8")
-            index = self._unfinished.part_file(self._number, "arrow")
+            index = self._unfinished.commit_file(self._number, "arrow")
             columns = {name: [row[name] for row in self._rows] for name in ROW_SCHEMA.names}
             with pa.ipc.new_file(str(index), ROW_SCHEMA) as writer:
                 writer.write_batch(pa.record_batch(columns, schema=ROW_SCHEMA))
@@ -121,7 +121,7 @@ class ShardWriter:
 
     def _file(self, name: str) -> IO[str]:
         if name not in self._lists:
-            self._lists[name] = self._unfinished.part_file(self._number, name).open("w", encoding="utf-8")
+            self._lists[name] = self._unfinished.commit_file(self._number, name).open("w", encoding="utf-8")
         return self._lists[name]
 
     def _write_members(self, key: str, record: bytes, jpeg: bytes) -> int:
