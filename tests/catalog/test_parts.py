@@ -292,7 +292,7 @@ def test_folders_that_are_no_finished_parts_are_named(tmp_path: Path, images: Pa
 
 DAMAGED = [
     "catalog/shards/000001.tar", "catalog/shards/000000.idx", "parts/000001.arrow", "parts/000000.quarantine.jsonl",
-    "parts/000001.json", "part.json", "gone",
+    "parts/000001.json", "part.json", "emptied", "gone",
 ]  # fmt: skip
 
 
@@ -301,9 +301,11 @@ def test_damage_is_named_and_a_part_that_is_built_again_mends_it(what: str, tmp_
     items = [Item(f"id-{n}", f"title {n}", PICTURES[n % 3 if n > 4 else 6]) for n in range(30)]
     parts = build_parts(items, images, tmp_path, 2, items_per_shard=4)
     build(items, images, tmp_path / "whole", items_per_shard=4)
-    file = parts[1] / (what if what != "gone" else "catalog/shards/000001.tar")
+    file = parts[1] / {"gone": "catalog/shards/000001.tar", "emptied": "part.json"}.get(what, what)
     if what == "gone":
         file.unlink()
+    elif what == "emptied":
+        file.write_text("{}")
     elif what.endswith(".json"):
         file.write_bytes(file.read_bytes().replace(b'"rows"', b'"rowz"'))
     else:

@@ -25,6 +25,7 @@ RUN_BY = {
     "make check": ".ci/run",
     "make chaos": "tests/checkpoint/test_chaos.py::test_a_run_survives_twenty_kills",
     "mbsd catalog build": "tests/catalog/test_hostile.py::test_a_folder_of_hostile_files",
+    "mbsd catalog merge": "tests/catalog/test_parts.py::test_the_commands",
     "mbsd catalog synth": "tests/smoke/test_demo.py::test_the_demo",
     "mbsd catalog inspect": "tests/docs/test_commands.py::test_a_catalogue_is_inspected",
     "mbsd catalog keys": "tests/catalog/test_near_pictures.py::test_the_command",
@@ -114,6 +115,9 @@ def _parse(shown: Shown) -> None:
         _parse_start(words[: shown.launcher + 1])
         if name in PROGRAMS:
             extra = _parse_typer(PROGRAMS[name], rest)
+            if "catalog" in rest:
+                assert _parse_typer(PROGRAMS["mbsd"], ["catalog", "build", *extra]) == []
+                return
             parse(PretrainConfig if "pretrain" in rest else FinetuneConfig, extra)
         elif name in ("pretrain", "finetune"):
             parse(LAUNCHERS[name], rest)

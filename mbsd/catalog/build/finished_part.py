@@ -23,6 +23,7 @@ from mbsd.catalog.build.unfinished import Commit, UnfinishedBuild, building, dam
 from mbsd.catalog.checksums import CHECKSUM, require_whole_meta, sealed
 from mbsd.catalog.layout import QUARANTINE_FILE, shard_file
 from mbsd.errors import UserError
+from mbsd.io.files import replace_text
 
 PART_FILE = "part.json"
 ITEMS_AT_ONCE = 256
@@ -46,7 +47,7 @@ def publish_part(
         "shards": len(unfinished.commits),
     }
     text = json.dumps(sealed(facts), ensure_ascii=False, indent=2)
-    (unfinished.path / PART_FILE).write_text(f"{text}\n", "utf-8")
+    replace_text(unfinished.path / PART_FILE, f"{text}\n")
     summary = summary_of(done, unfinished.lines(QUARANTINE_FILE))
     unfinished.publish_part()
     return summary
@@ -96,6 +97,8 @@ class FinishedPart:
             raise UserError(f"{path}: {_what_it_is(path)}") from None
         except (OSError, ValueError) as error:
             raise UserError(f"{path / PART_FILE}: cannot be read ({error}); {BUILD_AGAIN}") from None
+        if not isinstance(facts, dict) or CHECKSUM not in facts:
+            raise UserError(f"{path / PART_FILE}: damaged, its content is not what was written; {BUILD_AGAIN}")
         require_whole_meta(facts, path / PART_FILE, BUILD_AGAIN)
         self.options: dict[str, Any] = facts["options"]
         self.checksum = int(facts[CHECKSUM])
