@@ -45,6 +45,7 @@ RUN_BY = {
     "mbsd trial": "tests/studies/test_trial.py::test_a_trial",
     "mbsd bench lamb": "tests/bench/test_ranks.py::test_lamb",
     "mbsd bench checkpoint": "tests/bench/test_ranks.py::test_checkpoint",
+    "mbsd bench catalog": "tests/bench/test_catalog.py::test_the_command",
     "mbsd bench loader": "tests/bench/test_loader.py::test_every_way_is_measured",
     "mbsd bench mining": "tests/bench/test_mining.py::test_the_command",
     "mbsd bench search": "tests/bench/test_search.py::test_search_is_measured",
