@@ -108,6 +108,19 @@ def bench_mining(  # noqa: PLR0913 (typer makes an option of each parameter)
     _write_json(json_file, measure_mining(bench))
 
 
+@bench_app.command("catalog")
+def bench_catalog(
+    rows: Annotated[int, typer.Option(help="Of the generated items, which have no pictures.")] = 1_000_000,
+    parts: Annotated[int, typer.Option(help="In which the catalogue is built.")] = 4,
+    folder: Annotated[Path | None, typer.Option(help="For items and catalogues; without: a temporary one.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """A catalogue built at once, and in parts that are merged: rows a CPU second, memory; the bytes must be equal."""
+    from mbsd.tools.bench.catalog import CatalogBench, measure_catalog
+
+    _write_json(json_file, measure_catalog(CatalogBench(rows, parts, folder)))
+
+
 @bench_app.command("loader")
 def bench_loader(  # noqa: PLR0913 (typer makes an option of each parameter)
     catalog: Annotated[Path, typer.Option(help="Folder written by `mbsd catalog build`.")],

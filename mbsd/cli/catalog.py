@@ -8,13 +8,21 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from mbsd.cli.options import Out, Workers, name_and_value
 from mbsd.errors import UserError
 from mbsd.io.console import print_json
+
+if TYPE_CHECKING:
+    from mbsd.catalog.build.build import BuildSummary
+
+MaxRejects = Annotated[
+    float, typer.Option(help="Share of the rows naming a picture whose pictures may be rejected; 1 = any number.")
+]
+Restart = Annotated[bool, typer.Option("--restart", help="Begin anew, where an unfinished build lies.")]
 
 catalog_app = typer.Typer(no_args_is_help=True, help="Validated catalogues: items and pictures in shards.")
 
@@ -56,15 +64,16 @@ def catalog_build(  # noqa: PLR0913 (options of a command line)
         Path | None, typer.Option(help="JSON: attribute name -> image | title | both, where its value can be seen.")
     ] = None,
     max_side: Annotated[int, typer.Option(help="Pixels of a stored picture's long side.")] = 320,
-    max_rejects: Annotated[
-        float, typer.Option(help="Share of the rows naming a picture whose pictures may be rejected; 1 = any number.")
-    ] = 0.05,
+    max_rejects: MaxRejects = 0.05,
     column: Annotated[
         list[str] | None,
         typer.Option(help="OURS=NAME for item_id, title, image, category or attributes; may be repeated."),
     ] = None,
     image_seconds: Annotated[float, typer.Option(help="Longest time to read and decode a picture.")] = 10.0,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, where an unfinished build lies.")] = False,
+    part: Annotated[
+        str | None, typer.Option(help="K/N: build part K of N alone, on this machine, for `mbsd catalog merge`.")
+    ] = None,
+    restart: Restart = False,
     workers: Workers = 0,
 ) -> None:
     """Check and normalise every picture and write the catalogue; what is wrong goes to OUT/quarantine.jsonl.
@@ -74,31 +83,58 @@ def catalog_build(  # noqa: PLR0913 (options of a command line)
     repeats an item_id, or has neither title nor picture, is left out and counted.
 
     The same command again goes on where an interrupted one stopped.
+
+    With --part, OUT is the folder of that part. All parts read the same SOURCE and have the same options.
     """
-    from mbsd.catalog.build.build import BuildOptions, ImageLimits, build_catalog
+    from mbsd.catalog.build.build import BuildOptions, ImageLimits, PartOf, build_catalog
     from mbsd.catalog.sources import read_items
 
     options = BuildOptions(
         workers=workers, max_side=max_side, max_rejects=max_rejects, limits=ImageLimits(seconds=image_seconds),
         attribute_where=_read_json(attribute_where) if attribute_where is not None else {},
-        restart=restart, progress=sys.stderr.isatty(),
+        restart=restart, progress=sys.stderr.isatty(), part=PartOf.parse(part) if part is not None else None,
     )  # fmt: skip
     items = read_items(source, dict(name_and_value(text) for text in column or []))
     summary = build_catalog(items, images, out, options)
-    print(
-        f"{out}: {summary.items} items, {summary.with_image} with an image, {summary.quarantined} quarantined, "
-        f"{summary.repeated} rows with an item id of before, {summary.same_picture} items with a picture of before, "
-        f"{summary.seconds:.1f} s, {summary.images_per_s:.0f} images/s"
-    )
-    print(f"  {summary.count.read} rows read; left out: {summary.count.describe_left_out()}")
+    left_out = summary.count.describe_left_out()
+    if options.part is not None:
+        print(
+            f"{out}: {options.part}: {summary.items} items, {summary.with_image} with an image, {summary.quarantined} "
+            f"quarantined, {summary.repeated} rows with an item id of before, {summary.seconds:.1f} s, "
+            f"{summary.images_per_s:.0f} images/s; next: mbsd catalog merge"
+        )
+        print(f"  {summary.count.read} rows of this part; left out: {left_out}")
+    else:
+        _print_catalog(out, summary)
+        print(f"  {summary.count.read} rows read; left out: {left_out}")
     for note in items.notes():
         print(f"  {note}")
     if summary.resumed_from:
         print(f"  continued behind row {summary.resumed_from}")
     if not summary.has_image_root:
         print("  no picture was looked up: no --images was given")
-    for reason, count in summary.reasons.most_common(10):
-        print(f"  {count} x {reason}")
+    _print_reasons(summary)
+
+
+@catalog_app.command("merge")
+def catalog_merge(
+    parts: Annotated[list[Path], typer.Argument(help="Folders written by `mbsd catalog build --part K/N`, all N.")],
+    out: Out,
+    max_rejects: MaxRejects = 0.05,
+    restart: Restart = False,
+) -> None:
+    """Make one catalogue of its parts, the same byte for byte as one built at once. No picture is decoded again.
+
+    The folders of the parts are left as they are. The same command again goes on where an interrupted one stopped.
+    """
+    from mbsd.catalog.build.merge import merge_catalog
+
+    summary = merge_catalog(parts, out, max_rejects=max_rejects, restart=restart, progress=sys.stderr.isatty())
+    _print_catalog(out, summary)
+    print(f"  {summary.count.read} rows of {len(parts)} parts; left out: {summary.count.describe_left_out()}")
+    if summary.resumed_from:
+        print(f"  continued behind row {summary.resumed_from}")
+    _print_reasons(summary)
 
 
 @catalog_app.command("mask")
@@ -170,6 +206,19 @@ def catalog_keys(  # noqa: PLR0913 (options of a command line)
     print(f"{folder}: {report.with_another} of {report.items} items share a key with another\n")
     print(report.describe())
     print(f"report: {folder / 'report.json'}" + (f", {folder / NEAR_FILE}" if near_picture else ""))
+
+
+def _print_catalog(out: Path, summary: BuildSummary) -> None:
+    print(
+        f"{out}: {summary.items} items, {summary.with_image} with an image, {summary.quarantined} quarantined, "
+        f"{summary.repeated} rows with an item id of before, {summary.same_picture} items with a picture of before, "
+        f"{summary.seconds:.1f} s, {summary.images_per_s:.0f} images/s"
+    )
+
+
+def _print_reasons(summary: BuildSummary) -> None:
+    for reason, count in summary.reasons.most_common(10):
+        print(f"  {count} x {reason}")
 
 
 def _read_json(path: Path) -> dict[str, str]:

@@ -170,7 +170,7 @@ def test_a_kill_between_the_last_two_steps_leaves_no_rubbish(tmp_path: Path) -> 
     with UnfinishedBuild(tmp_path / "c", {}, restart=False) as unfinished:
         (unfinished.catalog / "catalog.json").write_text("{}")
         unfinished.catalog.rename(tmp_path / "c")  # what `publish` does first
-        unfinished.parts.append(None)  # type: ignore[arg-type]
+        unfinished.commits.append(None)  # type: ignore[arg-type]
     assert (tmp_path / "c.building").exists()
     with pytest.raises(UserError, match="already there and not an empty folder"):
         build(tmp_path / "c", None)

@@ -25,6 +25,7 @@ RUN_BY = {
     "make check": ".ci/run",
     "make chaos": "tests/checkpoint/test_chaos.py::test_a_run_survives_twenty_kills",
     "mbsd catalog build": "tests/catalog/test_hostile.py::test_a_folder_of_hostile_files",
+    "mbsd catalog merge": "tests/catalog/test_parts.py::test_the_commands",
     "mbsd catalog synth": "tests/smoke/test_demo.py::test_the_demo",
     "mbsd catalog inspect": "tests/docs/test_commands.py::test_a_catalogue_is_inspected",
     "mbsd catalog keys": "tests/catalog/test_near_pictures.py::test_the_command",
@@ -44,6 +45,7 @@ RUN_BY = {
     "mbsd trial": "tests/studies/test_trial.py::test_a_trial",
     "mbsd bench lamb": "tests/bench/test_ranks.py::test_lamb",
     "mbsd bench checkpoint": "tests/bench/test_ranks.py::test_checkpoint",
+    "mbsd bench catalog": "tests/bench/test_catalog.py::test_the_command",
     "mbsd bench loader": "tests/bench/test_loader.py::test_every_way_is_measured",
     "mbsd bench mining": "tests/bench/test_mining.py::test_the_command",
     "mbsd bench search": "tests/bench/test_search.py::test_search_is_measured",
@@ -114,6 +116,9 @@ def _parse(shown: Shown) -> None:
         _parse_start(words[: shown.launcher + 1])
         if name in PROGRAMS:
             extra = _parse_typer(PROGRAMS[name], rest)
+            if "catalog" in rest:
+                assert _parse_typer(PROGRAMS["mbsd"], ["catalog", "build", *extra]) == []
+                return
             parse(PretrainConfig if "pretrain" in rest else FinetuneConfig, extra)
         elif name in ("pretrain", "finetune"):
             parse(LAUNCHERS[name], rest)

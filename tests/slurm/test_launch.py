@@ -116,7 +116,7 @@ def test_the_jobs_of_the_shown(cluster: Cluster, tmp_path: Path) -> None:
     for name in ("launchers", "ds_configs"):
         (tmp_path / name).symlink_to(ROOT / name)
     script, program = shlex.quote(str(tmp_path)), shlex.quote(sys.executable)
-    stages = shown("python launchers/submit.py")
+    stages = [words for words in shown("python launchers/submit.py") if "catalog" not in words]
     jobs = []
     for words in stages:
         line = shlex.join([*words[1:], "--sbatch=--hold"])

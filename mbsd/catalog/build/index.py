@@ -1,4 +1,4 @@
-"""Last step of a build: the parts' rows -> one index, item numbers by split and by id, and a list of equal pictures."""
+"""Last step of a build: the shards' rows -> one index, item numbers by split and by id, a list of equal pictures."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class IndexSummary:
     checksums: dict[str, Any]
 
 
-def write_index(folder: Path, num_items: int, parts: Iterable[Any], repeated: Iterable[str]) -> IndexSummary:
+def write_index(folder: Path, num_items: int, shards: Iterable[Any], repeated: Iterable[str]) -> IndexSummary:
     """Write `index.arrow`, `numbers/` and `duplicates.jsonl` into a catalogue's folder.
 
     About 60 bytes an item are held in memory.
 
     Args:
         folder: the catalogue's folder.
-        num_items: number of items of all parts together.
-        parts: record batches with `shard_writer.PART_SCHEMA`, one a shard, in order.
+        num_items: number of items of all shards together.
+        shards: record batches with `shard_writer.PART_SCHEMA`, one a shard, in order.
         repeated: the first lines of `duplicates.jsonl`, about rows whose item id an earlier row has.
     """
     fingerprint = Fingerprint()
@@ -51,7 +51,7 @@ def write_index(folder: Path, num_items: int, parts: Iterable[Any], repeated: It
     pictures, has_picture = np.empty((num_items, 2), np.uint64), np.empty(num_items, bool)
     start = 0
     with pa.ipc.new_file(str(folder / INDEX_FILE), INDEX_SCHEMA) as writer:
-        for batch in parts:
+        for batch in shards:
             ids, titles, crc32s = (batch.column(name).to_pylist() for name in ("item_id", "title", "crc32"))
             for item_id, title, crc32 in zip(ids, titles, crc32s, strict=True):
                 fingerprint.add(item_id, title, crc32)
@@ -63,7 +63,7 @@ def write_index(folder: Path, num_items: int, parts: Iterable[Any], repeated: It
             pictures[part] = np.frombuffer(digests, np.uint64).reshape(-1, 2)
             writer.write_batch(batch.select(INDEX_SCHEMA.names))
             start += batch.num_rows
-    assert start == num_items, "the parts hold another number of items than their commits"
+    assert start == num_items, "the shards hold another number of items than their commits"
     (folder / "numbers").mkdir(exist_ok=True)
     for number, name in enumerate(SPLITS):
         np.save(folder / split_file(name), np.flatnonzero(split == number).astype(np.int64))

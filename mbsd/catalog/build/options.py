@@ -30,6 +30,47 @@ class ImageLimits:
 
 
 @dataclass(frozen=True)
+class PartOf:
+    """Which part of a catalogue is built; the parts take turns at blocks of the source's rows.
+
+    Attributes:
+        number: of the part, from 1 to `count`.
+        count: number of parts.
+        block: rows that a part takes at its turn: few, so that the parts are alike whatever the source is sorted by.
+
+    Raises:
+        UserError: there is no such part.
+    """
+
+    number: int
+    count: int
+    block: int = 256
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.count or self.block < 1:
+            raise UserError(f"part {self.number}/{self.count}: expected K/N with K from 1 to N, such as 2/8")
+
+    @classmethod
+    def parse(cls, text: str) -> PartOf:
+        """Return the part that `K/N` names.
+
+        Raises:
+            UserError: the text is not of that form, or there is no such part.
+        """
+        number, slash, count = text.partition("/")
+        if not (slash and number.isdecimal() and count.isdecimal()):
+            raise UserError(f"part {text}: expected K/N with K from 1 to N, such as 2/8")
+        return cls(int(number), int(count))
+
+    def has(self, row: int) -> bool:
+        """Whether row `row` of the source, counted from 1, belongs to this part."""
+        return (row - 1) // self.block % self.count == self.number - 1
+
+    def __str__(self) -> str:
+        return f"part {self.number} of {self.count}"
+
+
+@dataclass(frozen=True)
 class BuildOptions:
     """How to build a catalogue. Its bytes depend on `items_per_shard`, `max_side`, `attribute_where` and `limits`.
 
@@ -43,6 +84,7 @@ class BuildOptions:
             builds a catalogue needs the usual `if __name__ == "__main__":`.
         restart: discard an unfinished build instead of resuming it.
         progress: show a progress bar on stderr.
+        part: build this part alone, for `merge`; None: the whole catalogue.
 
     Raises:
         UserError: a value is out of range.
@@ -56,6 +98,7 @@ class BuildOptions:
     workers: int = 0
     restart: bool = False
     progress: bool = True
+    part: PartOf | None = None
 
     def __post_init__(self) -> None:
         for name in ("items_per_shard", "max_side"):

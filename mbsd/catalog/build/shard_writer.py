@@ -1,9 +1,11 @@
-"""One part of a build: a shard (tar and DALI's index), its rows of the index, and which rows were left out of it."""
+"""One shard of a build: tar and DALI's index, its rows of the index, and which rows were left out of it."""
 
 from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,10 +19,26 @@ from mbsd.catalog.layout import INDEX_SCHEMA, QUARANTINE_FILE, shard_file, split
 TAR_BLOCK = 512
 REPEATED_FILE = "repeated.jsonl"
 PART_SCHEMA = INDEX_SCHEMA.append(pa.field("picture", pa.binary(16)))  # by it `index` finds equal pictures
+ROW_SCHEMA = PART_SCHEMA.append(pa.field("row", pa.int64()))  # of the source: by it `merge` orders the items of parts
+
+
+@dataclass(frozen=True)
+class StoredItem:
+    """An item as a shard holds it.
+
+    Attributes:
+        record: its JSON.
+        jpeg: its picture; b"" without one.
+        facts: its columns of `ROW_SCHEMA`, but those that say where in which shard it lies.
+    """
+
+    record: bytes
+    jpeg: bytes
+    facts: dict[str, Any]
 
 
 class ShardWriter:
-    """Writes part `number` of a build, whose first item is `first_item`; a file is made with its first content."""
+    """Writes shard `number` of a build, whose first item is `first_item`; a file is made with its first content."""
 
     def __init__(self, unfinished: UnfinishedBuild, number: int, first_item: int):
         self._unfinished, self._number, self._first_item = unfinished, number, first_item
@@ -47,26 +65,34 @@ class ShardWriter:
 
     def add(self, row: SourceRow, title: str, picture: NormalisedImage | None) -> None:
         """Write the row's item as the next of the shard; `picture` is None for an item of text alone."""
-        item, number = row.item, self._first_item + self.num_items
+        item = row.item
         record = {"title": title, "category": item.category, "attributes": item.attributes, "item_id": item.item_id}
         jpeg = picture.jpeg if picture else b""
-        offset = self._write_members(f"{number:09d}", json.dumps(record, ensure_ascii=False).encode(), jpeg)
-        self._rows.append(
-            {
-                "item_id": item.item_id,
-                "title": title,
-                "category": item.category,
-                "attributes": json.dumps(item.attributes, ensure_ascii=False, sort_keys=True),
-                "split": split_of(item.item_id),
-                "shard": self._number,
-                "offset": offset,
-                "size": len(jpeg),
-                "crc32": zlib.crc32(jpeg),
-                "width": picture.width if picture else 0,
-                "height": picture.height if picture else 0,
-                "picture": picture.digest if picture else bytes(16),
-            }
-        )
+        facts = {
+            "item_id": item.item_id,
+            "title": title,
+            "category": item.category,
+            "attributes": json.dumps(item.attributes, ensure_ascii=False, sort_keys=True),
+            "split": split_of(item.item_id),
+            "size": len(jpeg),
+            "crc32": zlib.crc32(jpeg),
+            "width": picture.width if picture else 0,
+            "height": picture.height if picture else 0,
+            "picture": picture.digest if picture else bytes(16),
+            "row": row.number,
+        }
+        self.store(StoredItem(json.dumps(record, ensure_ascii=False).encode(), jpeg, facts))
+
+    def store(self, item: StoredItem) -> None:
+        """Write an item as the next of the shard."""
+        key = f"{self._first_item + self.num_items:09d}"
+        offset = self._write_members(key, item.record, item.jpeg)
+        self._rows.append({**item.facts, "shard": self._number, "offset": offset})
+
+    def list_all(self, name: str, lines: Iterable[str]) -> None:
+        """Write lines of a list of rows, `QUARANTINE_FILE` or `REPEATED_FILE`, as they are."""
+        for line in lines:
+            self._file(name).write(line)
 
     def flush(self) -> None:
         """Make the lists of rows readable from their files."""
@@ -74,7 +100,7 @@ class ShardWriter:
             file.flush()
 
     def close(self) -> list[Path]:
-        """Finish the part's files and return their paths."""
+        """Finish the shard's files and return their paths."""
         files = [Path(file.name) for file in self._lists.values()]
         for file in self._lists.values():
             file.close()
@@ -82,18 +108,21 @@ class ShardWriter:
             self._tar.close()
             tar, idx = (self._unfinished.catalog / shard_file(self._number, suffix) for suffix in ("tar", "idx"))
             idx.write_text("\n".join([f"v1.2 {len(self._dali)}", *self._dali]) + "\n", "utf-8")
-            index = self._unfinished.part_file(self._number, "arrow")
-            columns = {name: [row[name] for row in self._rows] for name in PART_SCHEMA.names}
-            with pa.ipc.new_file(str(index), PART_SCHEMA) as writer:
-                writer.write_batch(pa.record_batch(columns, schema=PART_SCHEMA))
+            index = self._unfinished.commit_file(self._number, "arrow")
+            columns = {name: [row[name] for row in self._rows] for name in ROW_SCHEMA.names}
+            with pa.ipc.new_file(str(index), ROW_SCHEMA) as writer:
+                writer.write_batch(pa.record_batch(columns, schema=ROW_SCHEMA))
             files += [tar, idx, index]
         self._tar, self._lists = None, {}
         return files
 
     def _list(self, name: str, line: dict[str, Any]) -> None:
+        self._file(name).write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def _file(self, name: str) -> IO[str]:
         if name not in self._lists:
-            self._lists[name] = self._unfinished.part_file(self._number, name).open("w", encoding="utf-8")
-        self._lists[name].write(json.dumps(line, ensure_ascii=False) + "\n")
+            self._lists[name] = self._unfinished.commit_file(self._number, name).open("w", encoding="utf-8")
+        return self._lists[name]
 
     def _write_members(self, key: str, record: bytes, jpeg: bytes) -> int:
         """Write the sample's members in the tar; return the JPEG's offset in it, -1 without one."""

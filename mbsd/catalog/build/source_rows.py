@@ -34,16 +34,25 @@ class SourceRow:
 
 
 class SourceRows:
-    """Iterates over a source's rows in order, once."""
+    """Iterates over a source's rows in order, once.
+
+    Attributes:
+        number: of the last row that was read; 0 before the first.
+    """
 
     def __init__(self, items: Iterable[Item]):
         self._items = iter(items)
         self._sha = hashlib.sha256()
-        self._number = 0
+        self.number = 0
         # A private database, which moves to a temporary file when it outgrows its cache: a dict of ten million ids
         # takes more than a gigabyte.
         self._seen = sqlite3.connect("")
         self._seen.execute("CREATE TABLE seen (id TEXT PRIMARY KEY, row INTEGER) WITHOUT ROWID")
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the rows read so far, in hex; see `SourceRow.digest`."""
+        return self._sha.hexdigest()
 
     def skip(self, count: int, digest: str) -> None:
         """Skip the first `count` rows, which an unfinished build has already processed.
@@ -71,11 +80,11 @@ class SourceRows:
         item = next(self._items, None)
         if item is None:
             return None
-        self._number += 1
+        self.number += 1
         fields = (item.item_id, item.title, item.image, item.category, *item.attributes.items())
         self._sha.update(repr(fields).encode("utf-8", "surrogatepass"))
-        added = self._seen.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (item.item_id, self._number))
+        added = self._seen.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (item.item_id, self.number))
         same_as = None
         if added.rowcount == 0:
             (same_as,) = self._seen.execute("SELECT row FROM seen WHERE id = ?", (item.item_id,)).fetchone()
-        return SourceRow(self._number, item, same_as, self._sha.digest())
+        return SourceRow(self.number, item, same_as, self._sha.digest())

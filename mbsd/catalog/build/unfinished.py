@@ -1,11 +1,11 @@
-"""An unfinished catalogue, `OUT.building`: parts are committed one after the other, so that a kill loses one at most.
+"""An unfinished catalogue, `OUT.building`: shards are committed one after the other, so that a kill loses one at most.
 
 build.json                 what has to be equal for a build to be resumed; locked by the process that works on it
 catalog/shards/            what will be the catalogue
-parts/000000.json          the commit of a part (a shard, and which rows were left out of it), written last
+parts/000000.json          the commit of a shard, with the rows that were left out of it, written last
 parts/000000.arrow         the shard's rows of the index
 parts/000000.*.jsonl       rows that were quarantined or repeat an item id, up to the shard's end
-quarantine.jsonl           only after a build that stopped for too many rejects: those of all parts
+quarantine.jsonl           only after a build that stopped for too many rejects: those of all shards
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ import json
 import shutil
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from mbsd.catalog.checksums import CHECKSUM, require_whole_meta, sealed
-from mbsd.catalog.layout import QUARANTINE_FILE, dropped, reason_of
-from mbsd.catalog.row_count import RowCount
+from mbsd.catalog.layout import QUARANTINE_FILE, reason_of
 from mbsd.errors import UserError
 from mbsd.io.console import say
 from mbsd.io.files import fsync, replace_text
@@ -35,11 +34,11 @@ READ_BYTES = 2**20
 
 
 @dataclass
-class Part:
-    """The commit of a part, also while it is being written. Counts are of the whole build up to this part's end.
+class Commit:
+    """The commit of a shard, also while it is being written. Counts are of the whole build up to this shard's end.
 
     Attributes:
-        number: the part's number, which is its shard's too; -1 = nothing is committed yet.
+        number: the shard's number; -1 = nothing is committed yet.
         rows: rows of the source that were processed.
         digest: sha256 of those rows in hex; see `source_rows.SourceRow`.
         items: items written.
@@ -48,7 +47,7 @@ class Part:
         rejected: how many of those pictures were rejected.
         quarantined: lines of the quarantine.
         repeated: rows whose item id an earlier row has.
-        last: whether the source ended with this part.
+        last: whether the source ended with this shard.
         files: path below the build's folder -> [size, crc32].
     """
 
@@ -71,11 +70,11 @@ class UnfinishedBuild:
     Attributes:
         path: the folder.
         catalog: the folder in it that will be the catalogue.
-        parts: the committed parts; at first those of an interrupted build, up to the first whose files are not whole.
+        commits: of its shards; at first of an interrupted build's, up to the first whose files are not whole.
     """
 
     def __init__(self, out: Path, identity: dict[str, Any], *, restart: bool):
-        """Open the folder beside `out`, or make it; remove what belongs to no complete part.
+        """Open the folder beside `out`, or make it; remove what belongs to no complete shard.
 
         Args:
             out: where the catalogue will be.
@@ -85,7 +84,7 @@ class UnfinishedBuild:
         Raises:
             UserError: another process works on it, or it was begun with another identity.
         """
-        self.path = out.with_name(out.name + ".building")
+        self.path = building(out)
         self.catalog, self._out = self.path / "catalog", out
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = self._locked()
@@ -95,15 +94,17 @@ class UnfinishedBuild:
         before = self._lock.read()
         if before and before != _json(identity) and any(self.path.glob("parts/*.json")):
             self._lock.close()
-            raise UserError(f"{self.path}: an unfinished build {_differences(before, identity)}; {HOW_TO_RESUME}")
+            raise UserError(
+                f"{self.path}: an unfinished build {differences(_parsed(before), identity)}; {HOW_TO_RESUME}"
+            )
         if before != _json(identity):
             self._empty()
             self._lock.write(_json(identity))
             self._lock.flush()
         for folder in (self.catalog / "shards", self.path / "parts"):
             folder.mkdir(parents=True, exist_ok=True)
-        self.parts = list(self._complete_parts())
-        self._remove_all_but(self.parts)
+        self.commits = list(self._complete())
+        self._remove_all_but(self.commits)
 
     def __enter__(self) -> UnfinishedBuild:
         return self
@@ -112,22 +113,22 @@ class UnfinishedBuild:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Release the lock; remove the folder where it holds nothing to resume and no list of rejects."""
-        if self.path.exists() and not self.parts and not (self.path / QUARANTINE_FILE).exists():
+        if self.path.exists() and not self.commits and not (self.path / QUARANTINE_FILE).exists():
             shutil.rmtree(self.path)
         self._lock.close()
 
-    def part_file(self, number: int, suffix: str) -> Path:
-        """Return the path of a part's file; the suffix is json, arrow, quarantine.jsonl or repeated.jsonl."""
+    def commit_file(self, number: int, suffix: str) -> Path:
+        """Return the path of a commit's file; the suffix is json, arrow, quarantine.jsonl or repeated.jsonl."""
         return self.path / "parts" / f"{number:06d}.{suffix}"
 
-    def commit(self, part: Part, files: list[Path]) -> None:
-        """Commit a part, all of whose files are written; sets its `files`."""
-        part.files = {str(file.relative_to(self.path)): list(_size_and_crc32(file)) for file in files}
-        replace_text(self.part_file(part.number, "json"), _json(sealed(dataclasses.asdict(part))))
-        self.parts.append(part)
+    def commit(self, commit: Commit, files: list[Path]) -> None:
+        """Commit a shard, all of whose files are written; sets its `files`."""
+        commit.files = {str(file.relative_to(self.path)): list(_size_and_crc32(file)) for file in files}
+        replace_text(self.commit_file(commit.number, "json"), _json(sealed(dataclasses.asdict(commit))))
+        self.commits.append(commit)
 
     def lines(self, suffix: str) -> Iterator[str]:
-        """Yield the lines of all parts' files of this kind, in order; also of the part that is being written."""
+        """Yield the lines of all shards' files of this kind, in order; also of the shard that is being written."""
         for file in sorted(self.path.glob(f"parts/*.{suffix}")):
             with file.open(encoding="utf-8") as lines:
                 yield from lines
@@ -136,17 +137,16 @@ class UnfinishedBuild:
         """Return how often each reason occurs in the quarantine, numbers replaced by N."""
         return Counter(reason_of(line) for line in self.lines(QUARANTINE_FILE))
 
-    def left_out(self, count: RowCount) -> None:
-        """Add to an account the rows that were dropped, by reason."""
-        for row in map(dropped, self.lines(QUARANTINE_FILE)):
-            if row is not None:
-                count.leave_out(*row)
-
     def publish(self) -> None:
         """Move the finished `catalog` folder to its place, and remove the rest."""
         self.catalog.rename(self._out)
         fsync(self._out.parent)
         shutil.rmtree(self.path)
+
+    def publish_part(self) -> None:
+        """Move the whole folder to its place, as a part of a catalogue (see `finished_part`)."""
+        self.path.rename(self._out)
+        fsync(self._out.parent)
 
     def _locked(self) -> IO[str]:
         file = (self.path / BUILD_FILE).open("a+", encoding="utf-8")
@@ -166,41 +166,64 @@ class UnfinishedBuild:
             elif entry.name != BUILD_FILE:
                 entry.unlink()
 
-    def _complete_parts(self) -> Iterator[Part]:
-        """The parts up to the first that is not as it was committed; that one is named."""
+    def _complete(self) -> Iterator[Commit]:
+        """The commits up to the first that is not as it was committed; that one is named."""
         for number, file in enumerate(sorted(self.path.glob("parts/*.json"))):
-            part, damaged = self._read_part(file)
-            if part is None or part.number != number:
+            commit, damaged = self._read(file)
+            if commit is None or commit.number != number:
                 what = damaged or f"the commit before {file.name} is gone"
                 say(f"WARNING: {self.path}: {what}: part {number} and what follows it are built again")
                 return
-            yield part
+            yield commit
 
-    def _read_part(self, file: Path) -> tuple[Part | None, str]:
+    def _read(self, file: Path) -> tuple[Commit | None, str]:
         """A commit, or None and which file is not as it was written."""
-        try:
-            facts = json.loads(file.read_text("utf-8"))
-            require_whole_meta(facts, file)
-            facts.pop(CHECKSUM, None)
-            part = Part(**facts)
-        except (ValueError, TypeError, AttributeError, UserError):
+        commit = read_commit(file)
+        if commit is None:
             return None, f"{file.relative_to(self.path)} is not as it was written"
-        for name, facts in part.files.items():
-            if list(_size_and_crc32(self.path / name)) != facts:
-                return None, f"{name} is not as it was written"
-        return part, ""
+        damaged = damaged_file(self.path, commit)
+        return (None, f"{damaged} is not as it was written") if damaged else (commit, "")
 
-    def _remove_all_but(self, parts: list[Part]) -> None:
-        keep = {self.part_file(part.number, "json") for part in parts}
-        keep |= {self.path / name for part in parts for name in part.files}
+    def _remove_all_but(self, commits: list[Commit]) -> None:
+        keep = {self.commit_file(commit.number, "json") for commit in commits}
+        keep |= {self.path / name for commit in commits for name in commit.files}
         for file in [file for file in self.path.rglob("*") if file.is_file() and file.name != BUILD_FILE]:
             if file not in keep:
                 file.unlink()
 
 
-def remove_published(out: Path) -> None:
+def building(out: Path) -> Path:
+    """Return the folder of the unfinished build of `out`."""
+    return out.with_name(out.name + ".building")
+
+
+def read_commit(file: Path) -> Commit | None:
+    """Return a shard's commit; None where it is not as it was written."""
+    try:
+        facts = json.loads(file.read_text("utf-8"))
+        require_whole_meta(facts, file)
+        facts.pop(CHECKSUM, None)
+        return Commit(**facts)
+    except (ValueError, TypeError, AttributeError, UserError):
+        return None
+
+
+def damaged_file(folder: Path, commit: Commit, names: Iterable[str] | None = None) -> str:
+    """Return the name of the first of a shard's files, or of those named, that is not as it was committed; or ""."""
+    names = commit.files if names is None else names
+    return next((name for name in names if list(_size_and_crc32(folder / name)) != commit.files[name]), "")
+
+
+def require_free(out: Path) -> None:
+    """Raise UserError where `out` is more than an empty folder."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        _remove_published(out)
+        raise UserError(f"{out}: already there and not an empty folder; choose another name or remove it")
+
+
+def _remove_published(out: Path) -> None:
     """Remove the folder of a build that was killed between the two steps of `UnfinishedBuild.publish`."""
-    unfinished = out.with_name(out.name + ".building")
+    unfinished = building(out)
     if (unfinished / BUILD_FILE).exists() and not (unfinished / "catalog").exists():
         shutil.rmtree(unfinished)
 
@@ -209,13 +232,19 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
-def _differences(before: str, now: dict[str, Any]) -> str:
-    try:
-        then = json.loads(before)
-    except ValueError:
+def differences(then: Any, now: Mapping[str, Any]) -> str:
+    """Return in words how an earlier build's options differ from these; `then` is no mapping where they are unknown."""
+    if not isinstance(then, dict):
         return "whose options cannot be read"
     changed = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
     return "with " + ", ".join(f"{name} {_json(then.get(name))}, now {_json(now.get(name))}" for name in changed)
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def _size_and_crc32(file: Path) -> tuple[int, int]:

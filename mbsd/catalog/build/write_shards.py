@@ -17,7 +17,7 @@ from mbsd.catalog.build.open_image import ImageRejected
 from mbsd.catalog.build.options import BuildOptions
 from mbsd.catalog.build.shard_writer import ShardWriter
 from mbsd.catalog.build.source_rows import SourceRow, SourceRows
-from mbsd.catalog.build.unfinished import Part, UnfinishedBuild
+from mbsd.catalog.build.unfinished import Commit, UnfinishedBuild
 from mbsd.catalog.layout import NOTHING, QUARANTINE_FILE, SAME_ID
 from mbsd.errors import UserError
 from mbsd.io.files import replacing
@@ -41,7 +41,7 @@ class Located:
     reason: str = ""
 
 
-def normalised(rows: SourceRows, root: ImageRoot | None, pool: DecodePool) -> Iterator[tuple[Located, Result]]:
+def normalised(rows: Iterable[SourceRow], root: ImageRoot | None, pool: DecodePool) -> Iterator[tuple[Located, Result]]:
     """Yield every row with its picture's result, in order; a bounded number of pictures is in flight."""
     located = (_locate(row, root) for row in rows)
     in_flight: deque[tuple[list[Located], Future[list[Result]]]] = deque()
@@ -57,47 +57,52 @@ def normalised(rows: SourceRows, root: ImageRoot | None, pool: DecodePool) -> It
 
 
 def write_shards(
-    results: Iterable[tuple[Located, Result]], unfinished: UnfinishedBuild, before: Part, options: BuildOptions
-) -> Part:
+    results: Iterable[tuple[Located, Result]],
+    rows: SourceRows,
+    unfinished: UnfinishedBuild,
+    before: Commit,
+    options: BuildOptions,
+) -> Commit:
     """Write the rows' items and commit every full shard, and the last one; return the last commit.
 
     Args:
-        results: of all rows behind those of `before`.
+        results: of all rows to be written behind those of `before`.
+        rows: what `results` are made of; read to its end when they are.
         unfinished: the build's folder.
-        before: the last commit of an interrupted build, or an empty `Part`.
+        before: the last commit of an interrupted build, or an empty `Commit`.
         options: of the build.
 
     Raises:
         UserError: so many pictures are rejected that the rest cannot be better (see `REJECTS_MIN_ROWS`).
     """
-    part = dataclasses.replace(before, number=before.number + 1)
-    writer = ShardWriter(unfinished, part.number, part.items)
-    digest = b""
+    commit = dataclasses.replace(before, number=before.number + 1)
+    writer = ShardWriter(unfinished, commit.number, commit.items)
     try:
         for located, result in results:
-            _add(writer, part, located, result)
-            digest = located.row.digest
-            if part.named >= REJECTS_MIN_ROWS and part.rejected > options.max_rejects * part.named:
+            _add(writer, commit, located, result)
+            if commit.named >= REJECTS_MIN_ROWS and commit.rejected > options.max_rejects * commit.named:
                 writer.flush()
-                check_rejects(unfinished, part, options.max_rejects)
+                check_rejects(unfinished, commit, options.max_rejects)
             if writer.num_items == options.items_per_shard:
-                part.digest = digest.hex()
-                unfinished.commit(part, writer.close())
-                part = dataclasses.replace(part, number=part.number + 1)
-                writer = ShardWriter(unfinished, part.number, part.items)
+                commit.digest = located.row.digest.hex()
+                unfinished.commit(commit, writer.close())
+                commit = dataclasses.replace(commit, number=commit.number + 1)
+                writer = ShardWriter(unfinished, commit.number, commit.items)
     finally:
         files = writer.close()
-    part.digest, part.last = digest.hex() or before.digest, True
-    unfinished.commit(part, files)
-    return part
+    commit.rows, commit.digest, commit.last = rows.number, rows.digest, True
+    unfinished.commit(commit, files)
+    return commit
 
 
-def check_rejects(unfinished: UnfinishedBuild, part: Part, max_rejects: float) -> None:
+def check_rejects(
+    unfinished: UnfinishedBuild, commit: Commit, max_rejects: float, mend: str = "build again with --restart"
+) -> None:
     """Raise a UserError with the most frequent reasons where more than this share of the pictures was rejected.
 
     All reasons so far are then listed in the build's folder.
     """
-    if part.rejected <= max_rejects * part.named:
+    if commit.rejected <= max_rejects * commit.named:
         return
     listed = unfinished.path / QUARANTINE_FILE
     with replacing(listed) as beside, beside.open("w", encoding="utf-8") as file:
@@ -105,11 +110,17 @@ def check_rejects(unfinished: UnfinishedBuild, part: Part, max_rejects: float) -
     reasons = [(reason, count) for reason, count in unfinished.reasons().most_common() if SAME_ID not in reason]
     most_frequent = ", ".join(f"{count} x {reason}" for reason, count in reasons[:3])
     raise UserError(
-        f"{part.rejected} of the {part.named} rows that name a picture were rejected "
-        f"({part.rejected / part.named:.1%}; --max-rejects is {max_rejects:g}): {most_frequent}; all are listed in "
-        f"{listed}; mend the pictures and build again with --restart, or give a higher --max-rejects (1 = any number) "
+        f"{commit.rejected} of the {commit.named} rows that name a picture were rejected "
+        f"({commit.rejected / commit.named:.1%}; --max-rejects is {max_rejects:g}): {most_frequent}; all are listed in "
+        f"{listed}; mend the pictures and {mend}, or give a higher --max-rejects (1 = any number) "
         "to go on"
     )
+
+
+def check_part_rejects(unfinished: UnfinishedBuild, commit: Commit, max_rejects: float) -> None:
+    """As `check_rejects`, of a part of a catalogue, whose share could be chance where it has few rows."""
+    if commit.named >= REJECTS_MIN_ROWS:
+        check_rejects(unfinished, commit, max_rejects)
 
 
 def _locate(row: SourceRow, root: ImageRoot | None) -> Located:
@@ -121,19 +132,19 @@ def _locate(row: SourceRow, root: ImageRoot | None) -> Located:
         return Located(row, reason=str(rejected))
 
 
-def _add(writer: ShardWriter, part: Part, located: Located, result: Result) -> None:
-    """Write one row's item, or why there is none, and count it in `part`."""
+def _add(writer: ShardWriter, commit: Commit, located: Located, result: Result) -> None:
+    """Write one row's item, or why there is none, and count it in `commit`."""
     row = located.row
-    part.rows = row.number
+    commit.rows = row.number
     if row.same_as is not None:
-        part.repeated += 1
-        part.quarantined += 1
+        commit.repeated += 1
+        commit.quarantined += 1
         writer.repeated(row)
         writer.quarantine(row, f"{SAME_ID} as row {row.same_as}", kept=False)
         return
     reason = result if isinstance(result, str) else located.reason
-    part.named += bool(located.place or reason)
-    part.rejected += bool(reason)
+    commit.named += bool(located.place or reason)
+    commit.rejected += bool(reason)
     picture = result if isinstance(result, NormalisedImage) else None
     title = row.item.title if row.item.title.strip() else ""
     kept = bool(title or picture)
@@ -141,9 +152,9 @@ def _add(writer: ShardWriter, part: Part, located: Located, result: Result) -> N
         no_image = "no image root was given" if row.item.image else "no image named"
         reason = f"{NOTHING} ({reason or no_image})"
     else:
-        part.items += 1
-        part.with_image += bool(picture)
+        commit.items += 1
+        commit.with_image += bool(picture)
         writer.add(row, title, picture)
     if reason:
-        part.quarantined += 1
+        commit.quarantined += 1
         writer.quarantine(row, reason, kept=kept)

@@ -8,23 +8,19 @@ command, commit, job number. The log of all jobs of the run is `RUN/slurm/log.tx
 from __future__ import annotations
 
 import json
-import os
-import re
 import shlex
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mbsd.config.deepspeed import DeepSpeedConfig
 from mbsd.config.parse import expand, to_yaml
 from mbsd.config.run import FinetuneConfig, PretrainConfig
-from mbsd.config.run_files import DONE
 from mbsd.errors import UserError
 from mbsd.io.files import replace_text
 from mbsd.tools.slurm.job import ROOT, SEED, Launcher
+from mbsd.tools.slurm.sbatch import call_sbatch, code_state, dependency_on, frozen_folder
 
 
 @dataclass(frozen=True)
@@ -70,15 +66,6 @@ class Submission:
             raise UserError(f"run.init_from={init_from}: {SEED} stands for each of --seeds, which is not given")
 
 
-@dataclass(frozen=True)
-class Job:
-    """A job as it was submitted."""
-
-    number: str
-    seeds: tuple[int, ...]
-    """Of an array; () where it is none."""
-
-
 def submit(submission: Submission) -> None:
     """Freeze the settings in the run folder, call sbatch and print the job's number.
 
@@ -89,7 +76,7 @@ def submit(submission: Submission) -> None:
     folder, seeds = Path(submission.config.run.dir).absolute(), submission.chosen_seeds
     script = (ROOT / "launchers" / "slurm" / f"{submission.launcher}.sbatch").read_text(encoding="utf-8")
     options = _sbatch_options(submission, folder)  # before anything is written: it may refuse
-    frozen = _frozen(folder, make=not submission.dry_run)
+    frozen = frozen_folder(folder, make=not submission.dry_run)
     words = [
         *options, str(frozen / "job.sbatch"), "--config", str(frozen / "config.yaml"),
         "--deepspeed_config", str(frozen / "ds_config.json"),
@@ -105,7 +92,7 @@ def submit(submission: Submission) -> None:
     replace_text(frozen / "ds_config.json", json.dumps(submission.deepspeed.tree, indent=1) + "\n")
     replace_text(frozen / "job.sbatch", script)
     replace_text(frozen / "changes.diff", changes)
-    number = _sbatch(words)
+    number = call_sbatch(words)
     facts = {
         "job": number, "seeds": seeds, "time": time.strftime("%Y-%m-%d %H:%M:%S"), "commit": commit, "command": words,
     }  # fmt: skip
@@ -115,7 +102,7 @@ def submit(submission: Submission) -> None:
 
 def _sbatch_options(submission: Submission, folder: Path) -> list[str]:
     """`sbatch --nodes=…` up to the script."""
-    dependency = _dependency(submission.depends_on, submission.chosen_seeds)
+    dependency = dependency_on(submission.depends_on, submission.chosen_seeds)
     asked = {
         "nodes": submission.nodes, "gpus-per-node": submission.gpus,
         "ntasks-per-node": submission.gpus or submission.ranks, "cpus-per-task": submission.cpus,
@@ -131,86 +118,3 @@ def _sbatch_options(submission: Submission, folder: Path) -> list[str]:
         f"--export=ALL,MBSD_PYTHON={sys.executable}",
     ]  # fmt: skip
     return [*words, *submission.sbatch]
-
-
-def code_state() -> tuple[str | None, str]:
-    """(commit, differences from it) of the code that runs; (None, "") where it is no git checkout."""
-    commit = _git("rev-parse", "HEAD")
-    if commit is None:
-        return None, ""
-    untracked = _git("ls-files", "--others", "--exclude-standard") or ""
-    return commit.strip(), (_git("diff", "HEAD", "--binary") or "") + "".join(
-        f"# not in git: {name}\n" for name in untracked.splitlines()
-    )
-
-
-def _git(*words: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return None
-    return done.stdout if done.returncode == 0 else None
-
-
-def _frozen(folder: Path, make: bool) -> Path:
-    """The next free one of the folders 001, 002, …; with `make` it is there afterwards."""
-    number = 1
-    while True:
-        path = folder / "slurm" / f"{number:03}"
-        if not make and not path.exists():
-            return path
-        if make:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                path.mkdir()
-                return path
-            except FileExistsError:
-                pass
-        number += 1
-
-
-def _dependency(depends_on: tuple[str, ...], seeds: tuple[int, ...]) -> str | None:
-    """sbatch's --dependency; None where all that is waited for has finished."""
-    parts = []
-    for text in depends_on:
-        job = _job_of(text)
-        if job is not None:
-            # A seed's run waits for the same seed's; anything else for the whole job.
-            kind = "aftercorr" if seeds and job.seeds == seeds else "afterok"
-            parts.append(f"{kind}:{job.number}")
-    return ",".join(parts) or None
-
-
-def _job_of(text: str) -> Job | None:
-    if re.fullmatch(r"\d+(_\d+)?", text):
-        return Job(text, ())
-    folder = Path(text)
-    if (folder / DONE).exists():
-        return None
-    for place, task in ((folder, ""), (folder.parent, folder.name.removeprefix("seed-"))):
-        submitted = sorted(place.glob("slurm/*/submit.json"))
-        if submitted:
-            facts: dict[str, Any] = json.loads(submitted[-1].read_text(encoding="utf-8"))
-            return Job(f"{facts['job']}_{task}", ()) if task else Job(facts["job"], tuple(facts["seeds"]))
-    raise UserError(
-        f"--depends-on {text}: neither a job number nor the folder of a run that was submitted; name one of them"
-    )
-
-
-def _sbatch(words: list[str]) -> str:
-    try:
-        done = subprocess.run(
-            words, capture_output=True, encoding="utf-8", errors="replace", env=_without_job(os.environ)
-        )
-    except FileNotFoundError as error:
-        raise UserError("sbatch is not found: run this where Slurm's commands are; --dry-run needs none") from error
-    if done.returncode != 0:
-        reason = " ".join(done.stderr.split())
-        raise UserError(f"sbatch refused the job ({reason}); see what it would be with --dry-run")
-    print(done.stderr, end="", file=sys.stderr)
-    return done.stdout.strip().split(";")[0]
-
-
-def _without_job(environ: os._Environ[str]) -> dict[str, str]:
-    """Without the variables of a job that this runs in, which sbatch would take for options."""
-    return {k: v for k, v in environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"}
