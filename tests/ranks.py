@@ -171,7 +171,9 @@ def call(function: Callable[..., Any], world_size: int, *arguments: Any, timeout
         return [pickle.loads(path.read_bytes()) for path in results]
 
 
-def command(*words: object, timeout: float = 300, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def command(
+    *words: object, timeout: float = 300, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """`mbsd` with these words, in a process of its own that is forked as ranks are."""
     with tempfile.TemporaryDirectory() as folder:
         stdout = Path(folder) / "stdout"

@@ -40,10 +40,16 @@ class S3:
 
     def refuse_everybody(self) -> None:
         """From now on nobody has the right to do anything."""
-        urllib.request.urlopen(urllib.request.Request(f"{self.endpoint}/moto-api/reset-auth", data=b"0")).close()
+        self._allow(b"0")
 
     def allow_everybody(self) -> None:
-        urllib.request.urlopen(urllib.request.Request(f"{self.endpoint}/moto-api/reset-auth", data=b"inf")).close()
+        self._allow(b"inf")
+
+    def _allow(self, calls: bytes) -> None:
+        """So many more calls without a right to them."""
+        words = {"Content-Type": "text/plain"}
+        request = urllib.request.Request(f"{self.endpoint}/moto-api/reset-auth", data=calls, headers=words)
+        urllib.request.urlopen(request).close()
 
     def kill(self) -> None:
         self.process.kill()

@@ -81,8 +81,8 @@ class Mirroring:
                 self._written.add(step)
                 self._standing.discard(step)
             self._protected = protected
-            older = (other for other in protected if other != step and (root / store.name_of(other)).is_dir())
-            self._waiting = [step, *older]
+            lacking = set(protected) - self._standing - {step}
+            self._waiting = [step, *(other for other in lacking if (root / store.name_of(other)).is_dir())]
             self._changed.notify_all()
 
     def wait(self, seconds: float) -> bool:
@@ -100,8 +100,8 @@ class Mirroring:
         if self.failures:
             newest = store.name_of(max(self._standing)) if self._standing else "none"
             self._say(
-                f"WARNING: {self.mirror}: {self.failures} copies of checkpoints failed, the last of {self._last_failure}; "
-                f"the newest that is known to be there: {newest}"
+                f"WARNING: {self.mirror}: {self.failures} copies of checkpoints failed, the last of "
+                f"{self._last_failure}; the newest that is known to be there: {newest}"
             )
 
     def _lead(self) -> None:
