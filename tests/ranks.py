@@ -39,7 +39,7 @@ IMPORTS = [
     "deepspeed.ops.triton_ops", "deepspeed.runtime.zero.muon.original_muon", "pkg_resources",
     "setuptools.command.build_ext", "attrs", "docstring_parser", "rich._emoji_codes",
     "tensorboard.plugins.hparams.plugin_data_pb2",
-    "PIL.BmpImagePlugin", "PIL.GifImagePlugin", "PIL.JpegImagePlugin", "PIL.PpmImagePlugin",
+    "s3fs", "PIL.BmpImagePlugin", "PIL.GifImagePlugin", "PIL.JpegImagePlugin", "PIL.PpmImagePlugin",
 ]  # fmt: skip
 Task = tuple[Callable[..., object], tuple[Any, ...]]  # called as function(rank, *arguments)
 
