@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,8 +203,9 @@ class CheckpointManager:
         if self.world.is_first and mirroring is not None:
             mirroring.end(bound)
         if (job := self._job) is not None and self._claim.leads and not self._failures:
-            owner.check(self.storage.root, self._token)
-            store.prune(job.root, job.step, job.keep_last, job.keep_every, job.protected)
+            with suppress(UserError):  # a later start may be reading what would be removed
+                owner.check(job.root, self._token)
+                store.prune(job.root, job.step, job.keep_last, job.keep_every, job.protected)
         dist.barrier()  # no rank takes the key-value store away before all have ended
 
     def load(self, found: Found) -> dict[str, Any]:

@@ -36,6 +36,9 @@ class RemoteFolder:
         url: of the folder; it need not exist.
         setting: where the URL was given, for errors.
 
+    Attributes:
+        local: the folder of a file:// URL.
+
     Raises:
         UserError: no library that opens such a URL is installed.
     """
@@ -51,6 +54,7 @@ class RemoteFolder:
             extra = f"; pip install 'mbsd[{EXTRAS[scheme]}]'" if scheme in EXTRAS else ""
             raise UserError(f"{setting}={url}: cannot be opened ({error}){extra}") from None
         self._base = str(base).rstrip("/")
+        self.local = Path(self._base) if more else None
 
     def __str__(self) -> str:
         """The URL."""

@@ -76,10 +76,13 @@ class Places:
         Raises:
             UserError: a folder cannot be written, or no library opens the mirror's URL.
         """
-        config = run.config.run
+        config, root = run.config.run, checkpoint_root(run)
         with same_on_every_rank():
             mirror = Mirror(config.mirror, run.watchdog.beat) if config.mirror is not None else None
-        storage = probe(checkpoint_root(run), run.world, node_local=config.node_local_checkpoints is not None)
+            local = mirror.folder.local if mirror is not None else None
+            if local is not None and local.resolve() == root.resolve():
+                raise UserError(f"run.mirror={mirror}: is where the checkpoints are; choose a folder on another disk")
+        storage = probe(root, run.world, node_local=config.node_local_checkpoints is not None)
         return cls(storage, mirror)
 
     def __str__(self) -> str:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
 
 from tests.checkpoint.runs import HALF, STEPS, arguments, checksums, step
 from tests.conftest import Shop
@@ -91,6 +93,10 @@ def test_each_checkpoint_is_copied_behind_the_training(whole: Whole, s3: S3) -> 
         for file in found[name]:
             assert s3.files.cat_file(f"bucket/whole/{name}/{file}") == (folder / file).read_bytes(), file
     assert counted(whole.run) == [0.0] * STEPS
+    board = EventAccumulator(str(whole.run / "tensorboard")).Reload()
+    assert [event.value for event in board.Scalars("train/mirror_failures")] == [0.0] * STEPS
+    (layout,) = board.Tensors("custom_scalars__config__")
+    assert b"checkpoints not copied to the mirror" in make_ndarray(layout.tensor_proto).item()
     assert "copied to s3://bucket/whole" in whole.printed  # at the start
     assert all(f"copied {name} to s3://bucket/whole (" in whole.printed for name in names)
 
@@ -223,6 +229,9 @@ def test_the_newer_one_of_disk_and_mirror_is_taken(whole: Whole, s3: S3, shop: S
     (run / "DONE").unlink()
     again = launch(2, words, tmp_path / "log")
     assert f"resuming {step(run, 16)}" in again.printed() and "copied step-00000016" in again.printed()
+    itself = f"--run.mirror=file://{tmp_path / 'third' / 'checkpoints'}"
+    line = refused(1, [*words, "--run.dir", tmp_path / "third", itself], tmp_path / "log")
+    assert "is where the checkpoints are" in line, line
     line = refused(2, [*words, "--run.seed=3", "--run.dir", tmp_path / "other"], tmp_path / "log")
     assert f"run.mirror=file://{mirror}: run.seed of step-00000016 there was 0" in line and "is 3 now" in line, line
     assert not list((tmp_path / "other" / "checkpoints").glob("step-*"))
