@@ -66,6 +66,11 @@ class RemoteFolder:
             found = self._files.find(self._base, detail=True)
             return {name.removeprefix(f"{self._base}/"): int(facts["size"]) for name, facts in found.items()}
 
+    def size(self, name: str) -> int:
+        """Bytes of an object."""
+        with self._in_words(name):
+            return int(self._files.info(self._at(name))["size"])
+
     def put(self, local: Path, name: str) -> None:
         """Write a local file there."""
         with self._in_words(name):
@@ -104,8 +109,12 @@ class RemoteFolder:
         try:
             yield
         except Exception as error:  # each store's library has errors of its own
-            text = " ".join(str(error).split())[:300]
             where = f"{self.url}/{name}" if name else self.url
-            raise RemoteError(
-                f"{where}: {type(error).__name__}: {text}", missing=isinstance(error, FileNotFoundError)
-            ) from error
+            cause = error.__cause__
+            # fsspec says so too of a web server that does not answer, which aiohttp has told it.
+            web = cause is not None and type(cause).__module__.startswith(("aiohttp", "asyncio"))
+            unknown = web and getattr(cause, "status", None) != 404
+            missing = isinstance(error, FileNotFoundError) and not unknown
+            what = cause if unknown else error
+            text = " ".join(str(what).split())[:300]
+            raise RemoteError(f"{where}: {type(what).__name__}: {text}", missing=missing) from error
