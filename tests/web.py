@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 
 class Store:
@@ -51,7 +52,7 @@ class Store:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
         self.server.shutdown()
@@ -59,3 +60,15 @@ class Store:
 
     def shards(self) -> list[str]:
         return [name for name in self.asked if name.endswith(".tar")]
+
+
+def main() -> None:
+    """`python -m tests.web FOLDER SECONDS`: give the folder out, each answer after so many seconds; prints the URL."""
+    store = Store(Path(sys.argv[1]))
+    store.delay = float(sys.argv[2])
+    print(store.url, flush=True)
+    threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

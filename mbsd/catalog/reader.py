@@ -72,16 +72,20 @@ class Catalog:
     A part of the index is compared with its checksum when it is first read (see `checksums`); where it is not what was
     written, whatever reads it raises UserError.
 
+    Attributes:
+        path: of the folder; of a catalogue behind a URL, where its index was fetched to.
+        cache: of its shards, where they lie behind a URL.
+
     Raises:
         UserError: `path` is no catalogue of this version, or its index cannot be read.
     """
 
     def __init__(self, path: Path | str, cache: ShardCache | None = None):
-        self.path, self._cache = Path(path), cache
+        self.path, self.cache = Path(path), cache
         self.meta = _read_meta(self.path)
         self.fingerprint: str = self.meta["fingerprint"]
         self.attribute_where: dict[str, str] = self.meta["attribute_where"]
-        self._rows_per_batch: int = self.meta["options"]["items_per_shard"]
+        self.items_per_shard: int = self.meta["options"]["items_per_shard"]
         try:
             self._reader = pa.ipc.open_file(pa.memory_map(str(self.path / INDEX_FILE)))
             schema_is_known = self._reader.schema.equals(INDEX_SCHEMA)
@@ -90,6 +94,7 @@ class Catalog:
         if not schema_is_known:
             found = ", ".join(self._reader.schema.names)
             raise UserError(f"{self.path / INDEX_FILE}: unexpected columns ({found}); build the catalogue again")
+        self.num_shards: int = self._reader.num_record_batches
         self._batches: dict[int, Any] = {}  # whole ones
         self._shards: dict[int, _OpenShard] = {}
         self._fetched_again: set[int] = set()  # items
@@ -97,7 +102,7 @@ class Catalog:
         self._values: dict[str, list[str]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "fingerprint": self.fingerprint, "cache": self._cache}
+        return {"path": self.path, "fingerprint": self.fingerprint, "cache": self.cache}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["path"], state["cache"])  # type: ignore[misc]
@@ -112,7 +117,7 @@ class Catalog:
 
     def table(self) -> Any:
         """Return the whole index as a pyarrow Table, without a copy; columns as in `layout.INDEX_SCHEMA`."""
-        for number in range(self._reader.num_record_batches):
+        for number in range(self.num_shards):
             self._batch(number)
         return self._reader.read_all()
 
@@ -155,9 +160,9 @@ class Catalog:
         path = self.path / shard_file(shard)
         try:
             data = self._read(shard, size, offset)
-            if self._cache is not None and zlib.crc32(data) != crc32 and item not in self._fetched_again:
+            if self.cache is not None and zlib.crc32(data) != crc32 and item not in self._fetched_again:
                 self._fetched_again.add(item)  # this machine's disk may be what is damaged
-                self._cache.drop(shard_file(shard))
+                self.cache.drop(shard_file(shard))
                 data = self._read(shard, size, offset)
         except OSError as error:
             raise DamagedRecord(f"shard {path}, item {item}: cannot be read ({error.strerror})") from error
@@ -231,7 +236,7 @@ class Catalog:
     def _row(self, item: int) -> tuple[Any, int]:
         if not 0 <= item < len(self):
             raise IndexError(f"item {item} of a catalogue of {len(self)}")
-        number, row = divmod(int(item), self._rows_per_batch)
+        number, row = divmod(int(item), self.items_per_shard)
         return self._batch(number), row
 
     def _batch(self, number: int) -> Any:
@@ -252,10 +257,10 @@ class Catalog:
         return batch.column(column)[row].as_py()
 
     def _read(self, shard: int, size: int, offset: int) -> bytes:
-        if self._cache is None:
+        if self.cache is None:
             return os.pread(self._shard(shard, self.path / shard_file(shard)).fd, size, offset)
         # Not kept open: a removed file gives its room back when the last one closes it.
-        with self._cache.opened(shard_file(shard), lambda fd: self._is_whole(shard, fd)) as descriptor:
+        with self.cache.opened(shard_file(shard), lambda fd: self._is_whole(shard, fd)) as descriptor:
             return os.pread(descriptor, size, offset)
 
     def _is_whole(self, shard: int, descriptor: int) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import zlib
 from pathlib import Path
 
-from mbsd.catalog.layout import CATALOG_FILE, ID_HASH_FILE, ID_ITEM_FILE, INDEX_FILE, SPLITS, split_file
+from mbsd.catalog.layout import CATALOG_FILE, ID_HASH_FILE, ID_ITEM_FILE, INDEX_FILE, SPLITS, shard_file, split_file
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.shard_cache import ShardCache, locked
 from mbsd.errors import UserError
@@ -38,6 +39,28 @@ def open_catalog_at(where: str, cache: str | None, cache_gb: float) -> Catalog:
     except OSError as error:
         raise UserError(f"data.cache={cache}: {error.filename}: {error.strerror}; mend that") from None
     return Catalog(folder, ShardCache(where, root, folder, int(cache_gb * 1e9)))
+
+
+def cache_warning(catalog: Catalog, block: int, window: int) -> str | None:
+    """A line for a cache that does not hold what a window of so many blocks reads at a time; None where it does."""
+    cache = catalog.cache
+    if cache is None:
+        return None
+    shards = min(catalog.num_shards, math.ceil(window * (1 + (block - 1) / catalog.items_per_shard)))
+    shards = catalog.num_shards if len(catalog) <= block * window else shards
+    try:
+        size = RemoteFolder(cache.url, SETTING).size(shard_file(0))
+    except RemoteError:
+        return None  # whoever reads it says so
+    if shards * size <= cache.bound:
+        return None
+    per_shard = catalog.items_per_shard
+    return (
+        f"WARNING: data.cache_gb={cache.bound / 1e9:g} holds about {cache.bound // size} shards of {size / 1e6:.3g} "
+        f"MB, and a window of the order of samples reads {shards}: shards are fetched again and again; set "
+        f"data.cache_gb to {shards * size / 1e9:.3g}, or data.shuffle_block to {per_shard}, the items of a shard, and "
+        f"data.shuffle_window to {max(1, cache.bound // size // 3)}"
+    )
 
 
 def _fetch_index(remote: RemoteFolder, root: Path) -> Path:

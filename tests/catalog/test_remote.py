@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mbsd.catalog.reader import Catalog, DamagedRecord
-from mbsd.catalog.remote import open_catalog_at
+from mbsd.catalog.remote import cache_warning, open_catalog_at
 from mbsd.errors import RunFailed, UserError
 from tests.web import Store
 
@@ -84,6 +84,17 @@ def test_the_shards_that_were_read_the_longest_ago_are_removed(built: Path, stor
     assert "000000" in kept and "000003" in kept and "000001" not in kept
     with pytest.raises(UserError, match=r"data.cache_gb=.*shards/000004.tar alone has"):
         open_catalog_at(store.url, str(cache), 1e-6).image(item_of[4])
+
+
+def test_a_cache_that_is_too_small_for_the_order_of_samples_is_said_to_be(
+    built: Path, store: Store, tmp_path: Path
+) -> None:
+    cache = str(tmp_path / "cache")
+    small, large = (open_catalog_at(store.url, cache, gigabytes) for gigabytes in (size_of_shards(built, 4), 1.0))
+    warning = cache_warning(small, 64, 512)
+    assert warning is not None and "reads 6:" in warning and "data.shuffle_block to 10" in warning, warning
+    assert cache_warning(small, 10, 2) is None and cache_warning(large, 64, 512) is None
+    assert cache_warning(Catalog(built), 64, 512) is None
 
 
 def read_all(url: str, cache: str, gigabytes: float, seed: int, out: Any) -> None:
