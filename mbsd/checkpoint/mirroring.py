@@ -93,10 +93,12 @@ class Mirroring:
     def end(self, bound: float) -> None:
         """Copy nothing more, and say what is missing; what is still being copied after `bound` seconds has failed."""
         with self._changed:
-            left = self._copying if self._copying is not None else next(iter(self._waiting), None)
+            pending = set(self.busy) - self._standing
             self._ended, self._waiting = True, []
-        if left is not None:
-            self._failed(left, f"not done {bound:g} s after the end of the training (run.mirror_wait)")
+        if pending:
+            self.failures += len(pending)
+            cause = f"not done {bound:g} s after the end of the training (run.mirror_wait)"
+            self._last_failure = f"{store.name_of(max(pending))} ({cause})"
         if self.failures:
             newest = store.name_of(max(self._standing)) if self._standing else "none"
             self._say(

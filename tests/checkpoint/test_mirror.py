@@ -25,6 +25,8 @@ from mbsd.config.data import DataConfig
 from mbsd.config.run import BaseConfig, RunConfig
 from mbsd.errors import UserError
 from mbsd.parallel.world import World
+from mbsd.tools.slurm.job import seed_words
+from mbsd.tools.studies.launches import training
 from tests.s3 import S3
 
 
@@ -254,6 +256,19 @@ def test_a_copy_that_is_not_done_at_the_end_has_failed(tmp_path: Path, monkeypat
     it.copies[0].end(0.2)
     assert it.copies[0].failures == 1 and "step-00000010 (not done 0.2 s after the end" in it.said[-1], it.said
     gate.open.set()
+
+
+def test_runs_that_one_command_starts_have_mirrors_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for mirror, expected in (("s3://bucket/study", "s3://bucket/study/lr-1e-5"), (None, None)):
+        launch = training("lr-1e-5", "finetune", tmp_path / "lr-1e-5", {"run": {"dir": "x", "mirror": mirror}}, {})
+        assert launch.config["run"] == {"dir": str(tmp_path / "lr-1e-5"), "mirror": expected}
+    words = ["--config", "launchers/configs/small_stage1.yaml", "--deepspeed_config", "ds_configs/cpu_stage1.json"]
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    assert "--run.mirror" not in seed_words("pretrain", words)
+    more = seed_words("pretrain", [*words, "--run.mirror=s3://bucket/seeds"])
+    assert more[more.index("--run.mirror") + 1] == "s3://bucket/seeds/seed-3"
 
 
 def test_what_cannot_be_a_mirror_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
