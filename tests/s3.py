@@ -17,7 +17,10 @@ from tests.ranks import free_port
 
 
 class S3:
-    """A running server. Attributes: env, what a process needs to reach it; files, an fsspec client of it."""
+    """A running server, for the time of a `with`, with the bucket "bucket".
+
+    Attributes: env, what a process needs to reach it; files, an fsspec client of it.
+    """
 
     def __init__(self, log: Path) -> None:
         port = free_port()
@@ -37,6 +40,13 @@ class S3:
             "s3", key="key", secret="secret", endpoint_url=self.endpoint, use_listings_cache=False,
             skip_instance_cache=True,
         )  # fmt: skip
+
+    def __enter__(self) -> S3:
+        self.files.mkdir("bucket")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.kill()
 
     def refuse_everybody(self) -> None:
         """From now on nobody has the right to do anything."""

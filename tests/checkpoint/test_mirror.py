@@ -32,13 +32,10 @@ from tests.s3 import S3
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    server = S3(tmp_path_factory.mktemp("s3") / "log.txt")
-    server.files.mkdir("bucket")
-    with pytest.MonkeyPatch.context() as patch:
+    with S3(tmp_path_factory.mktemp("s3") / "log.txt") as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.env.items():
             patch.setenv(name, value)
         yield server
-    server.kill()
 
 
 @dataclass

@@ -28,10 +28,8 @@ FOUR = ["--run.max_steps=4", "--run.save_every=2", "--model.dropout=0.0"]
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    server = S3(tmp_path_factory.mktemp("s3") / "log.txt")
-    server.files.mkdir("bucket")
-    yield server
-    server.kill()
+    with S3(tmp_path_factory.mktemp("s3") / "log.txt") as server:
+        yield server
 
 
 @dataclass(frozen=True)
@@ -155,20 +153,15 @@ def test_a_bucket_that_is_not_there_ends_no_training(s3: S3, shop: Shop, tmp_pat
 
 
 def test_a_server_that_vanishes_ends_no_training(shop: Shop, tmp_path: Path) -> None:
-    run, s3 = tmp_path / "run", S3(tmp_path / "s3.txt")
-    s3.files.mkdir("bucket")
+    run = tmp_path / "run"
     words = arguments(run, shop.catalog, "--run.mirror=s3://bucket/run", "--run.save_every=10", "--run.max_steps=60")
-    start = Ranks(2, words, tmp_path / "log", env=s3.env)
-    try:
+    with S3(tmp_path / "s3.txt") as s3:
+        start = Ranks(2, words, tmp_path / "log", env=s3.env)
         deadline = time.monotonic() + 120
         while not start.lines("copied step-00000010"):
             assert time.monotonic() < deadline and all(p.is_alive() for p in start.processes), start.printed()[-4000:]
             time.sleep(0.01)
-        s3.kill()
-        assert start.wait() == [0, 0], start.printed()[-4000:]
-    finally:
-        s3.kill()
-        start.kill()
+    assert start.wait() == [0, 0], start.printed()[-4000:]
     assert (run / "DONE").exists() and step(run, 60).exists()
     copied, failed = len(start.lines("MB in")), int(counted(run)[-1])
     assert failed >= 1 and copied + failed <= 6
