@@ -39,7 +39,7 @@ IMPORTS = [
     "deepspeed.ops.triton_ops", "deepspeed.runtime.zero.muon.original_muon", "pkg_resources",
     "setuptools.command.build_ext", "attrs", "docstring_parser", "rich._emoji_codes",
     "tensorboard.plugins.hparams.plugin_data_pb2",
-    "PIL.BmpImagePlugin", "PIL.GifImagePlugin", "PIL.JpegImagePlugin", "PIL.PpmImagePlugin",
+    "s3fs", "PIL.BmpImagePlugin", "PIL.GifImagePlugin", "PIL.JpegImagePlugin", "PIL.PpmImagePlugin",
 ]  # fmt: skip
 Task = tuple[Callable[..., object], tuple[Any, ...]]  # called as function(rank, *arguments)
 
@@ -72,10 +72,10 @@ class Ranks:
         self._start(tasks, log, env or {})
 
     @classmethod
-    def of(cls, tasks: list[list[Task]], log: Path) -> Ranks:
+    def of(cls, tasks: list[list[Task]], log: Path, env: dict[str, str] | None = None) -> Ranks:
         """A rank for each list, which does what the list says."""
         ranks = cls.__new__(cls)
-        ranks._start(tasks, log, {})
+        ranks._start(tasks, log, env or {})
         return ranks
 
     def _start(self, tasks: list[list[Task]], log: Path, env: dict[str, str]) -> None:
@@ -171,12 +171,14 @@ def call(function: Callable[..., Any], world_size: int, *arguments: Any, timeout
         return [pickle.loads(path.read_bytes()) for path in results]
 
 
-def command(*words: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def command(
+    *words: object, timeout: float = 300, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """`mbsd` with these words, in a process of its own that is forked as ranks are."""
     with tempfile.TemporaryDirectory() as folder:
         stdout = Path(folder) / "stdout"
         given = list(map(str, words))
-        started = Ranks.of([[(_run_command, (given, stdout))]], Path(folder))
+        started = Ranks.of([[(_run_command, (given, stdout))]], Path(folder), env)
         (code,) = started.wait(timeout)
         assert code is not None
         return subprocess.CompletedProcess(given, code, stdout.read_text(), started.logs[0].read_text())

@@ -29,6 +29,7 @@ from mbsd.catalog.layout import (
     shard_file,
     split_file,
 )
+from mbsd.catalog.shard_cache import ShardCache
 from mbsd.errors import UserError
 
 MAX_OPEN_SHARDS = 128
@@ -61,7 +62,7 @@ class _OpenShard:
 
 
 class Catalog:
-    """Items 0 … len - 1 of a catalogue's folder.
+    """Items 0 … len - 1 of a catalogue's folder, whose shards may lie behind a URL (`mbsd.catalog.remote`).
 
     `catalog[i]` is item i's record and its JPEG (None without a picture). The index and the item numbers are
     memory-mapped: all processes of a machine share their pages, and opening reads next to none of them. Pictures are
@@ -71,16 +72,20 @@ class Catalog:
     A part of the index is compared with its checksum when it is first read (see `checksums`); where it is not what was
     written, whatever reads it raises UserError.
 
+    Attributes:
+        path: of the folder; of a catalogue behind a URL, where its index was fetched to.
+        cache: of its shards, where they lie behind a URL.
+
     Raises:
         UserError: `path` is no catalogue of this version, or its index cannot be read.
     """
 
-    def __init__(self, path: Path | str):
-        self.path = Path(path)
+    def __init__(self, path: Path | str, cache: ShardCache | None = None):
+        self.path, self.cache = Path(path), cache
         self.meta = _read_meta(self.path)
         self.fingerprint: str = self.meta["fingerprint"]
         self.attribute_where: dict[str, str] = self.meta["attribute_where"]
-        self._rows_per_batch: int = self.meta["options"]["items_per_shard"]
+        self.items_per_shard: int = self.meta["options"]["items_per_shard"]
         try:
             self._reader = pa.ipc.open_file(pa.memory_map(str(self.path / INDEX_FILE)))
             schema_is_known = self._reader.schema.equals(INDEX_SCHEMA)
@@ -89,16 +94,18 @@ class Catalog:
         if not schema_is_known:
             found = ", ".join(self._reader.schema.names)
             raise UserError(f"{self.path / INDEX_FILE}: unexpected columns ({found}); build the catalogue again")
+        self.num_shards: int = self._reader.num_record_batches
         self._batches: dict[int, Any] = {}  # whole ones
         self._shards: dict[int, _OpenShard] = {}
+        self._fetched_again: set[int] = set()  # items
         self._numbers: dict[str, NDArray[Any]] = {}
         self._values: dict[str, list[str]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "fingerprint": self.fingerprint}
+        return {"path": self.path, "fingerprint": self.fingerprint, "cache": self.cache}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"])  # type: ignore[misc]
+        self.__init__(state["path"], state["cache"])  # type: ignore[misc]
         if self.fingerprint != state["fingerprint"]:
             raise UserError(f"catalogue {self.path} was replaced while it was in use; start again")
 
@@ -110,7 +117,7 @@ class Catalog:
 
     def table(self) -> Any:
         """Return the whole index as a pyarrow Table, without a copy; columns as in `layout.INDEX_SCHEMA`."""
-        for number in range(self._reader.num_record_batches):
+        for number in range(self.num_shards):
             self._batch(number)
         return self._reader.read_all()
 
@@ -144,6 +151,7 @@ class Catalog:
         Raises:
             DamagedRecord: the shard is missing or cut short, or the bytes' checksum is not the index's.
             UserError: this process may open no more files.
+            RunFailed: the shard lies behind a URL that does not give it.
         """
         batch, row = self._row(item)
         offset, size, crc32, shard = (batch.column(name)[row].as_py() for name in ("offset", "size", "crc32", "shard"))
@@ -151,7 +159,11 @@ class Catalog:
             return None
         path = self.path / shard_file(shard)
         try:
-            data = os.pread(self._shard(shard, path).fd, size, offset)
+            data = self._read(shard, size, offset)
+            if self.cache is not None and zlib.crc32(data) != crc32 and item not in self._fetched_again:
+                self._fetched_again.add(item)  # this machine's disk may be what is damaged
+                self.cache.drop(shard_file(shard))
+                data = self._read(shard, size, offset)
         except OSError as error:
             raise DamagedRecord(f"shard {path}, item {item}: cannot be read ({error.strerror})") from error
         if len(data) != size or zlib.crc32(data) != crc32:
@@ -224,7 +236,7 @@ class Catalog:
     def _row(self, item: int) -> tuple[Any, int]:
         if not 0 <= item < len(self):
             raise IndexError(f"item {item} of a catalogue of {len(self)}")
-        number, row = divmod(int(item), self._rows_per_batch)
+        number, row = divmod(int(item), self.items_per_shard)
         return self._batch(number), row
 
     def _batch(self, number: int) -> Any:
@@ -243,6 +255,22 @@ class Catalog:
     def _value(self, item: int, column: str) -> Any:
         batch, row = self._row(item)
         return batch.column(column)[row].as_py()
+
+    def _read(self, shard: int, size: int, offset: int) -> bytes:
+        if self.cache is None:
+            return os.pread(self._shard(shard, self.path / shard_file(shard)).fd, size, offset)
+        # Not kept open: a removed file gives its room back when the last one closes it.
+        with self.cache.opened(shard_file(shard), lambda fd: self._is_whole(shard, fd)) as descriptor:
+            return os.pread(descriptor, size, offset)
+
+    def _is_whole(self, shard: int, descriptor: int) -> bool:
+        """Whether every picture of a shard is what was written."""
+        columns = (self._batch(shard).column(name).to_pylist() for name in ("offset", "size", "crc32"))
+        return all(
+            zlib.crc32(os.pread(descriptor, size, offset)) == crc32
+            for offset, size, crc32 in zip(*columns, strict=True)
+            if offset >= 0
+        )
 
     def _shard(self, shard: int, path: Path) -> _OpenShard:
         opened = self._shards.get(shard)

@@ -15,8 +15,9 @@ import json
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,15 @@ from torch import Tensor
 from torch._C._distributed_c10d import HashStore, TCPStore
 from transformers import PreTrainedTokenizerBase
 
-from mbsd.checkpoint import owner, writer
+from mbsd.checkpoint import owner, store, writer
+from mbsd.checkpoint.claim import Claim
 from mbsd.checkpoint.flat_layout import Layout, read_layout, write_back
 from mbsd.checkpoint.host_buffer import HostBuffer
+from mbsd.checkpoint.mirroring import Mirroring
 from mbsd.checkpoint.resume import Found
 from mbsd.checkpoint.shards import Shards, file_name, load_frozen, scalars_of, tensors_of
 from mbsd.checkpoint.state import draw_anew, engine_state, load_engine_state, load_random_states, random_states
-from mbsd.checkpoint.storage import Storage
+from mbsd.checkpoint.store import Keep
 from mbsd.config.run_files import LAST_SAVED
 from mbsd.errors import UserError
 from mbsd.io.files import replace_text
@@ -43,23 +46,6 @@ from mbsd.parallel.world import World, on_rank_zero, same_on_every_rank
 MAX_FAILURES = 3  # saves in a row
 MODEL = "model"
 Tensors = dict[str, dict[str, Tensor]]  # file name -> what goes into it
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A run's folder and checkpoints, owned by this start of it.
-
-    Attributes:
-        folder: the run folder.
-        world: of this process.
-        storage: where checkpoints go.
-        token: of the owner (`owner.claim`).
-    """
-
-    folder: Path
-    world: World
-    storage: Storage
-    token: str
 
 
 @dataclass(frozen=True)
@@ -81,14 +67,6 @@ class SavedParts:
     as_saved: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
-@dataclass(frozen=True)
-class Keep:
-    """Which checkpoints stay: the `last` complete ones, and those of `every` so many steps (0: none)."""
-
-    last: int
-    every: int = 0
-
-
 class CheckpointManager:
     """Saves a run and puts it back. Every method is collective, unless its docstring says otherwise.
 
@@ -104,12 +82,16 @@ class CheckpointManager:
         self, claim: Claim, engine: Any, parts: SavedParts, keep: Keep, say: Callable[[str], None] = print
     ) -> None:
         self.folder, self.world, self.storage, self.engine = claim.folder, claim.world, claim.storage, engine
+        self._claim = claim
         self._parts, self._token, self._keep, self._say = parts, claim.token, keep, say
         self._layout: Layout = read_layout(engine)
         self._buffers: dict[str, HostBuffer] = {}
         self._preparing: threading.Thread | None = None
         self._mailbox = _mailbox(self.world)
         self._writing: writer.Writing | None = None
+        self._job: writer.Job | None = None  # of the last save
+        copies = claim.mirror is not None and claim.leads
+        self._mirroring = Mirroring(claim, self._mailbox, keep, say) if copies else None
         self._attempt, self._saves, self._failures = "", 0, 0
         self._constant = self._constant_files() if self.world.is_first else {}
 
@@ -145,7 +127,7 @@ class CheckpointManager:
             torch.cuda.current_stream(self.world.device).synchronize()
         self._saves += 1
         self._attempt = f"{self._token}-{self._saves}"
-        job = writer.Job(
+        self._job = writer.Job(
             root=self.storage.root,
             step=state["step"],
             attempt=self._attempt,
@@ -157,10 +139,11 @@ class CheckpointManager:
             token=self._token,
             keep_last=self._keep.last,
             keep_every=self._keep.every,
-            protected=(selection["best_step"],) if (selection := state["selection"]) is not None else (),
+            protected=_best_step(state),
             files=tuple(files.items()),
+            mirroring=self._mirroring,
         )
-        self._writing = writer.Writing(job, self._mailbox, self._report)
+        self._writing = writer.Writing(self._job, self._mailbox, self._report)
 
     def check(self) -> None:
         """Take note of a save that has ended; its result has been printed by then.
@@ -194,6 +177,36 @@ class CheckpointManager:
                 "mend that and start it again: it resumes from the newest complete one",
                 shared=True,
             )
+
+    @property
+    def mirror_failures(self) -> int | None:
+        """Checkpoints of this start that could not be copied to the mirror, of rank 0; None: it has none."""
+        return self._mirroring.failures if self._mirroring is not None else None
+
+    def mirror_again(self, found: Found) -> None:
+        """Copy the checkpoint that the run resumes from to the mirror, if it is the run's own and is not there yet."""
+        if self._mirroring is not None and found.folder.parent == self.storage.root:
+            self._mirroring.offer(found.facts["step"], _best_step(found.facts), new=False)
+
+    def wait_for_mirror(self, bound: float, beat: Callable[[], None]) -> None:
+        """Return when everything is copied, or after `bound` seconds; then what stayed for the copies is removed here.
+
+        Args:
+            beat: called every second.
+        """
+        mirroring = self._mirroring
+        if self._claim.mirror is None:
+            return
+        deadline = time.monotonic() + bound
+        while not on_rank_zero(lambda: mirroring is None or mirroring.wait(1.0) or time.monotonic() > deadline):
+            beat()
+        if self.world.is_first and mirroring is not None:
+            mirroring.end(bound)
+        if (job := self._job) is not None and self._claim.leads and not self._failures:
+            with suppress(UserError):  # a later start may be reading what would be removed
+                owner.check(job.root, self._token)
+                store.prune(job.root, job.step, job.keep_last, job.keep_every, job.protected)
+        dist.barrier()  # no rank takes the key-value store away before all have ended
 
     def load(self, found: Found) -> dict[str, Any]:
         """Put engine and random states back from a checkpoint that was found and verified; returns its `run.json`.
@@ -334,6 +347,10 @@ class CheckpointManager:
             self._say(f"WARNING: {self.folder / LAST_SAVED} could not be written ({error.strerror})")
         for warning in outcome.warnings:
             self._say(f"WARNING: {warning}")
+
+
+def _best_step(state: Mapping[str, Any]) -> tuple[int, ...]:
+    return (selection["best_step"],) if (selection := state["selection"]) is not None else ()
 
 
 def _json(tree: Any) -> memoryview:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mbsd.checkpoint import owner, store
 from mbsd.checkpoint.best import result
+from mbsd.checkpoint.claim import Claim
+from mbsd.checkpoint.fetch import fetch_newer
+from mbsd.checkpoint.mirror import Mirror
 from mbsd.checkpoint.shards import file_name
 from mbsd.checkpoint.storage import Storage
 from mbsd.config.run_files import LAST_SAVED
@@ -29,24 +33,49 @@ class Found:
     """Its `run.json`."""
 
 
+class NoneCompleteError(UserError):
+    """Checkpoints are there, and none is complete."""
+
+
 def take_over(
-    folder: Path, storage: Storage, world: World, identity: Mapping[str, Any], say: Callable[[str], None]
+    folder: Path,
+    storage: Storage,
+    world: World,
+    identity: Mapping[str, Any],
+    say: Callable[[str], None],
+    mirror: Mirror | None = None,
 ) -> tuple[str, Found | None]:
     """Make this start the owner of the run `folder` and find its newest checkpoint (collective).
+
+    Args:
+        mirror: where the run's checkpoints are copied to: where its newest complete one is newer, that is taken.
 
     Returns:
         The owner's token, which a save needs, and the checkpoint to resume from; None: the run has never saved.
 
     Raises:
-        UserError: as of `find`; or checkpoints were written and are gone; or a later restart owns the run already.
+        UserError: as of `find` and `fetch_newer`; or checkpoints were written and are gone; or a later restart owns the
+            run already.
     """
-    find(storage, world, identity, say=say, verify=False)  # a run that this start cannot resume is not taken over
+    # A run that this start cannot resume is not taken over.
+    with suppress(NoneCompleteError) if mirror is not None else nullcontext():
+        find(storage, world, identity, say=say, verify=False)
     token = on_rank_zero(lambda: secrets.token_hex(4))
     with same_on_every_rank():
         if world.rank == storage.leader:
             owner.claim(storage.root, token)
             store.sweep(storage.root)
-    found = find(storage, world, identity, say=say)
+    incomplete, found = None, None
+    try:
+        found = find(storage, world, identity, say=say)
+    except NoneCompleteError as error:
+        incomplete = error
+    if mirror is not None:
+        claim = Claim(folder, world, storage, token, mirror)
+        if fetch_newer(claim, int(found.facts["step"]) if found is not None else None, identity, say):
+            return token, find(storage, world, identity, say=say)
+    if incomplete is not None:
+        raise incomplete
     if found is None and on_rank_zero((folder / LAST_SAVED).exists):
         raise UserError(
             f"{folder / LAST_SAVED}: names a checkpoint that the run wrote, and {storage.root} holds none; bring the "
@@ -124,7 +153,7 @@ def find(
             break
     if reasons:
         newest = max(reasons)
-        raise UserError(
+        raise NoneCompleteError(
             f"{storage.root}: holds {len(reasons)} checkpoints and none is complete ({store.name_of(newest)}: "
             f"{reasons[newest]}); mend or move the folder, or choose another run.dir",
             shared=True,

@@ -17,7 +17,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,6 +52,14 @@ class Manifest:
     def size(self) -> int:
         """Bytes of all files."""
         return sum(facts.size for facts in self.files.values())
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay: the `last` complete ones, and those of `every` so many steps (0: none)."""
+
+    last: int
+    every: int = 0
 
 
 class BrokenError(Exception):
@@ -164,14 +172,27 @@ def read_manifest(folder: Path) -> Manifest:
         BrokenError: it is missing or is no manifest of this folder.
     """
     try:
-        tree: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = {str(name): FileFacts(int(size), str(digest)) for name, (size, digest) in tree.pop("files").items()}
-        manifest = Manifest(files=files, **{name: int(value) for name, value in tree.items()})
+        data = (folder / MANIFEST).read_bytes()
     except FileNotFoundError as error:
         raise BrokenError(f"{MANIFEST}: missing") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
         raise BrokenError(f"{MANIFEST}: not a manifest ({type(error).__name__}: {error})") from error
-    if name_of(manifest.step) != folder.name:
+    return parse_manifest(data, folder.name)
+
+
+def parse_manifest(data: bytes, name: str) -> Manifest:
+    """The manifest of the folder `name` that these bytes are.
+
+    Raises:
+        BrokenError: they are none.
+    """
+    try:
+        tree: dict[str, Any] = json.loads(data.decode())
+        files = {str(name): FileFacts(int(size), str(digest)) for name, (size, digest) in tree.pop("files").items()}
+        manifest = Manifest(files=files, **{name: int(value) for name, value in tree.items()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BrokenError(f"{MANIFEST}: not a manifest ({type(error).__name__}: {error})") from error
+    if name_of(manifest.step) != name:
         raise BrokenError(f"{MANIFEST}: is of {name_of(manifest.step)}")
     return manifest
 
@@ -227,26 +248,37 @@ def newest(root: Path, *, checksums: bool = False, below: str = "") -> Path | No
     return next((f for f in folders(root) if not broken_files(f, checksums=checksums, below=below)), None)
 
 
+def superfluous(
+    steps: Iterable[tuple[int, bool]], published: int, keep: Keep, protected: Collection[int]
+) -> Iterator[int]:
+    """Of (step, whether it is complete), newest first: the steps that `published`, which stands, makes superfluous.
+
+    The newest `keep.last` complete ones up to it stay, those of every `keep.every`-th step, and the `protected` ones.
+    Later steps are not counted and stay: a run that went back behind broken ones writes them again.
+    """
+    kept = 0
+    for step, complete in steps:
+        if step > published:
+            continue
+        if step == published or complete:
+            kept += 1
+            if kept <= max(1, keep.last):
+                continue
+        if not (step in protected or (keep.every and step % keep.every == 0)):
+            yield step
+
+
 def prune(
     root: Path, published: int, keep_last: int, keep_every: int = 0, protected: Collection[int] = ()
 ) -> list[str]:
     """Remove what `published`, which has just been written and stands, makes superfluous; returns what could not be.
 
-    The newest `keep_last` complete ones up to it stay, those of every `keep_every`-th step (0: none), and those of the
-    `protected` steps. Folders of later steps are not counted and stay: a run that went back behind broken ones writes
-    them again.
+    What stays: see `superfluous`.
     """
-    kept, failures = 0, []
-    for folder in folders(root):
-        step = step_of(folder)
-        if step > published:
-            continue
-        if step == published or not broken_files(folder):
-            kept += 1
-            if kept <= max(1, keep_last):
-                continue
-        if step in protected or (keep_every and step % keep_every == 0):
-            continue
+    failures = []
+    steps = ((step_of(folder), not broken_files(folder)) for folder in folders(root))
+    for step in superfluous(steps, published, Keep(keep_last, keep_every), protected):
+        folder = root / name_of(step)
         try:
             # Hidden first: a half-removed folder must not look like a broken checkpoint.
             gone = root / f".{folder.name}.replaced"

@@ -6,7 +6,8 @@ training loop is ever mixed up with theirs, and a full disk cannot keep a rank f
 1. every rank writes and syncs its files and puts their sizes and checksums, or its error, under `files/RANK`;
 2. the leader of each file system waits for ALL ranks; if all have written, it publishes its part (`store.commit`), else
    it removes it, and reports under `part/LEADER`;
-3. when all parts stand, each leader prunes; rank 0 has seen every answer and keeps the outcome.
+3. when all parts stand, each leader prunes; rank 0 has seen every answer and keeps the outcome, and hands the
+   checkpoint to the mirror. What the mirror is at or has yet to copy, rank 0's report names, and no leader prunes it.
 
 Killed between two parts' renames, a checkpoint lacks a part and is not complete; the one before still stands.
 """
@@ -21,29 +22,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mbsd.checkpoint import owner, store
+from mbsd.checkpoint.mailbox import Mailbox, wait_for
+from mbsd.checkpoint.mirroring import Mirroring
 from mbsd.checkpoint.store import FileFacts
 from mbsd.errors import UserError
-
-PAUSE = 0.02  # seconds between two looks at the key-value store
-
-
-class Mailbox(Protocol):
-    """What is used of torch.distributed.Store."""
-
-    def set(self, key: str, value: str, /) -> None:
-        """Put."""
-
-    def get(self, key: str, /) -> bytes:
-        """Take a look."""
-
-    def check(self, keys: list[str], /) -> bool:
-        """Whether all are there."""
-
-    def delete_key(self, key: str, /) -> bool:
-        """Forget."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +52,8 @@ class Job:
     """Steps whose checkpoints stay: the best one."""
     files: tuple[tuple[str, memoryview], ...]
     """Name below the checkpoint's folder, and the bytes."""
+    mirroring: Mirroring | None = None
+    """Of a leader: copies what was published."""
 
 
 @dataclass(frozen=True)
@@ -113,10 +100,10 @@ def write(job: Job, mailbox: Mailbox) -> Outcome:
     warnings: list[str] = []
     fenced: str | None = None
     if job.rank == job.leader:
-        written = [_wait(mailbox, f"{job.attempt}/files/{rank}") for rank in range(job.world_size)]
+        written = [wait_for(mailbox, f"{job.attempt}/files/{rank}") for rank in range(job.world_size)]
         errors = [str(answer["error"]) for answer in written if answer["error"]]
         size = sum(int(facts[0]) for answer in written for facts in answer["files"].values())
-        part: dict[str, str | None] = {"error": None, "fenced": None}
+        part: dict[str, Any] = {"error": None, "fenced": None, "copied": []}
         try:
             if errors:
                 shutil.rmtree(writing, ignore_errors=True)
@@ -128,14 +115,19 @@ def write(job: Job, mailbox: Mailbox) -> Outcome:
         except Exception as error:
             shutil.rmtree(writing, ignore_errors=True)
             part["error"] = f"rank {job.rank} on {platform.node()}: {_words(error)}"
+        if job.mirroring is not None:
+            part["copied"] = job.mirroring.busy
         mailbox.set(f"{job.attempt}/part/{job.leader}", json.dumps(part))
-        parts = [_wait(mailbox, f"{job.attempt}/part/{leader}") for leader in job.leaders]
+        parts = [wait_for(mailbox, f"{job.attempt}/part/{leader}") for leader in job.leaders]
         errors += [str(answer["error"]) for answer in parts if answer["error"]]
         fenced = next((str(answer["fenced"]) for answer in parts if answer["fenced"]), None)
         if not errors and fenced is None:
+            if job.mirroring is not None:
+                job.mirroring.offer(job.step, job.protected)
+            copied = (step for answer in parts for step in answer["copied"])
             try:
                 owner.check(job.root, job.token)  # a start that took over meanwhile may be reading an older one
-                warnings = store.prune(job.root, job.step, job.keep_last, job.keep_every, job.protected)
+                warnings = store.prune(job.root, job.step, job.keep_last, job.keep_every, {*job.protected, *copied})
             except owner.FencedError as error:
                 fenced = str(error)
             except (OSError, UserError) as error:  # too many checkpoints are no reason to lose one
@@ -153,13 +145,6 @@ def forget(mailbox: Mailbox, attempt: str, world_size: int) -> None:
 def _manifest(job: Job, written: list[dict[str, Any]]) -> store.Manifest:
     files = {name: FileFacts(*facts) for rank in job.members for name, facts in written[rank]["files"].items()}
     return store.Manifest(job.step, job.world_size, job.leaders.index(job.leader), len(job.leaders), files)
-
-
-def _wait(mailbox: Mailbox, key: str) -> dict[str, Any]:
-    while not mailbox.check([key]):
-        time.sleep(PAUSE)
-    answer: dict[str, Any] = json.loads(mailbox.get(key))
-    return answer
 
 
 def _words(error: Exception) -> str:

@@ -6,7 +6,7 @@ import typer
 
 from mbsd.cli.bench import bench_app
 from mbsd.cli.catalog import catalog_app
-from mbsd.cli.options import RunDir
+from mbsd.cli.options import RunOrMirror
 from mbsd.cli.tables import pairs_app, tables_app
 from mbsd.cli.tools import tools_app
 from mbsd.cli.usage import run_app
@@ -26,7 +26,7 @@ app.add_typer(bench_app, name="bench")
 
 
 @checkpoint_app.command("list")
-def checkpoint_list(run: RunDir) -> None:
+def checkpoint_list(run: RunOrMirror) -> None:
     """Print a run's checkpoints: step, age, size, ranks, validation (the best is marked), complete or not."""
     from mbsd.checkpoint.listing import list_checkpoints
 
@@ -34,7 +34,7 @@ def checkpoint_list(run: RunDir) -> None:
 
 
 @checkpoint_app.command("verify")
-def checkpoint_verify(run: RunDir) -> None:
+def checkpoint_verify(run: RunOrMirror) -> None:
     """Read every file of every checkpoint and compare its checksum; exit code 2 names what is wrong."""
     from mbsd.checkpoint.listing import verify_checkpoints
 

@@ -11,7 +11,9 @@ from mbsd.errors import UserError
 
 Out = Annotated[Path, typer.Option(help="Where the result goes.")]
 CatalogDir = Annotated[Path, typer.Option("--catalog", help="Folder written by `mbsd catalog build`.")]
-RunDir = Annotated[Path, typer.Argument(help="A run folder, or one that holds step-… folders.")]
+RunOrMirror = Annotated[
+    str, typer.Argument(help="A run folder, one that holds step-… folders, or the URL of a run's mirror.")
+]
 Workers = Annotated[int, typer.Option(help="Processes; 0 = one per core.")]
 Group = Annotated[
     str,

@@ -14,7 +14,13 @@ class DataConfig:
     """What is read and how it becomes tokens and pixels."""
 
     catalog: PathText
-    """Folder written by `mbsd catalog build`."""
+    """Folder written by `mbsd catalog build`, or its URL (s3://…, gs://…, https://…)."""
+    cache: PathText | None = None
+    """Of a catalogue at a URL, which needs it: folder on this machine's own disk, for its index, which is fetched once,
+    and for shards, which are fetched when they are read. All processes of the machine share it, and so may runs."""
+    cache_gb: float = at_least(0, default=20.0)
+    """GB that the shards in data.cache may have together; those read the longest ago are removed first. A window of
+    shuffle_block times shuffle_window samples should fit, or shards are fetched again and again."""
     table: PathText | None = None
     """Task table over the catalogue (Parquet): pairs for stage 2, the labels for fine-tuning."""
     tokenizer: PathText | None = None

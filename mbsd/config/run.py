@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 from mbsd.config.data import DataConfig
@@ -45,6 +46,13 @@ class RunConfig:
     node_local_checkpoints: PathText | None = None
     """Folder on each node's own disk for the checkpoint files of its ranks, where dir/checkpoints is too slow.
     To resume, the ranks have to start on the same nodes."""
+    mirror: str | None = None
+    """URL of a folder in object storage (s3://…, gs://…) or elsewhere (file://…) of this run alone, to which each
+    checkpoint is copied behind the training. Where its newest complete one is newer than what dir has, as on an empty
+    disk, the run resumes from it; keep_last and keep_every hold there too. A copy that fails is a warning, counted as
+    mirror_failures."""
+    mirror_wait: float = at_least(0, default=600.0)
+    """Seconds that the end of a run waits for the last copies to the mirror."""
     resume: PathText = "auto"
     """Where dir holds no checkpoint: start from the full state of another run (its folder, or one checkpoint of it)
     instead of init_from. auto: none; dir's own checkpoints always come first."""
@@ -139,6 +147,11 @@ class BaseConfig:
             raise UserError(
                 f"run.init_from={run.init_from} and model.backbone={self.model.backbone} both name weights to start "
                 "from; remove one"
+            )
+        if run.mirror is not None and "://" not in run.mirror:
+            raise UserError(
+                f"run.mirror={run.mirror}: expected a URL such as s3://bucket/folder, gs://bucket/folder or "
+                f"file://{os.path.abspath(run.mirror)}"
             )
         if not 4 <= data.max_query_tokens <= data.max_text_tokens:
             raise UserError(

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mbsd.catalog.keys import open_keys
 from mbsd.catalog.reader import Catalog
+from mbsd.catalog.remote import open_catalog_at
 from mbsd.catalog.tables import Kind, Table
 from mbsd.config.data import DataConfig
 from mbsd.config.run import BaseConfig
@@ -66,7 +67,7 @@ def open_catalog(data: DataConfig, table: Kind | None) -> tuple[Catalog, Table |
             f"data.drop_incomplete=true and data.table={data.table}: a table names its own items, and only where the "
             "catalogue alone is read are some left out: remove it"
         )
-    catalog = Catalog(data.catalog)
+    catalog = open_catalog_at(data.catalog, data.cache, data.cache_gb)
     return catalog, Table(data.table, catalog, kind=table) if data.table is not None else None
 
 

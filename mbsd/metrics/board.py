@@ -23,6 +23,8 @@ SECTIONS = {
     ),
 }  # fmt: skip
 
+MIRROR_FAILURES = "mirror_failures"  # of a run with a mirror, as metrics.jsonl names it
+
 Pages = Mapping[str, Mapping[str, tuple[str, ...]]]
 """Page -> title of a chart -> its tags, as regular expressions of whole tags."""
 
@@ -48,6 +50,7 @@ COMMON: Pages = {
         "samples a second": ("speed/samples_per_s",),
         "share of time waiting for data": ("speed/data_wait",),
         "gradient norm": ("train/grad_norm",),
+        "checkpoints not copied to the mirror": (f"train/{MIRROR_FAILURES}",),
     },
     "machine": {
         "learning rate": ("train/lr",),

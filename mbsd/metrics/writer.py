@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbsd.io.files import replace_text
-from mbsd.metrics.board import Board, Charts, tag_of
+from mbsd.metrics.board import MIRROR_FAILURES, Board, Charts, tag_of
 from mbsd.metrics.progress import Progress
 
 
@@ -76,6 +76,8 @@ class MetricsWriter:
             facts[f"{'' if prefix == 'train' else prefix + ' '}loss"] = f"{values['loss']:.4f}"
         if "data_wait" in values:
             facts["data wait"] = f"{values['data_wait']:.0%}"
+        if values.get(MIRROR_FAILURES):
+            facts["copies failed"] = f"{values[MIRROR_FAILURES]:.0f}"
         self._progress.show(facts)
 
     def precision_recall(

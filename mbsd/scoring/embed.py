@@ -10,6 +10,7 @@ import torch
 
 from mbsd.batch import Batch
 from mbsd.catalog.reader import Catalog
+from mbsd.catalog.remote import open_catalog_at
 from mbsd.checkpoint.resume import weights_folder
 from mbsd.config.scoring import EmbedConfig
 from mbsd.data.damaged import DamagedPictures
@@ -33,7 +34,7 @@ def embed(config: EmbedConfig) -> None:
     quiet_libraries()
     with process_group(PATIENCE) as world:
         with same_on_every_rank():
-            catalog = Catalog(config.data.catalog)
+            catalog = open_catalog_at(config.data.catalog, config.data.cache, config.data.cache_gb)
             items = catalog.indices(config.split)
             if len(items) == 0:
                 raise UserError(
@@ -61,7 +62,7 @@ def embed(config: EmbedConfig) -> None:
             samples = Chosen(CatalogSamples(catalog, config.split), numbers)
             batches = eval_batches(samples, builder, world.alone(), config.micro_batch, damaged=damaged)
             with torch.inference_mode():
-                files.write(todo, (_vectors(embedder, batch, views, config) for batch in batches))
+                files.write(catalog, todo, (_vectors(embedder, batch, views, config) for batch in batches))
         num_damaged = damaged.check()
         gather_objects(None)  # all files are there
         if world.is_first:

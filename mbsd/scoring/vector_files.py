@@ -125,9 +125,8 @@ class VectorFiles:
         size = int(self.what["items_per_file"])
         return np.arange(part * size, min((part + 1) * size, int(self.what["items"])), dtype=np.int64)
 
-    def write(self, parts: list[int], batches: Iterable[dict[str, Vectors]]) -> None:
+    def write(self, catalog: Catalog, parts: list[int], batches: Iterable[dict[str, Vectors]]) -> None:
         """Write these files from the vectors of their items, by view, in batches that end where files end."""
-        catalog = Catalog(self.catalog)
         items = catalog.indices(self.split)
         ids = catalog.table()["item_id"]
         arriving = iter(batches)

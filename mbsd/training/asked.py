@@ -25,8 +25,9 @@ from mbsd.training.state import TrainState
 # when it gives up. A finished folder is not refused for them.
 WITHOUT_EFFECT = {
     "run.dir", "run.log_every", "run.save_every", "run.keep_last", "run.keep_every", "run.node_local_checkpoints",
-    "run.profile", "run.timeout", "run.max_skipped_steps", "run.extend", "run.deterministic", "data.num_workers",
-    "data.prefetch", "data.max_corrupt", "data.token_bucket", "model.activation_checkpointing", "model.compile",
+    "run.mirror", "run.mirror_wait", "run.profile", "run.timeout", "run.max_skipped_steps", "run.extend",
+    "run.deterministic", "data.num_workers", "data.prefetch", "data.max_corrupt", "data.token_bucket",
+    "data.cache", "data.cache_gb", "model.activation_checkpointing", "model.compile",
 }  # fmt: skip
 # The same of DeepSpeed's JSON: how a batch is cut and who holds which slice changes rounding alone.
 DEEPSPEED_WITHOUT_EFFECT = {

@@ -9,13 +9,17 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from mbsd.checkpoint.manager import CheckpointManager, Claim, Keep, SavedParts
+from mbsd.checkpoint.claim import Claim
+from mbsd.checkpoint.manager import CheckpointManager, SavedParts
+from mbsd.checkpoint.mirror import Mirror
 from mbsd.checkpoint.resume import Found, find_elsewhere, take_over
-from mbsd.checkpoint.storage import Storage
+from mbsd.checkpoint.storage import Storage, probe
+from mbsd.checkpoint.store import Keep
 from mbsd.config.parse import to_yaml
 from mbsd.data.inputs import Inputs
 from mbsd.data.spec import Needs
 from mbsd.data.text import words_digest
+from mbsd.errors import UserError
 from mbsd.io.console import say
 from mbsd.model.backbone import MbsdPreTrainedModel
 from mbsd.model.config import BackboneConfig
@@ -58,11 +62,39 @@ class RunParts:
         return cls(model, inputs.tokenizer, identity, schedule)
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where a run's checkpoints go: to its disks, and to a mirror if it has one."""
+
+    storage: Storage
+    mirror: Mirror | None
+
+    @classmethod
+    def of(cls, run: Run) -> Places:
+        """The places of a run, found out on all ranks (collective).
+
+        Raises:
+            UserError: a folder cannot be written, or no library opens the mirror's URL.
+        """
+        config, root = run.config.run, checkpoint_root(run)
+        with same_on_every_rank():
+            mirror = Mirror(config.mirror, run.watchdog.beat) if config.mirror is not None else None
+            local = mirror.folder.local if mirror is not None else None
+            if local is not None and local.resolve() == root.resolve():
+                raise UserError(f"run.mirror={mirror}: is where the checkpoints are; choose a folder on another disk")
+        storage = probe(root, run.world, node_local=config.node_local_checkpoints is not None)
+        return cls(storage, mirror)
+
+    def __str__(self) -> str:
+        """As the start-up block prints it."""
+        return f"{self.storage}" + (f", copied to {self.mirror}" if self.mirror is not None else "")
+
+
 class Checkpoints:
     """Saves the training state of a run and puts it back; collective.
 
     Args:
-        storage: where checkpoints go.
+        places: where checkpoints go.
         parts: what else goes into them.
         state: what is saved and restored.
 
@@ -70,8 +102,8 @@ class Checkpoints:
         rate_before: the learning rate that the restored checkpoint was saved with, for its next step.
     """
 
-    def __init__(self, run: Run, engine: Any, storage: Storage, parts: RunParts, state: TrainState) -> None:
-        self.run, self.engine, self.storage = run, engine, storage
+    def __init__(self, run: Run, engine: Any, places: Places, parts: RunParts, state: TrainState) -> None:
+        self.run, self.engine, self.places = run, engine, places
         self.parts, self.state = parts, state
         self.rate_before = 0.0
         self._manager: CheckpointManager | None = None
@@ -88,8 +120,10 @@ class Checkpoints:
             UserError: a later start owns the run, its checkpoints are of another run, or none of them is complete.
         """
         run, identity = self.run, self.parts.identity
-        token, found = take_over(run.folder, self.storage, run.world, identity, run.print)
+        token, found = take_over(run.folder, self.places.storage, run.world, identity, run.print, self.places.mirror)
         own = found is not None
+        if found is not None:
+            self._refuse_past_the_end(found)
         if found is None and run.config.run.resume != "auto":
             found = find_elsewhere(run.config.run.resume, run.world, identity, run.print)
         self._manager = self._open(token)
@@ -101,6 +135,7 @@ class Checkpoints:
         self.state.average.restored()
         with same_on_every_rank():
             self.state.load_state_dict(facts, own=own)
+        self._manager.mirror_again(found)
         return self._origin(found)
 
     def save(self) -> None:
@@ -128,6 +163,16 @@ class Checkpoints:
         self.run.watchdog.beat("saving the last checkpoint")
         self._opened.wait()
 
+    def wait_for_mirror(self) -> None:
+        """Return when the mirror has the last checkpoint too, at the latest after run.mirror_wait seconds."""
+        self.run.watchdog.beat("copying the last checkpoint to the mirror")
+        self._opened.wait_for_mirror(self.run.config.run.mirror_wait, self.run.watchdog.beat)
+
+    @property
+    def mirror_failures(self) -> int | None:
+        """Checkpoints of this start that could not be copied to the mirror; None: the run has no mirror. Of rank 0."""
+        return self._opened.mirror_failures
+
     @property
     def _opened(self) -> CheckpointManager:
         assert self._manager is not None, "restore comes first: it takes the run over"
@@ -141,12 +186,21 @@ class Checkpoints:
         }
         facts = {"identity": parts.identity, "packages": packages()}
         return CheckpointManager(
-            Claim(run.folder, run.world, self.storage, token),
+            Claim(run.folder, run.world, self.places.storage, token, self.places.mirror),
             self.engine,
             SavedParts(parts.model, parts.tokenizer, facts, texts, self.state.average.applied),
             Keep(run.config.run.keep_last, run.config.run.keep_every),
             say,
         )
+
+    def _refuse_past_the_end(self, found: Found) -> None:
+        """What the mirror had is known only now."""
+        step, total = found.facts["step"], self.state.total_steps
+        if step > total:
+            raise UserError(
+                f"{found.folder}: is of step {step}, the run has {total}: nothing left to train; ask for more steps",
+                shared=True,
+            )
 
     def _origin(self, found: Found) -> str:
         other = found.facts["world_size"] != self.run.world.size

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mbsd.batch import Batch
+from mbsd.catalog.remote import cache_warning
 from mbsd.config.batch_plan import BatchPlan
 from mbsd.data.damaged import DamagedPictures
 from mbsd.data.inputs import Builders, Inputs
@@ -53,6 +54,8 @@ class Feed:
         """
         settings = run.config.run
         data = repeatable_decoder(run.config.data, settings, run.world.device)
+        if run.world.is_first and (warning := cache_warning(inputs.catalog, data.shuffle_block, data.shuffle_window)):
+            say(warning)
         train, held_out = samples
         builders = Builders(inputs.catalog, inputs.tokenizer, data, model, run.sizes.micro_batch)
         builder = builders.build(needs.views, needs.targets, run.world, train=True, seed=settings.seed)

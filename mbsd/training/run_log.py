@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from mbsd.batch import Batch
 from mbsd.metrics import trust_ratios
-from mbsd.metrics.board import Board, Charts
+from mbsd.metrics.board import MIRROR_FAILURES, Board, Charts
 from mbsd.metrics.throughput import Throughput
 from mbsd.metrics.writer import MetricsWriter
 from mbsd.model.config import BackboneConfig
@@ -45,6 +45,7 @@ class RunLog:
         self._skipped, self._lamb = SkippedSteps(engine, run.config.run), lamb_of(engine)
         self._unnamed = self._lamb  # until its unused parameters have been named
         self._read: tuple[dict[str, float], dict[str, float]] = {}, {}
+        self._mirror_failures = 0  # as they were logged
         self._rates: dict[str, float] = {}  # of the step that is being done
         self._stack = ExitStack()
         self._charts, self._start_step = charts, start_step
@@ -122,18 +123,31 @@ class RunLog:
         refuse_divergence(values, state, step, self._steps, self.run.config.run)
         self._read = values, state
 
-    def write(self, step: int, damaged_pictures: int) -> None:
-        """Log what `read` has read, with speed and progress, and reset the counts."""
+    def write(self, step: int, damaged_pictures: int, mirror_failures: int | None = None) -> None:
+        """Log what `read` has read, with speed and progress, and reset the counts.
+
+        Args:
+            damaged_pictures: so far.
+            mirror_failures: checkpoints so far that could not be copied; None: the run has no mirror.
+        """
         samples = self.schedule.batches.samples_after(step)
         progress = {"epoch": samples / self.schedule.num_samples, "samples": float(samples)}
         if damaged_pictures:
             progress["corrupt_images"] = float(damaged_pictures)
+        if mirror_failures is not None:
+            progress[MIRROR_FAILURES] = float(mirror_failures)
+            self._mirror_failures = mirror_failures
         lamb = self._lamb
         ratios = trust_ratios.summarise(lamb.trust_ratios()) if lamb is not None and self._writer.enabled else {}
         curves = {f"trust_ratio/{name}": ratio for name, ratio in ratios.items()}
         values, state = self._read
         self._writer.log(step, {**progress, **values, **state, **self._throughput.read()}, curves=curves)
         self._totals, self._steps, self._micro_steps = {}, 0, 0
+
+    def mirror(self, step: int, failures: int | None) -> None:
+        """Log the mirror's failures once more, where some came after the last step was logged."""
+        if failures is not None and failures != self._mirror_failures:
+            self._writer.log(step, {MIRROR_FAILURES: float(failures)})
 
     def validation(self, step: int, held_out: Validation) -> None:
         """Log a validation, with the PR curve of each view where labels are yes or no."""

@@ -49,7 +49,7 @@ def print_start(run: Run, checkpoints: Checkpoints, origin: str, changed: Sequen
         f"{shape.hidden_size}, {shape.vocab_size:,} words, {shape.num_patches} patches",
         "training": f"{optimizer['type']}, lr {rate:g}{_parts(config.optim)}, ZeRO-{zero_stage(resolved)}, "
         f"{precision(resolved)}" + (f", weights averaged (run.ema={config.run.ema:g})" if config.run.ema else ""),
-        "checkpoints": f"every {config.run.save_every} steps in {checkpoints.storage}",
+        "checkpoints": f"every {config.run.save_every} steps in {checkpoints.places}",
         "watch": f"tensorboard --logdir {run.folder}, page #custom_scalars",
     }
     if changed:

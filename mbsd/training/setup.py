@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from mbsd.checkpoint.storage import probe
 from mbsd.config.deepspeed import DeepSpeedConfig
 from mbsd.config.run import BaseConfig
 from mbsd.data.inputs import Inputs, open_catalog
@@ -18,7 +17,7 @@ from mbsd.training.asked import (
     schedule_laid_anew,
 )
 from mbsd.training.average import WeightAverage
-from mbsd.training.checkpoints import Checkpoints, RunParts, checkpoint_root
+from mbsd.training.checkpoints import Checkpoints, Places, RunParts, checkpoint_root
 from mbsd.training.divergence import DivergedError
 from mbsd.training.early_stopping import early_stopping_of
 from mbsd.training.engine import build_engine, seed_everything
@@ -54,7 +53,7 @@ def run_stage(config: BaseConfig, ds_config: DeepSpeedConfig, stage: Stage) -> N
             samples = train, held_out
             schedule = run.schedule(len(samples[0]))
         on_rank_zero(lambda: refuse_nothing_left(run, schedule.total_steps, checkpoint_root(run)))
-        storage = probe(checkpoint_root(run), run.world, node_local=config.run.node_local_checkpoints is not None)
+        places = Places.of(run)
 
         run.watchdog.beat("starting: tokenizer")
         tokenizer = start_tokenizer(config, catalog, run.folder)
@@ -71,7 +70,7 @@ def run_stage(config: BaseConfig, ds_config: DeepSpeedConfig, stage: Stage) -> N
         run.watchdog.beat("starting: checkpoint")
         state = TrainState(schedule.total_steps, feed.loader, WeightAverage(engine, config.run.ema), early_stopping)
         parts = RunParts.of(run, inputs, needs, schedule, objective.model, feed.keys)
-        checkpoints = Checkpoints(run, engine, storage, parts, state)
+        checkpoints = Checkpoints(run, engine, places, parts, state)
         origin = checkpoints.restore()
         if run.finished:
             refuse_exhausted(state, run.folder)
@@ -84,7 +83,13 @@ def run_stage(config: BaseConfig, ds_config: DeepSpeedConfig, stage: Stage) -> N
                 stop = Trainer(run, engine, feed, state, checkpoints, log).train()
             except DivergedError:
                 checkpoints.wait()  # of an earlier step, which was good
+                checkpoints.wait_for_mirror()
                 raise
             run.stop_requests.close()
             checkpoints.wait()
-        end_run(run, state, stop)
+            if stop is not None:
+                end_run(run, state, stop)  # who sent the signal may not wait for a slow mirror
+            checkpoints.wait_for_mirror()
+            log.mirror(state.step, checkpoints.mirror_failures)
+        if stop is None:
+            end_run(run, state, stop)

@@ -55,7 +55,7 @@ class Trainer:
             if due.losses:
                 self.log.read(step)
             if due.log:
-                self.log.write(step, self.feed.damaged.check())
+                self.log.write(step, self.feed.damaged.check(), self.checkpoints.mirror_failures)
                 self.checkpoints.check()
             if due.validate and self.validate():
                 due = dataclasses.replace(due, save=True)

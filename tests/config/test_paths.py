@@ -29,6 +29,7 @@ from tests.settings import write_ds_config
 KINDS: list[Any] = [PretrainConfig, FinetuneConfig, EvaluateConfig, EmbedConfig, AblationConfig, MissingStudyConfig]
 NO_PATHS = {
     "stage", "best.metric", "task.positive", "rows", "seeds", "launch.command", "names.templates", "positive",
+    "run.mirror",  # a URL
     "sdmi.weight",  # a word or a number
 }  # fmt: skip
 REQUIRED: dict[Any, dict[str, Any]] = {

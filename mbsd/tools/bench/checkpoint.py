@@ -22,9 +22,11 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
-from mbsd.checkpoint.manager import CheckpointManager, Claim, Keep, SavedParts
+from mbsd.checkpoint.claim import Claim
+from mbsd.checkpoint.manager import CheckpointManager, SavedParts
 from mbsd.checkpoint.resume import take_over
 from mbsd.checkpoint.storage import probe
+from mbsd.checkpoint.store import Keep
 from mbsd.config.deepspeed import DeepSpeedConfig
 from mbsd.config.model import ModelConfig
 from mbsd.data.text import build_tokenizer, load_tokenizer

@@ -160,6 +160,7 @@ def seed_words(launcher: Launcher, words: list[str]) -> list[str]:
         return []
     run = parse(LAUNCHERS[launcher], words)[0].run
     more = ["--run.seed", seed, "--run.dir", f"{run.dir}/seed-{seed}"]
+    more += ["--run.mirror", f"{run.mirror}/seed-{seed}"] if run.mirror else []
     return more + (["--run.init_from", run.init_from.replace(SEED, seed)] if run.init_from else [])
 
 

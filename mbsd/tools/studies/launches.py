@@ -44,8 +44,10 @@ class Launch:
 
 
 def training(name: str, launcher: Launcher, folder: Path, config: dict[str, Any], deepspeed: dict[str, Any]) -> Launch:
-    """A training run in `folder`."""
-    return Launch(name, launcher, changed(config, {"run.dir": str(folder)}), deepspeed, folder / DONE)
+    """A training run in `folder`, with a mirror of its own below the study's."""
+    mirror = (config.get("run") or {}).get("mirror")
+    own = {"run.dir": str(folder)} | ({"run.mirror": f"{mirror}/{name}"} if mirror else {})
+    return Launch(name, launcher, changed(config, own), deepspeed, folder / DONE)
 
 
 def evaluation(name: str, scores: Path, config: dict[str, Any]) -> Launch:
