@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from mbsd.batch import Batch
+from mbsd.data.mixture import AnyOrder
 from mbsd.metrics import trust_ratios
 from mbsd.metrics.board import Board, Charts
 from mbsd.metrics.throughput import Throughput
@@ -33,10 +34,13 @@ class RunLog:
 
     Args:
         charts: of the stage.
+        order: of the samples.
         start_step: the last step that was done before.
     """
 
-    def __init__(self, run: Run, schedule: Schedule, engine: Any, charts: Charts, start_step: int) -> None:
+    def __init__(
+        self, run: Run, schedule: Schedule, engine: Any, charts: Charts, order: AnyOrder, start_step: int
+    ) -> None:
         self.run, self.schedule, self.engine = run, schedule, engine
         model: BackboneConfig = engine.module.model.config
         self._throughput = Throughput(model, run.world.size, run.world.device)
@@ -47,7 +51,7 @@ class RunLog:
         self._read: tuple[dict[str, float], dict[str, float]] = {}, {}
         self._rates: dict[str, float] = {}  # of the step that is being done
         self._stack = ExitStack()
-        self._charts, self._start_step = charts, start_step
+        self._charts, self._order, self._start_step = charts, order, start_step
 
     def __enter__(self) -> RunLog:
         """Open the files; what an earlier start logged behind `start_step` is taken back."""
@@ -126,6 +130,7 @@ class RunLog:
         """Log what `read` has read, with speed and progress, and reset the counts."""
         samples = self.schedule.batches.samples_after(step)
         progress = {"epoch": samples / self.schedule.num_samples, "samples": float(samples)}
+        progress |= {f"epoch_{name}": epochs for name, epochs in self._order.epochs_after(samples).items()}
         if damaged_pictures:
             progress["corrupt_images"] = float(damaged_pictures)
         lamb = self._lamb
