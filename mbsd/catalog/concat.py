@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,24 @@ import pyarrow as pa
 from mbsd.catalog.table_file import Table, write_table
 from mbsd.catalog.table_owners import Owner, Owners
 from mbsd.errors import UserError
+from mbsd.io.home import expand_home
+
+
+def read_parts(texts: Sequence[str]) -> list[tuple[Path, str]]:
+    """Each TABLE=NAME as a path and a name.
+
+    Raises:
+        UserError: a text is not of that form.
+    """
+    parts = []
+    for text in texts:
+        path, _, name = text.rpartition("=")
+        if not path or not re.fullmatch(r"[\w.-]+", name):
+            raise UserError(
+                f"{text}: expected TABLE=NAME, such as pairs.parquet=clothes; a name has letters, digits, _, . and -"
+            )
+        parts.append((Path(expand_home(path)), name))
+    return parts
 
 
 def concat_tables(parts: Sequence[tuple[Path, str]], out: Path) -> Table:

@@ -141,6 +141,23 @@ def tables_sample(
     print(f"{out}: {kept} of {len(whole.rows('train'))} training rows, the other splits whole")
 
 
+@tables_app.command("concat")
+def tables_concat(
+    tables: Annotated[list[str], typer.Argument(help="TABLE=NAME: a task table, and its catalogue in data.catalogs.")],
+    out: Out,
+) -> None:
+    """Put task tables of several catalogues together into one, for a run with data.catalogs.
+
+    Each row names its catalogue. Splits stay as they are; categories are numbered anew, over all tables.
+    """
+    from mbsd.catalog.concat import concat_tables, read_parts
+
+    parts = read_parts(tables)
+    joined = concat_tables(parts, out)
+    of = ", ".join(f"{owner.name} ({owner.num_items} items)" for owner in joined.owners.each)
+    print(f"{out}: {len(joined)} rows of {joined.kind}, of {of}")
+
+
 @pairs_app.command("mine")
 def pairs_mine(  # noqa: PLR0913 (options of a command line)
     log: Annotated[str, typer.Option(help="Parquet, CSV or JSONL: a file, folder, glob, or URL of Parquet.")],
