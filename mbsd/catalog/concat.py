@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mbsd.catalog.several import NAME
 from mbsd.catalog.table_file import Table, write_table
 from mbsd.catalog.table_owners import Owner, Owners
 from mbsd.errors import UserError
@@ -25,7 +26,7 @@ def read_parts(texts: Sequence[str]) -> list[tuple[Path, str]]:
     parts = []
     for text in texts:
         path, _, name = text.rpartition("=")
-        if not path or not re.fullmatch(r"[\w.-]+", name):
+        if not path or not re.fullmatch(NAME, name):
             raise UserError(
                 f"{text}: expected TABLE=NAME, such as pairs.parquet=clothes; a name has letters, digits, _, . and -"
             )

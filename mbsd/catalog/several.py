@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +19,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mbsd.catalog.reader import Catalog, Record
+from mbsd.errors import UserError
+from mbsd.io.home import expand_home
 
 Int64 = NDArray[np.int64]
+NAME = r"[\w.-]+"  # of a catalogue among several, as `mbsd.config.catalogs` has it
 
 
 class Catalogs:
@@ -140,6 +144,26 @@ class Catalogs:
 
 Items = Catalog | Catalogs
 """What a run reads: one catalogue, or several."""
+
+
+def open_catalogs(folders: Sequence[Path]) -> Items:
+    """Return the catalogue in a folder; or several, each given as NAME=FOLDER.
+
+    Raises:
+        UserError: of several, one has no name, or another's; or as of `Catalog`.
+    """
+    if len(folders) == 1 and ("=" not in str(folders[0]) or folders[0].is_dir()):
+        return Catalog(folders[0])
+    named: dict[str, str] = {}
+    for folder in folders:
+        name, _, path = str(folder).partition("=")
+        if not path or not re.fullmatch(NAME, name) or name in named:
+            raise UserError(
+                f"--catalog {folder}: expected NAME=FOLDER, each with a name of its own (letters, digits, _, . and -), "
+                "where there are several catalogues"
+            )
+        named[name] = expand_home(path)
+    return Catalogs(named)
 
 
 def joint_fingerprint(fingerprints: Sequence[str]) -> str:

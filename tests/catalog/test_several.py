@@ -14,13 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mbsd.catalog.concat import concat_tables, read_parts
+from mbsd.catalog.groups import GroupOptions
 from mbsd.catalog.keys import NO_KEY, KeyOptions, ProductColumn, open_keys, write_keys
 from mbsd.catalog.reader import Catalog, DamagedRecord
 from mbsd.catalog.several import Catalogs, item_columns
 from mbsd.catalog.sources import Item
-from mbsd.catalog.tables import Table, derive_table, write_table
+from mbsd.catalog.tables import LabelOptions, Table, build_table, derive_table, write_table
 from mbsd.errors import UserError
-from tests.catalog.helpers import image_folder, items_of, small_catalog
+from tests.catalog.helpers import image_folder, items_of, small_catalog, write_jsonl
 from tests.ranks import command
 
 SIZES = {"hats": 13, "shoes": 40, "bags": 7}
@@ -259,3 +260,73 @@ def test_the_same_key_in_two_catalogues_is_not_the_same_product(paths: dict[str,
     assert open_keys(catalogs, ("product",), required=False).digest != keys.digest
     with pytest.raises(UserError, match=f"catalogue {copies['hats']} has keys of title, picture alone"):
         open_keys(catalogs, ("product",), required=True)
+
+
+def labels(path: Path, *rows: tuple[str, str | None, int]) -> Path:
+    """Tags of items: (item id, name of the catalogue, label)."""
+    records: list[dict[str, Any]] = [{"item_id": i, "text": "shape:round", "label": label} for i, _, label in rows]
+    named = [record | ({"catalog": name} if name else {}) for record, (_, name, _) in zip(records, rows, strict=True)]
+    return write_jsonl(path, *named)
+
+
+def test_labels_name_the_catalogue_of_their_item(paths: dict[str, Path], tmp_path: Path) -> None:
+    source = labels(
+        tmp_path / "labels.jsonl",
+        ("id-3", "hats", 1), ("id-3", "bags", 0), ("id-20", None, 1), ("text-bags", None, 0), ("id-20", "hats", 1),
+        ("nobody", None, 1), ("id-20", "shoes", 1),
+    )  # fmt: skip
+    options = [f"--catalog={name}={path}" for name, path in paths.items()]
+    out = tmp_path / "tags.parquet"
+    printed = command("tables", "build", "attributes", source, *options, "--out", out).stdout
+    assert "4 rows" in printed and "2 item not in the catalogue" in printed and "1 repeated label" in printed
+    written = pq.read_table(out)
+    rows = {(r["catalog"], r["item"], r["label"]) for r in written.to_pylist()}
+    assert rows == {("hats", 3, 1), ("bags", 3, 0), ("shoes", 20, 1), ("bags", 7, 0)}
+    # Items that are equal in two catalogues are in one split.
+    splits = {r["catalog"]: r["split"] for r in written.to_pylist() if r["item"] == 3}
+    assert splits["hats"] == splits["bags"]
+
+
+def test_labels_that_name_none_or_a_wrong_one(paths: dict[str, Path], tmp_path: Path) -> None:
+    options = [f"--catalog={name}={path}" for name, path in paths.items()]
+    cases: list[tuple[list[tuple[str, str | None, int]], str]] = [
+        (
+            [("id-20", None, 1), ("id-3", None, 1)],
+            "labels.jsonl, row 2: 'id-3' is an item of hats and of shoes and of b",
+        ),
+        ([("id-3", "hat", 1)], "labels.jsonl, row 1: catalog is 'hat'; expected one of hats, shoes, bags"),
+        ([("id-3", "hats", 1), ("id-3", "hats", 0)], r"row 2: \(shape:round, id-3, hats\) is 0, row 1 said 1"),
+        ([("id-30", "hats", 1)], "none of its 1 rows names an item of "),
+    ]
+    for rows, expected in cases:
+        source = labels(tmp_path / "labels.jsonl", *rows)
+        with pytest.raises(UserError, match=expected):
+            build_table("attributes", source, Catalogs(paths), tmp_path / "out.parquet")
+    pairs = write_jsonl(tmp_path / "pairs.jsonl", {"item_id_a": "id-30", "item_id_b": "text-bags", "label": 1})
+    with pytest.raises(
+        UserError, match="'id-30' is of the catalogue shoes and 'text-bags' of bags; a row of alignment"
+    ):
+        build_table("alignment", pairs, Catalogs(paths), tmp_path / "out.parquet")
+    titles = LabelOptions(group=GroupOptions(titles=tmp_path / "items.jsonl"))
+    with pytest.raises(UserError, match="--group-titles .*items.jsonl: is of one catalogue's items"):
+        build_table("attributes", source, Catalogs(paths), tmp_path / "out.parquet", titles)
+    for wrong in (
+        [options[0], f"--catalog={paths['bags']}"],
+        [options[0], options[0]],
+        ["--catalog=x/y=z", options[1]],
+    ):
+        done = command("tables", "build", "attributes", source, *wrong, "--out", tmp_path / "out.parquet")
+        assert done.returncode == 2
+        assert "expected NAME=FOLDER, each with a name of its own" in done.stdout + done.stderr
+
+
+def test_alignment_of_several(paths: dict[str, Path], tmp_path: Path) -> None:
+    rows = [{"item_id_a": f"id-{n}", "item_id_b": f"id-{n + 1}", "label": n % 2, "catalog": name}
+            for name in ("bags", "shoes") for n in range(5)]  # fmt: skip
+    source = write_jsonl(tmp_path / "pairs.jsonl", *rows)
+    catalogs = Catalogs(paths)
+    build_table("alignment", source, catalogs, tmp_path / "pairs.parquet")
+    table = Table(tmp_path / "pairs.parquet", catalogs)
+    named = table.addresses(np.arange(len(table)))
+    found = list(zip(named["catalog"], named["item_a"].tolist(), named["item_b"].tolist(), strict=True))
+    assert found == [(row["catalog"], n % 5, n % 5 + 1) for n, row in enumerate(rows)]
