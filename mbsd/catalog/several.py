@@ -6,6 +6,7 @@ number or id there.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
 import re
@@ -46,6 +47,7 @@ class Catalogs:
         self.names = tuple(paths)
         self.members = tuple(Catalog(path) for path in paths.values())
         self.starts: Int64 = np.cumsum([0, *map(len, self.members)], dtype=np.int64)
+        self._starts: list[int] = self.starts.tolist()
         self.fingerprint = joint_fingerprint([one.fingerprint for one in self.members])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -67,18 +69,18 @@ class Catalogs:
         return {name: where for one in reversed(self.members) for name, where in one.attribute_where.items()}
 
     def __len__(self) -> int:
-        return int(self.starts[-1])
+        return self._starts[-1]
 
     def member(self, item: int) -> tuple[int, int]:
         """Return which of the catalogues an item is in, counted from 0, and its number there."""
-        if not 0 <= item < len(self):
+        if not 0 <= item < self._starts[-1]:
             raise IndexError(f"item {item} of catalogues of {len(self)}")
-        place = int(np.searchsorted(self.starts, item, side="right")) - 1
-        return place, int(item) - int(self.starts[place])
+        place = bisect.bisect_right(self._starts, item) - 1  # numpy's takes ten times as long for a single number
+        return place, int(item) - self._starts[place]
 
     def number(self, name: str, item: int) -> int:
         """Return the number of an item of the catalogue of this name; the opposite of `member`."""
-        return int(self.starts[self.names.index(name)]) + item
+        return self._starts[self.names.index(name)] + item
 
     def members_of(self, items: Int64) -> tuple[Int64, Int64]:
         """Return the same of many items: int64 of their shape, twice."""
@@ -120,8 +122,8 @@ class Catalogs:
 
     def indices(self, split: str | None = None) -> Int64:
         """Return the item numbers of a split in rising order, int64 [items]; None = all."""
-        starts = self.starts[:-1].tolist()
-        return np.concatenate([one.indices(split) + start for one, start in zip(self.members, starts, strict=True)])
+        own = [one.indices(split) for one in self.members]
+        return np.concatenate([items + start for items, start in zip(own, self._starts[:-1], strict=True)])
 
     def shown(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Return whether each item has a title and whether it has a picture, bool [items] each."""
@@ -169,6 +171,14 @@ def open_catalogs(folders: Sequence[Path]) -> Items:
 def joint_fingerprint(fingerprints: Sequence[str]) -> str:
     """Return one of several catalogues, in this order: 64 hex digits."""
     return hashlib.sha256(json.dumps(list(fingerprints)).encode()).hexdigest()
+
+
+def called(catalog: Items, item: int) -> str:
+    """Return an item's number for a reader; of several catalogues, the name of its own and its number there."""
+    if isinstance(catalog, Catalog):
+        return str(item)
+    place, own = catalog.member(item)
+    return f"{catalog.names[place]} {own}"
 
 
 def item_columns(catalog: Items | None, columns: Mapping[str, Int64]) -> dict[str, Any]:

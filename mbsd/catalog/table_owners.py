@@ -23,7 +23,7 @@ from mbsd.errors import UserError
 
 CATALOG = "catalog"  # the column, and the last part of the metadata's key
 OWNERS = "mbsd.catalogs"
-AGAIN = "make it again from tables of these catalogues with `mbsd tables concat`"
+AGAIN = "make it again with `mbsd tables build` or `mbsd tables concat`"
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,9 @@ def as_written(table: Any, owners: Owners) -> Any:
         return table
     starts = owners.starts
     names = _item_columns(table)
-    place = np.searchsorted(starts, table[names[0]].to_numpy(), side="right") - 1
+    place, *others = (np.searchsorted(starts, table[name].to_numpy(), side="right") - 1 for name in names)
+    if any((place != other).any() for other in others):
+        raise ValueError("a row names items of two catalogues: expected two of one")
     for name in names:
         table = table.set_column(
             table.column_names.index(name), name, pa.array(table[name].to_numpy() - starts[place], pa.int64())

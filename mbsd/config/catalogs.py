@@ -40,8 +40,11 @@ def check_catalogs(catalog: str | None, catalogs: Sequence[CatalogConfig] | None
             is not one or is another's too, or a weight is no share that `slots_of` can give.
     """
     if (catalog is None) == (catalogs is None):
-        given = "neither is set" if catalog is None else "both are set"
-        raise UserError(f"data.catalog and data.catalogs: {given}; set exactly one of them")
+        both = catalog is not None
+        given = "both are set" if both else "neither is set"
+        raise UserError(
+            f"data.catalog and data.catalogs: {given}; set exactly one of them{' (null unsets the other)' * both}"
+        )
     if catalogs is None:
         return
     if not catalogs:

@@ -80,4 +80,4 @@ class DataConfig:
         """The catalogues that are read, in words."""
         if self.catalogs is None:
             return str(self.catalog)
-        return ", ".join(f"{one.path} ({one.known_as})" for one in self.catalogs)
+        return ", ".join(one.path + (f" ({one.name})" if one.name is not None else "") for one in self.catalogs)

@@ -62,13 +62,12 @@ def print_start(run: Run, checkpoints: Checkpoints, origin: str, changed: Sequen
 
 
 def _shares(order: AnyOrder, samples: int) -> str:
-    """Of several catalogues, the share and the epochs of each in a run of so many samples, in words; else ""."""
+    """Of several catalogues, the share of each and its epochs in a run of so many samples, in words; else ""."""
     if not isinstance(order, MixedOrder):
         return ""
     epochs = order.epochs_after(samples)
     return "; ".join(
-        f"{source.name} {source.slots / PERIOD:.4g} of the steps' samples, {epochs[source.name]:.3g} epochs of "
-        f"{source.order.num_samples:,}"
+        f"{source.name} {source.slots / PERIOD:.4g}, {epochs[source.name]:.3g} epochs of {source.order.num_samples:,}"
         for source in order.sources
     )
 

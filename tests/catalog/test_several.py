@@ -17,7 +17,7 @@ from mbsd.catalog.concat import concat_tables, read_parts
 from mbsd.catalog.groups import GroupOptions
 from mbsd.catalog.keys import NO_KEY, KeyOptions, ProductColumn, open_keys, write_keys
 from mbsd.catalog.reader import Catalog, DamagedRecord
-from mbsd.catalog.several import Catalogs, item_columns
+from mbsd.catalog.several import Catalogs, called, item_columns
 from mbsd.catalog.sources import Item
 from mbsd.catalog.tables import LabelOptions, Table, build_table, derive_table, write_table
 from mbsd.errors import UserError
@@ -88,6 +88,11 @@ def test_a_damaged_picture_is_named_by_its_catalogue(paths: dict[str, Path], tmp
     both = Catalogs({"hats": paths["hats"], "bags": tmp_path / "bags"})
     with pytest.raises(DamagedRecord, match=f"shard {shard}, item 6: "):
         both.image(both.number("bags", 6))
+
+
+def test_an_item_is_called_by_its_catalogue(catalogs: Catalogs, paths: dict[str, Path]) -> None:
+    assert called(catalogs, catalogs.number("shoes", 2)) == "shoes 2"
+    assert called(Catalog(paths["shoes"]), 2) == "2"
 
 
 @settings(max_examples=50, deadline=None)
@@ -318,6 +323,13 @@ def test_labels_that_name_none_or_a_wrong_one(paths: dict[str, Path], tmp_path: 
         done = command("tables", "build", "attributes", source, *wrong, "--out", tmp_path / "out.parquet")
         assert done.returncode == 2
         assert "expected NAME=FOLDER, each with a name of its own" in done.stdout + done.stderr
+
+
+def test_a_row_of_two_catalogues_cannot_be_written(catalogs: Catalogs, tmp_path: Path) -> None:
+    row = {"item_a": 0, "item_b": catalogs.number("bags", 0), "label": 1, "split": "train"}
+    with pytest.raises(ValueError, match="items of two catalogues"):
+        write_table("alignment", pa.Table.from_pylist([row]), catalogs, tmp_path / "out.parquet")
+    assert not (tmp_path / "out.parquet").exists()
 
 
 def test_alignment_of_several(paths: dict[str, Path], tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from mbsd.config.data import DataConfig
 from mbsd.config.stages import MaskingConfig
 from mbsd.data.batch_builder import BatchBuilder
 from mbsd.data.decode_dali import make_decoder
-from mbsd.data.inputs import open_catalog, open_items
+from mbsd.data.inputs import catalog_samples, open_catalog, open_items
 from mbsd.data.loader import TrainLoader
 from mbsd.data.mixture import MixedOrder, Source, order_of
 from mbsd.data.order import Order, derived_seed
@@ -318,6 +318,24 @@ def test_rows_of_one_item_show_one_picture(
             # Rows of an item that fall into two micro-batches show the same crop.
             assert pictures.setdefault(key, image.numpy().tobytes()) == image.numpy().tobytes()
     assert shown < 360 / 2.5  # each picture stands for up to four rows
+
+
+def test_items_that_tables_test_are_left_out_of_each(paths: dict[str, Path], tmp_path: Path) -> None:
+    """A table of one catalogue by its fingerprint, and one of two by their names."""
+    tested = {"large": [3, 4], "small": [0, 5], "tiny": [2]}
+    for name, items in tested.items():
+        rows = [
+            {"text": "q", "item": item, "label": 1, "source": "", "evidence": 0, "replaced": "", "split": "test"}
+            for item in items
+        ]
+        write_table("pairs", pa.Table.from_pylist(rows), Catalog(paths[name]), tmp_path / f"{name}.parquet")
+    concat_tables([(tmp_path / f"{name}.parquet", name) for name in ("tiny", "large")], tmp_path / "two.parquet")
+    config = settings_of(paths, held_out=(str(tmp_path / "small.parquet"), str(tmp_path / "two.parquet")))
+    catalog = open_items(config)
+    assert isinstance(catalog, Catalogs)
+    left = set(catalog.indices("train").tolist()) - set(catalog_samples(config, catalog, "train").items.tolist())
+    own = {name: set(Catalog(path).indices("train").tolist()) for name, path in paths.items()}
+    assert left == {catalog.number(name, i) for name, items in tested.items() for i in items if i in own[name]} != set()
 
 
 def test_a_catalogue_without_training_samples_is_refused(paths: dict[str, Path], pairs: Path) -> None:

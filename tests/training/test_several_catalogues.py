@@ -89,7 +89,7 @@ def whole(market: Market, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stage 1 over all three on two ranks, never stopped."""
     run = tmp_path_factory.mktemp("runs") / "whole"
     printed = launch(2, words(run, *TINY, mixed(market.catalogs)), run.parent / "log").printed()
-    assert "mixture" in printed and "shop 0.5 of the steps' samples" in printed
+    assert "mixture" in printed and "shop 0.5, 0.2" in printed and "hats 0.3, 0.6" in printed
     return run
 
 
