@@ -28,6 +28,8 @@ from mbsd.config.run import PretrainConfig
 from mbsd.errors import UserError
 from mbsd.io.stored_vectors import read_vectors
 from mbsd.tools.plan.shapes import num_samples
+from mbsd.tools.report.examples import find_examples
+from mbsd.tools.report.gather import read_evaluations
 from mbsd.training.asked import changes
 from tests.conftest import Shop
 from tests.ranks import launch, refused
@@ -224,6 +226,13 @@ def test_tasks_scores_and_vectors(whole: Path, market: Market, tmp_path: Path) -
     assert answers.num_rows == report["samples"] > 50
     for name in ("catalog", "item", "text"):
         assert answers[name].to_pylist() == rows[name].to_pylist()
+    (evaluation,) = read_evaluations([tmp_path / "scores.json"])
+    examples = [one for of_kind in find_examples(evaluation, 4).values() for one in of_kind]
+    named = {row["row"]: (row["catalog"], row["item"]) for row in answers.to_pylist()}
+    assert len(examples) > 4
+    for example in examples:
+        name, item = named[example.row]
+        assert example.items[0].title == Catalog(market.catalogs[name]).title(item)
     embedded = ["--model", tuned, "--out", tmp_path / "vectors", mixed(market.catalogs), *SMALL]
     launch(1, embedded, tmp_path / "log", launcher="embed")
     vectors = pq.read_table(tmp_path / "vectors/vectors")
