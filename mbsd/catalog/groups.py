@@ -23,7 +23,7 @@ from mbsd.catalog.identity.find import picture_keys, title_keys
 from mbsd.catalog.identity.near import MAX_DISTANCE, components, near_picture_keys
 from mbsd.catalog.identity.report import without_placeholders
 from mbsd.catalog.layout import SPLITS
-from mbsd.catalog.reader import Catalog
+from mbsd.catalog.several import Items
 from mbsd.errors import UserError
 from mbsd.io.console import say
 
@@ -92,7 +92,7 @@ class Groups:
         split: of each item's group, the position in SPLITS, int8 [items].
     """
 
-    catalog: Catalog
+    catalog: Items
     keys: Mapping[str, Int64]
     number: Int64
     split: NDArray[np.int8]
@@ -132,7 +132,7 @@ class Groups:
         )
 
 
-def find_groups(catalog: Catalog, options: GroupOptions | None = None, note: Callable[[str], None] = say) -> Groups:
+def find_groups(catalog: Items, options: GroupOptions | None = None, note: Callable[[str], None] = say) -> Groups:
     """Return the groups of a catalogue's items.
 
     Args:
@@ -154,7 +154,7 @@ def find_groups(catalog: Catalog, options: GroupOptions | None = None, note: Cal
     return Groups(catalog, keys, number, _splits_of(number, catalog))
 
 
-def group_splits(catalog: Catalog, options: GroupOptions | None = None) -> list[str]:
+def group_splits(catalog: Items, options: GroupOptions | None = None) -> list[str]:
     """Return the split of each item, that of its group."""
     return find_groups(catalog, options).splits()
 
@@ -175,11 +175,11 @@ def first_by_id(number: Int64, item_ids: Any) -> Int64:
     return np.asarray(order[np.unique(number[order], return_index=True)[1]], dtype=np.int64)
 
 
-def _splits_of(number: Int64, catalog: Catalog) -> NDArray[np.int8]:
+def _splits_of(number: Int64, catalog: Items) -> NDArray[np.int8]:
     return _own_splits(catalog)[first_by_id(number, catalog.table()["item_id"])][number]
 
 
-def _own_splits(catalog: Catalog) -> NDArray[np.int8]:
+def _own_splits(catalog: Items) -> NDArray[np.int8]:
     return np.asarray(pc.index_in(catalog.table()["split"], value_set=pa.array(SPLITS)).to_numpy(), dtype=np.int8)
 
 

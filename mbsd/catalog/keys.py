@@ -17,7 +17,16 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-from mbsd.catalog.identity.files import KEYS_DIR, KINDS, NO_KEY, Int64, ItemKeys, open_keys, publish_keys
+from mbsd.catalog.identity.files import (
+    KEYS_DIR,
+    KINDS,
+    NO_KEY,
+    Int64,
+    ItemKeys,
+    JointKeys,
+    open_keys,
+    publish_keys,
+)
 from mbsd.catalog.identity.find import ProductColumn, picture_keys, product_keys, title_keys
 from mbsd.catalog.identity.near import MAX_DISTANCE, near_picture_keys
 from mbsd.catalog.identity.near_page import write_near_page
@@ -32,6 +41,7 @@ __all__ = [
     "NEAR_FILE",
     "NO_KEY",
     "ItemKeys",
+    "JointKeys",
     "KeyOptions",
     "KeysReport",
     "ProductColumn",

@@ -55,10 +55,11 @@ class Labels:
         return [row for key, row in self._first.items() if key not in self._disputed]
 
     def _key(self, row: TaskRow) -> Key:
+        named = (row.catalog,) if row.catalog else ()
         if self._kind == "alignment":
-            return tuple(sorted(row.item_ids))
+            return (*sorted(row.item_ids), *named)
         text = (normalise_query(row.text),) if self._kind in ("pairs", "attributes") else ()
-        return (*text, *row.item_ids)
+        return (*text, *row.item_ids, *named)
 
     def _said(self, row: TaskRow) -> str:
         what = repr(row.category) if self._kind == "categories" else str(row.label)

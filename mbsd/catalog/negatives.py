@@ -29,8 +29,8 @@ from mbsd.catalog.groups import GroupOptions, Groups
 from mbsd.catalog.identity.find import picture_keys, title_keys
 from mbsd.catalog.identity.report import groups_of, without_placeholders
 from mbsd.catalog.layout import draw
-from mbsd.catalog.reader import Catalog
 from mbsd.catalog.row_count import RowCount
+from mbsd.catalog.several import Items
 from mbsd.errors import UserError
 from mbsd.io.console import say
 
@@ -101,7 +101,7 @@ class Tags:
         notes: what was found about values, a line each.
     """
 
-    catalog: Catalog
+    catalog: Items
     options: NegativeOptions
     ambiguity: Ambiguity
     facts: list[Fact]

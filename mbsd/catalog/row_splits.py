@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mbsd.catalog.groups import GroupOptions, Groups, find_groups
 from mbsd.catalog.labels import Contradictions
 from mbsd.catalog.layout import SPLITS, split_of
-from mbsd.catalog.reader import Catalog
+from mbsd.catalog.several import Items
 from mbsd.catalog.task_rows import Kind, TaskRow
 from mbsd.errors import UserError
 
@@ -63,7 +63,7 @@ class RowSplits:
     notes: list[str]
 
 
-def split_rows(rows: Sequence[TaskRow], items: Int64, catalog: Catalog, options: LabelOptions) -> RowSplits:
+def split_rows(rows: Sequence[TaskRow], items: Int64, catalog: Items, options: LabelOptions) -> RowSplits:
     """Return the splits of rows.
 
     Args:

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from mbsd.catalog.layout import SPLITS, WHERE
 from mbsd.catalog.reader import Catalog
+from mbsd.catalog.several import Catalogs, Items, item_columns
+from mbsd.catalog.table_owners import CATALOG, Owners, as_written, numbered_through
 from mbsd.catalog.task_rows import Kind
 from mbsd.errors import UserError
 from mbsd.io.files import replacing
@@ -73,7 +75,7 @@ REBUILD = {
 def write_table(
     kind: Kind,
     table: Any,
-    catalog: Catalog,
+    catalog: Items | Owners,
     out: Path,
     *,
     split_by: Mapping[str, Any] = BY_ITEM,
@@ -96,9 +98,10 @@ def write_table(
         raise UserError(f"table {out}: no rows of kind {kind} are left to write")
     table = table.select(schema.names).cast(schema)
     class_names = _class_names(table, out) if kind == "categories" else []
-    _check_values(kind, table, len(catalog), len(class_names), out)
-    with _replacing(out, kind, catalog, class_names, split_by, made) as writer:
-        writer.write_table(table)
+    owners = catalog if isinstance(catalog, Owners) else Owners.of(catalog)
+    _check_values(kind, table, owners.num_items, len(class_names), out)
+    with _replacing(out, kind, owners, class_names, split_by, made) as writer:
+        writer.write_table(as_written(table, owners))
 
 
 def write_batches(
@@ -117,7 +120,7 @@ def write_batches(
     """
     schema = SCHEMAS[kind]
     held, rows = schema.empty_table(), 0
-    with _replacing(out, kind, catalog, [], split_by) as writer:
+    with _replacing(out, kind, Owners.of(catalog), [], split_by) as writer:
         for batch in batches:
             part = pa.Table.from_batches([batch]).select(schema.names).cast(schema)
             _check_values(kind, part, len(catalog), 0, out)
@@ -133,7 +136,7 @@ def write_batches(
 def _replacing(
     out: Path,
     kind: Kind,
-    catalog: Catalog,
+    owners: Owners,
     class_names: list[str],
     split_by: Mapping[str, Any],
     made: Mapping[str, Any] | None = None,
@@ -142,13 +145,12 @@ def _replacing(
     metadata = {
         "mbsd.kind": kind,
         "mbsd.version": str(TABLE_VERSION),
-        "mbsd.fingerprint": catalog.fingerprint,
-        "mbsd.num_items": str(len(catalog)),
+        **owners.metadata,
         "mbsd.class_names": json.dumps(class_names, ensure_ascii=False),
         "mbsd.split": json.dumps(split_by),
         **({MADE: json.dumps(made, ensure_ascii=False, sort_keys=True)} if made else {}),
     }
-    schema = SCHEMAS[kind].with_metadata({**metadata, CHECKSUM: _checksum(metadata)})
+    schema = _schema(kind, owners).with_metadata({**metadata, CHECKSUM: _checksum(metadata)})
     # A checksum of each page: readers of ours compare it, so that a damaged table is never taken for another one.
     with (
         replacing(out) as beside,
@@ -157,11 +159,19 @@ def _replacing(
         yield writer
 
 
+def _schema(kind: Kind, owners: Owners) -> Any:
+    """Of a table's file."""
+    return SCHEMAS[kind].append(pa.field(CATALOG, pa.string())) if owners.named else SCHEMAS[kind]
+
+
 class Table:
-    """A task table in memory; pickled, it is only its path.
+    """A task table in memory; pickled, it is only its path, and its catalogues where it is read for several.
+
+    A table of several catalogues has the numbers of their items as `Catalogs` numbers them through.
 
     Attributes:
         kind: pairs | attributes | alignment | categories.
+        owners: the catalogues that its file is of.
         fingerprint: that of the catalogue whose item numbers it holds.
         num_classes: C for categories, 2 for the other kinds.
         class_names: the C category names in the order of their labels; empty for the other kinds.
@@ -173,8 +183,13 @@ class Table:
             are in no query], "withheld_categories": bool}; {} of other tables.
     """
 
-    def __init__(self, path: Path | str, catalog: Catalog | None = None, kind: Kind | None = None):
+    def __init__(self, path: Path | str, catalog: Items | None = None, kind: Kind | None = None):
         """Read and check a table.
+
+        Args:
+            path: of its file.
+            catalog: that its items are of, or several; None: its own.
+            kind: that it has to be of; None: any.
 
         Raises:
             UserError: no task table, not of this kind, or made for another catalogue.
@@ -201,25 +216,33 @@ class Table:
             raise UserError(f"table {self.path}: holds {self.kind}; expected {kind}")
         if CHECKSUM in metadata and _checksum(metadata) != metadata[CHECKSUM]:  # older tables have none
             raise UserError(f"table {self.path}: damaged, its description is not what was written; {AGAIN}")
-        self.fingerprint = metadata["mbsd.fingerprint"]
-        if catalog is not None and catalog.fingerprint != self.fingerprint:
+        self.fingerprint, self.owners = metadata["mbsd.fingerprint"], Owners.read(metadata)
+        several = self.owners.named or isinstance(catalog, Catalogs)
+        if not several and catalog is not None and catalog.fingerprint != self.fingerprint:
             raise UserError(
                 f"table {self.path} was made for another catalogue (fingerprint {self.fingerprint[:12]}, "
                 f"{catalog.path} has {catalog.fingerprint[:12]}): build it again with {REBUILD[self.kind]}"
             )
-        if not table.schema.remove_metadata().equals(SCHEMAS[self.kind]):
-            expected = ", ".join(SCHEMAS[self.kind].names)
+        schema = _schema(self.kind, self.owners)
+        if not table.schema.remove_metadata().equals(schema):
+            expected = ", ".join(schema.names)
             raise UserError(f"table {self.path}: columns {', '.join(table.column_names)}; expected {expected}")
         self.class_names: list[str] = json.loads(metadata["mbsd.class_names"])
         self.num_classes = len(self.class_names) or 2
         self.split_by: dict[str, Any] = json.loads(metadata["mbsd.split"])
         self.made: dict[str, Any] = json.loads(metadata.get(MADE, "{}"))
-        _check_values(self.kind, table, int(metadata["mbsd.num_items"]), len(self.class_names), self.path)
+        num_items = int(metadata["mbsd.num_items"])
+        if several:
+            table = numbered_through(table, self.owners, catalog, self.path)
+            if catalog is not None:
+                self.fingerprint, num_items = catalog.fingerprint, len(catalog)
+        _check_values(self.kind, table, num_items, len(self.class_names), self.path)
         self._table = table
+        self._several = catalog if isinstance(catalog, Catalogs) else None
         self._columns: dict[str, Any] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Table, (self.path,))
+        return (Table, (self.path,) if self._several is None else (self.path, self._several))
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -240,6 +263,14 @@ class Table:
     def column_names(self) -> list[str]:
         """Those of its kind (`SCHEMAS`)."""
         return list(SCHEMAS[self.kind].names)
+
+    def addresses(self, rows: NDArray[np.int64]) -> dict[str, Any]:
+        """Return the columns by which a file names the items of some rows: item, or item_a and item_b, int64 [rows].
+
+        Of several catalogues they are the items' own numbers there, behind a column `catalog` with its name.
+        """
+        items = {name: self.column(name)[rows] for name in self.column_names if name.startswith("item")}
+        return item_columns(self._several, items)
 
     def take(self, rows: NDArray[np.int64]) -> Any:
         """Return some rows as a pyarrow Table."""

@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,9 @@ from mbsd.catalog.layout import SPLITS
 from mbsd.catalog.negatives import NegativeOptions, read_tags
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.row_count import RowCount
+from mbsd.catalog.row_items import RowItems
 from mbsd.catalog.row_splits import LabelOptions, split_rows
+from mbsd.catalog.several import Catalogs, Items
 from mbsd.catalog.sources import MADE_ID
 from mbsd.catalog.table_file import SCHEMAS, Table, write_table
 from mbsd.catalog.task_rows import TSV_COLUMNS_OF_KIND, Kind, TaskRow, read_task_rows
@@ -89,7 +90,7 @@ class DeriveOptions:
 
 
 def build_table(
-    kind: Kind, source: Path, catalog: Catalog, out: Path, options: LabelOptions | None = None
+    kind: Kind, source: Path, catalog: Items, out: Path, options: LabelOptions | None = None
 ) -> TableSummary:
     """Write the table of a TSV, JSONL or Parquet `source` (columns: see `task_rows.TaskRows`).
 
@@ -101,30 +102,34 @@ def build_table(
     Args:
         kind: of the table.
         source: a file, a folder or a pattern.
-        catalog: whose items the rows name.
+        catalog: whose items the rows name; of several, a column `catalog` says which, unless one alone has the id.
         out: the table's file.
         options: None = the defaults.
 
     Raises:
-        UserError: the source cannot be read, contradicts itself, or not one of its items is in the catalogue.
+        UserError: the source cannot be read, contradicts itself, names a catalogue that is not there or an item that
+            two have, or not one of its items is in the catalogue.
     """
     if kind not in TSV_COLUMNS_OF_KIND:
         raise UserError(f"table kind {kind!r}; expected one of {', '.join(TSV_COLUMNS_OF_KIND)}")
     options = options or LabelOptions()
     options.check(kind)
+    several = isinstance(catalog, Catalogs)
+    if several and options.group.titles is not None:
+        raise UserError(f"--group-titles {options.group.titles}: is of one catalogue's items; leave it out for several")
     summary = TableSummary()
-    given = read_task_rows(source, kind)
-    labels = Labels(kind, options.contradictions)
-    number_of = cache(catalog.item_number)
-    for row in given:
-        unknown = next((item_id for item_id in row.item_ids if number_of(item_id) is None), None)
-        if unknown is None:
-            labels.add(row, summary.count)
-        else:
+    given = read_task_rows(source, kind, several=several)
+    labels, find = Labels(kind, options.contradictions), RowItems(catalog)
+    for read in given:
+        row, numbers = find.of(read)
+        if None in numbers:
+            unknown = row.item_ids[numbers.index(None)]
             summary.count.leave_out("item not in the catalogue", f"{row.place}: {unknown}")
+        else:
+            labels.add(row, summary.count)
     summary.count.notes += given.notes()
     kept = labels.kept()
-    items = np.array([[number_of(item_id) for item_id in row.item_ids] for row in kept], dtype=np.int64)
+    items = np.array([find.of(row)[1] for row in kept], dtype=np.int64)
     splits = split_rows(kept, items, catalog, options)
     summary.split_notes += splits.notes
     rows = []
@@ -144,7 +149,7 @@ def build_table(
     return _write(kind, rows, catalog, out, summary, splits.by)
 
 
-def _no_rows(source: Path, catalog: Catalog, is_tsv: bool, count: RowCount) -> str:
+def _no_rows(source: Path, catalog: Items, is_tsv: bool, count: RowCount) -> str:
     """Return why a source has no row for this catalogue, and what to do."""
     if not count.read:
         return f"{source}: no rows"
@@ -198,7 +203,7 @@ def derive_table(kind: Kind, catalog: Catalog, out: Path, options: DeriveOptions
     return summary
 
 
-def _values(kind: Kind, row: TaskRow, numbers: list[int], split: str, catalog: Catalog) -> dict[str, Any]:
+def _values(kind: Kind, row: TaskRow, numbers: list[int], split: str, catalog: Items) -> dict[str, Any]:
     if kind == "alignment":
         return {"item_a": numbers[0], "item_b": numbers[1], "label": row.label, "split": split}
     if kind == "categories":
@@ -230,7 +235,7 @@ def _category_rows(groups: Groups, min_items: int, summary: TableSummary) -> lis
 def _write(
     kind: Kind,
     rows: Iterable[dict[str, Any]],
-    catalog: Catalog,
+    catalog: Items,
     out: Path,
     summary: TableSummary,
     split_by: dict[str, Any],

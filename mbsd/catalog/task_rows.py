@@ -36,7 +36,7 @@ MAX_EVIDENCE = 2**31 - 1
 class TaskRow:
     """One row of labels; which fields are filled depends on its kind (see `table_file.SCHEMAS`).
 
-    `split` is empty where the source has none.
+    `split` is empty where the source has none, `catalog` where the row names none.
     """
 
     place: Place
@@ -48,25 +48,27 @@ class TaskRow:
     source: str = ""
     evidence: int = 0
     where: str = ""
+    catalog: str = ""
 
 
 class TaskRows:
     """The rows of a task table from TSV files, or from JSONL or Parquet whose rows name the items by id.
 
-    Columns of JSONL and Parquet are those of `NEEDED` and, where they are there, `OPTIONAL`.
+    Columns of JSONL and Parquet are those of `NEEDED` and, where they are there, `OPTIONAL`; `several`: and `catalog`,
+    the name of the catalogue that a row's items are in.
 
     Attributes:
         is_tsv: whether the items are named by title and image.
     """
 
-    def __init__(self, source: Path, kind: Kind) -> None:
+    def __init__(self, source: Path, kind: Kind, *, several: bool = False) -> None:
         self._kind: Kind = kind
         self.is_tsv = format_of(source) == "tsv"
         self._rows: TsvRows | Records
         if self.is_tsv:
             self._rows = TsvRows(source, TSV_COLUMNS_OF_KIND[kind])
         else:
-            self._rows = Records(source, (*NEEDED[kind], *OPTIONAL[kind]))
+            self._rows = Records(source, (*NEEDED[kind], *OPTIONAL[kind], *(("catalog",) if several else ())))
 
     def __iter__(self) -> Iterator[TaskRow]:
         """Yield the rows.
@@ -91,9 +93,9 @@ class TaskRows:
         return self._rows.rows
 
 
-def read_task_rows(source: Path, kind: Kind) -> TaskRows:
+def read_task_rows(source: Path, kind: Kind, *, several: bool = False) -> TaskRows:
     """Return the rows of a source of labels, to be iterated; see `TaskRows`."""
-    return TaskRows(source, kind)
+    return TaskRows(source, kind, several=several)
 
 
 def _of_tsv(place: Place, fields: list[str], kind: Kind) -> TaskRow:
@@ -123,6 +125,7 @@ def _of_record(row: Row, kind: Kind) -> TaskRow:
         source=row.text("source"),
         evidence=_evidence(row.place, None if row.missing("evidence") else row.record["evidence"]),
         where=_one_of(row, "where", WHERE) if kind == "attributes" else "",
+        catalog=row.text("catalog"),
     )
 
 

@@ -7,11 +7,11 @@ import io
 
 from PIL import Image
 
-from mbsd.catalog.reader import Catalog
+from mbsd.catalog.several import Items
 from mbsd.io.console import say
 
 
-def thumbnail_of(catalog: Catalog, item: int, side: int) -> str:
+def thumbnail_of(catalog: Items, item: int, side: int) -> str:
     """Return an item's picture as a data URI of a JPEG of at most `side` pixels.
 
     "" where there is no picture, or a damaged one, which is named.

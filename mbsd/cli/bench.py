@@ -131,12 +131,15 @@ def bench_loader(  # noqa: PLR0913 (typer makes an option of each parameter)
     workers: Annotated[list[int], typer.Option(min=0, help="Loader processes; may be repeated.")] = [0, 2],  # noqa: B006
     train: Annotated[bool, typer.Option(help="A training run's share of waiting too.")] = True,
     epochs: Annotated[bool, typer.Option(help="Memory after 1, 2 and 4 epochs too.")] = True,
+    mixed: Annotated[
+        int, typer.Option(min=0, help="The mixture of so many catalogues too, each this one; 0: not.")
+    ] = 0,
     json_file: JsonFile = None,
 ) -> None:
     """Images a second of both decoders and of whole micro-batches, against a Dataset with Pillow on the same files."""
     from mbsd.tools.bench.loader import LoaderBench, measure_loader
 
-    bench = LoaderBench(catalog, image_size, batch, batches, turns, tuple(workers), train, epochs)
+    bench = LoaderBench(catalog, image_size, batch, batches, turns, tuple(workers), train, epochs, mixed)
     _write_json(json_file, measure_loader(bench))
 
 

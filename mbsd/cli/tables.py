@@ -21,7 +21,9 @@ pairs_app = typer.Typer(no_args_is_help=True, help="Query-item pairs from behavi
 def tables_build(  # noqa: PLR0913 (options of a command line)
     kind: Annotated[Literal["pairs", "attributes", "alignment", "categories"], typer.Argument()],
     source: Annotated[Path, typer.Argument(help="TSV, JSONL or Parquet with the labels: a file, folder or pattern.")],
-    catalog: CatalogDir,
+    catalog: Annotated[
+        list[Path], typer.Option(help="Folder written by `mbsd catalog build`; of several catalogues NAME=FOLDER each.")
+    ],
     out: Out,
     contradictions: Annotated[
         Literal["stop", "drop"], typer.Option(help="Labels that say different things of the same: stop, or drop both.")
@@ -54,17 +56,20 @@ def tables_build(  # noqa: PLR0913 (options of a command line)
     label; categories has title, image, category. A TSV names items by title and image: its catalogue is one whose ids
     are made of these, built from a TSV or from rows without item_id.
 
+    Of several catalogues a further column, catalog, has the name of a row's; it may be missing where one alone has the
+    id.
+
     A split is train, validation or test; without one a row's is drawn, equal items (--group) together, and of alignment
     all that pairs link. A row whose item is not in the catalogue, or that repeats an earlier one, is left out and
     counted.
     """
     from mbsd.catalog.groups import GroupOptions, group_kinds
-    from mbsd.catalog.reader import Catalog
+    from mbsd.catalog.several import open_catalogs
     from mbsd.catalog.tables import LabelOptions, build_table
 
     grouped = GroupOptions(group_kinds(group), max_same, near_distance, group_titles)
     options = LabelOptions(contradictions, grouped, cut_negatives)
-    summary = build_table(kind, source, Catalog(catalog), out, options)
+    summary = build_table(kind, source, open_catalogs(catalog), out, options)
     print(f"{out}: {summary.describe()}")
     print(f"  {summary.count.read} rows read")
     for note in [*summary.count.notes, *summary.split_notes]:
@@ -139,6 +144,23 @@ def tables_sample(
     whole = Table(table, shop)
     kept = sample_table(whole, shop, share, out, seed)
     print(f"{out}: {kept} of {len(whole.rows('train'))} training rows, the other splits whole")
+
+
+@tables_app.command("concat")
+def tables_concat(
+    tables: Annotated[list[str], typer.Argument(help="TABLE=NAME: a task table, and its catalogue in data.catalogs.")],
+    out: Out,
+) -> None:
+    """Put task tables of several catalogues together into one, for a run with data.catalogs.
+
+    Each row names its catalogue. Splits stay as they are; categories are numbered anew, over all tables.
+    """
+    from mbsd.catalog.concat import concat_tables, read_parts
+
+    parts = read_parts(tables)
+    joined = concat_tables(parts, out)
+    of = ", ".join(f"{owner.name} ({owner.num_items} items)" for owner in joined.owners.each)
+    print(f"{out}: {len(joined)} rows of {joined.kind}, of {of}")
 
 
 @pairs_app.command("mine")

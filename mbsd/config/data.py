@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from mbsd.config.catalogs import CatalogConfig, check_catalogs
 from mbsd.config.paths import PathText
 from mbsd.config.ranges import at_least, share
 
@@ -13,8 +14,11 @@ from mbsd.config.ranges import at_least, share
 class DataConfig:
     """What is read and how it becomes tokens and pixels."""
 
-    catalog: PathText
-    """Folder written by `mbsd catalog build`, or its URL (s3://…, gs://…, https://…)."""
+    catalog: PathText | None = None
+    """Folder written by `mbsd catalog build`, or its URL (s3://…, gs://…, https://…); this or catalogs."""
+    catalogs: tuple[CatalogConfig, ...] | None = None
+    """Several catalogues, each with `path`, `weight` and, where its folder's name will not do, `name`. Of any 10,000
+    training samples in a row each has exactly its share, spread evenly; validation reads every held-out sample once."""
     cache: PathText | None = None
     """Of a catalogue at a URL, which needs it: folder on this machine's own disk, for its index, which is fetched once,
     and for shards, which are fetched when they are read. All processes of the machine share it, and so may runs."""
@@ -67,3 +71,19 @@ class DataConfig:
     max_corrupt: float = share(default=0.001)
     """Pictures whose bytes on disk are damaged are left out and named; the run stops where they are a larger share of
     those read. 0: at the first one."""
+
+    def check(self) -> None:
+        """Raise UserError where it does not say which catalogues are read."""
+        check_catalogs(self.catalog, self.catalogs)
+
+    @property
+    def catalog_paths(self) -> tuple[str, ...]:
+        """Of the catalogues that are read."""
+        return (str(self.catalog),) if self.catalogs is None else tuple(one.path for one in self.catalogs)
+
+    @property
+    def read_from(self) -> str:
+        """The catalogues that are read, in words."""
+        if self.catalogs is None:
+            return str(self.catalog)
+        return ", ".join(one.path + (f" ({one.name})" if one.name is not None else "") for one in self.catalogs)

@@ -45,6 +45,17 @@ def _fields(settings: type) -> dict[str, tuple[bool, list[type]]]:
     return found
 
 
+def listed_settings(settings: type, prefix: str = "") -> Iterator[tuple[str, type]]:
+    """Of a settings dataclass and those inside it, the lists whose entries are dataclasses: dotted name, dataclass."""
+    for name, hint in typing.get_type_hints(settings).items():
+        for kind in (hint, *typing.get_args(hint)):
+            entry = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else None
+            if isinstance(entry, type) and dataclasses.is_dataclass(entry):
+                yield f"{prefix}{name}", entry
+            elif isinstance(kind, type) and dataclasses.is_dataclass(kind):
+                yield from listed_settings(kind, f"{prefix}{name}.")
+
+
 def with_home(settings: Any, prefix: str = "") -> Any:
     """The settings with `~` expanded in every path; `prefix` is of their names in errors.
 
@@ -56,6 +67,8 @@ def with_home(settings: Any, prefix: str = "") -> Any:
         value = getattr(settings, name)
         if dataclasses.is_dataclass(value):
             found[name] = with_home(value, f"{prefix}{name}.")
+        elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
+            found[name] = tuple(with_home(entry, f"{prefix}{name}[{n}].") for n, entry in enumerate(value))
         elif is_path and isinstance(value, tuple):
             found[name] = tuple(map(expand_home, value))
             for path in found[name]:
@@ -87,13 +100,24 @@ def tree_with_home(tree: Mapping[str, Any], settings: type) -> dict[str, Any]:
     """
     expanded: dict[str, Any] = copy.deepcopy(dict(tree))
     for name in path_names(settings):
-        *sections, last = name.split(".")
-        inner: Any = expanded
-        for section in sections:
-            inner = inner.get(section) if isinstance(inner, dict) else None
+        inner, last = _holder(expanded, name)
         value = inner.get(last) if isinstance(inner, dict) else None
         if isinstance(value, str):
             inner[last] = expand_home(value)
         elif isinstance(value, list):
             inner[last] = [expand_home(path) if isinstance(path, str) else path for path in value]
+    for name, kind in listed_settings(settings):
+        inner, last = _holder(expanded, name)
+        value = inner.get(last) if isinstance(inner, dict) else None
+        if isinstance(value, list):
+            inner[last] = [tree_with_home(entry, kind) if isinstance(entry, dict) else entry for entry in value]
     return expanded
+
+
+def _holder(tree: dict[str, Any], name: str) -> tuple[Any, str]:
+    """The section of a tree that holds a setting, and the setting's name in it; None: there is no such section."""
+    *sections, last = name.split(".")
+    inner: Any = tree
+    for section in sections:
+        inner = inner.get(section) if isinstance(inner, dict) else None
+    return inner, last

@@ -133,6 +133,7 @@ class BaseConfig:
     def check(self) -> None:
         """Raise UserError where two settings contradict each other."""
         run, data = self.run, self.data
+        data.check()
         self.model.check()
         self.optim.check()
         if run.init_from is not None and self.model.image_weights is not None:

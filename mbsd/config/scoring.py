@@ -128,6 +128,7 @@ class EvaluateConfig:
 
     def check(self) -> None:
         """Raise UserError if the settings contradict each other."""
+        self.data.check()
         if self.data.table is None and self.task != "retrieval":
             raise UserError("data.table is not set: evaluation needs a task table")
         if self.data.table is not None and self.task == "retrieval":
@@ -188,6 +189,7 @@ class EmbedConfig:
 
     def check(self) -> None:
         """Raise UserError if the settings contradict each other."""
+        self.data.check()
         if self.data.table is not None:
             raise UserError(f"data.table={self.data.table}: embedding reads the catalogue alone: remove it")
         _refuse_leaving_out(self.data)

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mbsd.batch import Batch, Masks
-from mbsd.catalog.keys import ItemKeys
+from mbsd.catalog.keys import ItemKeys, JointKeys
 from mbsd.catalog.reader import DamagedRecord
 from mbsd.config.data import DataConfig
 from mbsd.data.augment import Augmentation, draw_augmentation, no_augmentation
@@ -82,7 +82,7 @@ class BatchBuilder:
         data: DataConfig,
         spec: BatchSpec,
         decoder: ImageDecoder,
-        keys: ItemKeys | None = None,
+        keys: ItemKeys | JointKeys | None = None,
     ) -> None:
         if spec.masking is not None and "full" not in spec.views:
             raise ValueError(f"masking needs the view full, found views {list(spec.views)}")

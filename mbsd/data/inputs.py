@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from mbsd.catalog.keys import open_keys
-from mbsd.catalog.reader import Catalog
 from mbsd.catalog.remote import open_catalog_at
+from mbsd.catalog.several import Catalogs, Items
 from mbsd.catalog.tables import Kind, Table
 from mbsd.config.data import DataConfig
 from mbsd.config.run import BaseConfig
@@ -34,7 +34,7 @@ class Inputs:
         weights: the transformers folder of run.init_from; None where that is not set.
     """
 
-    catalog: Catalog
+    catalog: Items
     table: Table | None
     tokenizer: PreTrainedTokenizerBase
     weights: Path | None = None
@@ -46,8 +46,21 @@ class Inputs:
         return self.table
 
 
-def open_catalog(data: DataConfig, table: Kind | None) -> tuple[Catalog, Table | None]:
-    """The catalogue, and a table of this kind over it; None: what is trained or scored reads no table.
+def open_items(data: DataConfig) -> Items:
+    """The catalogue that the settings name, or all of them behind one face.
+
+    Raises:
+        UserError: one is not there or cannot be read.
+    """
+    data.check()
+    if data.catalogs is not None:
+        return Catalogs({one.known_as: open_catalog_at(one.path, data.cache, data.cache_gb) for one in data.catalogs})
+    assert data.catalog is not None, "DataConfig.check"
+    return open_catalog_at(data.catalog, data.cache, data.cache_gb)
+
+
+def open_catalog(data: DataConfig, table: Kind | None) -> tuple[Items, Table | None]:
+    """The catalogue, or all of them, and a table of this kind over it; None: what is trained or scored reads no table.
 
     Raises:
         UserError: one of them is not there or cannot be read, the table is of another kind or catalogue, or a table is
@@ -67,11 +80,11 @@ def open_catalog(data: DataConfig, table: Kind | None) -> tuple[Catalog, Table |
             f"data.drop_incomplete=true and data.table={data.table}: a table names its own items, and only where the "
             "catalogue alone is read are some left out: remove it"
         )
-    catalog = open_catalog_at(data.catalog, data.cache, data.cache_gb)
+    catalog = open_items(data)
     return catalog, Table(data.table, catalog, kind=table) if data.table is not None else None
 
 
-def catalog_samples(data: DataConfig, catalog: Catalog, split: str) -> CatalogSamples:
+def catalog_samples(data: DataConfig, catalog: Items, split: str) -> CatalogSamples:
     """The items of a split, without those that data.drop_incomplete and, of train, data.held_out leave out.
 
     Raises:
@@ -89,7 +102,7 @@ def _tested_items(table: Table) -> NDArray[np.int64]:
     return np.concatenate([table.column(name)[rows] for name in names])
 
 
-def split_samples(config: BaseConfig, catalog: Catalog, table: Table | None, split: str) -> Samples:
+def split_samples(config: BaseConfig, catalog: Items, table: Table | None, split: str) -> Samples:
     """The rows of the table's split, or the catalogue's items, as `catalog_samples` has them.
 
     Raises:
@@ -120,7 +133,7 @@ class Builders:
         max_batch: samples that a batch has at most.
     """
 
-    source: Catalog
+    source: Items
     tokenizer: PreTrainedTokenizerBase
     data: DataConfig
     model: BackboneConfig

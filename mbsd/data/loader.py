@@ -8,7 +8,6 @@ in mapped memory, so that nothing the parent holds open is shared in a harmful w
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -23,7 +22,8 @@ from mbsd.config.batch_plan import BatchPlan, Place
 from mbsd.config.deepspeed import BatchSizes
 from mbsd.data.batch_builder import BatchBuilder, Prepared
 from mbsd.data.damaged import DamagedPictures
-from mbsd.data.order import Order, micro_batch_positions, sample_at
+from mbsd.data.mixture import AnyOrder
+from mbsd.data.order import micro_batch_positions, sample_at
 from mbsd.data.prefetch import prefetched
 from mbsd.data.room import Need
 from mbsd.data.samples import Sample, Samples
@@ -65,7 +65,7 @@ class TrainLoader:
         self,
         samples: Samples,
         builder: BatchBuilder,
-        order: Order,
+        order: AnyOrder,
         sizes: BatchSizes | BatchPlan,
         world: World,
         damaged: DamagedPictures | None = None,
@@ -106,7 +106,7 @@ class TrainLoader:
         A step of which only some micro-batches were taken comes again as a whole.
         """
         epoch, position = divmod(self._place.position, self.order.num_samples)
-        return {"epoch": epoch, "position": position, **dataclasses.asdict(self.order)}
+        return {"epoch": epoch, "position": position, **self.order.identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where the state was taken, at any world size, micro-batch and number of workers.
@@ -114,11 +114,11 @@ class TrainLoader:
         Raises:
             UserError: the state is of another order.
         """
-        for name, value in dataclasses.asdict(self.order).items():
-            if state[name] != value:
+        for name, value in self.order.identity().items():
+            if state.get(name) != value:
                 raise UserError(
-                    f"{name}={value}: the checkpoint's data order was made with {name}={state[name]}, and what comes "
-                    "next would be other samples; restore it, or start another run with run.init_from"
+                    f"{name}={value}: the checkpoint's data order was made with {name}={state.get(name)}, and what "
+                    "comes next would be other samples; restore it, or start another run with run.init_from"
                 )
         self._dataset.first = int(state["epoch"]) * self.order.num_samples + int(state["position"])
         self._consumed = 0
@@ -182,7 +182,7 @@ def spread(num_samples: int, limit: int | None) -> Int64:
 class _TrainMicroBatches(Dataset[Prepared]):
     """Micro-batch number n of one rank, counted over all steps from the global position `first`."""
 
-    def __init__(self, samples: Samples, builder: BatchBuilder, order: Order, plan: BatchPlan, world: World) -> None:
+    def __init__(self, samples: Samples, builder: BatchBuilder, order: AnyOrder, plan: BatchPlan, world: World) -> None:
         self.samples, self.builder, self.order = samples, builder, order
         self.plan, self.rank, self.world_size = plan, world.rank, world.size
         self.first = 0
@@ -195,7 +195,7 @@ class _TrainMicroBatches(Dataset[Prepared]):
 
     def __getitem__(self, number: int) -> Prepared:
         positions = self._positions(self.plan.place(self.first, number))
-        epochs, places = np.divmod(positions, len(self.samples))
+        epochs, places = self.order.draws_at(positions)
         indices = self.order.samples_at(positions)
         return self.builder.prepare([self.samples[index] for index in indices.tolist()], places, epochs)
 

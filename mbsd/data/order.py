@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import functools
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +74,24 @@ class Order:
         moved = _permuted(np.where(whole, blocks, 0), np.full_like(blocks, num_blocks), _mix(~keys))
         start = (_mix(keys ^ np.uint64(_START)) % np.uint64(self.num_samples)).astype(np.int64)
         return (np.where(whole, moved, blocks) * self.block + offsets + start) % self.num_samples
+
+    def draws_at(self, positions: Int64) -> tuple[Int64, Int64]:
+        """What the random numbers of the sample at each position are drawn from (`sample_rng`): epoch and position."""
+        epochs, places = np.divmod(np.asarray(positions, dtype=np.int64), self.num_samples)
+        return epochs, places
+
+    def epochs_after(self, positions: int) -> dict[str, float]:
+        """Nothing: the epochs of the only source are the run's."""
+        return {}
+
+    def identity(self) -> dict[str, Any]:
+        """As JSON, what must be the same where a run resumes."""
+        return asdict(self)
+
+
+def derived_seed(seed: int, place: int) -> int:
+    """The seed of one of several orders of a run, 64 bits; of the first one the run's own."""
+    return seed if place == 0 else _hash_int(_hash_int(seed) ^ place)
 
 
 def sample_at(seed: int, num_samples: int, positions: Int64) -> Int64:

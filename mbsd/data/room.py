@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mbsd.catalog.reader import Catalog
+from mbsd.catalog.several import Catalogs
 from mbsd.data.batch_builder import BatchBuilder
 from mbsd.data.samples import Samples
 from mbsd.errors import UserError
@@ -67,7 +68,7 @@ def largest_batch(builder: BatchBuilder, items: int) -> int:
     numbers = 3 * words + len(spec.views) * (words + patches + items) + 3 * items
     if spec.masking is not None:
         numbers += 2 * words + 3 * patches
-    has_pictures = not isinstance(builder.source, Catalog) or builder.source.meta["with_image"] > 0
+    has_pictures = not isinstance(builder.source, Catalog | Catalogs) or builder.source.meta["with_image"] > 0
     pictures = 0
     if spec.views != ("text",) and builder.decoder.in_worker and has_pictures:
         pictures = items * 3 * data.image_size**2

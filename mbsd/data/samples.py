@@ -83,6 +83,10 @@ class SplitTable(Protocol):
         """The row numbers of a split, int64; all of them for None."""
         ...
 
+    def column(self, name: str, /) -> Any:
+        """A column over all rows; of numbers int64."""
+        ...
+
     def row(self, row: int, columns: tuple[str, ...], /) -> dict[str, Any]:
         """Some columns of one row."""
         ...
@@ -162,6 +166,18 @@ class Relabelled:
     def __getitem__(self, index: int, /) -> Sample:
         sample = self.samples[index]
         return dataclasses.replace(sample, label=int(self.labels[int(sample.label or 0)]))
+
+
+def first_items(samples: Samples) -> Int64:
+    """The item of each sample, of an alignment row the first one: int64 [samples]."""
+    if isinstance(samples, CatalogSamples):
+        return samples.items
+    if isinstance(samples, Relabelled):
+        return first_items(samples.samples)
+    if isinstance(samples, TableSamples):
+        items: Int64 = samples.table.column("item_a" if samples.table.kind == "alignment" else "item")[samples.rows]
+        return items
+    return np.array([samples[index].item for index in range(len(samples))], dtype=np.int64)
 
 
 class WithMissing:

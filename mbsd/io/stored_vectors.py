@@ -30,7 +30,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """What the vectors of a folder are of.
 
     Raises:
-        UserError: no such folder, or an unfinished one.
+        UserError: no such folder, an unfinished one, or vectors of several catalogues.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -38,6 +38,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_own_json(path, f"remove the folder and {AGAIN}")
     if not manifest.get("complete"):
         raise UserError(f"{path}: its vectors are not finished; {AGAIN}")
+    if "catalogs" in manifest:
+        raise UserError(
+            f"{folder}: has vectors of several catalogues ({', '.join(manifest['catalogs'])}), and those of one are "
+            "read here; write them for that one alone, with data.catalog"
+        )
     return dict(manifest)
 
 

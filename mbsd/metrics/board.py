@@ -54,6 +54,7 @@ COMMON: Pages = {
     },
     "machine": {
         "learning rate": ("train/lr",),
+        "epochs of each catalogue": (r"train/epoch_.+",),
         "learning rates of the parts": (r"train/lr_(image|backbone|head)",),
         "MFU": ("speed/mfu",),
         "tokens a second": ("speed/tokens_per_s",),

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.special import expit, softmax
 
-from mbsd.catalog.tables import SCHEMAS, Table
+from mbsd.catalog.tables import Table
 from mbsd.io.files import replacing
 from mbsd.metrics.table_scores import TableScores
 from mbsd.tasks.task import Int64, Labels
@@ -20,9 +20,9 @@ from mbsd.tasks.task import Int64, Labels
 def answers(scores: Iterable[tuple[str, TableScores]], table: Table, rows: Int64, labels: Labels) -> Any:
     """A pyarrow Table with one row a scored row, in the table's order.
 
-    Columns: row (of the task table), item (or item_a, item_b), text (a tag), label (its name), and for each pass and
-    view answer_NAME, the label that is thought likeliest, probability_NAME, that of 1 of a yes/no task, else that of
-    the answer, and label_probability_NAME, that of the true label.
+    Columns: row (of the task table), of several catalogues catalog (its name), item (or item_a, item_b), text (a tag),
+    label (its name), and for each pass and view answer_NAME, the label that is thought likeliest, probability_NAME,
+    that of 1 of a yes/no task, else that of the answer, and label_probability_NAME, that of the true label.
 
     Args:
         scores: (name, scores of `rows`); a pass of several views has a column of each.
@@ -31,11 +31,10 @@ def answers(scores: Iterable[tuple[str, TableScores]], table: Table, rows: Int64
         labels: the task's.
     """
     names = np.array(labels.names, dtype=object)
-    columns: dict[str, Any] = {"row": rows}
-    for name in ("item", "item_a", "item_b", "text"):
-        if name in SCHEMAS[table.kind].names:
-            column = table.column(name)
-            columns[name] = [column[row] for row in rows.tolist()]
+    columns: dict[str, Any] = {"row": rows, **table.addresses(rows)}
+    if "text" in table.column_names:
+        texts = table.column("text")
+        columns["text"] = [texts[row] for row in rows.tolist()]
     true = labels.of[table.column("label")[rows]]
     columns["label"] = names[true]
     for prefix, of_pass in scores:

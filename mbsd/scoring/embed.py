@@ -9,12 +9,11 @@ import numpy as np
 import torch
 
 from mbsd.batch import Batch
-from mbsd.catalog.reader import Catalog
-from mbsd.catalog.remote import open_catalog_at
+from mbsd.catalog.several import Catalogs, Items
 from mbsd.checkpoint.resume import weights_folder
 from mbsd.config.scoring import EmbedConfig
 from mbsd.data.damaged import DamagedPictures
-from mbsd.data.inputs import Builders
+from mbsd.data.inputs import Builders, open_items
 from mbsd.data.loader import eval_batches, eval_need
 from mbsd.data.room import require_room
 from mbsd.data.samples import CatalogSamples, Chosen
@@ -34,7 +33,7 @@ def embed(config: EmbedConfig) -> None:
     quiet_libraries()
     with process_group(PATIENCE) as world:
         with same_on_every_rank():
-            catalog = open_catalog_at(config.data.catalog, config.data.cache, config.data.cache_gb)
+            catalog = open_items(config.data)
             items = catalog.indices(config.split)
             if len(items) == 0:
                 raise UserError(
@@ -48,7 +47,7 @@ def embed(config: EmbedConfig) -> None:
             what = _what(config, catalog, len(items), folder) | {"vocabulary": words_digest(tokenizer)}
             what |= _columns(config, embedder, views)
         embedder.to(world.device).eval()
-        files = VectorFiles(Path(config.out), config.data.catalog, config.split, what)
+        files = VectorFiles(Path(config.out), catalog, config.split, what)
         todo = on_rank_zero(lambda: files.start(say))[world.rank :: world.size]
         damaged = DamagedPictures(config.data.max_corrupt, say)
         builders = Builders(catalog, tokenizer, config.data, saved, config.micro_batch)
@@ -62,11 +61,13 @@ def embed(config: EmbedConfig) -> None:
             samples = Chosen(CatalogSamples(catalog, config.split), numbers)
             batches = eval_batches(samples, builder, world.alone(), config.micro_batch, damaged=damaged)
             with torch.inference_mode():
-                files.write(catalog, todo, (_vectors(embedder, batch, views, config) for batch in batches))
+                files.write(todo, (_vectors(embedder, batch, views, config) for batch in batches))
         num_damaged = damaged.check()
         gather_objects(None)  # all files are there
         if world.is_first:
-            say(files.finish(str(folder), num_damaged))
+            several = {one.known_as: one.path for one in config.data.catalogs or ()}
+            where = {"catalog_paths": several} if several else {"catalog_path": config.data.catalog}
+            say(files.finish({"model_path": str(folder), **where}, num_damaged))
 
 
 def chosen_views(config: EmbedConfig, embedder: Embedder) -> tuple[str, ...]:
@@ -84,9 +85,11 @@ def _vectors(embedder: Embedder, batch: Batch, views: tuple[str, ...], config: E
     return {view: (of.vectors_BE.cpu().numpy(), of.present_B.cpu().numpy()) for view, of in found.items()}
 
 
-def _what(config: EmbedConfig, catalog: Catalog, num_items: int, folder: Path) -> dict[str, Any]:
+def _what(config: EmbedConfig, catalog: Items, num_items: int, folder: Path) -> dict[str, Any]:
     """What the vectors are of: whoever resumes them must mean the same."""
+    named = {"catalogs": list(catalog.names)} if isinstance(catalog, Catalogs) else {}
     return {
+        **named,
         "catalogue": catalog.fingerprint,
         "split": config.split or "all",
         "items": num_items,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mbsd.catalog.tables import SCHEMAS
+from mbsd.catalog.several import item_columns
 from mbsd.config.scoring import EvaluateConfig
 from mbsd.data.damaged import DamagedPictures
 from mbsd.data.inputs import Builders, open_catalog
@@ -152,13 +152,15 @@ class _Answers:
 
     def __init__(self, subject: Subject) -> None:
         self._count = len(subject.rows)
-        self._columns: dict[str, Any] = {"item": subject.rows}
+        self._columns: dict[str, Any] = {}
         self._has_answers = False
-        if subject.table is not None:
+        if subject.table is None:
+            self._columns = item_columns(subject.catalog, {"item": subject.rows})
+        else:
             table, rows = subject.table, subject.rows
-            names = [name for name in ("item", "item_a", "item_b", "text") if name in SCHEMAS[table.kind].names]
-            columns = {name: table.column(name) for name in (*names, "label")}
-            self._columns = {"row": rows, **{name: [of[row] for row in rows.tolist()] for name, of in columns.items()}}
+            columns = {name: table.column(name) for name in ("text", "label") if name in table.column_names}
+            named: dict[str, Any] = {name: [of[row] for row in rows.tolist()] for name, of in columns.items()}
+            self._columns = {"row": rows, **table.addresses(rows), **named}
             if table.class_names:
                 self._columns["label"] = [table.class_names[label] for label in self._columns["label"]]
 

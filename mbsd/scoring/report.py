@@ -56,7 +56,7 @@ def heading(settings: EvaluateConfig, task: str, samples: int, labels: Sequence[
         "model": settings.model,
         "task": task,
         "split": settings.split,
-        "catalog": settings.data.catalog,
+        "catalog": settings.data.catalog or {one.known_as: one.path for one in settings.data.catalogs or ()},
         "table": settings.data.table,
         "samples": samples,
         "labels": list(labels),

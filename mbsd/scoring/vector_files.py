@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mbsd.catalog.reader import Catalog
+from mbsd.catalog.several import Items, item_columns
 from mbsd.errors import UserError
 from mbsd.io.files import difference, facts_of, read_own_json, replace_text, replacing
 from mbsd.io.stored_vectors import MANIFEST, VECTORS, column_widths
@@ -38,13 +38,13 @@ class VectorFiles:
 
     Attributes:
         folder: that holds them.
-        catalog: path of the catalogue.
+        catalog: whose items they are of; of several, the files name each item's in a column `catalog`.
         split: of it, or None.
         what: the manifest without the list of files: what must be the same to resume.
     """
 
     folder: Path
-    catalog: str
+    catalog: Items
     split: str | None
     what: dict[str, Any]
 
@@ -125,10 +125,10 @@ class VectorFiles:
         size = int(self.what["items_per_file"])
         return np.arange(part * size, min((part + 1) * size, int(self.what["items"])), dtype=np.int64)
 
-    def write(self, catalog: Catalog, parts: list[int], batches: Iterable[dict[str, Vectors]]) -> None:
+    def write(self, parts: list[int], batches: Iterable[dict[str, Vectors]]) -> None:
         """Write these files from the vectors of their items, by view, in batches that end where files end."""
-        items = catalog.indices(self.split)
-        ids = catalog.table()["item_id"]
+        items = self.catalog.indices(self.split)
+        ids = self.catalog.table()["item_id"]
         arriving = iter(batches)
         for part in parts:
             chosen, held, count = items[self.numbers(part)], list[dict[str, Vectors]](), 0
@@ -141,8 +141,12 @@ class VectorFiles:
             }
             self._write_part(part, ids.take(pa.array(chosen)), chosen, joined)
 
-    def finish(self, model_path: str, damaged: int) -> str:
+    def finish(self, paths: dict[str, Any], damaged: int) -> str:
         """Write the manifest with all files and where model and catalogue lay; returns a line about it to print.
+
+        Args:
+            paths: further entries of the manifest.
+            damaged: pictures that were left out.
 
         The checksums are those of what was written, not of what is there now.
         """
@@ -151,7 +155,6 @@ class VectorFiles:
             facts = read_own_json(self._facts(part), "start again: its vectors are then written again")
             name = f"{VECTORS}/{self.path(part).name}"
             files.append({"file": name, "rows": len(self.numbers(part)), "sha256": facts["sha256"]})
-        paths = {"model_path": model_path, "catalog_path": self.catalog}
         self._write_manifest({"complete": True, **paths, "files": files})
         for part in range(self.num_files):
             self._facts(part).unlink()
@@ -163,7 +166,9 @@ class VectorFiles:
 
     def _write_part(self, part: int, ids: Any, items: NDArray[np.int64], of_view: dict[str, Vectors]) -> None:
         dtype = np.float16 if self.what["dtype"] == "float16" else np.float32
-        columns = {"item_id": ids, "item": pa.array(items)}
+        named = item_columns(self.catalog, {"item": items})
+        columns = {name: pa.array(values) for name, values in named.items() if name != "item"}
+        columns |= {"item_id": ids, "item": pa.array(named["item"])}
         for view, (name, width) in column_widths(self.what).items():
             vectors, present = of_view[view]
             flat = pa.array(vectors.astype(dtype).reshape(-1))

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mbsd.batch import Batch
-from mbsd.catalog.reader import Catalog
+from mbsd.catalog.several import Items
 from mbsd.catalog.tables import Table
 from mbsd.config.run import PretrainConfig
 from mbsd.config.stages import ContrastiveConfig
@@ -159,7 +159,7 @@ def _needs(config: PretrainConfig) -> Needs:
     return Needs(("text", "image"), SameProduct(settings.same, required=settings.targets != "own"))
 
 
-def _samples(config: PretrainConfig, catalog: Catalog, table: Table | None, split: str) -> Samples:
+def _samples(config: PretrainConfig, catalog: Items, table: Table | None, split: str) -> Samples:
     """The catalogue's items; refused where no title can be compared with any picture."""
     samples = split_samples(config, catalog, table, split)
     items = catalog.indices(split)

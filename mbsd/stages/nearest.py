@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mbsd.batch import NO_KEY
+from mbsd.catalog.several import called
 from mbsd.data.samples import Sample
 from mbsd.metrics.board import Board
 from mbsd.metrics.pictures import grid
@@ -108,4 +109,7 @@ def _table(shown: _Shown, queries: range, nearest: list[list[int]], few: HeldOut
 
 
 def _title(few: HeldOut, sample: Sample) -> str:
-    return " ".join(few.catalog.title(sample.item).replace("|", "/").split()) or f"(item {sample.item}, no title)"
+    return (
+        " ".join(few.catalog.title(sample.item).replace("|", "/").split())
+        or f"(item {called(few.catalog, sample.item)}, no title)"
+    )

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mbsd.batch import Batch
-from mbsd.catalog.reader import Catalog
+from mbsd.catalog.several import Items
 from mbsd.data.batch_builder import BatchBuilder
 from mbsd.data.loader import one_batch
 from mbsd.data.samples import Sample, Samples
@@ -39,7 +39,7 @@ class HeldOut:
 
     samples: Samples
     builder: BatchBuilder
-    catalog: Catalog
+    catalog: Items
     limit: int
     device: torch.device
 

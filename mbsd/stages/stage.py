@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mbsd.batch import Batch
-from mbsd.catalog.reader import Catalog
+from mbsd.catalog.several import Items
 from mbsd.catalog.tables import Table
 from mbsd.data.inputs import Inputs, split_samples
 from mbsd.data.samples import Samples
@@ -131,7 +131,7 @@ class Stage:
     needs: Callable[[Any], Needs]
     objective: Callable[[Any, Inputs], Objective]
     outline: Callable[[Any, BackboneConfig], Objective]
-    samples: Callable[[Any, Catalog, Table | None, str], Samples] = split_samples
+    samples: Callable[[Any, Items, Table | None, str], Samples] = split_samples
     charts: Charts = field(default_factory=Charts)
     paper_batch: int | None = None
     monitor: str | None = None

@@ -9,7 +9,7 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 
-from mbsd.catalog.reader import Catalog
+from mbsd.catalog.several import Items
 from mbsd.catalog.tables import Table
 from mbsd.config.run import FinetuneConfig
 from mbsd.config.stages import TaskConfig
@@ -41,7 +41,7 @@ def task_stage(config: FinetuneConfig) -> Stage:
     def needs(config: FinetuneConfig) -> Needs:
         return Needs(config.task.views, Labelled(task.label_dtype), table=task.kind)
 
-    def samples(config: FinetuneConfig, catalog: Catalog, table: Table | None, split: str) -> Samples:
+    def samples(config: FinetuneConfig, catalog: Items, table: Table | None, split: str) -> Samples:
         assert table is not None, "FinetuneConfig.check"
         labels = task.labels(table, config.task)
         check_training_table(task, table, labels)

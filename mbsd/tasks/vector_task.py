@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mbsd.catalog.reader import Catalog
+from mbsd.catalog.several import Items
 from mbsd.catalog.tables import Kind, Table
 from mbsd.config.scoring import EvaluateConfig
 from mbsd.errors import UserError
@@ -70,7 +70,7 @@ class Subject:
             all of the split.
     """
 
-    catalog: Catalog
+    catalog: Items
     table: Table | None
     settings: EvaluateConfig
     rows: Int64

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from types import NoneType
 from typing import Any, Literal
 
+from mbsd.config.paths import listed_settings
 from mbsd.config.ranges import LEAST, SHARE
 from mbsd.config.run import FinetuneConfig, PretrainConfig
 from mbsd.config.scoring import EmbedConfig, EvaluateConfig
@@ -128,10 +129,13 @@ def _page(title: str, about: str, settings: type, prefix: str) -> str:
 
 def _rows(settings: Any, prefix: str) -> Iterator[str]:
     docs, hints = _attribute_docs(settings), typing.get_type_hints(settings)
+    entries = dict(listed_settings(settings))
     for field in dataclasses.fields(settings):
         if _section_of(settings, field.name) is None:
             cells = (_type(hints[field.name]), _default(field), _range(field), docs.get(field.name, ""))
             yield f"| `{prefix}{field.name}` | " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        if field.name in entries:
+            yield from _rows(entries[field.name], f"{prefix}{field.name}[].")
 
 
 def _type(hint: Any) -> str:
@@ -142,7 +146,7 @@ def _type(hint: Any) -> str:
     if origin is tuple:
         inner = _type(arguments[0])
         return f"list of {inner}" if arguments[-1] is Ellipsis else f"list of {len(arguments)} {inner}"
-    if origin is dict:
+    if origin is dict or dataclasses.is_dataclass(hint):
         return "mapping"
     if arguments:
         return " or ".join(_type(kind) for kind in arguments if kind is not NoneType)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mbsd.checkpoint import store
+from mbsd.config.catalogs import CatalogConfig, slots_of
 from mbsd.config.deepspeed import AUTO, DeepSpeedConfig
 from mbsd.config.parse import dotted
 from mbsd.config.paths import path_names
@@ -36,6 +37,7 @@ DEEPSPEED_WITHOUT_EFFECT = {
     "zero_allow_untested_optimizer", "disable_allgather", "bf16.check_grad_overflow",
 }  # fmt: skip
 LENGTH = ("run.max_steps", "run.epochs")
+CATALOGS = "data.catalogs"
 PATHS = set(path_names(BaseConfig))
 NOT_SET = "not set"
 SHOWN = 4  # changes that a message names
@@ -217,7 +219,15 @@ def _is_more(change: Change) -> bool:
 def _same(name: str, old: Any, new: Any) -> bool:
     if name in PATHS and isinstance(old, str) and isinstance(new, str):
         return old == new or os.path.realpath(old) == os.path.realpath(new)
+    if name == CATALOGS and old is not None and new is not None:
+        return _drawn_from(old) == _drawn_from(new)
     return bool(json.loads(json.dumps(old)) == json.loads(json.dumps(new)))
+
+
+def _drawn_from(catalogs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, int]]:
+    """Of each catalogue where it lies, its name and its share of the samples: weights 7 and 3 are as 0.7 and 0.3."""
+    read = [CatalogConfig(**one) for one in catalogs]
+    return [(os.path.realpath(one.path), one.known_as, slots) for one, slots in zip(read, slots_of(read), strict=True)]
 
 
 def _shown(value: Any) -> Any:

@@ -9,12 +9,15 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from mbsd.catalog.several import Catalogs, Items
 from mbsd.checkpoint.claim import Claim
 from mbsd.checkpoint.manager import CheckpointManager, SavedParts
 from mbsd.checkpoint.mirror import Mirror
 from mbsd.checkpoint.resume import Found, find_elsewhere, take_over
 from mbsd.checkpoint.storage import Storage, probe
 from mbsd.checkpoint.store import Keep
+from mbsd.config.catalogs import PERIOD, slots_of
+from mbsd.config.data import DataConfig
 from mbsd.config.parse import to_yaml
 from mbsd.data.inputs import Inputs
 from mbsd.data.spec import Needs
@@ -48,6 +51,7 @@ class RunParts:
             keys: digest of the items' identity keys; None where the stage reads none.
         """
         identity = {
+            **_mixture(run.config.data, inputs.catalog),
             "catalogue": inputs.catalog.fingerprint,
             "table": inputs.table.fingerprint if inputs.table is not None else None,
             "samples": schedule.num_samples,
@@ -205,6 +209,14 @@ class Checkpoints:
     def _origin(self, found: Found) -> str:
         other = found.facts["world_size"] != self.run.world.size
         return f"resuming {found.folder}" + (f" of {found.facts['world_size']} ranks" if other else "")
+
+
+def _mixture(data: DataConfig, catalog: Items) -> dict[str, list[str]]:
+    """Of several catalogues, which they are and how many of the samples are of each, for a message too."""
+    if not isinstance(catalog, Catalogs) or data.catalogs is None:
+        return {}
+    each = zip(catalog.members, slots_of(data.catalogs), strict=True)
+    return {"data.catalogs": [f"{one.fingerprint[:12]}: {slots} of {PERIOD} samples" for one, slots in each]}
 
 
 def checkpoint_root(run: Run) -> Path:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from mbsd.batch import Batch
 from mbsd.catalog.remote import cache_warning
+from mbsd.catalog.several import Catalogs
 from mbsd.config.batch_plan import BatchPlan
 from mbsd.data.damaged import DamagedPictures
 from mbsd.data.inputs import Builders, Inputs
 from mbsd.data.loader import TrainLoader, eval_batches, eval_need
-from mbsd.data.order import Order
+from mbsd.data.mixture import order_of
 from mbsd.data.room import require_room
 from mbsd.data.samples import Samples
 from mbsd.data.spec import Needs
@@ -49,19 +50,21 @@ class Feed:
         """The streams over the training and the held-out samples; nothing is read before the first step.
 
         Raises:
-            UserError: a view that the model does not read, a decoder that run.deterministic excludes, too little shared
-                memory or too few open files.
+            UserError: a view that the model does not read, a decoder that run.deterministic excludes, a catalogue
+                without training samples, too little shared memory or too few open files.
         """
         settings = run.config.run
         data = repeatable_decoder(run.config.data, settings, run.world.device)
-        if run.world.is_first and (warning := cache_warning(inputs.catalog, data.shuffle_block, data.shuffle_window)):
-            say(warning)
+        if run.world.is_first:
+            for one in inputs.catalog.members if isinstance(inputs.catalog, Catalogs) else (inputs.catalog,):
+                if warning := cache_warning(one, data.shuffle_block, data.shuffle_window):
+                    say(warning)
         train, held_out = samples
         builders = Builders(inputs.catalog, inputs.tokenizer, data, model, run.sizes.micro_batch)
         builder = builders.build(needs.views, needs.targets, run.world, train=True, seed=settings.seed)
         validation = builders.build(needs.held_out_views, needs.targets, run.world, seed=settings.seed)
         damaged = DamagedPictures(data.max_corrupt, say)
-        order = Order(settings.seed, len(train), data.shuffle_block, data.shuffle_window)
+        train, order = order_of(train, inputs.catalog, data, settings.seed)
         loader = TrainLoader(train, builder, order, batches, run.world, damaged)
         shown = HeldOut(held_out, validation, inputs.catalog, settings.validate_samples, run.world.device)
         require_room([loader.need, eval_need(held_out, validation, run.sizes.micro_batch)], run.world.local_size)

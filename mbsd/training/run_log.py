@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from mbsd.batch import Batch
+from mbsd.data.mixture import AnyOrder
 from mbsd.metrics import trust_ratios
 from mbsd.metrics.board import MIRROR_FAILURES, Board, Charts
 from mbsd.metrics.throughput import Throughput
@@ -33,10 +34,13 @@ class RunLog:
 
     Args:
         charts: of the stage.
+        order: of the samples.
         start_step: the last step that was done before.
     """
 
-    def __init__(self, run: Run, schedule: Schedule, engine: Any, charts: Charts, start_step: int) -> None:
+    def __init__(
+        self, run: Run, schedule: Schedule, engine: Any, charts: Charts, order: AnyOrder, start_step: int
+    ) -> None:
         self.run, self.schedule, self.engine = run, schedule, engine
         model: BackboneConfig = engine.module.model.config
         self._throughput = Throughput(model, run.world.size, run.world.device)
@@ -48,7 +52,7 @@ class RunLog:
         self._mirror_failures = 0  # as they were logged
         self._rates: dict[str, float] = {}  # of the step that is being done
         self._stack = ExitStack()
-        self._charts, self._start_step = charts, start_step
+        self._charts, self._order, self._start_step = charts, order, start_step
 
     def __enter__(self) -> RunLog:
         """Open the files; what an earlier start logged behind `start_step` is taken back."""
@@ -132,6 +136,7 @@ class RunLog:
         """
         samples = self.schedule.batches.samples_after(step)
         progress = {"epoch": samples / self.schedule.num_samples, "samples": float(samples)}
+        progress |= {f"epoch_{name}": epochs for name, epochs in self._order.epochs_after(samples).items()}
         if damaged_pictures:
             progress["corrupt_images"] = float(damaged_pictures)
         if mirror_failures is not None:

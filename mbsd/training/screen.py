@@ -8,10 +8,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from mbsd.config.catalogs import PERIOD
 from mbsd.config.deepspeed import precision, zero_stage
 from mbsd.config.run import OptimConfig
 from mbsd.config.run_files import DONE, PREEMPTED
 from mbsd.config.schedules import peak_learning_rate
+from mbsd.data.mixture import AnyOrder, MixedOrder
 from mbsd.io.console import say_block
 from mbsd.io.files import replace_text
 from mbsd.training.checkpoints import Checkpoints
@@ -43,7 +45,7 @@ def print_start(run: Run, checkpoints: Checkpoints, origin: str, changed: Sequen
         "start": origin,
         "steps": f"{checkpoints.state.step + 1}-{schedule.total_steps} of {batches} samples "
         f"({run.world.size} ranks x {sizes.accumulation} x {sizes.micro_batch}): {epochs:.3g} epochs",
-        "data": f"{schedule.num_samples:,} samples of {config.data.table or config.data.catalog}, "
+        "data": f"{schedule.num_samples:,} samples of {config.data.table or config.data.read_from}, "
         f"{num_held_out:,} held out",
         "model": f"{type(model).__name__}, {parameters / 1e6:.1f} M parameters: {shape.num_hidden_layers} layers of "
         f"{shape.hidden_size}, {shape.vocab_size:,} words, {shape.num_patches} patches",
@@ -52,9 +54,22 @@ def print_start(run: Run, checkpoints: Checkpoints, origin: str, changed: Sequen
         "checkpoints": f"every {config.run.save_every} steps in {checkpoints.places}",
         "watch": f"tensorboard --logdir {run.folder}, page #custom_scalars",
     }
+    if shares := _shares(checkpoints.state.loader.order, schedule.batches.samples_after(schedule.total_steps)):
+        facts["mixture"] = shares
     if changed:
         facts["changed"] = "; ".join(changed)
     say_block(str(run.folder), facts)
+
+
+def _shares(order: AnyOrder, samples: int) -> str:
+    """Of several catalogues, the share of each and its epochs in a run of so many samples, in words; else ""."""
+    if not isinstance(order, MixedOrder):
+        return ""
+    epochs = order.epochs_after(samples)
+    return "; ".join(
+        f"{source.name} {source.slots / PERIOD:.4g}, {epochs[source.name]:.3g} epochs of {source.order.num_samples:,}"
+        for source in order.sources
+    )
 
 
 def _parts(optim: OptimConfig) -> str:

@@ -78,7 +78,7 @@ def run_stage(config: BaseConfig, ds_config: DeepSpeedConfig, stage: Stage) -> N
         changed = changed_since(run)
         write_run_folder(config, schedule.deepspeed, run.folder, run.world)
         print_start(run, checkpoints, origin, changed, num_held_out=len(samples[1]))
-        with RunLog(run, schedule, engine, stage.charts, state.step) as log:
+        with RunLog(run, schedule, engine, stage.charts, feed.loader.order, state.step) as log:
             try:
                 stop = Trainer(run, engine, feed, state, checkpoints, log).train()
             except DivergedError:

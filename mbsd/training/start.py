@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from mbsd.catalog.queries import normalise_query
-from mbsd.catalog.reader import Catalog
+from mbsd.catalog.several import Items
 from mbsd.checkpoint.resume import weights_folder
 from mbsd.config.run import BaseConfig
 from mbsd.data.text import build_tokenizer, load_tokenizer
@@ -31,7 +31,7 @@ def start_weights(config: BaseConfig) -> Path | None:
     return weights_folder(config.run.init_from) if config.run.init_from is not None else None
 
 
-def start_tokenizer(config: BaseConfig, catalog: Catalog, run_folder: Path) -> PreTrainedTokenizerBase:
+def start_tokenizer(config: BaseConfig, catalog: Items, run_folder: Path) -> PreTrainedTokenizerBase:
     """data.tokenizer, else that of run.init_from or model.backbone, else one built from the catalogue (collective).
 
     Raises:
@@ -79,7 +79,7 @@ def _damage(folder: Path, recorded: Path) -> str:
     return ""
 
 
-def _texts(catalog: Catalog) -> Iterator[str]:
+def _texts(catalog: Items) -> Iterator[str]:
     """What a vocabulary has to cover: titles as they are; categories and attribute values as queries hold them."""
     yield from catalog.table()["title"].to_pylist()
     yield from map(normalise_query, catalog.table()["category"].to_pylist())

@@ -29,6 +29,29 @@ def test_every_way_is_measured(shop: Shop, tmp_path: Path) -> None:
         assert len(megabytes) == 3 and min(megabytes) > 10
 
 
+def test_a_mixture_is_measured_beside_one_catalogue(shop: Shop, tmp_path: Path) -> None:
+    out = tmp_path / "loader.json"
+    small = [
+        "--image-size",
+        64,
+        "--batch",
+        8,
+        "--batches",
+        4,
+        "--turns",
+        1,
+        "--workers",
+        0,
+        "--no-train",
+        "--no-epochs",
+    ]
+    done = command("bench", "loader", "--catalog", shop.catalog, "--mixed", 3, *small, "--json", out)
+    assert done.returncode == 0, done.stderr[-4000:]
+    rate = {row["way"]: row["images_per_s"] for row in json.loads(out.read_text())["loaders"]}
+    ratio = rate["torchvision, 3 catalogues"] / rate["torchvision"]
+    assert f"3 catalogues, 0 workers: {ratio:.3f} x one" in done.stdout
+
+
 def test_what_cannot_be_measured_is_said(shop: Shop) -> None:
     done = command("bench", "loader", "--catalog", shop.catalog, "--batch", 5000)
     assert done.returncode == 2 and "expected at least a micro-batch of 5000" in done.stderr

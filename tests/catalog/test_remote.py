@@ -16,6 +16,10 @@ import pytest
 
 from mbsd.catalog.reader import Catalog, DamagedRecord
 from mbsd.catalog.remote import cache_warning, open_catalog_at
+from mbsd.catalog.several import Catalogs
+from mbsd.config.catalogs import CatalogConfig
+from mbsd.config.data import DataConfig
+from mbsd.data.inputs import open_items
 from mbsd.errors import RunFailed, UserError
 from tests.web import Store
 
@@ -57,6 +61,21 @@ def held(cache: Path) -> int:
         except FileNotFoundError:
             continue  # removed meanwhile
     return sum(sizes)
+
+
+def test_one_of_several_catalogues_may_lie_behind_a_url(built: Path, store: Store, tmp_path: Path) -> None:
+    here = {"path": str(built), "name": "here"}
+    there = {"path": store.url, "name": "there", "weight": 3}
+    data = DataConfig(
+        catalogs=tuple(CatalogConfig(**one) for one in (here, there)), cache=str(tmp_path / "cache"), cache_gb=1.0
+    )
+    both, alone = open_items(data), Catalog(built)
+    assert isinstance(both, Catalogs) and len(both) == 2 * len(alone)
+    for item in range(len(alone)):
+        copy = both.number("there", item)
+        assert both.image(item) == both.image(copy) == alone.image(item)
+        assert both.title(item) == both.title(copy) == alone.title(item)
+    assert store.shards()
 
 
 def test_items_are_those_of_the_folder(built: Path, store: Store, tmp_path: Path) -> None:

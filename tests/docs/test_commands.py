@@ -30,6 +30,7 @@ RUN_BY = {
     "mbsd catalog inspect": "tests/docs/test_commands.py::test_a_catalogue_is_inspected",
     "mbsd catalog keys": "tests/catalog/test_near_pictures.py::test_the_command",
     "mbsd tables build": "tests/catalog/test_tables.py::test_build_from_tsv",
+    "mbsd tables concat": "tests/catalog/test_several.py::test_a_joined_table_has_the_rows_of_each",
     "mbsd tables derive": "tests/studies/test_trial.py::test_a_trial",
     "mbsd tables sample": "tests/catalog/test_sample.py::test_the_command",
     "mbsd pairs mine": "tests/catalog/test_mining_input.py::test_the_command",

@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbsd.catalog.checksums import crc32_of_file, require_whole_meta, sealed
+from mbsd.catalog.layout import id_hash
 from mbsd.catalog.reader import Catalog
+from mbsd.catalog.several import Catalogs, Items
 from mbsd.errors import UserError
 from mbsd.io.files import read_own_json, replace_text, replacing
 
@@ -66,8 +68,37 @@ class ItemKeys:
         return keys_BK
 
 
-def open_keys(catalog: Catalog, same: Sequence[str], *, required: bool) -> ItemKeys:
-    """Return the keys of these kinds, as far as the catalogue has them.
+class JointKeys:
+    """The keys of several catalogues' items: the same key in two of them is not the same product.
+
+    Attributes:
+        names: the K kinds that any of them has, of those that were asked for, in that order.
+        digest: changes with the keys of any.
+    """
+
+    def __init__(self, catalogs: Catalogs, same: Sequence[str], each: Sequence[ItemKeys]) -> None:
+        self.names = tuple(kind for kind in same if any(kind in keys.names for keys in each))
+        self.digest = ";".join(keys.digest for keys in each)
+        self._catalogs, self._each = catalogs, tuple(each)
+        self._columns = [[self.names.index(kind) for kind in keys.names] for keys in each]
+        # Keys of two catalogues differ in the bits of these; the first catalogue's are as they are.
+        self._marks = [0, *(id_hash(f"catalogue {place}") >> 1 for place in range(1, len(each)))]
+
+    def of(self, items: Int64) -> Int64:
+        """Return the keys int64 [B, K] of the items int64 [B]; NO_KEY where an item has none of a kind."""
+        keys_BK = np.full((len(items), len(self.names)), NO_KEY, dtype=np.int64)
+        places, own = self._catalogs.members_of(items)
+        for place in np.unique(places).tolist():
+            rows = np.flatnonzero(places == place)
+            found = self._each[place].of(own[rows])
+            keys_BK[np.ix_(rows, self._columns[place])] = np.where(
+                found == NO_KEY, NO_KEY, found ^ np.int64(self._marks[place])
+            )
+        return keys_BK
+
+
+def open_keys(catalog: Items, same: Sequence[str], *, required: bool) -> ItemKeys | JointKeys:
+    """Return the keys of these kinds, as far as the catalogue has them, or each of several.
 
     Args:
         catalog: whose `keys/` is read.
@@ -81,6 +112,12 @@ def open_keys(catalog: Catalog, same: Sequence[str], *, required: bool) -> ItemK
     unknown = next((kind for kind in same if kind not in KINDS), None)
     if unknown is not None:
         raise UserError(f"key {unknown!r}; expected one of {', '.join(KINDS)}")
+    if isinstance(catalog, Catalogs):
+        return JointKeys(catalog, same, [_keys_of(one, same, required=required) for one in catalog.members])
+    return _keys_of(catalog, same, required=required)
+
+
+def _keys_of(catalog: Catalog, same: Sequence[str], *, required: bool) -> ItemKeys:
     folder = catalog.path / KEYS_DIR
     meta = read_meta(catalog)
     arrays: dict[str, dict[str, Any]] = {} if meta is None else meta["arrays"]

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from mbsd.catalog.identity.files import NO_KEY
 from mbsd.catalog.layout import id_hash
 from mbsd.catalog.queries import normalise_query
-from mbsd.catalog.reader import Catalog
 from mbsd.catalog.record_files import Records, Row, format_of, some
+from mbsd.catalog.several import Items
 from mbsd.catalog.sources import item_id_of
 from mbsd.errors import UserError
 
@@ -54,7 +54,7 @@ def text_keys(texts: list[str]) -> Int64:
     return np.array([id_hash(text) & POSITIVE if text else NO_KEY for text in texts], dtype=np.int64)
 
 
-def title_keys(catalog: Catalog, items: Path | None = None) -> Int64:
+def title_keys(catalog: Items, items: Path | None = None) -> Int64:
     """Return each item's key of its title in NFKC, case folded, with single spaces; NO_KEY without a title.
 
     Args:
@@ -70,7 +70,7 @@ def title_keys(catalog: Catalog, items: Path | None = None) -> Int64:
     return text_keys([normalise_query(title) for title in named])
 
 
-def picture_keys(catalog: Catalog, say: Callable[[str], None]) -> Int64:
+def picture_keys(catalog: Items, say: Callable[[str], None]) -> Int64:
     """Return each item's key of its stored JPEG's bytes; NO_KEY without a picture.
 
     Where no other picture has its checksum and size, the bytes differ from all others' and are not read: the key is
@@ -91,7 +91,7 @@ def picture_keys(catalog: Catalog, say: Callable[[str], None]) -> Int64:
     return keys
 
 
-def product_keys(catalog: Catalog, column: ProductColumn) -> Int64:
+def product_keys(catalog: Items, column: ProductColumn) -> Int64:
     """Return each item's key of the text in a column; NO_KEY where that is missing or empty.
 
     Raises:
@@ -100,7 +100,7 @@ def product_keys(catalog: Catalog, column: ProductColumn) -> Int64:
     return text_keys(_attribute(catalog, column.name) if column.items is None else _from_source(catalog, column))
 
 
-def _attribute(catalog: Catalog, name: str) -> list[str]:
+def _attribute(catalog: Items, name: str) -> list[str]:
     """The value of an attribute of each item, "" where it has none."""
     encoded = catalog.table()["attributes"].combine_chunks().dictionary_encode()
     values = [json.loads(text).get(name) for text in encoded.dictionary.to_pylist()]
@@ -113,7 +113,7 @@ def _attribute(catalog: Catalog, name: str) -> list[str]:
     return [values[index] or "" for index in encoded.indices.to_pylist()]
 
 
-def _from_source(catalog: Catalog, column: ProductColumn) -> list[str]:
+def _from_source(catalog: Items, column: ProductColumn) -> list[str]:
     """The text of a column of the source, of each item; the first row counts where several have its id."""
     source = column.items
     assert source is not None

@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mbsd.catalog.identity.files import NO_KEY
-from mbsd.catalog.reader import Catalog
+from mbsd.catalog.several import Items
 
 Int64 = NDArray[np.int64]
 Hashed: TypeAlias = tuple[NDArray[np.uint64], NDArray[np.bool_], list[str]]
@@ -32,7 +32,7 @@ MAX_DISTANCE = 16
 TABLES = 4  # of 16 bits each: hashes that differ in D bits differ in D // 4 or fewer in one of them
 
 
-def near_picture_keys(catalog: Catalog, distance: int, workers: int, say: Callable[[str], None]) -> Int64:
+def near_picture_keys(catalog: Items, distance: int, workers: int, say: Callable[[str], None]) -> Int64:
     """Return each item's key of how its picture looks; NO_KEY without one, or where it is damaged (`say` names it).
 
     Args:
@@ -71,7 +71,7 @@ def components(num: int, one: NDArray[np.int64], other: NDArray[np.int64]) -> In
     return np.asarray(connected_components(links, directed=False)[1], dtype=np.int64)
 
 
-def _hashes(catalog: Catalog, workers: int, say: Callable[[str], None]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+def _hashes(catalog: Items, workers: int, say: Callable[[str], None]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
     """The hash of each item's picture, uint64, and whether it has one."""
     hashes = np.zeros(len(catalog), dtype=np.uint64)
     has_hash = np.zeros(len(catalog), dtype=bool)
@@ -92,7 +92,7 @@ def _hashes(catalog: Catalog, workers: int, say: Callable[[str], None]) -> tuple
     return hashes, has_hash
 
 
-def _hash_chunk(catalog: Catalog, items: range) -> Hashed:
+def _hash_chunk(catalog: Items, items: range) -> Hashed:
     """Hashes of some items' pictures, whether they have one, and a line for each that is damaged."""
     hashes = np.zeros(len(items), dtype=np.uint64)
     shown = np.zeros(len(items), dtype=bool)

@@ -29,6 +29,8 @@ from transformers import PreTrainedTokenizerBase
 
 from mbsd.batch import Batch
 from mbsd.catalog.reader import Catalog
+from mbsd.catalog.several import Catalogs, Items
+from mbsd.config.catalogs import CatalogConfig
 from mbsd.config.data import DataConfig
 from mbsd.config.deepspeed import BatchSizes
 from mbsd.config.stages import MaskingConfig
@@ -36,7 +38,7 @@ from mbsd.data.augment import draw_augmentation
 from mbsd.data.batch_builder import BatchBuilder
 from mbsd.data.decode_dali import dali_installed, make_decoder
 from mbsd.data.loader import TrainLoader
-from mbsd.data.order import Order
+from mbsd.data.mixture import order_of
 from mbsd.data.samples import CatalogSamples
 from mbsd.data.spec import BatchSpec, Masked
 from mbsd.data.text import build_tokenizer
@@ -64,6 +66,7 @@ class LoaderBench:
         num_workers: numbers of loader processes to measure.
         train: also measure the share of time that a training run waits for data.
         epochs: also measure memory after 1, 2 and 4 epochs.
+        mixed: also measure the mixture of so many catalogues, each of them this one: the same pictures; 0: not.
     """
 
     catalog: Path
@@ -74,6 +77,7 @@ class LoaderBench:
     num_workers: tuple[int, ...]
     train: bool
     epochs: bool
+    mixed: int = 0
 
 
 def measure_loader(bench: LoaderBench) -> dict[str, Any]:
@@ -151,6 +155,10 @@ def _loaders(bench: LoaderBench, catalog: Catalog, items: list[int], folder: Pat
             way: (lambda way=way, workers=workers: iter(train_loader(bench, catalog, tokenizer, way, workers)))  # type: ignore[misc]
             for way in _ways(bench)
         }
+        if bench.mixed:
+            makers[_mixed(bench)] = lambda workers=workers: iter(  # type: ignore[misc]
+                train_loader(bench, _several(bench), tokenizer, "torchvision", workers)
+            )
         makers[PLAIN] = lambda workers=workers: plain_batches(plain_dataset, bench.batch, workers)  # type: ignore[misc]
         rates: dict[str, list[float]] = {way: [] for way in makers}
         costs: dict[str, list[float]] = {way: [] for way in makers}
@@ -174,18 +182,30 @@ def _loaders(bench: LoaderBench, catalog: Catalog, items: list[int], folder: Pat
     return rows
 
 
+def _mixed(bench: LoaderBench) -> str:
+    return f"torchvision, {bench.mixed} catalogues"
+
+
+def _several(bench: LoaderBench) -> Catalogs:
+    return Catalogs({f"catalog{number}": bench.catalog for number in range(bench.mixed)})
+
+
 def train_loader(
-    bench: LoaderBench, catalog: Catalog, tokenizer: PreTrainedTokenizerBase, way: str, workers: int
+    bench: LoaderBench, catalog: Items, tokenizer: PreTrainedTokenizerBase, way: str, workers: int
 ) -> TrainLoader:
     """This project's loader as stage 1 uses it, on one rank, with the decoder `way` (torchvision or dali)."""
     device = _device()
     decoder = make_decoder(way, bench.image_size, device, max(1, workers), bench.batch)
-    data = DataConfig(str(catalog.path), image_size=bench.image_size, num_workers=workers)
+    several = None
+    if isinstance(catalog, Catalogs):
+        several = tuple(CatalogConfig(str(bench.catalog), name=name) for name in catalog.names)
+    one = str(bench.catalog) if several is None else None
+    data = DataConfig(one, several, image_size=bench.image_size, num_workers=workers)
     spec = BatchSpec(("full",), Masked(MaskingConfig()), (bench.image_size // PATCH) ** 2, train=True)
     builder = BatchBuilder(catalog, tokenizer, data, spec, decoder)
-    samples = CatalogSamples(catalog, None)
+    samples, order = order_of(CatalogSamples(catalog, None), catalog, data, seed=0)
     sizes = BatchSizes(bench.batch, bench.batch, 1)
-    return TrainLoader(samples, builder, Order(0, len(samples)), sizes, World(0, 1, 0, device))
+    return TrainLoader(samples, builder, order, sizes, World(0, 1, 0, device))
 
 
 def _rate(batches: Iterator[Any], bench: LoaderBench) -> tuple[float, float]:
@@ -259,6 +279,10 @@ def _print(console: Console, result: dict[str, Any]) -> None:
             f"{row['ratio']:.2f}",
         )  # fmt: skip
     console.print(table)
+    rates = {(row["workers"], row["way"]): row["images_per_s"] for row in result["loaders"]}
+    for workers in result["num_workers"] if result["mixed"] else ():
+        mixed, one = (rates[workers, way] for way in (f"torchvision, {result['mixed']} catalogues", "torchvision"))
+        console.print(f"{result['mixed']} catalogues, {workers} workers: {mixed / one:.3f} x one", highlight=False)
     if (training := result.get("training")) is not None:
         model, rate = f"{training['model']}, {max(result['num_workers'])} workers", f"{training['samples_per_s']:,.0f}"
         line = f"training ({model}): steps wait for data {training['data_wait']:.1%} of the time, {rate} samples/s"

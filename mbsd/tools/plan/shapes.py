@@ -14,13 +14,12 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from mbsd.batch import Batch, Masks, Views
-from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Table
 from mbsd.checkpoint.resume import weights_folder
 from mbsd.config.batch_plan import plan_batches
 from mbsd.config.deepspeed import BatchSizes
 from mbsd.config.run import BaseConfig, FinetuneConfig, PretrainConfig
-from mbsd.data.inputs import catalog_samples
+from mbsd.data.inputs import catalog_samples, open_items
 from mbsd.data.samples import TableSamples
 from mbsd.data.spec import Masked, SameProduct
 from mbsd.data.views import TextTokens, pack
@@ -177,9 +176,10 @@ def num_samples(config: BaseConfig) -> int | None:
     Raises:
         UserError: what is there cannot be read.
     """
-    if not Path(config.data.catalog).exists():
+    config.data.check()
+    if not all(Path(path).exists() for path in config.data.catalog_paths):
         return None
-    catalog = Catalog(config.data.catalog)
+    catalog = open_items(config.data)
     if config.data.table is None:
         if not all(Path(path).exists() for path in config.data.held_out):
             return None

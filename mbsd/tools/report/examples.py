@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from mbsd.catalog.reader import Catalog
+from mbsd.catalog.several import Catalogs, Items
 from mbsd.catalog.thumbnail import thumbnail_of
 from mbsd.errors import UserError
 from mbsd.io.files import difference
@@ -60,9 +61,10 @@ def find_examples(evaluation: Evaluation, number: int) -> dict[str, list[Example
         return {}
     if evaluation.vector and evaluation.task != "probe":
         return {}  # ranks and distances say nothing of how sure an answer is
-    if not Path(evaluation.catalog).is_dir():
+    paths = [evaluation.catalog] if isinstance(evaluation.catalog, str) else list(evaluation.catalog.values())
+    for path in (path for path in paths if not Path(path).is_dir()):
         raise UserError(
-            f"{evaluation.file}: its catalogue {evaluation.catalog} is not there; start from the folder that the "
+            f"{evaluation.file}: its catalogue {path} is not there; start from the folder that the "
             "evaluation was started from, or leave the pictures out with --examples 0"
         )
     recorded = {"sha256": evaluation.answers_sha256}
@@ -71,7 +73,7 @@ def find_examples(evaluation: Evaluation, number: int) -> dict[str, list[Example
             f"{evaluation.answers}: not the answers that were written with {evaluation.file} ({wrong}); score the run "
             "again, or leave the pictures out with --examples 0"
         )
-    catalog = Catalog(evaluation.catalog)
+    catalog = Catalog(evaluation.catalog) if isinstance(evaluation.catalog, str) else Catalogs(evaluation.catalog)
     found = pq.read_table(evaluation.answers).to_pydict()
     views = list(evaluation.views)
     answer, probability = np.array(found[f"answer_{views[0]}"]), np.array(found[f"probability_{views[0]}"])
@@ -98,8 +100,10 @@ def _surest(probability: Any, labels: Any, chosen: Any, number: int) -> list[int
     return [int(row) for row in rows[order][:number]]
 
 
-def _example(catalog: Catalog, found: dict[str, list[Any]], views: list[str], row: int) -> Example:
+def _example(catalog: Items, found: dict[str, list[Any]], views: list[str], row: int) -> Example:
     numbers = [found[name][row] for name in ("item", "item_a", "item_b") if name in found]
+    if isinstance(catalog, Catalogs):
+        numbers = [catalog.number(found["catalog"][row], number) for number in numbers]
     label, answers = str(found["label"][row]), {}
     for view in views:
         answer, probability = str(found[f"answer_{view}"][row]), float(found[f"probability_{view}"][row])

@@ -23,7 +23,7 @@ class Evaluation:
         name: of the model: the run folder's name without a trailing seed, so that runs differing in seed share it.
         file: the JSON file that was read.
         run: the run folder; None: the file is in none.
-        task, split, samples, catalog, table: as in the file.
+        task, split, samples, catalog, table: as in the file; of several catalogues, name -> path.
         views: view -> {"all": metrics, "interval": their 95 % intervals, and metrics of groups}.
         missing: which input is missing, and how often -> the same.
         answers: Parquet file of the rows' answers; None: none were written.
@@ -37,7 +37,7 @@ class Evaluation:
     task: str
     split: str
     samples: int
-    catalog: str
+    catalog: str | dict[str, str]
     table: str | None
     views: dict[str, Any]
     missing: dict[str, Any]
@@ -48,7 +48,9 @@ class Evaluation:
     @property
     def dataset(self) -> str:
         """Name of the evaluated table, or of the catalogue where no table is read: data sets of one task."""
-        return Path(self.catalog).name if self.table is None else Path(self.table).stem
+        if self.table is not None:
+            return Path(self.table).stem
+        return Path(self.catalog).name if isinstance(self.catalog, str) else "+".join(self.catalog)
 
 
 def read_evaluations(paths: Sequence[Path]) -> list[Evaluation]:

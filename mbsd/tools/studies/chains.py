@@ -120,6 +120,8 @@ def plan(
 def pair_table(config: StudyConfig, shop: Shop | None) -> tuple[Path, Path]:
     """The catalogue and the pair table of stage 2."""
     data = _tree(config.stage2, shop, shop.pairs if shop else None, 0).get("data", {})
+    if data.get("catalogs"):
+        raise UserError(f"{config.stage2.config}: data.catalogs: a study reads one catalogue; set data.catalog")
     if missing := [name for name in ("catalog", "table") if not data.get(name)]:
         raise UserError(f"{config.stage2.config}: data.{missing[0]} is not set, and stage 2 reads it; set it")
     return Path(data["catalog"]), Path(data["table"])

@@ -12,10 +12,13 @@ from typing import Any, Literal
 
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Table
+from mbsd.config.catalogs import CatalogConfig
+from mbsd.config.data import DataConfig
 from mbsd.config.parse import parse, parse_scoring
 from mbsd.config.run import FinetuneConfig, PretrainConfig
 from mbsd.config.run_files import DONE
 from mbsd.config.scoring import EvaluateConfig
+from mbsd.data.inputs import open_items
 from mbsd.errors import UserError
 from mbsd.io.files import digest_of
 from mbsd.tools.studies.commands import Command
@@ -89,10 +92,13 @@ def _fingerprints(launches: Iterable[Launch]) -> dict[str, str]:
     """Path -> fingerprint of the catalogues and tables that are read."""
     found: dict[str, str] = {}
     for data in (launch.config["data"] for launch in launches):
-        if data["catalog"] not in found:
-            found[data["catalog"]] = Catalog(data["catalog"]).fingerprint
+        several = tuple(CatalogConfig(**one) for one in data["catalogs"]) if data.get("catalogs") else None
+        read = DataConfig(data.get("catalog"), several)
+        for path in read.catalog_paths:
+            if path not in found:
+                found[path] = Catalog(path).fingerprint
         if data.get("table") is not None and data["table"] not in found:
-            found[data["table"]] = Table(data["table"], Catalog(data["catalog"])).fingerprint
+            found[data["table"]] = Table(data["table"], open_items(read)).fingerprint
             # That is the catalogue's: two tables over it have the same one.
             found[f"{data['table']} (SHA-256)"] = digest_of(Path(data["table"]))
     return found
