@@ -27,12 +27,13 @@ import pyarrow.compute as pc
 
 from mbsd.catalog.groups import Groups, find_groups
 from mbsd.catalog.layout import SPLITS
-from mbsd.catalog.mining import sql
+from mbsd.catalog.mining import sql, sql_matched
 from mbsd.catalog.mining.gazetteer import Tagger, gazetteer
 from mbsd.catalog.mining.log_files import find_log
 from mbsd.catalog.mining.log_tables import open_log
 from mbsd.catalog.mining.report import MiningReport
 from mbsd.catalog.mining.settings import LOG_COLUMNS, MiningSettings
+from mbsd.catalog.mining.shortcuts import length_and_frequency
 from mbsd.catalog.mining.sql_engine import Engine, number, open_engine, rows
 from mbsd.catalog.mining.terms import load_terms
 from mbsd.catalog.queries import MAX_QUERY_CHARACTERS
@@ -90,6 +91,7 @@ def mine_pairs(
             bounds = load_positives(engine, files.name, settings, report)
             load_terms(engine, catalog, tagger)
             _draw_negatives(engine, settings, report)
+            report.length_and_frequency = length_and_frequency(engine)
             report.split_rows = dict.fromkeys(SPLITS, 0)
             splits = sql.SPLITS_OF_SLOTS if settings.split == "time" else sql.SPLITS_OF_ITEMS
             pairs = _counted(engine.batches(sql.PAIRS.format(splits=splits)), report)
@@ -159,10 +161,16 @@ def _draw_negatives(engine: Engine, settings: MiningSettings, report: MiningRepo
     amounts = {"rewrites": settings.rewrites_per_positive, "negatives": settings.negatives_per_positive}
     if settings.split == "time":
         engine.stage("slots", sql.SLOTS.format(**amounts))
-    engine.stage("pool", sql.POOL)
-    engine.stage("pool_sizes", sql.POOL_SIZES)
+    short, same_category, picked = sql.SHORT.format(**amounts), sql.SAME_CATEGORY, sql.PICKED
+    if settings.match:
+        _match(engine, settings)
+        short = sql_matched.SHORT.format(short=short, **amounts)
+        same_category, picked = sql_matched.SAME_CATEGORY, sql_matched.PICKED
+    else:
+        engine.stage("pool", sql.POOL)
+        engine.stage("pool_sizes", sql.POOL_SIZES)
     engine.drop("bought")
-    engine.stage("short", sql.SHORT.format(**amounts))
+    engine.stage("short", short)
     empty = [("item", pa.int64()), ("source", pa.string()), ("text", pa.string()), ("replaced", pa.string())]
     engine.load("chosen_0", pa.schema([*empty, ("slot", pa.int64())]).empty_table())
     engine.view("chosen", "SELECT * FROM chosen_0")
@@ -171,14 +179,14 @@ def _draw_negatives(engine: Engine, settings: MiningSettings, report: MiningRepo
         engine.stage("turns", sql.TURNS)
         engine.stage("rewrites", sql.REWRITES.format(longest=MAX_QUERY_CHARACTERS))
         engine.drop("turns")
-        engine.stage("same_category", sql.SAME_CATEGORY)
+        engine.stage("same_category", same_category)
         engine.view("candidates", sql.CANDIDATES)
         engine.stage("keys", sql.KEYS)
         engine.stage("hit", sql.HIT)
         engine.drop("keys")
         engine.stage("free", sql.FREE)
         engine.stage("picked_rewrites", sql.PICKED_REWRITES)
-        engine.stage("picked", sql.PICKED)
+        engine.stage("picked", picked)
         engine.stage(f"chosen_{report.rounds}", "SELECT * FROM picked")
         parts = [f"SELECT * FROM chosen_{n}" for n in range(report.rounds + 1)]
         engine.view("chosen", " UNION ALL ".join(parts))
@@ -193,6 +201,20 @@ def _draw_negatives(engine: Engine, settings: MiningSettings, report: MiningRepo
     report.same_category_asked = report.positives * settings.negatives_per_positive
     report.rewrites_short = report.rewrites_asked - report.rewrites
     report.same_category_short = report.same_category_asked - report.same_category
+
+
+def _match(engine: Engine, settings: MiningSettings) -> None:
+    """Make the tables `pool`, `pool_sizes` and `anchors`: where in its category's row of queries each positive begins."""
+    window = 4 + 4 * settings.negatives_per_positive  # with the query itself, and some that have behaviour
+    by_length = "length" in settings.match
+    measures = {
+        "words": sql_matched.WORDS.format(text="d.text") if by_length else "0",
+        "characters": "length(d.text)" if by_length else "0",
+        "frequency": "a.n" if "frequency" in settings.match else "0",
+    }
+    engine.stage("pool", sql_matched.POOL.format(band=sql_matched.BAND * window, **measures))
+    engine.stage("pool_sizes", sql.POOL_SIZES)
+    engine.stage("anchors", sql_matched.ANCHORS.format(window=window))
 
 
 def _counted(batches: Iterator[Any], report: MiningReport) -> Iterator[Any]:
