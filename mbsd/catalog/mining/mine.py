@@ -161,11 +161,14 @@ def _draw_negatives(engine: Engine, settings: MiningSettings, report: MiningRepo
     amounts = {"rewrites": settings.rewrites_per_positive, "negatives": settings.negatives_per_positive}
     if settings.split == "time":
         engine.stage("slots", sql.SLOTS.format(**amounts))
-    short, same_category, picked = sql.SHORT.format(**amounts), sql.SAME_CATEGORY, sql.PICKED
+    by = sql_matched if settings.match else sql
+    amounts["looks"] = sql_matched.LOOKS * settings.rewrites_per_positive
+    turns, short = sql.TURNS.format(also="", every=""), sql.SHORT.format(**amounts)
     if settings.match:
         _match(engine, settings)
+        more = {"also": sql_matched.ALSO, "every": sql_matched.EVERY.format(**amounts)}
+        turns = sql_matched.TURNS.format(turns=sql.TURNS.format(**more), **amounts)
         short = sql_matched.SHORT.format(short=short, **amounts)
-        same_category, picked = sql_matched.SAME_CATEGORY, sql_matched.PICKED
     else:
         engine.stage("pool", sql.POOL)
         engine.stage("pool_sizes", sql.POOL_SIZES)
@@ -176,21 +179,21 @@ def _draw_negatives(engine: Engine, settings: MiningSettings, report: MiningRepo
     engine.view("chosen", "SELECT * FROM chosen_0")
     while number(engine, "SELECT count(*) FROM short"):
         report.rounds += 1
-        engine.stage("turns", sql.TURNS)
+        engine.stage("turns", turns)
         engine.stage("rewrites", sql.REWRITES.format(longest=MAX_QUERY_CHARACTERS))
         engine.drop("turns")
-        engine.stage("same_category", same_category)
+        engine.stage("same_category", by.SAME_CATEGORY)
         engine.view("candidates", sql.CANDIDATES)
         engine.stage("keys", sql.KEYS)
         engine.stage("hit", sql.HIT)
         engine.drop("keys")
         engine.stage("free", sql.FREE)
-        engine.stage("picked_rewrites", sql.PICKED_REWRITES)
-        engine.stage("picked", picked)
+        engine.stage("picked_rewrites", by.PICKED_REWRITES)
+        engine.stage("picked", by.PICKED)
         engine.stage(f"chosen_{report.rounds}", "SELECT * FROM picked")
         parts = [f"SELECT * FROM chosen_{n}" for n in range(report.rounds + 1)]
         engine.view("chosen", " UNION ALL ".join(parts))
-        engine.stage("still_short", sql.STILL_SHORT)
+        engine.stage("still_short", by.STILL_SHORT.format(**amounts))
         engine.stage("short", "SELECT * FROM still_short")
         engine.drop("free")
     counts = {
@@ -214,6 +217,9 @@ def _match(engine: Engine, settings: MiningSettings) -> None:
     }
     engine.stage("pool", sql_matched.POOL.format(band=sql_matched.BAND * window, **measures))
     engine.stage("pool_sizes", sql.POOL_SIZES)
+    engine.stage("all_open_terms", "SELECT * FROM open_terms")
+    engine.stage("open_terms", sql_matched.OPEN_TERMS)
+    engine.drop("all_open_terms")
     engine.stage("anchors", sql_matched.ANCHORS.format(window=window))
 
 

@@ -48,12 +48,39 @@ FROM positives p JOIN items i ON i.item = p.item JOIN pool q ON q.category = i.c
 JOIN pool_sizes z ON z.category = q.category
 """
 
-# The number of draws of each positive, where `sql.SHORT` has the number of each item.
+# The number of draws of each positive, where `sql.SHORT` has that of each item.
 SHORT = """
 SELECT item, source, need, missing, low,
-       CASE WHEN source = 'rewrite' THEN high ELSE {negatives} + CAST(floor({negatives} / 3) AS BIGINT) + 2 END AS high,
+       CASE WHEN source = 'rewrite' THEN {looks} ELSE {negatives} + CAST(floor({negatives} / 3) AS BIGINT) + 4 END AS high,
        places
 FROM ({short}) of_item
+"""
+# Items that the first round leaves short of rewrites begin again, for what it passed over.
+STILL_SHORT = """
+SELECT s.item, s.source, s.need, s.missing - coalesce(p.n, 0) AS missing,
+       CASE WHEN s.source = 'rewrite' AND s.high = {looks} THEN 0 ELSE s.high END AS low, s.high * 8 AS high, s.places
+FROM short s LEFT JOIN (SELECT item, source, count(*) AS n FROM picked GROUP BY item, source) p
+ON p.item = s.item AND p.source = s.source
+WHERE s.missing > coalesce(p.n, 0) AND s.high < s.places
+"""
+
+# Terms are in no order in which their queries would be alike. So a positive looks at `LOOKS` rewrites for each that it
+# needs, and the first round keeps those that are nearest to it in frequency, by powers of two.
+LOOKS = 8
+OPEN_TERMS = """
+SELECT o.*, length(bin(1 + a.n)) AS bits, draw(o.item || chr(9) || o.origin) AS whose
+FROM all_open_terms o JOIN asked a ON a.text = o.origin
+"""
+ALSO = ", d.bits, d.whose, d.every"
+EVERY = "s.high > {looks} OR s.high >= s.places AS every, "
+TURNS = """
+SELECT item, type, value, replaced, shift, origin, first, text, j FROM (
+    SELECT g.*, row_number() OVER (PARTITION BY item, origin ORDER BY j, shift) AS place FROM (
+        SELECT t.item, t.type, t.value, t.replaced, t.whose AS shift, t.origin, t.first, t.text, t.every,
+               abs(length(bin(1 + coalesce(a.n, 0))) - t.bits) * 1000000 + t.j AS j
+        FROM ({turns}) t LEFT JOIN asked a ON a.text = t.text
+    ) g
+) nearest WHERE place <= {rewrites} + 2 OR every
 """
 
 # Place j of a positive's own order of the category: its window in rotation, then outward on both sides in turns, and,
@@ -82,18 +109,30 @@ SELECT item, 'same-category' AS source, text, j, '' AS replaced, shift FROM (
 """
 
 # An item's positives (`shift` tells them apart) take turns, so that each gets its own negatives where there are enough.
+PICKED_REWRITES = """
+SELECT item, source, text, replaced, need - missing + place AS slot FROM (
+    SELECT item, source, text, replaced, need, missing,
+           row_number() OVER (PARTITION BY item ORDER BY turn, j, text) AS place
+    FROM (
+        SELECT f.item, f.source, f.text, f.replaced, f.j, s.need, s.missing,
+               row_number() OVER (PARTITION BY f.item, f.shift ORDER BY f.j, f.text) AS turn
+        FROM free f JOIN short s ON s.item = f.item AND s.source = f.source WHERE f.source = 'rewrite'
+    ) in_turns
+) ranked WHERE place <= missing
+"""
 PICKED = """
 SELECT * FROM picked_rewrites
 UNION ALL
 SELECT item, source, text, replaced, need - missing + place AS slot FROM (
-    SELECT t.*, row_number() OVER (PARTITION BY item ORDER BY turn, j, text) AS place
+    SELECT item, source, text, replaced, need, missing,
+           row_number() OVER (PARTITION BY item ORDER BY turn, j, text) AS place
     FROM (
         SELECT f.item, f.source, f.text, f.replaced, f.j, s.need, s.missing,
                row_number() OVER (PARTITION BY f.item, f.shift ORDER BY f.j, f.text) AS turn
         FROM free f JOIN short s ON s.item = f.item AND s.source = f.source
         ANTI JOIN picked_rewrites r ON r.item = f.item AND r.text = f.text
         WHERE f.source = 'same-category'
-    ) t
+    ) in_turns
 ) ranked WHERE place <= missing
 """
 
