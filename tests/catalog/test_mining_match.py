@@ -169,7 +169,11 @@ def test_without_match_the_rows_are_those_of_before_there_was_one(  # noqa: PLR0
 
 def test_a_positive_draws_from_queries_like_its_own_and_then_from_all(tmp_path: Path) -> None:
     """Four kinds of queries in one category: short or long, frequent or rare."""
-    kinds = {(words, times): [f"{'w ' * words}{times:02d}q{n:02d}" for n in range(30)] for words in (0, 3) for times in (3, 40)}
+    kinds = {
+        (words, times): [f"{'w ' * words}{times:02d}q{n:02d}" for n in range(30)]
+        for words in (0, 3)
+        for times in (3, 40)
+    }
     kind_of = {query: kind for kind, queries in kinds.items() for query in queries}
     items = [Item(f"i{n:03d}", f"item {n}", "", "hat", {}) for n in range(len(kind_of))]
     events = [

@@ -21,7 +21,7 @@ KINDS_IN_REPORT = 50
 
 
 def open_log(engine: Engine, files: LogFiles, settings: MiningSettings, report: MiningReport) -> None:
-    """Make the views `log` and `purchases` and the tables `respelled` and `asked` (text, n: its rows); count the rows, good and bad, in the report.
+    """Make the views `log` and `purchases` and the tables `respelled` and `asked`; count the rows in the report.
 
     The table `items` has to be there.
 

@@ -4,12 +4,14 @@
     same-category    a query that led to purchases in the item's category
     rewrite          a positive's query with one term replaced by another of the same type
 
+Both are drawn for a positive, and are like its query in length and frequency as far as there are such (`match`).
 Under a negative's query nobody has done anything with its item, not even clicked.
 
 Every draw is an md5 of (seed, what is drawn for) and ties are broken by the text, so the table is the same for any
 number of threads, any order of the log and either engine. Negatives are drawn by rotation: a hash gives the position in
 a random list at which an item begins to read. The work is then items x draws, where a join of items with all queries of
-their category would be thousands of times that. The statements are in `sql`, in the order of `mine_pairs`.
+their category would be thousands of times that. The statements are in `sql`, in the order of `mine_pairs`, and those
+that `match` puts in their place in `sql_matched`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -70,7 +73,7 @@ def mine_pairs(
         UserError: the log cannot be read, lacks a column, or holds no positive; or the engine cannot do it.
     """
     settings = settings or MiningSettings()
-    started = time.monotonic()
+    started, held = time.monotonic(), resident_bytes()
     groups = find_groups(catalog, settings.group) if settings.split == "item" else None
     tagger = tagger or gazetteer(catalog)
     report = MiningReport(settings=asdict(replace(settings, columns=dict(settings.columns))))
@@ -81,7 +84,8 @@ def mine_pairs(
         if settings.split == "time" or "time" in settings.columns:
             columns["time"] = settings.columns.get("time", "time")
         files = find_log(log, columns, Path(folder), settings.max_record_lines)
-        engine = open_engine(settings, Path(folder))
+        # What the groups and the items take is no longer there for the engine.
+        engine = open_engine(settings.less_memory(resident_bytes() - held), Path(folder))
         try:
             report.engine = engine.version
             engine.load("items", _items(catalog, groups))
@@ -101,6 +105,11 @@ def mine_pairs(
             engine.close()
     report.seconds = time.monotonic() - started
     return report
+
+
+def resident_bytes() -> int:
+    """Return the resident memory of this process."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def _items(catalog: Catalog, groups: Groups | None) -> Any:
@@ -207,7 +216,7 @@ def _draw_negatives(engine: Engine, settings: MiningSettings, report: MiningRepo
 
 
 def _match(engine: Engine, settings: MiningSettings) -> None:
-    """Make the tables `pool`, `pool_sizes` and `anchors`: where in its category's row of queries each positive begins."""
+    """Make the tables `pool`, `pool_sizes` and `anchors`, and put into `open_terms` what `match` needs."""
     window = 4 + 4 * settings.negatives_per_positive  # with the query itself, and some that have behaviour
     by_length = "length" in settings.match
     measures = {

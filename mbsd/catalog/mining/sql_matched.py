@@ -1,9 +1,9 @@
 """The statements of `match`: negatives that are like the positive that they are drawn for (see `sql` for the others).
 
-A category's queries are put in a row: by number of words, then in bands of neighbouring numbers of characters, and in a
-band by frequency, up in one band and down in the next. So what is near in the row is alike, across the bands' edges too.
-A positive draws from a window of places around its own query, by rotation, then from ever farther ones on both sides,
-and last from the whole category: as many negatives exist as without `match`.
+A category's queries are put in a row: by number of words, then in bands of neighbouring numbers of characters, and in
+a band by frequency, up in one band and down in the next. So what is near in the row is alike, across the bands' edges
+too. A positive draws from a window of places around its own query, by rotation, then from ever farther ones on both
+sides, and last from the whole category: as many negatives exist as without `match`.
 """
 
 # The frequency of a query is the number of the log's rows with it, in any of its spellings, of any kind and for any
@@ -14,8 +14,8 @@ FROM spellings s LEFT JOIN respelled q ON q.raw = s.raw WHERE s.raw IS NOT NULL 
 """
 WORDS = "length({text}) - length(replace({text}, ' ', '')) + 1"
 
-# A band has `BAND` times as many queries as it would need to be as narrow in length as a window is in frequency: a
-# regression tells more by frequency, in which purchases differ most from what else is searched.
+# A band has sqrt(BAND x window x queries) of them. With BAND 1 it would be as narrow in length as a window in it is in
+# frequency; but purchases differ more in frequency from what else is searched, and wide bands are narrow windows.
 BAND = 4
 POOL = """
 SELECT category, text, row_number() OVER (
@@ -48,12 +48,14 @@ FROM positives p JOIN items i ON i.item = p.item JOIN pool q ON q.category = i.c
 JOIN pool_sizes z ON z.category = q.category
 """
 
-# The number of draws of each positive, where `sql.SHORT` has that of each item.
+# The number of draws of each positive, where `sql.SHORT` has that of each item: the fewer positives, the more each may
+# need, as its own draws alone may all have behaviour.
 SHORT = """
 SELECT item, source, need, missing, low,
-       CASE WHEN source = 'rewrite' THEN {looks} ELSE {negatives} + CAST(floor({negatives} / 3) AS BIGINT) + 4 END AS high,
-       places
-FROM ({short}) of_item
+       CASE WHEN source = 'rewrite' THEN {looks}
+            ELSE greatest({negatives} + 2, CAST(ceil((need + floor(need / 3) + 4) / positives) AS BIGINT))
+            END AS high, places
+FROM (SELECT s.*, need / greatest({negatives}, 1) AS positives FROM ({short}) s) of_item
 """
 # Items that the first round leaves short of rewrites begin again, for what it passed over.
 STILL_SHORT = """
@@ -66,7 +68,7 @@ WHERE s.missing > coalesce(p.n, 0) AND s.high < s.places
 
 # Terms are in no order in which their queries would be alike. So a positive looks at `LOOKS` rewrites for each that it
 # needs, and the first round keeps those that are nearest to it in frequency, by powers of two.
-LOOKS = 8
+LOOKS = 6
 OPEN_TERMS = """
 SELECT o.*, length(bin(1 + a.n)) AS bits, draw(o.item || chr(9) || o.origin) AS whose
 FROM all_open_terms o JOIN asked a ON a.text = o.origin

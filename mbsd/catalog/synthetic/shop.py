@@ -86,8 +86,8 @@ class ShopOptions:
         shares = self.query_terms
         if len(shares) != len(QUERY_TERMS) or not min(shares) >= 0 or not math.isclose(sum(shares), 1):
             raise UserError(
-                f"query_terms are {', '.join(f'{share:g}' for share in shares)}; expected the shares of queries with 1, "
-                "2, 3 and 4 terms, of which the sum is 1"
+                f"query_terms are {', '.join(f'{share:g}' for share in shares)}; expected the shares of queries with "
+                "1, 2, 3 and 4 terms, of which the sum is 1"
             )
 
 
