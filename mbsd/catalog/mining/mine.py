@@ -172,11 +172,12 @@ def _draw_negatives(engine: Engine, settings: MiningSettings, report: MiningRepo
         engine.stage("slots", sql.SLOTS.format(**amounts))
     by = sql_matched if settings.match else sql
     amounts["looks"] = sql_matched.LOOKS * settings.rewrites_per_positive
-    turns, short = sql.TURNS.format(also="", every=""), sql.SHORT.format(**amounts)
+    turns, short = sql.TURNS.format(also="", every="", terms="open_terms"), sql.SHORT.format(**amounts)
     if settings.match:
         _match(engine, settings)
-        more = {"also": sql_matched.ALSO, "every": sql_matched.EVERY.format(**amounts)}
-        turns = sql_matched.TURNS.format(turns=sql.TURNS.format(**more), **amounts)
+        every = sql_matched.EVERY.format(**amounts)
+        turns = sql.TURNS.format(also=sql_matched.ALSO, every=every, terms="marked_terms")
+        turns = sql_matched.TURNS.format(turns=turns, **amounts)
         short = sql_matched.SHORT.format(short=short, **amounts)
     else:
         engine.stage("pool", sql.POOL)
@@ -216,7 +217,7 @@ def _draw_negatives(engine: Engine, settings: MiningSettings, report: MiningRepo
 
 
 def _match(engine: Engine, settings: MiningSettings) -> None:
-    """Make the tables `pool`, `pool_sizes` and `anchors`, and put into `open_terms` what `match` needs."""
+    """Make the tables `pool`, `pool_sizes`, `anchors` and `marked_terms`."""
     window = 4 + 4 * settings.negatives_per_positive  # with the query itself, and some that have behaviour
     by_length = "length" in settings.match
     measures = {
@@ -226,9 +227,7 @@ def _match(engine: Engine, settings: MiningSettings) -> None:
     }
     engine.stage("pool", sql_matched.POOL.format(band=sql_matched.BAND * window, **measures))
     engine.stage("pool_sizes", sql.POOL_SIZES)
-    engine.stage("all_open_terms", "SELECT * FROM open_terms")
-    engine.stage("open_terms", sql_matched.OPEN_TERMS)
-    engine.drop("all_open_terms")
+    engine.stage("marked_terms", sql_matched.MARKED_TERMS)
     engine.stage("anchors", sql_matched.ANCHORS.format(window=window))
 
 

@@ -153,7 +153,7 @@ TURNS = """
 WITH due AS (
     SELECT o.*, {every}CAST(ceil((s.low - o.k) / o.terms) AS BIGINT) AS early,
            least(o.n - 1, CAST(floor((s.high - 1 - o.k) / o.terms) AS BIGINT)) AS late
-    FROM open_terms o JOIN short s ON s.item = o.item WHERE s.source = 'rewrite'
+    FROM {terms} o JOIN short s ON s.item = o.item WHERE s.source = 'rewrite'
 ),
 drawn AS (
     SELECT due.*, explode(sequence(early, late)) AS turn FROM due WHERE early <= late

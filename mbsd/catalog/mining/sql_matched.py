@@ -69,9 +69,9 @@ WHERE s.missing > coalesce(p.n, 0) AND s.high < s.places
 # Terms are in no order in which their queries would be alike. So a positive looks at `LOOKS` rewrites for each that it
 # needs, and the first round keeps those that are nearest to it in frequency, by powers of two.
 LOOKS = 6
-OPEN_TERMS = """
+MARKED_TERMS = """
 SELECT o.*, length(bin(1 + a.n)) AS bits, draw(o.item || chr(9) || o.origin) AS whose
-FROM all_open_terms o JOIN asked a ON a.text = o.origin
+FROM open_terms o JOIN asked a ON a.text = o.origin
 """
 ALSO = ", d.bits, d.whose, d.every"
 EVERY = "s.high > {looks} OR s.high >= s.places AS every, "
