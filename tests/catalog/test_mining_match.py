@@ -227,13 +227,3 @@ def test_too_few_rows_have_no_figure(tmp_path: Path) -> None:
 def test_another_match_is_refused() -> None:
     with pytest.raises(UserError, match="--match 'popularity'; expected some of length, frequency, by commas, or none"):
         MiningSettings(match=("length", "popularity"))
-
-
-@pytest.mark.parametrize(
-    ("limit", "held", "left"),
-    [("2GB", 300_000_000, "1700MB"), ("500MB", 400_000_000, "250MB"), ("2GB", -5, "2000MB"), ("", 10**9, "")],
-)
-def test_what_the_catalogue_takes_is_taken_off_the_engines_limit(limit: str, held: int, left: str) -> None:
-    assert MiningSettings(memory_limit=limit).less_memory(held) == MiningSettings(memory_limit=left)
-    spark = MiningSettings(memory_limit=limit, engine="spark")
-    assert spark.less_memory(held) == spark

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -73,7 +72,7 @@ def mine_pairs(
         UserError: the log cannot be read, lacks a column, or holds no positive; or the engine cannot do it.
     """
     settings = settings or MiningSettings()
-    started, held = time.monotonic(), resident_bytes()
+    started = time.monotonic()
     groups = find_groups(catalog, settings.group) if settings.split == "item" else None
     tagger = tagger or gazetteer(catalog)
     report = MiningReport(settings=asdict(replace(settings, columns=dict(settings.columns))))
@@ -84,8 +83,8 @@ def mine_pairs(
         if settings.split == "time" or "time" in settings.columns:
             columns["time"] = settings.columns.get("time", "time")
         files = find_log(log, columns, Path(folder), settings.max_record_lines)
-        # What the groups and the items take is no longer there for the engine.
-        engine = open_engine(settings.less_memory(resident_bytes() - held), Path(folder))
+        pa.default_memory_pool().release_unused()
+        engine = open_engine(settings, Path(folder))
         try:
             report.engine = engine.version
             engine.load("items", _items(catalog, groups))
@@ -105,11 +104,6 @@ def mine_pairs(
             engine.close()
     report.seconds = time.monotonic() - started
     return report
-
-
-def resident_bytes() -> int:
-    """Return the resident memory of this process."""
-    return int(psutil.Process().memory_info().rss)
 
 
 def _items(catalog: Catalog, groups: Groups | None) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
@@ -40,8 +40,7 @@ class MiningSettings:
         test_from: the same, for the test split.
         engine: duckdb or spark.
         master: Spark's master, such as spark://host:7077; empty = this machine.
-        memory_limit: the engine's, such as 4GB; empty = its default. DuckDB, in this process, gets less by what
-            the catalogue takes.
+        memory_limit: the engine's, such as 4GB; empty = its default.
         spill: folder for what does not fit into memory, and for files that are rewritten (see `log_rewrite`): with a
             Spark cluster, on a disk that all its machines see; empty = the system's temporary one.
         threads: 0 = one per core; for Spark, of a local master.
@@ -103,14 +102,6 @@ class MiningSettings:
     def positives_per_item(self) -> int:
         """Return the highest number of positives of an item; 0 = no limit."""
         return self.max_pairs_per_item // (1 + self.negatives_per_positive + self.rewrites_per_positive)
-
-    def less_memory(self, held: int) -> MiningSettings:
-        """Return settings for DuckDB with a limit that is lower by `held` bytes, but not by more than half."""
-        if not self.memory_limit or self.engine != "duckdb":
-            return self
-        limit = int(self.memory_limit[:-2]) * {"MB": 10**6, "GB": 10**9, "TB": 10**12}[self.memory_limit[-2:]]
-        left = max(limit - max(held, 0), limit // 2)
-        return replace(self, memory_limit=f"{left // 10**6}MB")
 
     def bounds(self) -> tuple[float | int, ...]:
         """Return where validation and test begin: shares (float) or microseconds since 1970 (int); () by item."""
