@@ -73,7 +73,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     import json
 
     from mbsd.catalog.build.build import BuildOptions, build_catalog
-    from mbsd.catalog.mining.mine import mine_pairs
+    from mbsd.catalog.mining.mine import MiningSettings, mine_pairs
     from mbsd.catalog.reader import Catalog
     from mbsd.catalog.sources import read_items
     from mbsd.catalog.synthetic.shop import ShopOptions, synthesise
@@ -87,6 +87,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     options = BuildOptions(workers=1, attribute_where=where, progress=False)
     build_catalog(items, folder / "raw" / "images", made.catalog, options)
     catalog = Catalog(made.catalog)
-    mine_pairs(folder / "raw" / "log.parquet", catalog, made.pairs)
+    # The golden losses are of these rows, from before negatives were matched.
+    mine_pairs(folder / "raw" / "log.parquet", catalog, made.pairs, MiningSettings(match=()))
     derive_table("attributes", catalog, made.tags)
     return made

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mbsd.cli.options import Out, Workers, name_and_value
+from mbsd.cli.options import Out, Workers, name_and_value, numbers
 from mbsd.errors import UserError
 from mbsd.io.console import print_json
 
@@ -37,6 +37,9 @@ def catalog_synth(  # noqa: PLR0913 (options of a command line)
     duplicates: Annotated[
         float, typer.Option(help="Share of the items that are another item's product, sold by another shop.")
     ] = 0.0,
+    query_terms: Annotated[
+        str, typer.Option(help="Shares of the queries with 1, 2, 3 and 4 terms: how long the log's queries are.")
+    ] = "0.45,0.35,0.15,0.05",
     workers: Workers = 0,
 ) -> None:
     """Draw a fashion catalogue with a behaviour log: items.jsonl, images/, log.parquet, attribute_where.json.
@@ -46,7 +49,7 @@ def catalog_synth(  # noqa: PLR0913 (options of a command line)
     """
     from mbsd.catalog.synthetic.shop import ShopOptions, synthesise
 
-    options = ShopOptions(items, seed, language, image_side, duplicates)
+    options = ShopOptions(items, seed, language, image_side, duplicates, numbers(query_terms, "--query-terms"))
     summary = synthesise(out, options, workers)
     print(f"{out}: {summary.items} items, {summary.log_rows} rows of behaviour")
 

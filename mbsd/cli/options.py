@@ -41,3 +41,15 @@ def name_and_value(text: str) -> tuple[str, str]:
     if not (name and found and value):
         raise UserError(f"--column {text}: expected OURS=NAME, such as query=search_term")
     return name, value
+
+
+def numbers(text: str, option: str) -> tuple[float, ...]:
+    """Return the numbers between the commas of an option's text.
+
+    Raises:
+        UserError: one is none.
+    """
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise UserError(f"{option} {text}: expected numbers, by commas") from None

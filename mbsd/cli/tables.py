@@ -172,6 +172,12 @@ def pairs_mine(  # noqa: PLR0913 (options of a command line)
     negatives_per_positive: Annotated[int, typer.Option(help="Queries of the same category.")] = 1,
     rewrites_per_positive: Annotated[int, typer.Option(help="Queries with one term replaced.")] = 1,
     max_pairs_per_item: Annotated[int, typer.Option(help="Most rows of an item; 0 = no limit.")] = 0,
+    match: Annotated[
+        str,
+        typer.Option(
+            help="In what a negative is like its positive: length, frequency in the log, both by commas, or none."
+        ),
+    ] = "length,frequency",
     seed: Annotated[int, typer.Option(help="Of the negatives' draw.")] = 0,
     column: Annotated[
         list[str] | None, typer.Option(help="OURS=NAME for user, query, item, kind or time; may be repeated.")
@@ -223,14 +229,14 @@ def pairs_mine(  # noqa: PLR0913 (options of a command line)
         min_buyers=min_buyers, negatives_per_positive=negatives_per_positive, seed=seed, columns=columns, split=split,
         rewrites_per_positive=rewrites_per_positive, max_pairs_per_item=max_pairs_per_item, master=master,
         validation_from=validation_from, test_from=test_from, engine=engine, memory_limit=memory_limit, spill=spill,
-        threads=threads, max_record_lines=max_record_lines,
+        threads=threads, max_record_lines=max_record_lines, match=group_kinds(match),
         group=GroupOptions(group_kinds(group), max_same, near_distance, group_titles),
     )  # fmt: skip
     shop = Catalog(catalog)
     found = mine_pairs(log, shop, out, settings, make_tagger(tagger, shop, lexicon))
     page = write_report(found, out, report or out.with_name(out.stem + ".report"), shop)
     print(f"{out}: {found.describe()}; report: {page}")
-    for note in [*found.notes, *([found.groups] if found.groups else [])]:
+    for note in filter(None, [*found.notes, found.groups, found.describe_shortcuts()]):
         print(f"  {note}")
 
 

@@ -72,8 +72,13 @@ def read_pairs(path: Path, catalog: Catalog) -> dict[Pair, Row]:
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(shop=shops, log=logs, buyers=st.integers(1, 3), negatives=st.integers(0, 3), rewrites=st.integers(0, 3))
-def test_against_a_brute_force(shop: Any, log: Any, buyers: int, negatives: int, rewrites: int) -> None:
+@given(
+    shop=shops, log=logs, buyers=st.integers(1, 3), negatives=st.integers(0, 3), rewrites=st.integers(0, 3),
+    match=st.sampled_from([("length", "frequency"), (), ("length",), ("frequency",)]),
+)  # fmt: skip
+def test_against_a_brute_force(  # noqa: PLR0913
+    shop: Any, log: Any, buyers: int, negatives: int, rewrites: int, match: tuple[str, ...]
+) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         items = [Item(f"i{n}", f"item {n}", "", category, attributes) for n, (category, attributes) in enumerate(shop)]
@@ -81,6 +86,7 @@ def test_against_a_brute_force(shop: Any, log: Any, buyers: int, negatives: int,
         events = [(f"u{user}", spell(query), f"i{item}", kind) for user, query, spell, item, kind in log]
         found = expected_of(events, catalog, buyers)
         options = {"min_buyers": buyers, "negatives_per_positive": negatives, "rewrites_per_positive": rewrites}
+        options["match"] = match
         path = write_log(folder / "log.parquet", events)
         if not found.positives:
             with pytest.raises(UserError, match=f"no query led {buyers} users to buy the same item"):

@@ -16,7 +16,9 @@ from mbsd.catalog.mining.mine import MiningReport, MiningSettings, mine_pairs
 from mbsd.catalog.reader import Catalog
 from mbsd.tools.bench.mining_log import write_log
 from tests.catalog.helpers import items_of, small_catalog
+from tests.catalog.test_mining import write_log as write_events
 from tests.catalog.test_mining_input import BY_TIME, check_bad_rows, parquet_of_bytes, read_pairs
+from tests.catalog.test_mining_match import mining_events
 
 pytestmark = pytest.mark.spark
 ROWS = 2_000_000
@@ -49,6 +51,18 @@ def test_two_million_rows(tmp_path: Path) -> None:
     report = _both(tmp_path / "log.parquet", Catalog(tmp_path / "catalog"), tmp_path, settings)["duckdb"]
     assert report.log_rows == ROWS
     assert min(report.positives, report.same_category, report.rewrites) > 5_000
+
+
+@pytest.mark.parametrize("match", [("length", "frequency"), ("length",), ("frequency",), ()])
+def test_every_match(tmp_path: Path, match: tuple[str, ...]) -> None:
+    """Negatives enough that rounds follow, of which the last reach all of a category."""
+    items, events = mining_events()
+    catalog, log = small_catalog(tmp_path / "catalog", items), tmp_path / "log.parquet"
+    write_events(log, events)
+    settings = MiningSettings(match=match, negatives_per_positive=3, rewrites_per_positive=2)
+    report = _both(log, catalog, tmp_path, settings)["duckdb"]
+    assert report.rounds > 1 and min(report.same_category, report.rewrites) > 300
+    assert set(report.length_and_frequency) == {"same-category", "rewrite"}
 
 
 def test_bad_rows_and_times(tmp_path: Path) -> None:

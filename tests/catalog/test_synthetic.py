@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from mbsd.catalog.build.build import BuildOptions, build_catalog
 from mbsd.catalog.build.normalise import normalise_image
@@ -19,6 +20,7 @@ from mbsd.catalog.sources import read_items
 from mbsd.catalog.synthetic.pictures import draw_item
 from mbsd.catalog.synthetic.shop import ShopOptions, synthesise
 from mbsd.catalog.synthetic.words import BOTTOMS, COLLAR, COLOUR, PATTERN, SLEEVE, VOCABULARY, WHERE_SEEN, Language
+from mbsd.cli.catalog import catalog_app
 from mbsd.errors import UserError
 
 LANGUAGES: tuple[Language, ...] = ("zh", "en")
@@ -160,11 +162,27 @@ def test_the_whole_way_to_pairs(tmp_path: Path, shop: tuple[Language, Path]) -> 
     assert report.rewrites > 0.95 * report.positives and report.same_category == report.positives
 
 
+@pytest.mark.parametrize("terms", [(0.45, 0.35, 0.15, 0.05), (0.1, 0.2, 0.3, 0.4)])
+def test_queries_have_as_many_terms_as_asked_for(tmp_path: Path, terms: tuple[float, ...]) -> None:
+    summary = synthesise(tmp_path / "o", ShopOptions(400, 0, "zh", image_side=32, query_terms=terms), workers=1)
+    queries = pq.read_table(summary.log_file)["query"].to_pylist()
+    # The category's word stands behind the terms; rows follow the queries' popularity, which knows no length.
+    found = Counter(query.count(" ") for query in queries)
+    assert set(found) == {1, 2, 3, 4}
+    for number, share in enumerate(terms, start=1):
+        assert found[number] / len(queries) == pytest.approx(share, abs=0.04)
+
+
 def test_users_mistakes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="num_items is 0; expected at least 1"):
         synthesise(tmp_path / "o", ShopOptions(num_items=0, seed=0))
     with pytest.raises(UserError, match="language 'fr'"):
         synthesise(tmp_path / "o", ShopOptions(num_items=1, seed=0, language="fr"))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="query_terms are 0.5, 0.6; expected the shares of queries with 1, 2, 3 and 4"):
+        synthesise(tmp_path / "o", ShopOptions(num_items=1, seed=0, query_terms=(0.5, 0.6)))
+    result = CliRunner().invoke(catalog_app, ["synth", str(tmp_path / "o"), "--query-terms", "0.5,half"])
+    assert isinstance(result.exception, UserError)
+    assert str(result.exception) == "--query-terms 0.5,half: expected numbers, by commas"
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="already there"):
         synthesise(tmp_path, ShopOptions(num_items=1, seed=0))

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-from mbsd.catalog.mining import sql
+from mbsd.catalog.mining import sql, sql_matched
 from mbsd.catalog.mining.dialect import UndecodableText
 from mbsd.catalog.mining.log_files import LogFiles, LogPart, check_columns, fixed_columns
 from mbsd.catalog.mining.log_rewrite import PLACE
@@ -21,7 +21,7 @@ KINDS_IN_REPORT = 50
 
 
 def open_log(engine: Engine, files: LogFiles, settings: MiningSettings, report: MiningReport) -> None:
-    """Make the views `log` and `purchases` and the table `respelled`; count the rows, good and bad, in the report.
+    """Make the views `log` and `purchases` and the tables `respelled` and `asked`; count the rows in the report.
 
     The table `items` has to be there.
 
@@ -49,6 +49,7 @@ def open_log(engine: Engine, files: LogFiles, settings: MiningSettings, report: 
     by_kind = Counter({row["kind"]: int(row["n"]) for row in kinds})
     frequent = sorted(by_kind, key=lambda kind: (-by_kind[kind], kind))[:KINDS_IN_REPORT]
     report.rows_by_kind, report.kinds = {kind: by_kind[kind] for kind in frequent}, len(by_kind)
+    engine.stage("asked", sql_matched.ASKED)
     engine.drop("spellings")
 
 

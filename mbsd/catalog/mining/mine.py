@@ -4,12 +4,14 @@
     same-category    a query that led to purchases in the item's category
     rewrite          a positive's query with one term replaced by another of the same type
 
+Both are drawn for a positive, and are like its query in length and frequency as far as there are such (`match`).
 Under a negative's query nobody has done anything with its item, not even clicked.
 
 Every draw is an md5 of (seed, what is drawn for) and ties are broken by the text, so the table is the same for any
 number of threads, any order of the log and either engine. Negatives are drawn by rotation: a hash gives the position in
 a random list at which an item begins to read. The work is then items x draws, where a join of items with all queries of
-their category would be thousands of times that. The statements are in `sql`, in the order of `mine_pairs`.
+their category would be thousands of times that. The statements are in `sql`, in the order of `mine_pairs`, and those
+that `match` puts in their place in `sql_matched`.
 """
 
 from __future__ import annotations
@@ -27,12 +29,13 @@ import pyarrow.compute as pc
 
 from mbsd.catalog.groups import Groups, find_groups
 from mbsd.catalog.layout import SPLITS
-from mbsd.catalog.mining import sql
+from mbsd.catalog.mining import sql, sql_matched
 from mbsd.catalog.mining.gazetteer import Tagger, gazetteer
 from mbsd.catalog.mining.log_files import find_log
 from mbsd.catalog.mining.log_tables import open_log
 from mbsd.catalog.mining.report import MiningReport
 from mbsd.catalog.mining.settings import LOG_COLUMNS, MiningSettings
+from mbsd.catalog.mining.shortcuts import length_and_frequency
 from mbsd.catalog.mining.sql_engine import Engine, number, open_engine, rows
 from mbsd.catalog.mining.terms import load_terms
 from mbsd.catalog.queries import MAX_QUERY_CHARACTERS
@@ -80,6 +83,7 @@ def mine_pairs(
         if settings.split == "time" or "time" in settings.columns:
             columns["time"] = settings.columns.get("time", "time")
         files = find_log(log, columns, Path(folder), settings.max_record_lines)
+        pa.default_memory_pool().release_unused()
         engine = open_engine(settings, Path(folder))
         try:
             report.engine = engine.version
@@ -90,6 +94,7 @@ def mine_pairs(
             bounds = load_positives(engine, files.name, settings, report)
             load_terms(engine, catalog, tagger)
             _draw_negatives(engine, settings, report)
+            report.length_and_frequency = length_and_frequency(engine)
             report.split_rows = dict.fromkeys(SPLITS, 0)
             splits = sql.SPLITS_OF_SLOTS if settings.split == "time" else sql.SPLITS_OF_ITEMS
             pairs = _counted(engine.batches(sql.PAIRS.format(splits=splits)), report)
@@ -159,30 +164,40 @@ def _draw_negatives(engine: Engine, settings: MiningSettings, report: MiningRepo
     amounts = {"rewrites": settings.rewrites_per_positive, "negatives": settings.negatives_per_positive}
     if settings.split == "time":
         engine.stage("slots", sql.SLOTS.format(**amounts))
-    engine.stage("pool", sql.POOL)
-    engine.stage("pool_sizes", sql.POOL_SIZES)
+    by = sql_matched if settings.match else sql
+    amounts["looks"] = sql_matched.LOOKS * settings.rewrites_per_positive
+    turns, short = sql.TURNS.format(also="", every="", terms="open_terms"), sql.SHORT.format(**amounts)
+    if settings.match:
+        _match(engine, settings)
+        every = sql_matched.EVERY.format(**amounts)
+        turns = sql.TURNS.format(also=sql_matched.ALSO, every=every, terms="marked_terms")
+        turns = sql_matched.TURNS.format(turns=turns, **amounts)
+        short = sql_matched.SHORT.format(short=short, **amounts)
+    else:
+        engine.stage("pool", sql.POOL)
+        engine.stage("pool_sizes", sql.POOL_SIZES)
     engine.drop("bought")
-    engine.stage("short", sql.SHORT.format(**amounts))
+    engine.stage("short", short)
     empty = [("item", pa.int64()), ("source", pa.string()), ("text", pa.string()), ("replaced", pa.string())]
     engine.load("chosen_0", pa.schema([*empty, ("slot", pa.int64())]).empty_table())
     engine.view("chosen", "SELECT * FROM chosen_0")
     while number(engine, "SELECT count(*) FROM short"):
         report.rounds += 1
-        engine.stage("turns", sql.TURNS)
+        engine.stage("turns", turns)
         engine.stage("rewrites", sql.REWRITES.format(longest=MAX_QUERY_CHARACTERS))
         engine.drop("turns")
-        engine.stage("same_category", sql.SAME_CATEGORY)
+        engine.stage("same_category", by.SAME_CATEGORY)
         engine.view("candidates", sql.CANDIDATES)
         engine.stage("keys", sql.KEYS)
         engine.stage("hit", sql.HIT)
         engine.drop("keys")
         engine.stage("free", sql.FREE)
-        engine.stage("picked_rewrites", sql.PICKED_REWRITES)
-        engine.stage("picked", sql.PICKED)
+        engine.stage("picked_rewrites", by.PICKED_REWRITES)
+        engine.stage("picked", by.PICKED)
         engine.stage(f"chosen_{report.rounds}", "SELECT * FROM picked")
         parts = [f"SELECT * FROM chosen_{n}" for n in range(report.rounds + 1)]
         engine.view("chosen", " UNION ALL ".join(parts))
-        engine.stage("still_short", sql.STILL_SHORT)
+        engine.stage("still_short", by.STILL_SHORT.format(**amounts))
         engine.stage("short", "SELECT * FROM still_short")
         engine.drop("free")
     counts = {
@@ -193,6 +208,21 @@ def _draw_negatives(engine: Engine, settings: MiningSettings, report: MiningRepo
     report.same_category_asked = report.positives * settings.negatives_per_positive
     report.rewrites_short = report.rewrites_asked - report.rewrites
     report.same_category_short = report.same_category_asked - report.same_category
+
+
+def _match(engine: Engine, settings: MiningSettings) -> None:
+    """Make the tables `pool`, `pool_sizes`, `anchors` and `marked_terms`."""
+    window = 4 + 4 * settings.negatives_per_positive  # with the query itself, and some that have behaviour
+    by_length = "length" in settings.match
+    measures = {
+        "words": sql_matched.WORDS.format(text="d.text") if by_length else "0",
+        "characters": "length(d.text)" if by_length else "0",
+        "frequency": "a.n" if "frequency" in settings.match else "0",
+    }
+    engine.stage("pool", sql_matched.POOL.format(band=sql_matched.BAND * window, **measures))
+    engine.stage("pool_sizes", sql.POOL_SIZES)
+    engine.stage("marked_terms", sql_matched.MARKED_TERMS)
+    engine.stage("anchors", sql_matched.ANCHORS.format(window=window))
 
 
 def _counted(batches: Iterator[Any], report: MiningReport) -> Iterator[Any]:

@@ -47,6 +47,7 @@ class MiningReport:
         items: items with a positive.
         rounds: rounds in which negatives were drawn.
         split_rows: split -> rows of the table.
+        length_and_frequency: source of negatives -> what a query's length and frequency alone tell (see `shortcuts`).
         groups: what was in one split with what, in words; "" of a split by time, or by each item alone.
         seconds: wall time.
         engine: name and version.
@@ -72,6 +73,7 @@ class MiningReport:
     rewrites_short: int = 0
     rounds: int = 0
     split_rows: dict[str, int] = field(default_factory=dict)
+    length_and_frequency: dict[str, dict[str, Any]] = field(default_factory=dict)
     groups: str = ""
     seconds: float = 0.0
     engine: str = ""
@@ -89,6 +91,11 @@ class MiningReport:
         """Return the reasons for which rows were left out, and the first row of each."""
         first = {reason: f" (the first: {place})" for reason, place in self.rejected_first.items()}
         return ", ".join(f"{n} {reason}{first.get(reason, '')}" for reason, n in self.rejected.items()) or "none"
+
+    def describe_shortcuts(self) -> str:
+        """Return one line: what length and frequency alone tell of each source of negatives; "" where none is known."""
+        told = [f"{name} {of['roc_auc']:.3f}" for name, of in self.length_and_frequency.items() if of["roc_auc"]]
+        return f"ROC-AUC of length and frequency alone (0.5: they tell nothing): {', '.join(told)}" if told else ""
 
 
 def write_report(report: MiningReport, pairs: Path, folder: Path, catalog: Catalog | None = None) -> Path:

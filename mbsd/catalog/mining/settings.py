@@ -15,6 +15,7 @@ EngineName = Literal["duckdb", "spark"]
 
 LOG_COLUMNS = ("user", "query", "item", "kind", "time")
 MAX_COPIES = 1000
+MATCHES = ("length", "frequency")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -27,6 +28,8 @@ class MiningSettings:
         negatives_per_positive: same-category negatives for each positive of an item.
         rewrites_per_positive: rewritten queries for each positive of an item.
         max_pairs_per_item: most rows of an item in the table; 0 = no limit. The positives with the most buyers stay.
+        match: in what negatives are like the positive that they are drawn for (see `sql_matched`): length (words and
+            characters of the query), frequency (rows of the log with the query), both, or () for neither.
         seed: seed of all draws.
         columns: our name of a column -> the log's, where it is another.
         max_record_lines: of a CSV log, the most lines of one row. Where a quote stays open longer, it was none: the
@@ -50,6 +53,7 @@ class MiningSettings:
     negatives_per_positive: int = 1
     rewrites_per_positive: int = 1
     max_pairs_per_item: int = 0
+    match: tuple[str, ...] = MATCHES
     seed: int = 0
     columns: Mapping[str, str] = field(default_factory=dict)
     max_record_lines: int = 10
@@ -71,6 +75,9 @@ class MiningSettings:
         for name in ("negatives_per_positive", "rewrites_per_positive"):
             if getattr(self, name) > MAX_COPIES:
                 raise UserError(f"{name} is {getattr(self, name)}; expected at most {MAX_COPIES}")
+        other = next((name for name in self.match if name not in MATCHES), None)
+        if other is not None:
+            raise UserError(f"--match {other!r}; expected some of {', '.join(MATCHES)}, by commas, or none")
         group = 1 + self.negatives_per_positive + self.rewrites_per_positive
         if 0 < self.max_pairs_per_item < group:
             raise UserError(

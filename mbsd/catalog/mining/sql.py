@@ -151,16 +151,16 @@ WHERE s.missing > coalesce(p.n, 0) AND s.high < s.places
 # A query's terms take turns: its position j is of term j mod terms, at that term's own position floor(j / terms).
 TURNS = """
 WITH due AS (
-    SELECT o.*, CAST(ceil((s.low - o.k) / o.terms) AS BIGINT) AS early,
+    SELECT o.*, {every}CAST(ceil((s.low - o.k) / o.terms) AS BIGINT) AS early,
            least(o.n - 1, CAST(floor((s.high - 1 - o.k) / o.terms) AS BIGINT)) AS late
-    FROM open_terms o JOIN short s ON s.item = o.item WHERE s.source = 'rewrite'
+    FROM {terms} o JOIN short s ON s.item = o.item WHERE s.source = 'rewrite'
 ),
 drawn AS (
     SELECT due.*, explode(sequence(early, late)) AS turn FROM due WHERE early <= late
 )
 SELECT d.item, d.type, v.value, d.type || ':' || d.value || '>' || v.value AS replaced,
        d.k + d.turn * d.terms AS j, d.shift, d.origin, d.first,
-       substr(d.origin, 1, d.first) || v.value || substr(d.origin, d.behind + 1) AS text
+       substr(d.origin, 1, d.first) || v.value || substr(d.origin, d.behind + 1) AS text{also}
 FROM drawn d JOIN ranked_values v ON v.type = d.type AND v.script = d.script AND v.r = (d.shift + d.turn) % d.n
 WHERE v.value <> d.value AND NOT contains(substr(d.origin, 1, d.first), v.value)
 AND NOT contains(substr(d.origin, d.behind + 1), v.value)

@@ -19,9 +19,22 @@ def load_terms(engine: Engine, catalog: Catalog, tagger: Tagger) -> None:
 
     So are `ranked_values` and `open_terms`, which follow from them. The table `positives` has to be there.
     """
+    # Each in its own function, so that nothing of one is held while the next is made, nor while the engine joins.
+    script = {value: _script(value) for of_name in tagger.values.values() for value in of_name}
+    engine.load("terms", _terms(engine, tagger, script))
+    engine.load("own_values", _values_of_items(engine, catalog, tagger))
+    values = [(name, script[value], value) for name, of_name in tagger.values.items() for value in of_name]
+    columns = [pa.array([row[column] for row in values], pa.string()) for column in range(3)]
+    engine.load("term_values", pa.table(columns, names=["type", "script", "value"]))
+    pa.default_memory_pool().release_unused()
+    engine.stage("ranked_values", sql.RANKED_VALUES)
+    engine.stage("open_terms", sql.OPEN_TERMS)
+
+
+def _terms(engine: Engine, tagger: Tagger, script: dict[str, str]) -> Any:
+    """Return the terms of the positives' queries as a pyarrow Table."""
     schema = [("text", pa.string()), ("type", pa.string()), ("script", pa.string()), ("value", pa.string())]
     schema += [("first", pa.int64()), ("behind", pa.int64())]
-    script = {value: _script(value) for of_name in tagger.values.values() for value in of_name}
     terms = [pa.RecordBatch.from_pylist([], pa.schema(schema))]
     for batch in engine.batches("SELECT DISTINCT text FROM positives"):
         queries = batch.column(0).to_pylist()
@@ -34,16 +47,14 @@ def load_terms(engine: Engine, catalog: Catalog, tagger: Tagger) -> None:
             terms.append(
                 pa.RecordBatch.from_arrays(list(map(pa.array, zip(*found, strict=True))), schema=pa.schema(schema))
             )
-    engine.load("terms", pa.Table.from_batches(terms))
+    return pa.Table.from_batches(terms)
+
+
+def _values_of_items(engine: Engine, catalog: Catalog, tagger: Tagger) -> Any:
+    """Return the canonical values of the positives' items as a pyarrow Table."""
     known: dict[tuple[str, str], list[str]] = {}
     items = engine.batches("SELECT DISTINCT item FROM positives")
-    owned = [_own_values(catalog, batch.column(0), tagger, known) for batch in items]
-    engine.load("own_values", pa.Table.from_batches(owned))
-    values = [(name, script[value], value) for name, of_name in tagger.values.items() for value in of_name]
-    columns = [pa.array([row[column] for row in values], pa.string()) for column in range(3)]
-    engine.load("term_values", pa.table(columns, names=["type", "script", "value"]))
-    engine.stage("ranked_values", sql.RANKED_VALUES)
-    engine.stage("open_terms", sql.OPEN_TERMS)
+    return pa.Table.from_batches([_own_values(catalog, batch.column(0), tagger, known) for batch in items])
 
 
 def _own_values(catalog: Catalog, items: Any, tagger: Tagger, known: dict[tuple[str, str], list[str]]) -> Any:

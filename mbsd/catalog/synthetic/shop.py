@@ -7,6 +7,7 @@ It is small enough for a demo and fit to measure with: some attributes are in pi
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -33,6 +34,7 @@ FIRST_DAY = np.datetime64("2024-03-01T00:00:00", "us")
 DAYS = 90
 ROWS_PER_ITEM = 17  # rows of an item are Pareto with exponent 2 from this on: their mean is twice this
 MAX_ROWS_PER_ITEM = 400
+QUERY_TERMS = (0.45, 0.35, 0.15, 0.05)
 # Shoppers ask for what can be seen: the smaller the key, the more often the attribute is a term of a query.
 KEY_OF_ATTRIBUTE = np.array([{"image": 0.5, "both": 1.0, "title": 2.0}[where] for where in WHERE_SEEN])
 
@@ -60,6 +62,7 @@ class ShopOptions:
         image_side: side of the square pictures in pixels.
         duplicates: share of the items that are the product of another one, sold by another shop (see `duplicates`).
             Above 0, every item has a `product_id`, which is equal where the product is.
+        query_terms: shares of the queries with one, two, three and four terms beside the category's word.
 
     Raises:
         UserError: a value makes no sense.
@@ -70,6 +73,7 @@ class ShopOptions:
     language: Language = "zh"
     image_side: int = 224
     duplicates: float = 0.0
+    query_terms: tuple[float, ...] = QUERY_TERMS
 
     def __post_init__(self) -> None:
         if self.language not in VOCABULARY:
@@ -79,6 +83,12 @@ class ShopOptions:
                 raise UserError(f"{name} is {getattr(self, name)}; expected at least {least}")
         if not 0 <= self.duplicates < 1:
             raise UserError(f"duplicates is {self.duplicates:g}; expected a share of the items, from 0 to below 1")
+        shares = self.query_terms
+        if len(shares) != len(QUERY_TERMS) or not min(shares) >= 0 or not math.isclose(sum(shares), 1):
+            raise UserError(
+                f"query_terms are {', '.join(f'{share:g}' for share in shares)}; expected the shares of queries with "
+                "1, 2, 3 and 4 terms, of which the sum is 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -133,7 +143,7 @@ def synthesise(out: Path, options: ShopOptions, workers: int = 0) -> SyntheticSu
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
         where = dict(zip(words.names, WHERE_SEEN, strict=True))
         (beside / "attribute_where.json").write_text(json.dumps(where, ensure_ascii=False, indent=2) + "\n", "utf-8")
-        log = _log(drawn, options.seed, options.language)
+        log = _log(drawn, options)
         pq.write_table(log, beside / "log.parquet", compression="zstd")
     return SyntheticSummary(
         items=options.num_items,
@@ -218,14 +228,14 @@ def _draw_images(folder: Path, items: list[tuple[int, int]], options: ShopOption
         (folder / image_name(item)).write_bytes(jpeg)
 
 
-def _log(drawn: list[_Drawn], seed: int, language: Language) -> Any:
+def _log(drawn: list[_Drawn], options: ShopOptions) -> Any:
     """Return the behaviour log as a pyarrow Table.
 
     Each item has a few queries: 1 to 4 of its own terms, most often of attributes that can be seen, and its category's
     word. Popular items have more queries, and their first ones are asked most. In 45 % of the rows the item is bought;
     the rest are clicks, 30 % of them on an item for which a term of the query does not hold.
     """
-    rng = np.random.default_rng([seed, len(drawn)])
+    rng = np.random.default_rng([options.seed, len(drawn)])
     codes = np.array([item.codes for item in drawn], dtype=np.int64)  # [items, attributes]
     category = np.array([item.category for item in drawn], dtype=np.int64)
     num_rows = np.minimum(ROWS_PER_ITEM * rng.uniform(1e-6, 1, len(drawn)) ** -0.5, MAX_ROWS_PER_ITEM).astype(np.int64)
@@ -236,7 +246,7 @@ def _log(drawn: list[_Drawn], seed: int, language: Language) -> Any:
     # The terms with the lowest random keys are in the query; absent attributes sort last and are never terms.
     present = codes[owner] != ABSENT
     keys = np.where(present, rng.random(present.shape) * KEY_OF_ATTRIBUTE, np.inf)
-    num_terms = np.minimum(rng.choice([1, 2, 3, 4], p=[0.45, 0.35, 0.15, 0.05], size=len(owner)), present.sum(axis=1))
+    num_terms = np.minimum(rng.choice([1, 2, 3, 4], p=options.query_terms, size=len(owner)), present.sum(axis=1))
     asked = np.argsort(np.argsort(keys, axis=1), axis=1) < num_terms[:, None]  # [queries, attributes]
     terms = np.where(asked, codes[owner], ABSENT)
 
@@ -250,7 +260,7 @@ def _log(drawn: list[_Drawn], seed: int, language: Language) -> Any:
     time = FIRST_DAY + rng.integers(0, DAYS * 86_400_000_000, len(item)).astype("timedelta64[us]")
 
     distinct, place = np.unique(np.column_stack([category[owner], terms]), axis=0, return_inverse=True)
-    texts = pa.array(list(_query_texts(distinct, language)))
+    texts = pa.array(list(_query_texts(distinct, options.language)))
     order = np.argsort(time, kind="stable")
     return pa.table(
         {
