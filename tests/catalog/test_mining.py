@@ -106,8 +106,8 @@ def test_against_a_brute_force(  # noqa: PLR0913
     assert sum(report.split_rows.values()) == len(rows)
 
 
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Catalog, list[Event]]:
+def shop_events() -> tuple[list[Item], list[Event]]:
+    """Items of a small shop, and its log."""
     rng = random.Random(5)
     items = [
         Item(f"i{n}", "", "", CATEGORIES[n % 2], {name: rng.choice(values) for name, values in VALUES.items()})
@@ -121,7 +121,13 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Catalog, list[Event]
         seen = item if rng.random() < 0.8 else rng.choice(items)
         events.append((f"u{rng.randrange(20)}", rng.choice(SPELLINGS)(query), seen.item_id, rng.choice(KINDS)))
     titled = [Item(item.item_id, f"title of {item.item_id}", "", item.category, item.attributes) for item in items]
-    return small_catalog(tmp_path_factory.mktemp("mining") / "catalog", titled), events
+    return titled, events
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Catalog, list[Event]]:
+    items, events = shop_events()
+    return small_catalog(tmp_path_factory.mktemp("mining") / "catalog", items), events
 
 
 @pytest.mark.parametrize(("negatives", "rewrites", "most"), [(1, 1, 0), (3, 0, 12), (0, 2, 7), (1, 1, 3), (9, 9, 0)])

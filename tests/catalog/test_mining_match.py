@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,8 @@ from mbsd.catalog.synthetic.shop import ShopOptions, synthesise
 from mbsd.cli.main import app
 from mbsd.errors import UserError
 from tests.catalog.helpers import small_catalog
-from tests.catalog.mining_reference import Event, normal
-from tests.catalog.test_mining import CATEGORIES, KINDS, SPELLINGS, VALUES, write_log
+from tests.catalog.mining_reference import normal
+from tests.catalog.test_mining import shop_events, write_log
 
 BOTH = ("length", "frequency")
 LONGER = (0.05, 0.25, 0.4, 0.3)
@@ -127,24 +126,6 @@ def test_the_figure_of_many_rows_is_that_of_a_sample(
         assert abs(told["roc_auc"] - all_of_them["roc_auc"]) < 0.06
 
 
-def mining_events() -> tuple[list[Item], list[Event]]:
-    """The log of `test_mining`'s shop."""
-    rng = random.Random(5)
-    items = [
-        Item(f"i{n}", "", "", CATEGORIES[n % 2], {name: rng.choice(values) for name, values in VALUES.items()})
-        for n in range(40)
-    ]
-    events = []
-    for _ in range(3000):
-        item = rng.choice(items)
-        terms = [item.attributes[name] for name in VALUES if rng.random() < 0.6]
-        query = " ".join([*terms, *(["new"] if rng.random() < 0.2 else []), item.category])
-        seen = item if rng.random() < 0.8 else rng.choice(items)
-        events.append((f"u{rng.randrange(20)}", rng.choice(SPELLINGS)(query), seen.item_id, rng.choice(KINDS)))
-    titled = [Item(item.item_id, f"title of {item.item_id}", "", item.category, item.attributes) for item in items]
-    return titled, events
-
-
 @pytest.mark.parametrize(
     ("negatives", "rewrites", "most", "seed", "rows", "digest"),
     [
@@ -157,7 +138,7 @@ def mining_events() -> tuple[list[Item], list[Event]]:
 def test_without_match_the_rows_are_those_of_before_there_was_one(  # noqa: PLR0913
     tmp_path: Path, negatives: int, rewrites: int, most: int, seed: int, rows: int, digest: str
 ) -> None:
-    items, events = mining_events()
+    items, events = shop_events()
     shop = small_catalog(tmp_path / "catalog", items), write_log(tmp_path / "log.parquet", events)
     _, found = _mine(
         shop, tmp_path / "pairs.parquet", match=(), seed=seed, max_pairs_per_item=most,
@@ -197,7 +178,7 @@ def test_a_positive_draws_from_queries_like_its_own_and_then_from_all(tmp_path: 
 
 
 def test_the_page_and_the_screen_tell_the_figure(tmp_path: Path) -> None:
-    items, events = mining_events()
+    items, events = shop_events()
     catalog, log = small_catalog(tmp_path / "catalog", items), write_log(tmp_path / "log.parquet", events)
     words = ["pairs", "mine", "--log", log, "--catalog", catalog.path, "--out", tmp_path / "pairs.parquet"]
     told = []

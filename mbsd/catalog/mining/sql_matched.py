@@ -110,32 +110,29 @@ SELECT item, 'same-category' AS source, text, j, '' AS replaced, shift FROM (
 ) once WHERE place = 1
 """
 
-# An item's positives (`shift` tells them apart) take turns, so that each gets its own negatives where there are enough.
-PICKED_REWRITES = """
+
+def _picked(source: str, without: str = "") -> str:
+    """An item's positives (`shift` tells them apart) take turns, so that each gets its own negatives where there are
+    enough."""
+    return f"""
 SELECT item, source, text, replaced, need - missing + place AS slot FROM (
     SELECT item, source, text, replaced, need, missing,
            row_number() OVER (PARTITION BY item ORDER BY turn, j, text) AS place
     FROM (
         SELECT f.item, f.source, f.text, f.replaced, f.j, s.need, s.missing,
                row_number() OVER (PARTITION BY f.item, f.shift ORDER BY f.j, f.text) AS turn
-        FROM free f JOIN short s ON s.item = f.item AND s.source = f.source WHERE f.source = 'rewrite'
+        FROM free f JOIN short s ON s.item = f.item AND s.source = f.source {without}
+        WHERE f.source = '{source}'
     ) in_turns
 ) ranked WHERE place <= missing
 """
-PICKED = """
+
+
+PICKED_REWRITES = _picked("rewrite")
+PICKED = f"""
 SELECT * FROM picked_rewrites
 UNION ALL
-SELECT item, source, text, replaced, need - missing + place AS slot FROM (
-    SELECT item, source, text, replaced, need, missing,
-           row_number() OVER (PARTITION BY item ORDER BY turn, j, text) AS place
-    FROM (
-        SELECT f.item, f.source, f.text, f.replaced, f.j, s.need, s.missing,
-               row_number() OVER (PARTITION BY f.item, f.shift ORDER BY f.j, f.text) AS turn
-        FROM free f JOIN short s ON s.item = f.item AND s.source = f.source
-        ANTI JOIN picked_rewrites r ON r.item = f.item AND r.text = f.text
-        WHERE f.source = 'same-category'
-    ) in_turns
-) ranked WHERE place <= missing
+{_picked("same-category", "ANTI JOIN picked_rewrites r ON r.item = f.item AND r.text = f.text")}
 """
 
 # What is known of the queries of a source's rows without reading them: of one row in `every`, by hash.
