@@ -35,13 +35,15 @@ def shop_below(out: Path) -> Shop:
 def shop_commands(out: Path, config: ShopConfig) -> list[Command]:
     """Draw a shop below `out`, build its catalogue, mine and derive its tables (`shop_below`)."""
     raw, shop, seed = out / "shop", shop_below(out), config.seed
+    # In the few hundred steps of a demo or a study, negatives of another length than the purchases teach more.
+    mined = ("--match", "none", "--seed", seed)
     return [
         Command("synth", raw, ("catalog", "synth", raw, "--items", config.items, "--seed", seed, "--language", "en",
                                "--image-side", 64)),
         Command("build", shop.catalog, ("catalog", "build", raw / "items.jsonl", "--images", raw / "images", "--out",
                                         shop.catalog, "--attribute-where", raw / "attribute_where.json")),
         Command("mine", shop.pairs, ("pairs", "mine", "--log", raw / "log.parquet", "--catalog", shop.catalog, "--out",
-                                     shop.pairs, "--seed", seed)),
+                                     shop.pairs, *mined)),
         Command("tags", shop.attributes, ("tables", "derive", "attributes", "--catalog", shop.catalog, "--out",
                                           shop.attributes, "--seed", seed)),
     ]  # fmt: skip
