@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,7 +86,9 @@ def is_step(folder: Path) -> bool:
 
 def folders(root: Path) -> list[Path]:
     """The published folders below `root`, newest first, complete or not."""
-    found = [p for p in root.iterdir() if _NAME.fullmatch(p.name) and p.is_dir()] if root.is_dir() else []
+    # What the listing itself says of each: asked afterwards, the only one may be gone because a newer one has come.
+    with os.scandir(root) if root.is_dir() else nullcontext(()) as entries:
+        found = [root / entry.name for entry in entries if _NAME.fullmatch(entry.name) and entry.is_dir()]
     return sorted(found, key=step_of, reverse=True)
 
 

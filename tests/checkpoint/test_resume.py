@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mbsd.checkpoint import store
 from mbsd.checkpoint.resume import find
 from mbsd.checkpoint.storage import Storage
 from mbsd.parallel.world import World
@@ -30,6 +31,20 @@ while True:
     files = {name: store.write_text(writing / name, text) for name, text in texts.items()}
     store.commit(writing, store.Manifest(step, 2, 0, 1, files))
     store.prune(root, step, 1)
+"""
+
+# The same without content: the newer folder comes before the older one goes.
+REPLACING = """
+import os, sys
+from mbsd.checkpoint.store import name_of
+
+os.chdir(sys.argv[1])
+step = 1
+while True:
+    os.mkdir(name_of(step + 1))
+    os.rename(name_of(step), ".gone")
+    os.rmdir(".gone")
+    step += 1
 """
 
 
@@ -57,3 +72,17 @@ def test_a_start_finds_a_checkpoint_while_an_older_one_writes_and_removes_them(t
         older.wait()
     assert steps == others == sorted(steps)
     assert len(set(steps)) > 10  # there was something to get wrong
+
+
+def test_a_listing_is_never_empty_while_an_older_start_publishes_and_removes(tmp_path: Path) -> None:
+    (tmp_path / store.name_of(1)).mkdir()
+    older = subprocess.Popen([sys.executable, "-c", REPLACING, str(tmp_path)], cwd=ROOT)
+    try:
+        while (tmp_path / store.name_of(1)).exists():
+            assert older.poll() is None
+        seen = [store.folders(tmp_path) for _ in range(5000)]
+    finally:
+        older.kill()
+        older.wait()
+    assert min(map(len, seen)) >= 1  # a folder was always there
+    assert len({folder for listed in seen for folder in listed}) > 10
