@@ -16,9 +16,9 @@ from mbsd.catalog.mining.mine import MiningReport, MiningSettings, mine_pairs
 from mbsd.catalog.reader import Catalog
 from mbsd.tools.bench.mining_log import write_log
 from tests.catalog.helpers import items_of, small_catalog
+from tests.catalog.test_mining import shop_events
 from tests.catalog.test_mining import write_log as write_events
 from tests.catalog.test_mining_input import BY_TIME, check_bad_rows, parquet_of_bytes, read_pairs
-from tests.catalog.test_mining_match import mining_events
 
 pytestmark = pytest.mark.spark
 ROWS = 2_000_000
@@ -56,7 +56,7 @@ def test_two_million_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize("match", [("length", "frequency"), ("length",), ("frequency",), ()])
 def test_every_match(tmp_path: Path, match: tuple[str, ...]) -> None:
     """Negatives enough that rounds follow, of which the last reach all of a category."""
-    items, events = mining_events()
+    items, events = shop_events()
     catalog, log = small_catalog(tmp_path / "catalog", items), tmp_path / "log.parquet"
     write_events(log, events)
     settings = MiningSettings(match=match, negatives_per_positive=3, rewrites_per_positive=2)
