@@ -43,6 +43,8 @@ class Server:
         request = b""
         while not request.endswith(b"\n"):
             request += connection.recv(1 << 16)
+        if select.select([connection], [], [], 0)[0]:
+            return  # killed while it waited for its turn: nothing is started for it
         launcher, *words = json.loads(request)["words"]
         config = words[words.index("--config") + 1] if "--config" in words else ""
         settings = config.partition("/settings/")[2]
