@@ -13,6 +13,7 @@ from sklearn.model_selection import KFold
 
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Table
+from mbsd.errors import UserError
 from mbsd.scoring.floor_features import Features, Int64, together
 from mbsd.tasks.probe import fitted
 
@@ -37,10 +38,12 @@ class SeenCategories:
         """Those of a table; `catalog`: of the attributes.
 
         Raises:
-            UserError: it is of another kind, or cannot be read.
+            UserError: it is of another kind, cannot be read, or has no training row.
         """
         found = Table(table, its_catalog, "categories")
         rows = found.rows("train")
+        if len(rows) == 0:
+            raise UserError(f"table {table}: its train split is empty; use a table with rows of that split")
         behind = 0 if its_catalog.path == catalog.path else len(catalog)
         return cls(found.column("item")[rows] + behind, found.column("label")[rows])
 
@@ -52,7 +55,11 @@ def with_categories(features: Mapping[str, Features], items: Int64, seen: SeenCa
     items would look better known than those that are asked.
 
     Args:
-        items: of the features, sorted.
+        features: name -> [items, features], dense or sparse.
+        items: of the features, sorted: all of `seen` are among them.
+
+    Returns:
+        name -> [items, features + categories].
     """
     at = np.searchsorted(items, seen.items)
     return {name: _beside(of_items, _probabilities(of_items, at, seen.labels)) for name, of_items in features.items()}
@@ -70,6 +77,11 @@ def _probabilities(of_items: Features, at: Int64, labels: Int64) -> NDArray[np.f
     folds = KFold(FOLDS, shuffle=True, random_state=0).split(at) if len(at) >= FOLDS else []
     parts = [(np.arange(len(at)), everywhere), *((learned, at[rest]) for learned, rest in folds)]
     for learned, asked in parts:
-        model = fitted(of_items[at[learned]], labels[learned], INVERSE_PENALTY)
-        found[np.ix_(asked, model.classes_)] = model.predict_proba(of_items[asked])
+        found[asked] = 0  # also of a category that is in none of the rows which this model learns from
+        known = np.unique(labels[learned])
+        if len(known) == 1:
+            found[asked, known] = 1
+        else:
+            model = fitted(of_items[at[learned]], labels[learned], INVERSE_PENALTY)
+            found[np.ix_(asked, known)] = model.predict_proba(of_items[asked])
     return found

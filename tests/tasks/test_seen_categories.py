@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -13,8 +15,9 @@ from sklearn.model_selection import KFold
 from typer.testing import CliRunner
 
 from mbsd.catalog.reader import Catalog
-from mbsd.catalog.tables import Table
+from mbsd.catalog.tables import Table, write_table
 from mbsd.cli.main import app
+from mbsd.errors import UserError
 from mbsd.scoring.floors import floors
 from mbsd.scoring.seen_categories import SeenCategories, with_categories
 from tests.tasks.market import Market
@@ -50,6 +53,30 @@ def test_an_item_is_classified_by_a_model_that_has_not_seen_its_category() -> No
         model = LogisticRegression(**options).fit(features[at[learned]], labels[learned])
         expected[at[rest]] = model.predict_proba(features[at[rest]])
     np.testing.assert_allclose(found[:, 4:], expected, rtol=0, atol=1e-12)
+
+
+def test_a_category_of_a_single_row_is_unknown_where_that_row_is_asked() -> None:
+    features, labels = np.eye(12), np.array([0] * 6 + [1] * 5 + [2])
+    found = with_categories({"hog": features}, np.arange(12), SeenCategories(np.arange(12), labels))["hog"][:, 12:]
+    assert found[11, 2] == 0 and found[11].sum() == pytest.approx(1)
+    assert (found[:11, 2] > 0).any()  # the others' models have learned it
+
+
+@pytest.mark.parametrize("labels", [[0] * 12, [0] * 11 + [1]])
+def test_where_one_category_is_all_that_is_learned_it_is_certain(labels: list[int]) -> None:
+    seen = SeenCategories(np.arange(12), np.array(labels))
+    found = with_categories({"hog": np.eye(12)}, np.arange(12), seen)["hog"][:, 12:]
+    assert found[11, 0] == 1
+    np.testing.assert_allclose(found.sum(axis=1), 1)
+
+
+def test_a_table_without_training_rows_is_refused(market: Market, tmp_path: Path) -> None:
+    whole = pq.read_table(market.table("categories")).replace_schema_metadata(None)
+    catalog = Catalog(market.catalog)
+    held_out = whole.filter(pc.not_equal(whole["split"], "train"))
+    write_table("categories", held_out, catalog, tmp_path / "held_out.parquet")
+    with pytest.raises(UserError, match=r"held_out\.parquet: its train split is empty"):
+        SeenCategories.read(tmp_path / "held_out.parquet", catalog, catalog)
 
 
 def test_the_command_takes_a_table_of_categories_under_attributes(market: Market, tmp_path: Path) -> None:
