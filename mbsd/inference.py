@@ -71,6 +71,9 @@ class _Items:
     def title(self, item: int, /) -> str:
         return self.titles[item]
 
+    def has_image(self, item: int, /) -> bool:
+        return self.jpegs[item] is not None
+
     def image(self, item: int, /) -> bytes | None:
         return self.jpegs[item]
 

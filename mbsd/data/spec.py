@@ -12,9 +12,23 @@ from mbsd.config.stages import MaskingConfig
 
 @dataclass(frozen=True)
 class Masked:
-    """Batches with `masks`: words and patches that stage 1 hides and asks for; the view full has to be among them."""
+    """Batches with `masks`: words and patches that are hidden and asked for, each in the first view that shows them.
+
+    Attributes:
+        masking: how many of them.
+        words, patches: whether any of the kind is.
+        mismatched: probability that a sample is shown the picture of another item (`mbsd.data.mismatch`). Above 0
+            batches have `labels_B`, 1 where the picture is the item's own and 0 where it is not. All samples are
+            corrupted alike, and only of the former words and patches are asked for.
+        keyed: batches have `keys_BK` and `has_text`, whose pictures are never those of the same product; they have
+            both wherever pictures are mismatched too.
+    """
 
     masking: MaskingConfig
+    words: bool = True
+    patches: bool = True
+    mismatched: float = 0.0
+    keyed: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,7 @@ class SameProduct:
 
 
 Targets = Masked | Labelled | SameProduct | None
+SAME = ("product", "title", "picture")  # keys by which `Masked` knows the same product, as far as a catalogue has them
 
 
 @dataclass(frozen=True)
@@ -64,6 +79,28 @@ class BatchSpec:
     def masking(self) -> MaskingConfig | None:
         """What is masked; None: nothing."""
         return self.targets.masking if isinstance(self.targets, Masked) else None
+
+    @property
+    def masks_words(self) -> bool:
+        """Whether words are masked."""
+        return isinstance(self.targets, Masked) and self.targets.words
+
+    @property
+    def masks_patches(self) -> bool:
+        """Whether patches are masked."""
+        return isinstance(self.targets, Masked) and self.targets.patches
+
+    @property
+    def mismatched(self) -> float:
+        """The probability that a sample is shown another item's picture."""
+        return self.targets.mismatched if isinstance(self.targets, Masked) else 0.0
+
+    @property
+    def same_product(self) -> SameProduct | None:
+        """Which keys of items a batch holds; None: none."""
+        if isinstance(self.targets, Masked) and (self.targets.mismatched or self.targets.keyed):
+            return SameProduct(SAME, required=False)
+        return self.targets if isinstance(self.targets, SameProduct) else None
 
     @property
     def label_dtype(self) -> torch.dtype | None:
