@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BertForPreTraining
 from transformers import initialization as init
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
@@ -108,12 +107,6 @@ class MbsdForMaskedModelling(Head):
         if batch.masks.num_fill_patches:  # equal to the prediction: no loss, no gradient
             target = torch.where((patch_Q == NO_PATCH)[:, None], patch_values.detach(), target)
         return MaskedOutput(masked_KD, word_table, self.word_bias, patch_values, target)
-
-    def copy_word_head(self, bert: BertForPreTraining) -> None:
-        """Give the word head the weights of a BERT's."""
-        self.word_transform.load_state_dict(bert.cls.predictions.transform.state_dict())
-        with torch.no_grad():
-            self.word_bias.copy_(bert.cls.predictions.bias)
 
 
 class MbsdForMatching(Head):

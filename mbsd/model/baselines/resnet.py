@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pickle import UnpicklingError
 from typing import Any
 
@@ -16,9 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import initialization as init
 
 from mbsd.errors import UserError
+from mbsd.model.taken_over import FromPublished
 
 CROPS_AT_ONCE = 128  # without gradients: 64 pictures of Kaleido-BERT are 3,520 crops
 FEATURES = 2048  # of ResNet-50's pooled output
+STAGES = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")
 
 
 class HeldBatchNorm(nn.BatchNorm2d):
@@ -72,9 +75,7 @@ class FirstStages(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         resnet = _resnet(torchvision.models.resnet101)
-        self.stages = nn.Sequential(
-            resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool, resnet.layer1, resnet.layer2, resnet.layer3
-        )
+        self.stages = nn.Sequential(*(getattr(resnet, name) for name in STAGES))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """See the class."""
@@ -96,21 +97,52 @@ def init_resnet(module: nn.Module) -> None:
             init.constant_(block.bn3.weight, 0.25)
 
 
-def load_resnet(encoder: CropEncoder, path: str) -> None:
+def load_resnet(encoder: CropEncoder, path: str, prefix: str = "") -> FromPublished:
     """Read torchvision's weights of ResNet-50 from a local file (.pth or .safetensors).
+
+    Args:
+        prefix: how the names of the encoder's weights begin in the model that they are reported of.
 
     Raises:
         UserError: no such file, or other weights.
     """
-    advice = "give torchvision's resnet50 weights as a .pth or .safetensors file on this machine"
+    return _load(encoder.resnet, {}, path, "ResNet-50", f"{prefix}resnet.")
+
+
+def load_first_stages(encoder: FirstStages, path: str, prefix: str = "") -> FromPublished:
+    """As `load_resnet`, of torchvision's ResNet-101; its last stage is left over."""
+    named = dict(zip(STAGES, map(str, range(len(STAGES))), strict=True))
+    return _load(encoder.stages, named, path, "ResNet-101", f"{prefix}stages.")
+
+
+def _load(network: nn.Module, renamed: Mapping[str, str], path: str, kind: str, prefix: str) -> FromPublished:
+    """Args: renamed: torchvision's name of a part -> ours, where they differ."""
+    setting = f"model.image_weights={path}"
+    advice = (
+        f"give torchvision's {kind.lower().replace('-', '')} weights as a .pth or .safetensors file on this machine"
+    )
     try:
-        weights = load_file(path) if path.endswith(".safetensors") else torch.load(path, weights_only=True)
-        weights = {name: value for name, value in weights.items() if not name.startswith("fc.")}
-        encoder.resnet.load_state_dict(weights)
+        held: Any = load_file(path) if path.endswith(".safetensors") else torch.load(path, weights_only=True)
+        held = held.get("state_dict", held)
+        held = {name.removeprefix("module."): value for name, value in held.items()}
     except (OSError, EOFError, SafetensorError, UnpicklingError, RuntimeError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"model.image_weights={path}: no ResNet-50 could be read ({str(error).splitlines()[0]}); {advice}"
-        ) from error
+        raise UserError(f"{setting}: no {kind} could be read ({str(error).splitlines()[0]}); {advice}") from error
+    own = {name: value for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
+    parts = ((name, *name.partition(".")) for name in held)
+    ours = {f"{renamed.get(first, first)}{dot}{rest}": name for name, first, dot, rest in parts}
+    missing = sorted(name for name in own if name not in ours)
+    unfit = sorted(name for name in own if name in ours and held[ours[name]].shape != own[name].shape)
+    if missing or unfit:
+        found = f"{len(missing)} of its weights are missing ({', '.join(missing[:3])}, ...)"
+        if not missing:
+            found = f"{len(unfit)} of its weights have other shapes ({', '.join(unfit[:3])}, ...)"
+        raise UserError(f"{setting}: no {kind} could be read ({found}); {advice}")
+    for name, value in own.items():
+        value.copy_(held[ours[name]])
+    used = {ours[name] for name in own}
+    learned = {name for name in held if not name.endswith("num_batches_tracked")}
+    parameters = {f"{prefix}{name}" for name, _ in network.named_parameters()}
+    return FromPublished(kind, setting, parameters, used, learned - used)
 
 
 @functools.cache
