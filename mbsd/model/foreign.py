@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from mbsd.config.model import ModelConfig
 from mbsd.errors import UserError
 from mbsd.model.backbone import MbsdPreTrainedModel
 from mbsd.model.baselines.resnet import load_resnet
 from mbsd.model.baselines.vit import VitBaseline
 from mbsd.model.config import BackboneConfig
 from mbsd.model.published.bert import read_bert
-from mbsd.model.published.checkpoint import Published
-from mbsd.model.published.vit import TOWER_SIZES, read_image_model, read_vilt
+from mbsd.model.published.checkpoint import Published, config_of
+from mbsd.model.published.vit import CLIP_CLASSES, KIND, TOWER_SIZES, read_image_model, read_vilt
 from mbsd.model.taken_over import FromPublished, Sources
 
 M = TypeVar("M", bound=MbsdPreTrainedModel)
@@ -49,6 +51,19 @@ def from_vilt(model_class: type[M], wanted: BackboneConfig, backbone: str) -> M:
         UserError: as of `read_vilt`.
     """
     return _started(model_class, wanted, read_vilt(wanted, backbone, f"model.backbone={backbone}"))
+
+
+def words_of(settings: ModelConfig) -> str | None:
+    """The model.backbone that the words come from; None where there is none, or one of an image model.
+
+    A folder of a ViT that somebody has put a tokenizer into has words, as before.
+    """
+    backbone = settings.backbone
+    if backbone is None or settings.architecture not in ("vit", "vilt"):
+        return backbone
+    found = config_of(backbone, KIND, f"model.backbone={backbone}").get("model_type")
+    added = any((Path(backbone) / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
+    return None if found in CLIP_CLASSES or (found == "vit" and not added) else backbone
 
 
 def load_image_tower(model: Any, path: str) -> None:
@@ -91,7 +106,10 @@ def fill(model: Any, published: Published, tower: str = "") -> None:
     found = {f"mbsd.{tower}{name}": weight for name, weight in published.backbone.items()}
     unknown = found.keys() - own.keys()
     assert not unknown, f"{sorted(unknown)} are no weights of a {type(model).__name__}"
-    found |= {name: weight for name, weight in published.head.items() if name in own}
+    for name, weight in published.head.items():
+        projects = name.endswith("_projection.weight")
+        if name in own and own[name].shape == weight.value.shape and (not projects or _is_cls(model)):
+            found[name] = weight
     broken = sorted({weight.source for weight in found.values() if not weight.value.isfinite().all()})
     if broken:
         raise UserError(
@@ -107,6 +125,10 @@ def fill(model: Any, published: Published, tower: str = "") -> None:
         published.kind, published.setting, frozenset(found), sources, published.held - sources, published.notes
     )
     model.taken_over = Sources.of(model, source)
+
+
+def _is_cls(model: Any) -> bool:
+    return bool(model.config.representation == "cls")
 
 
 def _started(model_class: type[M], wanted: BackboneConfig, published: Published, tower: str = "") -> M:

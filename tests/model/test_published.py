@@ -40,6 +40,7 @@ from mbsd.config.run import BaseConfig, RunConfig
 from mbsd.data.views import TextTokens, pack
 from mbsd.errors import UserError
 from mbsd.model.baselines.resnet import CropEncoder, FirstStages, load_first_stages, load_resnet
+from mbsd.model.foreign import words_of as words_of_backbone
 from mbsd.model.heads import MbsdForClassification, MbsdForContrastive, MbsdForMaskedModelling
 from mbsd.model.load import load_model, start_model
 from mbsd.model.taken_over import Sources, covered
@@ -55,19 +56,20 @@ CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-def start(head: Any, image_size: int = 32, dropout: float = 0.0, **model: Any) -> Any:
+VITS = ("vit", "vilt", "two_tower")
+
+
+def start(model_class: Any, image_size: int = 32, head: dict[str, Any] | None = None, **model: Any) -> Any:
+    """As a run would start it."""
+    if model["architecture"] in VITS:
+        model["patchify_strides"] = (16,)
     config = BaseConfig(
         RunConfig("run", max_steps=1),
         DataConfig("nowhere", image_size=image_size, max_text_tokens=20, max_query_tokens=10),
-        ModelConfig(
-            dropout=dropout, **({"patchify_strides": (16,)} if model.get("architecture") in VITS else {}), **model
-        ),
+        ModelConfig(dropout=0.0, **model),
     )
     config.check()
-    return start_model(head, config, 40).eval()
-
-
-VITS = ("vit", "vilt", "two_tower")
+    return start_model(model_class, config, 40, None, head or {}).eval()
 
 
 def words_of(text: TextTokens) -> tuple[Tensor, Tensor]:
@@ -284,6 +286,27 @@ def test_two_towers_begin_as_a_bert_and_a_clip(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
+def test_two_towers_are_a_chinese_clip(tmp_path: Path) -> None:
+    """With its projections, so that titles and pictures are in its space before a step is trained."""
+    a_clip("Chinese CLIP", tmp_path)
+    theirs = ChineseCLIPModel.from_pretrained(tmp_path).eval()
+    towers: dict[str, Any] = {"architecture": "two_tower", "backbone": str(tmp_path), "image_weights": str(tmp_path)}
+    model = start(MbsdForContrastive, head={"projection_dim": 8}, representation="cls", **towers)
+    ((text, pixels),) = samples_of(((0, 4, True),), 5)
+    assert pixels is not None
+    title = model.project(model.mbsd.represent(batch_of([(text, pixels)], ("text",), model.config))[0], "text")
+    picture = model.project(model.mbsd.represent(picture_alone(pixels, model.config))[0], "image")
+    ids, types = words_of(text)
+    expected = theirs(input_ids=ids, token_type_ids=types, pixel_values=normalised(pixels, CLIP_MEAN, CLIP_STD))
+    torch.testing.assert_close(title, expected.text_embeds, **CLOSE)
+    torch.testing.assert_close(picture, expected.image_embeds, **CLOSE)
+    assert not {"image_projection", "text_projection"} & set(model.taken_over.new)
+    for changes in ({"head": {"projection_dim": 8}}, {"representation": "cls"}):  # pooled; or 512 wide
+        other = start(MbsdForContrastive, **towers, **changes)
+        assert {"image_projection", "text_projection"} <= set(other.taken_over.new)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("size", [32, 48])
 def test_a_vilt_is_transformers_vilt(size: int, tmp_path: Path) -> None:
     """Whole: words, modality, pooler, word head; its positions resized as transformers' resizes them."""
@@ -332,6 +355,7 @@ def test_resnets_are_taken_by_name(tmp_path: Path) -> None:
 
 def test_what_cannot_be_taken_is_refused_by_name(tmp_path: Path) -> None:
     vit = published(ViTForImageClassification(ViTConfig(image_size=32, patch_size=16, **SIZES)), tmp_path / "vit")
+    a_clip("CLIP", tmp_path / "clip")
     bert = BertForPreTraining(BertConfig(**SIZES, **WORDS))
     randomise(bert, 7)
     bert.save_pretrained(tmp_path / "bert")
@@ -353,6 +377,7 @@ def test_what_cannot_be_taken_is_refused_by_name(tmp_path: Path) -> None:
     vit.config.image_size = (32, 48)
     ViTForImageClassification(vit.config).save_pretrained(tmp_path / "wide")
     for architecture, name, said in (
+        ("bert", "clip", "is a clip and not a BERT"),
         ("bert", "vit", "is a vit and not a BERT checkpoint; give a BERT's folder"),
         ("bert", "electra", "is a electra and not a BERT"),
         ("bert", "ours", "is a checkpoint that mbsd wrote; start from it with run.init_from"),
@@ -365,3 +390,19 @@ def test_what_cannot_be_taken_is_refused_by_name(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=f"model.backbone={tmp_path / name}: .*{said}"):
             start(MbsdForClassification, architecture=architecture, backbone=str(tmp_path / name))
+
+
+def test_words_come_from_a_checkpoint_that_has_some(tmp_path: Path) -> None:
+    """A ViT or a CLIP brings none: the tokenizer is built from the catalogue, or named by data.tokenizer."""
+    published(ViTForImageClassification(ViTConfig(image_size=32, patch_size=16, **SIZES)), tmp_path / "vit")
+    published(ViltForMaskedLM(ViltConfig(**SIZES, **WORDS, image_size=32, patch_size=16)), tmp_path / "vilt")
+    a_clip("CLIP", tmp_path / "clip")
+    (tmp_path / "clip" / "tokenizer.json").write_text("{}")  # of CLIP's own words, of which no vector is taken
+    for architecture, name, brings in (("vit", "vit", False), ("vilt", "vit", False), ("vit", "clip", False),
+                                       ("vilt", "vilt", True), ("bert", "vilt", True)):  # fmt: skip
+        settings = ModelConfig(architecture=architecture, backbone=str(tmp_path / name))  # type: ignore[arg-type]
+        assert words_of_backbone(settings) == (settings.backbone if brings else None)
+    (tmp_path / "vit" / "vocab.txt").write_text("added by hand")
+    settings = ModelConfig(architecture="vit", backbone=str(tmp_path / "vit"))
+    assert words_of_backbone(settings) == settings.backbone
+    assert words_of_backbone(ModelConfig(architecture="vit")) is None

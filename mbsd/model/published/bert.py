@@ -1,4 +1,4 @@
-"""BERTs and RoBERTas: words, encoder, pooler, and the head for masked words.
+"""BERTs, RoBERTas and Chinese CLIP's text tower: words, encoder, pooler, and the head for masked words.
 
 Chinese checkpoints that are called RoBERTa (hfl/chinese-roberta-wwm-ext and its kin) are BERTs in every respect but
 their training, and their config.json says so. RoBERTa's own (roberta-base, xlm-roberta-base) differ in three: positions
@@ -10,13 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from transformers import BertForPreTraining, RobertaConfig, RobertaForMaskedLM
+from transformers import BertForPreTraining, ChineseCLIPModel, RobertaConfig, RobertaForMaskedLM
 from transformers.models.roberta.modeling_roberta import RobertaPooler
 
 from mbsd.errors import UserError
 from mbsd.model.published.checkpoint import Loaded, Published, Weight, config_of, load, refuse_type
 
 ROBERTAS = ("roberta", "xlm-roberta", "camembert")
+CHINESE_CLIP = "chinese_clip"
 SIZES = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
     "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id", "initializer_range",
@@ -35,19 +36,21 @@ class RobertaWithPooler(RobertaForMaskedLM):
 
 
 def read_bert(path: str, setting: str) -> Published:
-    """The BERT or RoBERTa of a folder or hub name.
+    """The BERT, RoBERTa or Chinese CLIP of a folder or hub name.
 
     Raises:
         UserError: nothing of the kind there.
     """
     config = config_of(path, "BERT", setting)
-    refuse_type(config, ("bert", *ROBERTAS), "BERT", setting)
+    refuse_type(config, ("bert", *ROBERTAS, CHINESE_CLIP), "BERT", setting)
     positions = config.get("position_embedding_type", "absolute")
     if positions != "absolute":
         raise UserError(
             f"{setting}: position_embedding_type={positions}, but only a BERT with absolute positions can be started "
             "from; name another checkpoint"
         )
+    if config.get("model_type") == CHINESE_CLIP:
+        return _read_chinese_clip(path, setting)
     return _read_roberta(path, setting, config) if config.get("model_type") in ROBERTAS else _read_bert(path, setting)
 
 
@@ -81,6 +84,20 @@ def _read_roberta(path: str, setting: str, settings: dict[str, Any]) -> Publishe
     gelu = config.hidden_act == "gelu"  # RoBERTa's head has no other, ours has the model's
     words = _words(found, "lm_head.dense", "lm_head.layer_norm", "lm_head.bias") if gelu else {}
     return Published("RoBERTa", setting, sizes, backbone, words, found.held)
+
+
+def _read_chinese_clip(path: str, setting: str) -> Published:
+    """Its text tower is a BERT without a pooler (`representation: cls`)."""
+    found = load(ChineseCLIPModel, path, "Chinese CLIP", setting, may_lack=("visual_projection.", "vision_model."))
+    sizes = {name: getattr(found.model.config.text_config, name) for name in SIZES}
+    return Published(
+        "Chinese CLIP",
+        setting,
+        sizes,
+        found.weights(_same(found.model.text_model, "text_model.")),
+        found.weights({"text_projection.weight": "text_projection.weight"}),
+        found.held,
+    )
 
 
 def _words(found: Loaded, dense: str, norm: str, bias: str) -> dict[str, Weight]:

@@ -33,7 +33,8 @@ class Published:
         setting: `model.backbone=…` or `model.image_weights=…`, which named it.
         sizes: settings of BackboneConfig that it brings.
         backbone: weights by their names in a backbone, which has them all.
-        head: weights by their names in a head; a head of another kind has none of them.
+        head: weights by their names in a head; one of another kind, or of other sizes, has none of them. A projection
+            of vectors is one of [CLS] itself (`representation: cls`).
         held: names of all weights of the checkpoint.
         notes: what was done to weights, in words.
     """

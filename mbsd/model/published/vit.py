@@ -161,7 +161,8 @@ def _read_clip(wanted: BackboneConfig, path: str, setting: str, kind: str) -> Pu
     tower.take(_linear({"pre_layernorm": f"{root}pre_layrnorm", "layernorm": f"{root}post_layernorm"}))
     tower.positions(f"{root}embeddings.class_embedding", f"{root}embeddings.position_embedding.weight")
     tower.patches(f"{root}embeddings.patch_embedding", CLIPS)
-    return tower.published("CLIP", _sizes(config) | {"qkv_bias": True, "pre_norm": True})
+    projection = found.weights({"image_projection.weight": "visual_projection.weight"})
+    return tower.published("CLIP", _sizes(config) | {"qkv_bias": True, "pre_norm": True}, projection)
 
 
 def _vilt_words(found: Loaded) -> dict[str, Weight]:
