@@ -301,6 +301,10 @@ def test_two_towers_are_a_chinese_clip(tmp_path: Path) -> None:
     torch.testing.assert_close(title, expected.text_embeds, **CLOSE)
     torch.testing.assert_close(picture, expected.image_embeds, **CLOSE)
     assert not {"image_projection", "text_projection"} & set(model.taken_over.new)
+    model.save_pretrained(tmp_path / "saved")
+    again = load_model(MbsdForContrastive, tmp_path / "saved", 32, with_head=True).eval()
+    batch = picture_alone(pixels, model.config)
+    assert torch.equal(again.mbsd.represent(batch), model.mbsd.represent(batch))
     for changes in ({"head": {"projection_dim": 8}}, {"representation": "cls"}):  # pooled; or 512 wide
         other = start(MbsdForContrastive, **towers, **changes)
         assert {"image_projection", "text_projection"} <= set(other.taken_over.new)
@@ -349,8 +353,12 @@ def test_resnets_are_taken_by_name(tmp_path: Path) -> None:
     features: Any = nn.Sequential(*list(theirs.children())[:-3])(pixels)
     torch.testing.assert_close(stages(pixels), features.flatten(2).transpose(1, 2), rtol=1e-4, atol=1e-5)
     save_file({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "part.safetensors")
-    with pytest.raises(UserError, match=r"part.safetensors: no ResNet-50 .* \(bn1.bias, bn1.running_mean, bn1.running"):
+    with pytest.raises(
+        UserError, match=r"part.safetensors: no ResNet-50 .*missing: bn1.bias, bn1.running_mean, bn1.running"
+    ):
         load_resnet(crops, str(tmp_path / "part.safetensors"))
+    with pytest.raises(UserError, match=r"\d+ weights are no part of it: layer3.10.bn1.bias"):
+        load_resnet(crops, str(tmp_path / "resnet101.pth"))
 
 
 def test_what_cannot_be_taken_is_refused_by_name(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from pickle import UnpicklingError
 from typing import Any
 
@@ -21,7 +20,8 @@ from mbsd.model.taken_over import FromPublished
 
 CROPS_AT_ONCE = 128  # without gradients: 64 pictures of Kaleido-BERT are 3,520 crops
 FEATURES = 2048  # of ResNet-50's pooled output
-STAGES = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")
+_COUNTER = "num_batches_tracked"  # that nothing reads, and that old files lack
+_PARTS = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")  # of FirstStages
 
 
 class HeldBatchNorm(nn.BatchNorm2d):
@@ -75,7 +75,9 @@ class FirstStages(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         resnet = _resnet(torchvision.models.resnet101)
-        self.stages = nn.Sequential(*(getattr(resnet, name) for name in STAGES))
+        self.stages = nn.Sequential(
+            resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool, resnet.layer1, resnet.layer2, resnet.layer3
+        )
 
     def forward(self, pixels: Tensor) -> Tensor:
         """See the class."""
@@ -98,7 +100,7 @@ def init_resnet(module: nn.Module) -> None:
 
 
 def load_resnet(encoder: CropEncoder, path: str, prefix: str = "") -> FromPublished:
-    """Read torchvision's weights of ResNet-50 from a local file (.pth or .safetensors).
+    """Read torchvision's weights of ResNet-50 from a local file (.pth or .safetensors); its classifier is left over.
 
     Args:
         prefix: how the names of the encoder's weights begin in the model that they are reported of.
@@ -106,43 +108,46 @@ def load_resnet(encoder: CropEncoder, path: str, prefix: str = "") -> FromPublis
     Raises:
         UserError: no such file, or other weights.
     """
-    return _load(encoder.resnet, {}, path, "ResNet-50", f"{prefix}resnet.")
+    return _load(encoder.resnet, path, "ResNet-50", f"{prefix}resnet.", ("fc",))
 
 
 def load_first_stages(encoder: FirstStages, path: str, prefix: str = "") -> FromPublished:
-    """As `load_resnet`, of torchvision's ResNet-101; its last stage is left over."""
-    named = dict(zip(STAGES, map(str, range(len(STAGES))), strict=True))
-    return _load(encoder.stages, named, path, "ResNet-101", f"{prefix}stages.")
+    """As `load_resnet`, of torchvision's ResNet-101; its last stage is left over too."""
+    return _load(encoder.stages, path, "ResNet-101", f"{prefix}stages.", ("fc", "layer4"))
 
 
-def _load(network: nn.Module, renamed: Mapping[str, str], path: str, kind: str, prefix: str) -> FromPublished:
-    """Args: renamed: torchvision's name of a part -> ours, where they differ."""
-    setting = f"model.image_weights={path}"
-    advice = (
-        f"give torchvision's {kind.lower().replace('-', '')} weights as a .pth or .safetensors file on this machine"
-    )
+def _load(network: nn.Module, path: str, kind: str, prefix: str, spare: tuple[str, ...]) -> FromPublished:
+    """Give a ResNet, or a sequence of its first parts, the weights of a file, which may hold `spare` parts more."""
+    setting, file = f"model.image_weights={path}", kind.lower().replace("-", "")
+    advice = f"give torchvision's {file} weights as a .pth or .safetensors file on this machine"
     try:
         held: Any = load_file(path) if path.endswith(".safetensors") else torch.load(path, weights_only=True)
-        held = held.get("state_dict", held)
-        held = {name.removeprefix("module."): value for name, value in held.items()}
+        held = {name.removeprefix("module."): value for name, value in held.get("state_dict", held).items()}
     except (OSError, EOFError, SafetensorError, UnpicklingError, RuntimeError, AttributeError, ValueError) as error:
         raise UserError(f"{setting}: no {kind} could be read ({str(error).splitlines()[0]}); {advice}") from error
-    own = {name: value for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
-    parts = ((name, *name.partition(".")) for name in held)
-    ours = {f"{renamed.get(first, first)}{dot}{rest}": name for name, first, dot, rest in parts}
-    missing = sorted(name for name in own if name not in ours)
-    unfit = sorted(name for name in own if name in ours and held[ours[name]].shape != own[name].shape)
-    if missing or unfit:
-        found = f"{len(missing)} of its weights are missing ({', '.join(missing[:3])}, ...)"
-        if not missing:
-            found = f"{len(unfit)} of its weights have other shapes ({', '.join(unfit[:3])}, ...)"
-        raise UserError(f"{setting}: no {kind} could be read ({found}); {advice}")
+    held = {name: value for name, value in held.items() if not name.endswith(_COUNTER)}
+    own = {_named(network, name): value for name, value in network.state_dict().items() if not name.endswith(_COUNTER)}
+    left_over = held.keys() - own.keys()
+    for wrong, names in (
+        ("of its weights are missing", own.keys() - held.keys()),
+        ("weights are no part of it", {name for name in left_over if name.partition(".")[0] not in spare}),
+        ("of its weights have other shapes", {n for n in own.keys() & held.keys() if own[n].shape != held[n].shape}),
+    ):
+        if names:
+            first = ", ".join(sorted(names)[:3])
+            raise UserError(f"{setting}: no {kind} could be read ({len(names)} {wrong}: {first}, ...); {advice}")
     for name, value in own.items():
-        value.copy_(held[ours[name]])
-    used = {ours[name] for name in own}
-    learned = {name for name in held if not name.endswith("num_batches_tracked")}
+        value.copy_(held[name])
     parameters = {f"{prefix}{name}" for name, _ in network.named_parameters()}
-    return FromPublished(kind, setting, parameters, used, learned - used)
+    return FromPublished(kind, setting, parameters, own.keys(), left_over)
+
+
+def _named(network: nn.Module, name: str) -> str:
+    """torchvision's name of a weight, whose parts have numbers in a sequence."""
+    if not isinstance(network, nn.Sequential):
+        return name
+    number, _, rest = name.partition(".")
+    return f"{_PARTS[int(number)]}.{rest}"
 
 
 @functools.cache
