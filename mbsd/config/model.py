@@ -20,11 +20,11 @@ class ModelConfig:
     bert reads the view text alone, vit the view image; two_tower has one of each, as CLIP, for the contrastive stage.
     """
     backbone: PathText | None = None
-    """A BERT checkpoint (local folder or hub name, such as bert-base-chinese) to start from; of vit and vilt a ViT. Of
-    two_tower: the text tower's."""
+    """A BERT or RoBERTa checkpoint (local folder or hub name, such as bert-base-chinese) to start from; of vit and vilt a
+    ViT or CLIP, of vilt also a ViLT. Of two_tower: the text tower's."""
     image_weights: PathText | None = None
     """Of fashionbert and kaleido: a local file with torchvision's ResNet-50 weights (.pth or .safetensors). Of
-    two_tower: a ViT checkpoint (local folder or hub name), as large as the text tower."""
+    two_tower: a ViT or CLIP checkpoint (local folder or hub name), as large as the text tower."""
     crop_size: int = at_least(1, default=224)
     """Of fashionbert and kaleido: pixels of a crop's side as ResNet-50 sees it."""
     vocab_size: int = 21128

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import BertTokenizer, PreTrainedTokenizerBase
-from transformers.utils.hub import cached_file
 
 from mbsd.catalog.queries import normalise_query
+from mbsd.data.published import forget_lengths, read_tokenizer, take_off_padding
 from mbsd.data.views import TextTokens
 from mbsd.errors import UserError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 
 _MAX_WORD = 100  # characters; WordPiece makes a longer word [UNK]
 _MIN_COUNT = 2  # a piece must occur this often to be worth a row; a character needs no minimum
@@ -26,13 +27,13 @@ _MAX_INNER = 0xFFFD
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """The BERT tokenizer of a folder (tokenizer.json or vocab.txt) or of a hub name.
+    """The tokenizer of a folder (tokenizer.json or vocab.txt) or of a hub name: a BERT's, or a RoBERTa's.
 
-    Published ones often pad every text to a length, or cut it, as their tokenizer.json says: that is taken off. Batches
-    are packed without padding, and texts are cut at data.max_text_tokens.
+    Its own normalisation is kept. Published ones often pad every text to a length, or cut it, as their tokenizer.json
+    says: that is taken off. Batches are packed without padding, and texts are cut at data.max_text_tokens.
 
     Raises:
-        UserError: nothing of that name, no WordPiece vocabulary in it, or one without the five special tokens.
+        UserError: nothing of that name, no words in it, or one without five special tokens.
     """
     folder = Path(name_or_path)
     if not folder.is_dir() and (folder.is_absolute() or name_or_path.count("/") > 1 or name_or_path.startswith(".")):
@@ -45,21 +46,21 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
             f"data.tokenizer={name_or_path}: expected tokenizer.json or vocab.txt in this folder, found neither"
         )
     try:
-        if not folder.is_dir():
-            cached_file(name_or_path, "vocab.txt")
-        tokenizer: PreTrainedTokenizerBase = BertTokenizer.from_pretrained(name_or_path)
+        tokenizer = read_tokenizer(name_or_path)
     except Exception as error:  # transformers and tokenizers raise plain Exception among others
         reason = " ".join(str(error).split())
         raise UserError(f"data.tokenizer={name_or_path}: cannot be loaded as a BERT tokenizer: {reason}") from error
-    vocabulary = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
-    missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
+    vocabulary = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=tokenizer.mask_token != "[MASK]")
+    special = [getattr(tokenizer, role) or token for role, token in zip(_ROLES, SPECIAL_TOKENS, strict=True)]
+    missing = [token for token in special if token not in vocabulary]
     if missing or len(vocabulary) <= len(SPECIAL_TOKENS):
         found = f"{len(vocabulary)} words without {' '.join(missing)}" if missing else "nothing but the special tokens"
         raise UserError(
-            f"data.tokenizer={name_or_path}: expected a WordPiece vocabulary with {' '.join(SPECIAL_TOKENS)}, "
-            f"found {found}; name a BERT tokenizer, or leave data.tokenizer out to build one from the catalogue"
+            f"data.tokenizer={name_or_path}: expected a vocabulary with {' '.join(SPECIAL_TOKENS)}, or with a "
+            f"RoBERTa's special tokens, found {found}; name a BERT or RoBERTa tokenizer, or leave data.tokenizer out "
+            "to build one from the catalogue"
         )
-    _take_off_padding(tokenizer)
+    forget_lengths(tokenizer)
     return tokenizer
 
 
@@ -166,14 +167,8 @@ def _word_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     backend = tokenizer.backend_tokenizer
     # "[MASK]" in a seller's title is a word, no mask. The flag does not survive pickling, so it is set here.
     backend.encode_special_tokens = True
-    _take_off_padding(tokenizer)  # calling the tokenizer itself, as its users may, sets what that call asks for
+    take_off_padding(tokenizer)  # calling the tokenizer itself, as its users may, sets what that call asks for
     return list(backend.encode(text, add_special_tokens=False).ids)
-
-
-def _take_off_padding(tokenizer: PreTrainedTokenizerBase) -> None:
-    backend = tokenizer.backend_tokenizer
-    backend.no_padding()
-    backend.no_truncation()
 
 
 def _count_words(texts: Iterable[str]) -> Counter[str]:

@@ -24,7 +24,7 @@ from mbsd.batch import Batch, Views
 from mbsd.model.attention import PACKED, AttentionPlan, packed_attention
 from mbsd.model.config import BackboneConfig
 from mbsd.model.patchify import normalise_pixels
-from mbsd.model.taken_over import TakenOver
+from mbsd.model.taken_over import Sources, TakenOver
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class MbsdPreTrainedModel(PreTrainedModel):
     config_class = BackboneConfig
     base_model_prefix = "mbsd"
     supports_gradient_checkpointing = True
-    taken_over: TakenOver | None = None  # of the folder that it was loaded from (`mbsd.model.load`)
+    taken_over: TakenOver | Sources | None = None  # of what it was loaded from (`mbsd.model.load`, `.foreign`)
     _supports_sdpa = True
 
     @classmethod

@@ -18,7 +18,14 @@ from mbsd.model.baselines.kaleido import KaleidoBert, KaleidoConfig
 from mbsd.model.baselines.vilt import ViltBaseline, ViltBaselineConfig
 from mbsd.model.baselines.vit import VitBaseline, VitConfig
 from mbsd.model.config import BackboneConfig
-from mbsd.model.foreign import from_bert, from_vit, load_image_tower, load_resnet_of_crops, text_tower_from_bert
+from mbsd.model.foreign import (
+    from_bert,
+    from_vilt,
+    from_vit,
+    load_image_tower,
+    load_resnet_of_crops,
+    text_tower_from_bert,
+)
 from mbsd.model.fresh import fresh_config
 from mbsd.model.mbsd import MbsdConfig, MbsdModel
 from mbsd.model.two_tower import TwoTower, TwoTowerConfig
@@ -54,7 +61,7 @@ FAMILIES: dict[str, Family] = {
     "mbsd": Family(MbsdConfig, MbsdModel),
     "bert": Family(BertBaselineConfig, BertBaseline),
     "vit": Family(VitConfig, VitBaseline, _linear, from_vit),
-    "vilt": Family(ViltBaselineConfig, ViltBaseline, _linear, from_vit),
+    "vilt": Family(ViltBaselineConfig, ViltBaseline, _linear, from_vilt),
     "fashionbert": Family(FashionBertConfig, FashionBert, _cropped),
     "kaleido": Family(KaleidoConfig, KaleidoBert, _cropped),
     "two_tower": Family(TwoTowerConfig, TwoTower, _linear, text_tower_from_bert, load_image_tower),

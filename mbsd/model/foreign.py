@@ -1,144 +1,138 @@
-"""Checkpoints that others wrote: a BERT, a ViT, a ResNet-50."""
+"""Models that begin with checkpoints that others wrote: BERTs, RoBERTas, ViTs, CLIPs, ViLTs, ResNets."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors import SafetensorError
-from transformers import BertForPreTraining, PreTrainedModel, ViTModel
+import torch
 
+from mbsd.config.model import ModelConfig
 from mbsd.errors import UserError
 from mbsd.model.backbone import MbsdPreTrainedModel
 from mbsd.model.baselines.resnet import load_resnet
-from mbsd.model.baselines.vit import VitBaseline, copy_vit
+from mbsd.model.baselines.vit import VitBaseline
 from mbsd.model.config import BackboneConfig
-from mbsd.model.heads import WordHead
+from mbsd.model.published.bert import read_bert
+from mbsd.model.published.checkpoint import Published, config_of
+from mbsd.model.published.vit import CLIP_CLASSES, KIND, TOWER_SIZES, read_image_model, read_vilt
+from mbsd.model.taken_over import FromPublished, Sources
 
 M = TypeVar("M", bound=MbsdPreTrainedModel)
-P = TypeVar("P", bound=PreTrainedModel)
-TOWER_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-VIT_BEHAVIOUR = ("hidden_act", "layer_norm_eps", "qkv_bias", "initializer_range")
-
-
-def read_bert(config: BackboneConfig, backbone: str) -> tuple[BackboneConfig, BertForPreTraining]:
-    """A BERT checkpoint and `config` with that BERT's sizes.
-
-    Raises:
-        UserError: nothing of the kind at `backbone`, or a model of another kind.
-    """
-    bert = _load(
-        BertForPreTraining, "BERT", backbone, may_lack=("bert.pooler.", "cls."), setting=f"model.backbone={backbone}"
-    )
-    sizes: dict[str, Any] = {
-        name: getattr(bert.config, name)
-        for name in (
-            "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
-            "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id", "initializer_range",
-        )
-    }  # fmt: skip
-    return type(config).from_dict({**config.to_dict(), **sizes}), bert
 
 
 def from_bert(model_class: type[M], wanted: BackboneConfig, backbone: str) -> M:
-    """A model whose stream is a BERT's, with a BERT checkpoint's sizes and weights; as of `read_bert`."""
-    found, bert = read_bert(wanted, backbone)
-    model: Any = model_class(found)
-    copy_backbone(model.mbsd, bert)
-    if isinstance(model, WordHead):
-        model.copy_word_head(bert)
-    started: M = model
-    return started
+    """A model whose stream is a BERT's, with a BERT or RoBERTa checkpoint's sizes and weights.
+
+    Raises:
+        UserError: as of `read_bert`.
+    """
+    return _started(model_class, wanted, read_bert(backbone, f"model.backbone={backbone}"))
 
 
 def text_tower_from_bert(model_class: type[M], wanted: BackboneConfig, backbone: str) -> M:
-    """A model of two towers whose text tower has a BERT checkpoint's sizes and weights; as of `read_bert`."""
-    found, bert = read_bert(wanted, backbone)
-    model: Any = model_class(found)
-    copy_backbone(model.mbsd.text, bert)
-    started: M = model
-    return started
-
-
-def copy_backbone(model: Any, bert: BertForPreTraining) -> None:
-    """Give `model`, whose stream is a BERT's, the weights of a BERT; its image side keeps its initialisation."""
-    model.embeddings.load_state_dict(bert.bert.embeddings.state_dict())
-    model.encoder.load_state_dict(bert.bert.encoder.state_dict())
-    assert bert.bert.pooler is not None, "BertForPreTraining always has one"
-    model.pooler.load_state_dict(bert.bert.pooler.state_dict())
+    """A model of two towers whose text tower has a BERT checkpoint's sizes and weights; as of `from_bert`."""
+    return _started(model_class, wanted, read_bert(backbone, f"model.backbone={backbone}"), "text.")
 
 
 def from_vit(model_class: type[M], wanted: BackboneConfig, backbone: str) -> M:
-    """A model that begins with a ViT checkpoint's sizes and weights.
+    """A model that begins with the sizes and weights of a ViT or of a CLIP's image tower.
 
     Raises:
-        UserError: no ViT there, or one of other pictures or patches.
+        UserError: as of `read_image_model`.
     """
-    vit = _read_vit(wanted, f"model.backbone={backbone}", backbone)
-    sizes = {name: getattr(vit.config, name) for name in (*TOWER_SIZES, *VIT_BEHAVIOUR)}
-    model: Any = model_class(type(wanted).from_dict({**wanted.to_dict(), **sizes}))
-    copy_vit(model.mbsd, vit)
-    started: M = model
-    return started
+    return _started(model_class, wanted, read_image_model(wanted, backbone, f"model.backbone={backbone}"))
+
+
+def from_vilt(model_class: type[M], wanted: BackboneConfig, backbone: str) -> M:
+    """As `from_vit`; or with all of a ViLT.
+
+    Raises:
+        UserError: as of `read_vilt`.
+    """
+    return _started(model_class, wanted, read_vilt(wanted, backbone, f"model.backbone={backbone}"))
+
+
+def words_of(settings: ModelConfig) -> str | None:
+    """The model.backbone that the words come from; None where there is none, or one of an image model.
+
+    A folder of a ViT that somebody has put a tokenizer into has words, as before.
+    """
+    backbone = settings.backbone
+    if backbone is None or settings.architecture not in ("vit", "vilt"):
+        return backbone
+    found = config_of(backbone, KIND, f"model.backbone={backbone}").get("model_type")
+    added = any((Path(backbone) / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
+    return None if found in CLIP_CLASSES or (found == "vit" and not added) else backbone
 
 
 def load_image_tower(model: Any, path: str) -> None:
-    """Give the image tower of a `two_tower` model (`model.image_weights`) the weights of a ViT checkpoint.
+    """Give the image tower of a `two_tower` model (`model.image_weights`) the weights of a ViT or a CLIP.
 
     Raises:
-        UserError: no ViT there, or one of other pictures or patches, or of other sizes than the text tower.
+        UserError: as of `read_image_model`; or one of other sizes than the text tower.
     """
     config, setting = model.config, f"model.image_weights={path}"
-    vit = _read_vit(config, setting, path)
+    found = read_image_model(config, path, setting)
     for name in TOWER_SIZES:
-        ours, theirs = getattr(config, name), getattr(vit.config, name)
+        ours, theirs = getattr(config, name), found.sizes[name]
         if ours != theirs:
             raise UserError(
-                f"{setting}: a ViT with {name}={theirs}, but the text tower has {ours}; two towers are of equal sizes: "
-                "name another ViT, or another model.backbone"
+                f"{setting}: a {found.kind} with {name}={theirs}, but the text tower has {ours}; two towers are of "
+                "equal sizes: name another one, or another model.backbone"
             )
-    config.image_tower = {name: getattr(vit.config, name) for name in VIT_BEHAVIOUR}
+    config.image_tower = {name: value for name, value in found.sizes.items() if name not in TOWER_SIZES}
     model.mbsd.image = VitBaseline(config.image_config)
-    copy_vit(model.mbsd.image, vit)
+    fill(model, found, "image.")
     model.freeze_unread()
 
 
 def load_resnet_of_crops(model: Any, path: str) -> None:
     """Give a model with crops (`model.image_weights`) the ResNet-50 of a local file; raises UserError."""
-    load_resnet(model.mbsd.crops, path)
+    model.taken_over = Sources.of(model, load_resnet(model.mbsd.crops, path, "mbsd.crops."))
 
 
-def _read_vit(wanted: BackboneConfig, setting: str, path: str) -> ViTModel:
-    """A ViT checkpoint of the pictures and patches of `wanted`; `setting` names it in errors."""
-    vit = _load(ViTModel, "ViT", path, may_lack=("pooler.",), setting=setting)
-    for ours, theirs, name in (
-        (wanted.image_size, vit.config.image_size, "data.image_size"),
-        (wanted.patch_side, vit.config.patch_size, "the product of model.patchify_strides"),
-    ):
-        if ours != theirs:
-            raise UserError(f"{name} is {ours}, but {setting} was trained with {theirs}; set it to that")
-    return vit
+def fill(model: Any, published: Published, tower: str = "") -> None:
+    """Give `model` the weights of a checkpoint, and note in its `taken_over` which.
 
-
-def _load(model_class: type[P], kind: str, path: str, *, may_lack: tuple[str, ...], setting: str) -> P:
-    """A transformers model with all weights of the checkpoint; only names that begin as in `may_lack` may be missing.
+    Args:
+        model: a head on a backbone of the checkpoint's sizes.
+        tower: how the names of the backbone's part begin that they are for.
 
     Raises:
-        UserError: no such checkpoint, or another of its weights is missing.
+        UserError: weights that are no numbers.
     """
-    advice = f"give a {kind}'s folder with config.json and model.safetensors, or a hub name that this machine can reach"
-    try:
-        loaded: Any = model_class.from_pretrained(path, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    own = dict(model.named_parameters())
+    found = {f"mbsd.{tower}{name}": weight for name, weight in published.backbone.items()}
+    unknown = found.keys() - own.keys()
+    assert not unknown, f"{sorted(unknown)} are no weights of a {type(model).__name__}"
+    for name, weight in published.head.items():
+        projects = name.endswith("_projection.weight")
+        if name in own and own[name].shape == weight.value.shape and (not projects or _is_cls(model)):
+            found[name] = weight
+    broken = sorted({weight.source for weight in found.values() if not weight.value.isfinite().all()})
+    if broken:
         raise UserError(
-            f"{setting}: no {kind} checkpoint could be loaded ({str(error).splitlines()[0]}); {advice}"
-        ) from error
-    model: P
-    model, info = loaded
-    # What a checkpoint lacks transformers fills with random numbers and a warning.
-    missing = sorted(name for name in info["missing_keys"] if not name.startswith(may_lack))
-    if missing:
-        raise UserError(
-            f"{setting}: not a {kind} checkpoint, {len(missing)} of its weights are missing "
-            f"({missing[0]}, ...); {advice}"
+            f"{published.setting}: {len(broken)} weights hold values that are no numbers, {broken[0]} among them; name "
+            "another checkpoint"
         )
-    return model
+    with torch.no_grad():
+        for name, weight in found.items():
+            assert own[name].shape == weight.value.shape, name
+            own[name].copy_(weight.value)
+    sources = {weight.source for weight in found.values()}
+    source = FromPublished(
+        published.kind, published.setting, frozenset(found), sources, published.held - sources, published.notes
+    )
+    model.taken_over = Sources.of(model, source)
+
+
+def _is_cls(model: Any) -> bool:
+    return bool(model.config.representation == "cls")
+
+
+def _started(model_class: type[M], wanted: BackboneConfig, published: Published, tower: str = "") -> M:
+    model: Any = model_class(type(wanted).from_dict({**wanted.to_dict(), **published.sizes}))
+    fill(model, published, tower)
+    started: M = model
+    return started

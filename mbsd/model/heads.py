@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BertForPreTraining
 from transformers import initialization as init
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
@@ -99,12 +98,6 @@ class WordHead(Head):
         """What a loss over words takes: the vocabulary projection (tied to the word table) is of masked words alone."""
         word_table: Tensor = self.mbsd.get_input_embeddings().weight
         return self.word_transform(encoded.hidden_TD[masks.mlm_index_K]), word_table, self.word_bias
-
-    def copy_word_head(self, bert: BertForPreTraining) -> None:
-        """Give the word head the weights of a BERT's."""
-        self.word_transform.load_state_dict(bert.cls.predictions.transform.state_dict())
-        with torch.no_grad():
-            self.word_bias.copy_(bert.cls.predictions.bias)
 
 
 class PatchHead(Head):

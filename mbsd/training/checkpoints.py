@@ -132,7 +132,7 @@ class Checkpoints:
             found = find_elsewhere(run.config.run.resume, run.world, identity, run.print)
         self._manager = self._open(token)
         if found is None:
-            taken = f": {self.parts.model.taken_over}" if run.config.run.init_from else ""
+            taken = f": {self.parts.model.taken_over}" if self.parts.model.taken_over is not None else ""
             return f"weights of {run.config.run.init_from or run.config.model.backbone or 'scratch'}{taken}"
         facts = self._manager.load(found)
         self.rate_before = float(facts["lr"][0])

@@ -17,6 +17,7 @@ from mbsd.data.text import build_tokenizer, load_tokenizer
 from mbsd.errors import UserError
 from mbsd.io.console import say
 from mbsd.io.files import difference, facts_of, read_own_json, replace_text, replacing
+from mbsd.model.foreign import words_of
 from mbsd.parallel.world import on_rank_zero, same_on_every_rank
 
 TOKENIZER_SUMS = "tokenizer_files.json"  # beside the folder tokenizer: size and checksum of each of its files
@@ -34,13 +35,15 @@ def start_weights(config: BaseConfig) -> Path | None:
 def start_tokenizer(config: BaseConfig, catalog: Items, run_folder: Path) -> PreTrainedTokenizerBase:
     """data.tokenizer, else that of run.init_from or model.backbone, else one built from the catalogue (collective).
 
+    A ViT or a CLIP as model.backbone brings no words.
+
     Raises:
         UserError: data.tokenizer holds other words than the weights were trained with.
     """
     given, start = config.data.tokenizer, config.run.init_from
     with same_on_every_rank():
         weights = start_weights(config)
-        source = str(weights) if weights is not None else config.model.backbone
+        source = str(weights) if weights is not None else words_of(config.model)
         named = given or source
         tokenizer = load_tokenizer(named) if named is not None else None
         if tokenizer and given and start and tokenizer.get_vocab() != load_tokenizer(str(source)).get_vocab():

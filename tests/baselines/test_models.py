@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torchvision
 from torch import nn
-from transformers import AutoModel, BertConfig, BertModel, ViltConfig, ViltModel, ViTConfig, ViTModel
+from transformers import AutoModel, BertConfig, BertModel, ViltConfig, ViltModel
 
-from mbsd.batch import Batch
-from mbsd.data.views import TextTokens, pack
 from mbsd.errors import UserError
 from mbsd.metrics.throughput import model_flops
 from mbsd.model.baselines.bert import BertBaselineConfig
@@ -22,10 +19,10 @@ from mbsd.model.baselines.m6 import M6, M6Config
 from mbsd.model.baselines.ofa import Ofa
 from mbsd.model.baselines.resnet import CropEncoder, load_resnet, multiplications
 from mbsd.model.baselines.vilt import ViltBaselineConfig
-from mbsd.model.baselines.vit import VitConfig, copy_vit
+from mbsd.model.baselines.vit import VitConfig
 from mbsd.model.heads import MbsdForClassification
 from mbsd.model.patchify import normalise_pixels
-from tests.baselines.samples import CLS, CONFIGS, MIXED, batch_of, samples_of, tiny
+from tests.baselines.samples import CONFIGS, MIXED, batch_of, samples_of, tiny
 from tests.model.reference import randomise
 
 
@@ -105,23 +102,6 @@ def test_vilt_is_vilts() -> None:
         expected = theirs(input_ids=ids, token_type_ids=types, attention_mask=torch.ones_like(ids),
                           pixel_values=normalise_pixels(pixels[None], torch.float32))  # fmt: skip
         torch.testing.assert_close(found[b], expected.pooler_output[0], rtol=1e-4, atol=1e-5)
-
-
-@torch.no_grad()
-def test_vit_without_words_is_vits() -> None:
-    config = tiny("vit")
-    ours = config.backbone().eval()
-    keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size")
-    theirs = ViTModel(ViTConfig(**{key: getattr(config, key) for key in keys}, patch_size=16)).eval()
-    randomise(theirs, 0)
-    copy_vit(ours, theirs)
-    (_, pixels), *_ = samples_of(((1, 0, True),), 3)
-    assert pixels is not None
-    text = TextTokens(np.array([CLS]), np.zeros(1, dtype=np.int64), 1)
-    ids_N, positions_N, types_N, views = pack([text], [True], ("image",), config.num_patches)
-    batch = Batch(ids_N, positions_N, types_N, pixels[None], views, items_B=torch.arange(1))
-    expected = theirs(pixel_values=normalise_pixels(pixels[None], torch.float32)).last_hidden_state[0]
-    torch.testing.assert_close(ours.encode(batch).hidden_TD, expected, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from mbsd.catalog.reader import Catalog
@@ -139,7 +140,9 @@ def test_a_published_checkpoint_trains_at_as_many_tokens_as_the_titles_have(
         "--run.validate_samples=16",
         *small,
     ]
-    launch(1, run_words(tmp_path / "run", shop.catalog, 1, *words), tmp_path / "log")
+    started = launch(1, run_words(tmp_path / "run", shop.catalog, 1, *words), tmp_path / "log").printed()
+    held = sum(w.numel() for name, w in load_file(minilm / "model.safetensors").items() if "position_ids" not in name)
+    assert f"took embeddings, encoder, pooler ({held:,} weights) of the BERT; new: image_position_PD, " in started
     (line,) = [
         json.loads(line)
         for line in (tmp_path / "run/metrics.jsonl").read_text(encoding="utf-8").splitlines()

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, BertConfig, BertForPreTraining, ViTConfig, ViTModel
 
 from mbsd.errors import UserError
-from mbsd.model.foreign import copy_backbone, from_vit, read_bert
+from mbsd.model.foreign import from_bert, from_vit
 from mbsd.model.heads import MbsdForClassification, MbsdForMaskedModelling, MbsdForMatching
 from mbsd.model.mbsd import MbsdConfig, MbsdModel
 from mbsd.model.patchify import Patchify
@@ -121,12 +121,8 @@ def bert() -> BertForPreTraining:
     return model
 
 
-def from_bert(folder: Path) -> tuple[MbsdForMaskedModelling, BertForPreTraining]:
-    config, loaded = read_bert(tiny_config(image_cls=True), folder)
-    model = MbsdForMaskedModelling(config).eval()
-    copy_backbone(model.mbsd, loaded)
-    model.copy_word_head(loaded)
-    return model, loaded
+def started_from_bert(folder: Path) -> MbsdForMaskedModelling:
+    return from_bert(MbsdForMaskedModelling, tiny_config(image_cls=True), str(folder)).eval()
 
 
 def assert_is_the_bert(model: MbsdForMaskedModelling, bert: BertForPreTraining) -> None:
@@ -141,7 +137,7 @@ def assert_is_the_bert(model: MbsdForMaskedModelling, bert: BertForPreTraining) 
 def test_it_starts_from_a_bert(bert: BertForPreTraining, tmp_path: Path) -> None:
     """Sizes and weights are the checkpoint's, the image side's settings stay, and texts come out as from BERT."""
     bert.save_pretrained(tmp_path)
-    model, _ = from_bert(tmp_path)
+    model = started_from_bert(tmp_path)
     assert_is_the_bert(model, bert)
     config = model.config
     assert (config.hidden_size, config.num_hidden_layers, config.layer_norm_eps) == (24, 3, 1e-11)
@@ -177,7 +173,7 @@ def test_the_names_of_old_checkpoints_are_read(bert: BertForPreTraining, tmp_pat
     }
     assert renamed.keys() != weights.keys()
     save_file(renamed, file, metadata={"format": "pt"})
-    assert_is_the_bert(from_bert(tmp_path)[0], bert)
+    assert_is_the_bert(started_from_bert(tmp_path), bert)
 
 
 def write_nothing(folder: Path) -> None:
@@ -232,7 +228,7 @@ def test_a_folder_without_a_bert_is_the_users_error(write: Callable[[Path], None
     folder.mkdir()
     write(folder)
     with pytest.raises(UserError) as caught:
-        read_bert(tiny_config(), folder)
+        from_bert(MbsdForMaskedModelling, tiny_config(), str(folder))
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -16,9 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import initialization as init
 
 from mbsd.errors import UserError
+from mbsd.model.taken_over import FromPublished
 
 CROPS_AT_ONCE = 128  # without gradients: 64 pictures of Kaleido-BERT are 3,520 crops
 FEATURES = 2048  # of ResNet-50's pooled output
+_COUNTER = "num_batches_tracked"  # that nothing reads, and that old files lack
+_PARTS = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")  # of FirstStages
 
 
 class HeldBatchNorm(nn.BatchNorm2d):
@@ -96,21 +99,55 @@ def init_resnet(module: nn.Module) -> None:
             init.constant_(block.bn3.weight, 0.25)
 
 
-def load_resnet(encoder: CropEncoder, path: str) -> None:
-    """Read torchvision's weights of ResNet-50 from a local file (.pth or .safetensors).
+def load_resnet(encoder: CropEncoder, path: str, prefix: str = "") -> FromPublished:
+    """Read torchvision's weights of ResNet-50 from a local file (.pth or .safetensors); its classifier is left over.
+
+    Args:
+        prefix: how the names of the encoder's weights begin in the model that they are reported of.
 
     Raises:
         UserError: no such file, or other weights.
     """
-    advice = "give torchvision's resnet50 weights as a .pth or .safetensors file on this machine"
+    return _load(encoder.resnet, path, "ResNet-50", f"{prefix}resnet.", ("fc",))
+
+
+def load_first_stages(encoder: FirstStages, path: str, prefix: str = "") -> FromPublished:
+    """As `load_resnet`, of torchvision's ResNet-101; its last stage is left over too."""
+    return _load(encoder.stages, path, "ResNet-101", f"{prefix}stages.", ("fc", "layer4"))
+
+
+def _load(network: nn.Module, path: str, kind: str, prefix: str, spare: tuple[str, ...]) -> FromPublished:
+    """Give a ResNet, or a sequence of its first parts, the weights of a file, which may hold `spare` parts more."""
+    setting, file = f"model.image_weights={path}", kind.lower().replace("-", "")
+    advice = f"give torchvision's {file} weights as a .pth or .safetensors file on this machine"
     try:
-        weights = load_file(path) if path.endswith(".safetensors") else torch.load(path, weights_only=True)
-        weights = {name: value for name, value in weights.items() if not name.startswith("fc.")}
-        encoder.resnet.load_state_dict(weights)
+        held: Any = load_file(path) if path.endswith(".safetensors") else torch.load(path, weights_only=True)
+        held = {name.removeprefix("module."): value for name, value in held.get("state_dict", held).items()}
     except (OSError, EOFError, SafetensorError, UnpicklingError, RuntimeError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"model.image_weights={path}: no ResNet-50 could be read ({str(error).splitlines()[0]}); {advice}"
-        ) from error
+        raise UserError(f"{setting}: no {kind} could be read ({str(error).splitlines()[0]}); {advice}") from error
+    held = {name: value for name, value in held.items() if not name.endswith(_COUNTER)}
+    own = {_named(network, name): value for name, value in network.state_dict().items() if not name.endswith(_COUNTER)}
+    left_over = held.keys() - own.keys()
+    for wrong, names in (
+        ("of its weights are missing", own.keys() - held.keys()),
+        ("weights are no part of it", {name for name in left_over if name.partition(".")[0] not in spare}),
+        ("of its weights have other shapes", {n for n in own.keys() & held.keys() if own[n].shape != held[n].shape}),
+    ):
+        if names:
+            first = ", ".join(sorted(names)[:3])
+            raise UserError(f"{setting}: no {kind} could be read ({len(names)} {wrong}: {first}, ...); {advice}")
+    for name, value in own.items():
+        value.copy_(held[name])
+    parameters = {f"{prefix}{name}" for name, _ in network.named_parameters()}
+    return FromPublished(kind, setting, parameters, own.keys(), left_over)
+
+
+def _named(network: nn.Module, name: str) -> str:
+    """torchvision's name of a weight, whose parts have numbers in a sequence."""
+    if not isinstance(network, nn.Sequential):
+        return name
+    number, _, rest = name.partition(".")
+    return f"{_PARTS[int(number)]}.{rest}"
 
 
 @functools.cache

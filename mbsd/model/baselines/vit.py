@@ -25,11 +25,12 @@ from mbsd.model.gradients import patch_targets
 
 @strict
 class VitConfig(BaselineConfig):
-    """ViT-B/32 (google/vit-base-patch32-224-in21k)."""
+    """ViT-B/32 (google/vit-base-patch32-224-in21k); with `pre_norm` CLIP's, which normalises before the first layer."""
 
     model_type = "mbsd_vit"
 
     qkv_bias: bool = True
+    pre_norm: bool = False
     patchify_strides: list[int] | tuple[int, ...] = (32,)
     patchify_channels: list[int] | tuple[int, ...] = ()
 
@@ -64,6 +65,7 @@ class VitTrunk(OneStream):
         self.cls_D = nn.Parameter(torch.zeros(width))
         self.image_position_PD = nn.Parameter(torch.zeros(1 + (config.image_size // config.patch_side) ** 2, width))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.pre_layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.pre_norm else None
         settings: Any = config  # it has every setting of a layer that a ViTConfig has
         self.layers = nn.ModuleList([ViTLayer(settings) for _ in range(config.num_hidden_layers)])
         self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
@@ -106,8 +108,8 @@ class VitTrunk(OneStream):
         return patch_targets(self.config, images, pixels, rows_Q)
 
     def run_trunk(self, tokens_TD: Tensor, plan: AttentionPlan) -> Tensor:
-        """ViT's layers and its last LayerNorm."""
-        hidden = tokens_TD[None]
+        """ViT's layers and its last LayerNorm; CLIP's first one too."""
+        hidden = (tokens_TD if self.pre_layernorm is None else self.pre_layernorm(tokens_TD))[None]
         for layer in self.layers:
             hidden = layer(hidden, plan=plan)
         normalised: Tensor = self.layernorm(hidden[0])
@@ -136,13 +138,3 @@ class VitBaseline(VitTrunk):
         placed = torch.where(is_first_N[:, None], self.cls_D + self.image_position_PD[0], looked_up)
         dropped: Tensor = self.dropout(placed)
         return dropped
-
-
-def copy_vit(model: VitTrunk, vit: Any) -> None:
-    """Give `model` the weights of a transformers ViTModel; its words keep their initialisation."""
-    with torch.no_grad():
-        model.cls_D.copy_(vit.embeddings.cls_token[0, 0])
-        model.image_position_PD.copy_(vit.embeddings.position_embeddings[0])
-    model.projection.load_state_dict(vit.embeddings.patch_embeddings.projection.state_dict())
-    model.layers.load_state_dict(vit.layers.state_dict())
-    model.layernorm.load_state_dict(vit.layernorm.state_dict())
