@@ -9,12 +9,15 @@ from mbsd.config.data import DataConfig
 from mbsd.config.model import ModelConfig
 from mbsd.config.paths import PathText
 from mbsd.config.ranges import at_least, check_ranges, share
-from mbsd.config.stages import ContrastiveConfig, MaskingConfig, SdmiConfig, TaskConfig
+from mbsd.config.stages import ContrastiveConfig, GenerativeConfig, MaskingConfig, SdmiConfig, TaskConfig
 from mbsd.errors import UserError
 
 # Sections of the settings, by the stage that reads them. What else a stage needs it checks itself (`mbsd.stages`).
-SECTION_OF_STAGE = {"masking": "masked", "contrastive": "contrastive", "best": "contrastive", "sdmi": "matching"}
-BUILT_IN = ("masked", "contrastive", "matching")
+SECTION_OF_STAGE = {
+    "masking": "masked", "contrastive": "contrastive", "best": "contrastive", "sdmi": "matching",
+    "generative": "generative",
+}  # fmt: skip
+BUILT_IN = ("masked", "contrastive", "matching", "generative")
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,7 @@ class PretrainConfig(BaseConfig):
 
     stage: str = "masked"
     """masked: stage 1, over the catalogue; contrastive: titles against pictures, over the catalogue; matching: stage 2,
-    over a pair table (`mbsd.stages.registry`)."""
+    over a pair table; generative: titles written from pictures, over the catalogue (`mbsd.stages.registry`)."""
     masking: MaskingConfig | None = None
     """Stage 1 only."""
     contrastive: ContrastiveConfig | None = None
@@ -191,6 +194,8 @@ class PretrainConfig(BaseConfig):
     """The contrastive stage only."""
     sdmi: SdmiConfig | None = None
     """Stage 2 only."""
+    generative: GenerativeConfig | None = None
+    """The generative stage only."""
 
     @property
     def batch_schedule(self) -> tuple[tuple[float, int], ...] | None:
@@ -203,7 +208,7 @@ class PretrainConfig(BaseConfig):
         for name, stage in SECTION_OF_STAGE.items():
             if self.stage in BUILT_IN and self.stage != stage and getattr(self, name) is not None:
                 raise UserError(f"stage={self.stage} does not read {name}, but it is set: remove it")
-        if self.stage in ("masked", "contrastive") and self.data.table is not None:
+        if self.stage in ("masked", "contrastive", "generative") and self.data.table is not None:
             raise UserError(f"stage={self.stage} does not read data.table, but it is set: remove it")
         if self.contrastive is not None:
             self.contrastive.check()

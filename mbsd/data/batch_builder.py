@@ -18,6 +18,7 @@ from mbsd.catalog.reader import DamagedRecord
 from mbsd.config.data import DataConfig
 from mbsd.data.augment import Augmentation, draw_augmentation, no_augmentation
 from mbsd.data.decode_torchvision import ImageDecoder
+from mbsd.data.generation import TitleAsker
 from mbsd.data.masking import Vocabulary, mask_patches, mask_text
 from mbsd.data.order import sample_rng
 from mbsd.data.samples import ItemSource, Sample
@@ -86,6 +87,8 @@ class BatchBuilder:
     ) -> None:
         if spec.masking is not None and "full" not in spec.views:
             raise ValueError(f"masking needs the view full, found views {list(spec.views)}")
+        if spec.generated is not None and (spec.views != ("full",) or (spec.train and data.token_bucket > 1)):
+            raise ValueError("titles to write need the view full alone, and batches that are not filled up")
         if decoder.size != data.image_size:
             raise ValueError(f"decoder of {decoder.size} px, data.image_size={data.image_size}: expected the same")
         if spec.masking is not None and data.share_images:
@@ -98,6 +101,9 @@ class BatchBuilder:
         self.spec, self.decoder, self.keys = spec, decoder, keys
         self.bucket = data.token_bucket if spec.train else 1
         specials = sorted(tokenizer.all_special_ids)
+        self._asker = None
+        if spec.generated is not None:
+            self._asker = TitleAsker(spec.generated, tokenizer, data.max_text_tokens, data.max_query_tokens)
         self._vocabulary = Vocabulary(len(tokenizer), tokenizer.mask_token_id, specials)
         self._is_special = np.zeros(len(tokenizer), dtype=bool)  # by word
         self._is_special[specials] = True
@@ -144,6 +150,13 @@ class BatchBuilder:
                 for key, text in zip(keys, texts, strict=True)
             ]
         keys_BK, has_text = self._identities(samples, texts)
+        asked = None
+        if self._asker is not None:
+            asked = [
+                self._asker.ask(self._rng(key, "generation"), text, image)
+                for key, text, image in zip(keys, texts, has_image, strict=True)
+            ]
+            texts = [sample.shown for sample in asked]
         image_numbers, jpegs, crop_keys = self._pictures(samples, keys, jpegs_B)
         drawn = [self._mask_sample(key, text, image) for key, text, image in zip(keys, texts, has_image, strict=True)]
         texts = [sample.text for sample in drawn]
@@ -170,6 +183,7 @@ class BatchBuilder:
             masks=masks,
             keys_BK=keys_BK,
             has_text=has_text,
+            generation=self._asker.lay_out(asked, views) if self._asker is not None and asked is not None else None,
         )
         if self.bucket > 1:
             images = len(encoded.jpegs)

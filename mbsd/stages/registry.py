@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from mbsd.errors import UserError
 from mbsd.stages.contrastive import CONTRASTIVE
+from mbsd.stages.generative import GENERATIVE
 from mbsd.stages.masked import MASKED
 from mbsd.stages.matching import MATCHING
 from mbsd.stages.stage import Stage
 
-STAGES: dict[str, Stage] = {"masked": MASKED, "contrastive": CONTRASTIVE, "matching": MATCHING}
+STAGES: dict[str, Stage] = {
+    "masked": MASKED,
+    "contrastive": CONTRASTIVE,
+    "matching": MATCHING,
+    "generative": GENERATIVE,
+}
 
 
 def find_stage(name: str) -> Stage:
