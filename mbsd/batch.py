@@ -143,16 +143,16 @@ class Generation(_Tensors):
     """What the generative stage asks for: every sample's title, each token from the view full and the tokens before it.
 
     Attributes:
-        input_ids_G: int64; of each sample `[CLS] title`, one sample after the other; none of one without a title.
+        input_ids_G: int64; of each sample `[CLS] title`, one sample after the other.
         position_ids_G: int64; from 0 for each sample.
-        labels_G: int64; the token that follows: of each sample `title [SEP]`.
+        labels_G: int64; the token that follows: of each sample `title [SEP]`; NO_WORD of one without a title.
         captioned_G: bool; whether the sample shows its picture alone (captioning), or its corrupted title too.
         cu_seqlens: int32 [B + 1]; sample b is rows cu_seqlens[b] : cu_seqlens[b + 1].
         joined: int64 [T + G]; the rows of cat([packed tokens, these tokens]) in the order of the samples: what a
             sample shows, then what it writes.
         joined_cu_seqlens: int32 [B + 1]; the samples' first rows in that order.
-        lengths: the samples' numbers of tokens as host integers.
-        num_captioned: how many of the G tokens belong to captioning.
+        lengths: the samples' numbers of tokens as host integers, 1 or more.
+        num_captioned, num_denoised: how many tokens each of the two tasks asks for.
     """
 
     input_ids_G: Tensor
@@ -164,11 +164,7 @@ class Generation(_Tensors):
     joined_cu_seqlens: Tensor
     lengths: tuple[int, ...]
     num_captioned: int
-
-    @property
-    def num_denoised(self) -> int:
-        """How many of the G tokens belong to denoising."""
-        return sum(self.lengths) - self.num_captioned
+    num_denoised: int
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from mbsd.batch import Generation, Views
+from mbsd.batch import NO_WORD, Generation, Views
 from mbsd.data.spec import Generated
 from mbsd.data.text import encode_pair
 from mbsd.data.views import TextTokens
@@ -75,24 +75,28 @@ class TitleAsker:
 
     def lay_out(self, asked: Sequence[Asked], views: Views) -> Generation:
         """The titles to write, beside the plan of what is shown (the view full alone)."""
-        lengths = [len(sample.words) + 1 if len(sample.words) else 0 for sample in asked]
+        lengths = [len(sample.words) + 1 for sample in asked]
         starts_G, starts_J = _offsets(lengths), _offsets(np.add(views.lengths, lengths).tolist())
         num_shown, shown_starts = sum(views.lengths), _offsets(views.lengths)
         joined: list[Int64] = []
         for b in range(len(asked)):
             joined.append(np.arange(shown_starts[b], shown_starts[b + 1]))
             joined.append(num_shown + np.arange(starts_G[b], starts_G[b + 1]))
-        written = [sample for sample in asked if len(sample.words)]
+        # A sample without a title has a token that asks for nothing: kernels take no empty sequence.
+        follows = [np.append(s.words, self.sep_id) if len(s.words) else np.array([NO_WORD]) for s in asked]
+        num_asked = [length if len(sample.words) else 0 for length, sample in zip(lengths, asked, strict=True)]
+        captioned = sum(count for count, sample in zip(num_asked, asked, strict=True) if sample.captioned)
         return Generation(
-            input_ids_G=_rows([np.append(self.cls_id, sample.words) for sample in written]),
+            input_ids_G=_rows([np.append(self.cls_id, sample.words) for sample in asked]),
             position_ids_G=_rows([np.arange(length) for length in lengths]),
-            labels_G=_rows([np.append(sample.words, self.sep_id) for sample in written]),
+            labels_G=_rows(follows),
             captioned_G=torch.from_numpy(np.repeat([sample.captioned for sample in asked], lengths)),
             cu_seqlens=torch.from_numpy(starts_G.astype(np.int32)),
             joined=_rows(joined),
             joined_cu_seqlens=torch.from_numpy(starts_J.astype(np.int32)),
             lengths=tuple(lengths),
-            num_captioned=sum(length for length, sample in zip(lengths, asked, strict=True) if sample.captioned),
+            num_captioned=captioned,
+            num_denoised=sum(num_asked) - captioned,
         )
 
 
@@ -129,4 +133,4 @@ def _offsets(lengths: Sequence[int]) -> Int64:
 
 
 def _rows(parts: Sequence[Int64]) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *parts]).astype(np.int64))
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64))

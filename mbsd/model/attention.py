@@ -207,8 +207,6 @@ def _prefix_attention(
     query = triple[0][:, :, shown:]
     key, value = (tensor[:, :, written.joined] for tensor in triple[1:])
     lengths = [a + b for a, b in zip(plan.lengths, written.lengths, strict=True)]
-    if query.shape[2] == 0:  # no sample has a title
-        return before
     if plan.offsets_S is not None:
         spans = _Spans(written.cu_seqlens, written.joined_cu_seqlens, max(written.lengths), max(lengths), causal=True)
         after = _kernel((query, key, value), spans, plan.capability, dropout, scaling)

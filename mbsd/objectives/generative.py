@@ -11,18 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from mbsd.batch import NO_WORD
 from mbsd.objectives.masked import WORDS_AT_ONCE
 
 
 def next_token_losses(rows_GD: Tensor, table: Tensor, labels_G: Tensor, at_once: int = WORDS_AT_ONCE) -> Tensor:
-    """Cross-entropy of each of the G tokens, [G] in at least float32; at most `at_once` rows of logits exist at a time.
+    """Cross-entropy of each of the G tokens, [G] in at least float32; 0 where nothing is asked for.
 
-    If there are more rows than that, the backward computes each chunk's logits again instead of keeping them.
+    At most `at_once` rows of logits exist at a time: if there are more rows than that, the backward computes each
+    chunk's logits again instead of keeping them.
 
     Args:
         rows_GD: last hidden states; logits are rows_GD @ table.T.
         table: [vocabulary, D].
-        labels_G: int64; the tokens that follow.
+        labels_G: int64; the tokens that follow; `NO_WORD`: none is asked for.
     """
     if rows_GD.shape[0] <= at_once:
         return _losses(rows_GD, table, labels_G)
@@ -43,4 +45,5 @@ def tokens_right(rows_GD: Tensor, table: Tensor, labels_G: Tensor, at_once: int 
 
 def _losses(rows: Tensor, table: Tensor, labels: Tensor) -> Tensor:
     logits = F.linear(rows, table)
-    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, reduction="none")
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(wide, labels, reduction="none", ignore_index=NO_WORD)

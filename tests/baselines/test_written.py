@@ -24,6 +24,7 @@ from tests.baselines import written
 from tests.baselines.samples import MIXED, batch_of, samples_of, tiny
 from tests.baselines.written import Read
 from tests.model.reference import randomise
+from tests.model.varlen_on_cpu import Draws, varlen_on_cpu
 
 REFERENCES: dict[str, Callable[[Any, list[Read]], tuple[Tensor, list[Tensor]]]] = {"m6": written.m6, "ofa": written.ofa}
 both = pytest.mark.parametrize("name", REFERENCES)
@@ -93,6 +94,7 @@ def test_losses_and_gradients_of_the_generative_stage(name: str) -> None:
     precise = copy.deepcopy(model.double())
     GenerativeObjective(model)(batch)["loss"].backward()
     _, rows = REFERENCES[name](precise.mbsd, read)
+    assert rows[3].shape == (1, 32) and not read[3].labels
     table = precise.mbsd.get_input_embeddings().weight
     of_sample = [
         F.cross_entropy(hidden @ table.T, torch.tensor(sample.labels), reduction="sum")
@@ -112,6 +114,29 @@ def test_losses_and_gradients_of_the_generative_stage(name: str) -> None:
             assert theirs.grad is not None, key
             torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-6, atol=1e-10, msg=lambda m, k=key: f"{k}: {m}")
     assert trained > 40
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("kernel", ["flash", "efficient"])
+def test_the_kernels_of_a_gpu_train_m6_as_one_sequence_after_the_other(kernel: str, dropout: float) -> None:
+    """Two calls a layer: of the prefixes, and of what is written, whose last token sees all."""
+    torch.manual_seed(0)
+    sizes = {"attention_probs_dropout_prob": dropout}
+    objective = GenerativeObjective(MbsdForGeneration(tiny("m6", **sizes)).train())
+    with torch.no_grad():
+        randomise(objective.model.mbsd, 3)
+    batch, _ = to_write("m6", 4)
+    parameters = [p for p in objective.parameters() if p.requires_grad]
+    with Draws():
+        expected = objective(batch)["loss"]
+        expected_gradients = torch.autograd.grad(expected, parameters, materialize_grads=True, allow_unused=True)
+    with varlen_on_cpu(kernel) as kernels:
+        found = objective(batch)["loss"]
+        gradients = torch.autograd.grad(found, parameters, materialize_grads=True, allow_unused=True)
+    assert kernels.calls == ["forward"] * 4 + [f"{kernel} backward"] * 4 and kernels.causal == 2
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    for ours, theirs in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 @both

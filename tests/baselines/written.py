@@ -30,7 +30,7 @@ class Read:
     @property
     def inputs(self) -> list[int]:
         """What is written and read again."""
-        return [CLS, *self.title] if self.title else []
+        return [CLS, *self.title]
 
     @property
     def labels(self) -> list[int]:
@@ -183,6 +183,5 @@ def ofa(model: Any, samples: list[Read]) -> tuple[Tensor, list[Tensor]]:
             y = _feed_forward(layer.feed_forward, _attention(layer.cross_attention, y, encoded[b : b + 1], across))
         return norm(model.decoder_norm, y)[0]
 
-    none = torch.zeros(0, model.config.hidden_size, dtype=dtype)
     h = torch.cat([decode(b, [sample.ids[0]]) for b, sample in enumerate(samples)])
-    return h, [decode(b, sample.inputs) if sample.inputs else none for b, sample in enumerate(samples)]
+    return h, [decode(b, sample.inputs) for b, sample in enumerate(samples)]

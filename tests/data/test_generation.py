@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from mbsd.batch import Generation
+from mbsd.batch import NO_WORD, Generation
 from mbsd.catalog.reader import Catalog
 from mbsd.config.data import DataConfig
 from mbsd.config.stages import GenerativeConfig
@@ -79,7 +79,7 @@ def test_every_title_is_asked_for_once(catalog: Catalog, tokenizer: PreTrainedTo
                     1, round(0.3 * (len(whole) - 2))
                 )
         else:
-            assert asked.lengths[item] == 0
+            assert asked.lengths[item] == 1 and asked.labels_G[rows].tolist() == [NO_WORD]
         joined = asked.joined[asked.joined_cu_seqlens[item] : asked.joined_cu_seqlens[item + 1]]
         own = torch.cat([rows_of_all[shown[item] : shown[item + 1]], len(batch.views.source_T) + rows_of_all[rows]])
         assert torch.equal(joined, own)

@@ -8,12 +8,14 @@ on packed rows.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mbsd.batch import Generation, Views
 from mbsd.model.config import BackboneConfig
@@ -189,12 +191,9 @@ class Attention(nn.Module):
             for projection in (self.key, self.value)
         )
         dropout, scale = self.dropout if self.training else 0.0, (2 * q.shape[-1]) ** -0.5
-        if q.device.type == "cpu":  # torch's kernel for CPUs gives other bits without a gradient than with one
-            scores = (q @ k.transpose(-1, -2) * scale + bias).to(torch.promote_types(q.dtype, torch.float32))
-            found = F.dropout(scores.softmax(-1), dropout).to(v.dtype) @ v
-        else:
-            mask = bias.to(q.dtype).expand(*q.shape[:3], k.shape[2])
-            found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
+        # Torch's kernel for CPUs gives other bits without a gradient than with one.
+        with sdpa_kernel(SDPBackend.MATH) if q.device.type == "cpu" else nullcontext():
+            found = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), dropout_p=dropout, scale=scale)
         found = (found * self.head_scale[:, None, None]).transpose(1, 2).flatten(2)
         out: Tensor = self.output(found.flatten(0, 1)[slots.slot_M])
         return out
