@@ -8,7 +8,7 @@ The dimension letters used as suffixes of tensor names in the whole package:
     T  packed tokens of all sequences               L  tokens of one sequence
     D  hidden size                                  H  attention heads
     K  text tokens to predict (MLM)                 Q  patches to predict (MPM)
-    C  classes
+    C  classes                                      G  tokens of titles to write, of all samples
 
 A token is embedded once and read by every view that contains it: the text of all samples is one stream of N rows, the
 patches of all images another of I*P rows. `Views.source_T` is the row of the two streams, laid one after the
@@ -76,6 +76,7 @@ class Views(_Tensors):
         cu_seqlens: int32 [S + 1]; sequence s is rows cu_seqlens[s] : cu_seqlens[s + 1]; its first row is its [CLS].
         lengths: the S sequence lengths as host integers, so that no step has to ask the device for them.
         num_fill: trailing sequences beside the V * B ones that only fill up (`mbsd.data.shape_buckets`).
+        image_lengths: how many of each of the V * B sequences' tokens, its last ones, are the image's; on the host.
     """
 
     names: tuple[str, ...]
@@ -83,6 +84,7 @@ class Views(_Tensors):
     cu_seqlens: Tensor
     lengths: tuple[int, ...]
     num_fill: int = 0
+    image_lengths: tuple[int, ...] = ()
 
     @property
     def real_lengths(self) -> tuple[int, ...]:
@@ -113,6 +115,7 @@ class Views(_Tensors):
             source_T=self.source_T[start : start + sum(lengths)],
             cu_seqlens=self.cu_seqlens[first : first + each + 1] - start,
             lengths=lengths,
+            image_lengths=self.image_lengths[first : first + each],
         )
 
 
@@ -151,6 +154,35 @@ class Masks(_Tensors):
 
 
 @dataclass(frozen=True)
+class Generation(_Tensors):
+    """What the generative stage asks for: every sample's title, each token from the view full and the tokens before it.
+
+    Attributes:
+        input_ids_G: int64; of each sample `[CLS] title`, one sample after the other.
+        position_ids_G: int64; from 0 for each sample.
+        labels_G: int64; the token that follows: of each sample `title [SEP]`; NO_WORD of one without a title.
+        captioned_G: bool; whether the sample shows its picture alone (captioning), or its corrupted title too.
+        cu_seqlens: int32 [B + 1]; sample b is rows cu_seqlens[b] : cu_seqlens[b + 1].
+        joined: int64 [T + G]; the rows of cat([packed tokens, these tokens]) in the order of the samples: what a
+            sample shows, then what it writes.
+        joined_cu_seqlens: int32 [B + 1]; the samples' first rows in that order.
+        lengths: the samples' numbers of tokens as host integers, 1 or more.
+        num_captioned, num_denoised: how many tokens each of the two tasks asks for.
+    """
+
+    input_ids_G: Tensor
+    position_ids_G: Tensor
+    labels_G: Tensor
+    captioned_G: Tensor
+    cu_seqlens: Tensor
+    joined: Tensor
+    joined_cu_seqlens: Tensor
+    lengths: tuple[int, ...]
+    num_captioned: int
+    num_denoised: int
+
+
+@dataclass(frozen=True)
 class Batch(_Tensors):
     """One micro-batch, ready for one packed forward.
 
@@ -169,6 +201,7 @@ class Batch(_Tensors):
         keys_BK: int64; the identity keys of each sample's item (`mbsd.catalog.keys`), NO_KEY where it has none: items
             that share a key are the same product. Where samples are told from each other.
         has_text: bool [B]; whose title is shown. With keys_BK.
+        generation: generative stage only.
     """
 
     input_ids_N: Tensor
@@ -181,6 +214,7 @@ class Batch(_Tensors):
     masks: Masks | None = None
     keys_BK: Tensor | None = None
     has_text: Tensor | None = None
+    generation: Generation | None = None
 
     @property
     def num_samples(self) -> int:

@@ -15,7 +15,7 @@ from mbsd.errors import UserError
 class ModelConfig:
     """The network. The defaults are the paper's; a backbone or init_from brings its own sizes."""
 
-    architecture: Literal["mbsd", "bert", "vit", "vilt", "fashionbert", "kaleido", "two_tower"] = "mbsd"
+    architecture: Literal["mbsd", "bert", "vit", "vilt", "fashionbert", "kaleido", "m6", "ofa", "two_tower"] = "mbsd"
     """mbsd, or a baseline to compare it with, which is trained and scored by the same commands (`mbsd.model.families`).
     bert reads the view text alone, vit the view image; two_tower has one of each, as CLIP, for the contrastive stage.
     """
@@ -23,16 +23,19 @@ class ModelConfig:
     """A BERT or RoBERTa checkpoint (local folder or hub name, such as bert-base-chinese) to start from; of vit and vilt a
     ViT or CLIP, of vilt also a ViLT. Of two_tower: the text tower's."""
     image_weights: PathText | None = None
-    """Of fashionbert and kaleido: a local file with torchvision's ResNet-50 weights (.pth or .safetensors). Of
+    """Of fashionbert, kaleido and m6: a local file with torchvision's ResNet-50 weights (.pth or .safetensors). Of
     two_tower: a ViT or CLIP checkpoint (local folder or hub name), as large as the text tower."""
     crop_size: int = at_least(1, default=224)
-    """Of fashionbert and kaleido: pixels of a crop's side as ResNet-50 sees it."""
+    """Of fashionbert, kaleido and m6: pixels of a crop's side as ResNet-50 sees it."""
+    resnet_blocks: tuple[int, ...] | None = None
+    """Of fashionbert, kaleido and m6: blocks of the ResNet's four stages; of ofa: of its three. Default: ResNet-50's
+    [3, 4, 6, 3]; ofa: ResNet-101's [3, 4, 23]. Fewer for small models."""
     vocab_size: int = 21128
     """The largest vocabulary built from a catalogue; the model takes the tokenizer's real size."""
     hidden_size: int = 768
     """Width of a token's vector."""
     num_hidden_layers: int = 12
-    """Encoder layers."""
+    """Encoder layers; ofa has as many decoder layers."""
     num_attention_heads: int = 12
     """Attention heads of a layer; divides hidden_size."""
     intermediate_size: int = 3072
@@ -86,6 +89,12 @@ class ModelConfig:
                 raise UserError(
                     f"model.{name}={shown}: model.architecture={self.architecture} does not read it; remove it"
                 )
+        stages = 3 if self.architecture == "ofa" else 4
+        if self.resnet_blocks is not None and (len(self.resnet_blocks) != stages or min(self.resnet_blocks) < 1):
+            raise UserError(
+                f"model.resnet_blocks={list(self.resnet_blocks)}: expected {stages} numbers of 1 or more, one for each "
+                f"stage of the ResNet of model.architecture={self.architecture}"
+            )
         if self.patchify == "overlap" and len(self.patchify_strides) < 3:
             raise UserError(
                 f"model.patchify=overlap: model.patchify_strides={list(self.patchify_strides)} has no convolution "
@@ -95,7 +104,7 @@ class ModelConfig:
 
 def _unread(architecture: str) -> tuple[str, ...]:
     """Settings of ModelConfig that mean nothing to an architecture."""
-    of_crops = ("image_weights", "crop_size")
+    of_crops = ("image_weights", "crop_size", "resnet_blocks")
     if architecture == "mbsd":
         return of_crops
     of_mbsd = (
@@ -103,7 +112,11 @@ def _unread(architecture: str) -> tuple[str, ...]:
         "activation_checkpointing",
     )  # fmt: skip
     if architecture == "two_tower":
-        return (*(name for name in of_mbsd if name != "activation_checkpointing"), "crop_size")
+        of_bert = (name for name in of_mbsd if name != "activation_checkpointing")
+        return (*of_bert, "crop_size", "resnet_blocks")
     if architecture in ("vit", "vilt"):  # their patches are as large as MBSD's
         return (*of_mbsd, *of_crops)
-    return (*of_mbsd, "patchify_strides", *(() if architecture in ("fashionbert", "kaleido") else of_crops))
+    if architecture == "ofa":
+        return (*of_mbsd, "patchify_strides", "representation", "image_weights", "crop_size")
+    crops = architecture in ("fashionbert", "kaleido", "m6")
+    return (*of_mbsd, "patchify_strides", *(() if crops else of_crops))

@@ -114,6 +114,24 @@ def _check_schedule(schedule: tuple[tuple[float, int], ...]) -> None:
 
 
 @dataclass(frozen=True)
+class GenerativeConfig:
+    """The generative stage of m6 and ofa: an item's title is written, word piece after word piece."""
+
+    captioning: float = share(default=0.5)
+    """Share of the samples with a picture that are captioned: the title is written from the picture alone. All others
+    are denoised: it is written from the picture, where there is one, and the corrupted title."""
+    noise: float = share(default=0.3)
+    """Of denoising: the share of a title's word pieces that are hidden, one piece at least."""
+    span: float = at_least(1, default=3.0)
+    """Of denoising: mean number of word pieces in a row that are hidden together; one [MASK] stands for all of them."""
+    caption_prompt: str | None = None
+    """Words that stand before the picture in captioning, as a query does in the tasks; cut at data.max_query_tokens.
+    Default: of ofa "what does the image describe?", of m6 none."""
+    denoising_prompt: str | None = None
+    """The same of denoising. Default: of ofa "what is the complete text of", of m6 none."""
+
+
+@dataclass(frozen=True)
 class TaskConfig:
     """A downstream task that is trained. Clustering is not: `launchers/evaluate.py` does it with any model."""
 

@@ -18,6 +18,7 @@ from mbsd.catalog.reader import DamagedRecord
 from mbsd.config.data import DataConfig
 from mbsd.data.augment import Augmentation, draw_augmentation, no_augmentation
 from mbsd.data.decode_torchvision import ImageDecoder
+from mbsd.data.generation import TitleAsker
 from mbsd.data.masking import Vocabulary, mask_patches, mask_text, num_masked
 from mbsd.data.masks import SHOW_PATCHES, SHOW_WORDS, MaskedSample, first_showing, masks_of
 from mbsd.data.order import sample_rng
@@ -92,6 +93,8 @@ class BatchBuilder:
         ):
             if asked and first_showing(spec.views, showing) is None:
                 raise ValueError(f"{what} need the view {' or '.join(showing)}, found views {list(spec.views)}")
+        if spec.generated is not None and (spec.views != ("full",) or (spec.train and data.token_bucket > 1)):
+            raise ValueError("titles to write need the view full alone, and batches that are not filled up")
         if decoder.size != data.image_size:
             raise ValueError(f"decoder of {decoder.size} px, data.image_size={data.image_size}: expected the same")
         if spec.masks_patches and data.share_images:
@@ -105,6 +108,9 @@ class BatchBuilder:
         self.spec, self.decoder, self.keys = spec, decoder, keys
         self.bucket = data.token_bucket if spec.train else 1
         specials = sorted(tokenizer.all_special_ids)
+        self._asker = None
+        if spec.generated is not None:
+            self._asker = TitleAsker(spec.generated, tokenizer, data.max_text_tokens, data.max_query_tokens)
         self._vocabulary = Vocabulary(len(tokenizer), tokenizer.mask_token_id, specials)
         self._is_special = np.zeros(len(tokenizer), dtype=bool)  # by word
         self._is_special[specials] = True
@@ -151,6 +157,13 @@ class BatchBuilder:
                 for key, text in zip(keys, texts, strict=True)
             ]
         keys_BK, has_text = self._identities(samples, texts)
+        asked = None
+        if self._asker is not None:
+            asked = [
+                self._asker.ask(self._rng(key, "generation"), text, image)
+                for key, text, image in zip(keys, texts, has_image, strict=True)
+            ]
+            texts = [sample.shown for sample in asked]
         image_numbers, jpegs, crop_keys = self._pictures(samples, keys, jpegs_B)
         if self.spec.mismatched:
             labels = _matches(samples, texts, has_image)
@@ -181,6 +194,7 @@ class BatchBuilder:
             masks=masks,
             keys_BK=keys_BK,
             has_text=has_text,
+            generation=self._asker.lay_out(asked, views) if self._asker is not None and asked is not None else None,
         )
         if self.bucket > 1:
             images = len(encoded.jpegs)

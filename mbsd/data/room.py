@@ -68,6 +68,8 @@ def largest_batch(builder: BatchBuilder, items: int) -> int:
     numbers = 3 * words + len(spec.views) * (words + patches + items) + 3 * items
     if spec.masking is not None:
         numbers += 2 * words + 3 * patches
+    if spec.generated is not None:
+        numbers += 6 * words + patches + 2 * (items + 1)
     has_pictures = not isinstance(builder.source, Catalog | Catalogs) or builder.source.meta["with_image"] > 0
     pictures = 0
     if spec.views != ("text",) and builder.decoder.in_worker and has_pictures:

@@ -75,6 +75,7 @@ def _fill_views(views: Views, bucket: int, rows: int, more_rows: int) -> Views:
         torch.cat([views.cu_seqlens, torch.tensor([tokens + fill], dtype=views.cu_seqlens.dtype)]),
         (*views.lengths, fill),
         num_fill=1,
+        image_lengths=views.image_lengths,
     )
 
 

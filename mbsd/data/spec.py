@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from mbsd.catalog.tables import Kind
-from mbsd.config.stages import MaskingConfig
+from mbsd.config.stages import GenerativeConfig, MaskingConfig
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,21 @@ class SameProduct:
     required: bool = True
 
 
-Targets = Masked | Labelled | SameProduct | None
+@dataclass(frozen=True)
+class Generated:
+    """Batches with `generation`: titles to write from the picture, or from the picture and a corrupted title.
+
+    Attributes:
+        settings: of the stage.
+        caption_prompt, denoising_prompt: words before what is shown, where a query stands elsewhere; "": none.
+    """
+
+    settings: GenerativeConfig
+    caption_prompt: str = ""
+    denoising_prompt: str = ""
+
+
+Targets = Masked | Labelled | SameProduct | Generated | None
 SAME = ("product", "title", "picture")  # keys by which `Masked` knows the same product, as far as a catalogue has them
 
 
@@ -101,6 +115,11 @@ class BatchSpec:
         if isinstance(self.targets, Masked) and (self.targets.mismatched or self.targets.keyed):
             return SameProduct(SAME, required=False)
         return self.targets if isinstance(self.targets, SameProduct) else None
+
+    @property
+    def generated(self) -> Generated | None:
+        """The titles that are asked for; None: none."""
+        return self.targets if isinstance(self.targets, Generated) else None
 
     @property
     def label_dtype(self) -> torch.dtype | None:

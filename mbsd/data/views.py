@@ -101,6 +101,7 @@ def pack(
         source_T=torch.from_numpy(_ranges(run_starts.reshape(-1), run_lengths.reshape(-1))),
         cu_seqlens=torch.from_numpy(np.concatenate([[0], np.cumsum(lengths_S)]).astype(np.int32)),
         lengths=tuple(lengths_S.tolist()),
+        image_lengths=tuple(run_lengths[..., 1].reshape(-1).tolist()),
     )
     return (
         torch.from_numpy(np.concatenate(ids)),

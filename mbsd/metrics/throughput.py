@@ -29,10 +29,12 @@ PEAK_OF_NAME = {
 
 
 def training_flops(config: BackboneConfig, batch: Batch) -> float:
-    """Matmul FLOPs of the encoder and patchify for one forward and backward of a micro-batch: `model_flops`, and but
-    for stage 1, which reads all tokens, without what `Backbone.represent` leaves out."""
-    whole = model_flops(config, batch.views.real_lengths, batch.images.shape[0])
-    if batch.masks is not None:
+    """Matmul FLOPs of encoder, patchify and decoder for one forward and backward of a micro-batch: `model_flops`, what
+    is written or read out of it, and but for the stages that read all tokens without what `Backbone.represent` leaves
+    out."""
+    lengths, written = batch.views.real_lengths, batch.generation.lengths if batch.generation is not None else None
+    whole = model_flops(config, lengths, batch.images.shape[0]) + 6.0 * config.decoder_multiplications(lengths, written)
+    if batch.masks is not None or written is not None:
         return whole
     each = batch.num_samples
     cut = [

@@ -122,6 +122,19 @@ class Backbone(MbsdPreTrainedModel, ABC):
         return self.encode(batch)
 
 
+class Writer(Backbone):
+    """Backbones that write text: the generative stage trains them."""
+
+    @abstractmethod
+    def decode(self, batch: Batch) -> Tensor:
+        """Of each of the G tokens of `batch.generation`, the last hidden state, from which the token after it is
+        predicted: [G, D]. It depends on what its sample shows in the view full and on the tokens up to it."""
+
+    @abstractmethod
+    def freeze_for_writing(self) -> None:
+        """Freeze what `decode` does not read, so that no optimizer decays it."""
+
+
 class OneStream(Backbone):
     """Backbones whose words and patches are tokens of one stream, through one trunk."""
 

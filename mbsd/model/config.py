@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -87,6 +87,14 @@ class BackboneConfig(BertConfig):
             if 0 < index < last:
                 total += self.patchify_blocks * 2 * 9 * channels[index + 1] ** 2 * side**2
         return total
+
+    def decoder_multiplications(self, lengths: Sequence[int], written: Sequence[int] | None) -> int:
+        """Of what follows the encoder's own: what is written after, or read out of, sequences of these lengths.
+
+        Args:
+            written: tokens of each sequence, in the generative stage; None: the model is asked for h.
+        """
+        return 0
 
     @property
     def image_target_size(self) -> int | None:

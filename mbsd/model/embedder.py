@@ -15,6 +15,7 @@ from mbsd.batch import VIEW_NAMES, Batch
 from mbsd.errors import UserError
 from mbsd.model.backbone import Backbone
 from mbsd.model.config import BackboneConfig
+from mbsd.model.generation import MbsdForGeneration
 from mbsd.model.heads import MbsdForClassification, MbsdForContrastive, MbsdForMaskedModelling, MbsdForMaskedPatches
 from mbsd.model.load import load_model, saved_config
 
@@ -138,8 +139,8 @@ def load_embedder(folder: Path, image_size: int, vector: Vector | Literal["auto"
     """The embedder of a transformers folder of mbsd's.
 
     Args:
-        vector: auto: mean for a model of stage 1, whose h no loss has trained; contrastive for one of the contrastive
-            stage; else h.
+        vector: auto: mean for a model of stage 1 or of the generative stage, whose h no loss has trained; contrastive
+            for one of the contrastive stage; else h.
 
     Raises:
         UserError: as of `mbsd.model.load.load_model`; or contrastive vectors of a model that has no projections.
@@ -148,6 +149,7 @@ def load_embedder(folder: Path, image_size: int, vector: Vector | Literal["auto"
     of_stage: dict[str, Vector] = {
         MbsdForMaskedModelling.__name__: "mean",
         MbsdForMaskedPatches.__name__: "mean",
+        MbsdForGeneration.__name__: "mean",
         MbsdForContrastive.__name__: "contrastive",
     }
     chosen: Vector = of_stage.get(held, "h") if vector == "auto" else vector

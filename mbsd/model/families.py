@@ -11,10 +11,13 @@ from transformers import AutoConfig, AutoModel
 
 from mbsd.config.data import DataConfig
 from mbsd.config.model import ModelConfig
+from mbsd.errors import UserError
 from mbsd.model.backbone import Backbone
 from mbsd.model.baselines.bert import BertBaseline, BertBaselineConfig
 from mbsd.model.baselines.fashionbert import FashionBert, FashionBertConfig
 from mbsd.model.baselines.kaleido import KaleidoBert, KaleidoConfig
+from mbsd.model.baselines.m6 import M6, M6Config
+from mbsd.model.baselines.ofa import Ofa, OfaConfig
 from mbsd.model.baselines.vilt import ViltBaseline, ViltBaselineConfig
 from mbsd.model.baselines.vit import VitBaseline, VitConfig
 from mbsd.model.config import BackboneConfig
@@ -32,7 +35,20 @@ from mbsd.model.two_tower import TwoTower, TwoTowerConfig
 
 
 def _cropped(model: ModelConfig, data: DataConfig, vocab_size: int, **more: Any) -> BackboneConfig:
-    return fresh_config(model, data, vocab_size, crop_size=model.crop_size, **more)
+    return _staged(model, data, vocab_size, crop_size=model.crop_size, **more)
+
+
+def _staged(model: ModelConfig, data: DataConfig, vocab_size: int, **more: Any) -> BackboneConfig:
+    if model.resnet_blocks is not None:
+        more["resnet_blocks"] = model.resnet_blocks
+    return fresh_config(model, data, vocab_size, **more)
+
+
+def _no_backbone(model_class: Any, wanted: BackboneConfig, backbone: str) -> Any:
+    raise UserError(
+        f"model.backbone={backbone}: a {wanted.architecture} begins with fresh weights or those of run.init_from; "
+        "remove it"
+    )
 
 
 def _linear(model: ModelConfig, data: DataConfig, vocab_size: int, **more: Any) -> BackboneConfig:
@@ -64,6 +80,8 @@ FAMILIES: dict[str, Family] = {
     "vilt": Family(ViltBaselineConfig, ViltBaseline, _linear, from_vilt),
     "fashionbert": Family(FashionBertConfig, FashionBert, _cropped),
     "kaleido": Family(KaleidoConfig, KaleidoBert, _cropped),
+    "m6": Family(M6Config, M6, _cropped),
+    "ofa": Family(OfaConfig, Ofa, _staged, _no_backbone),
     "two_tower": Family(TwoTowerConfig, TwoTower, _linear, text_tower_from_bert, load_image_tower),
 }
 

@@ -162,9 +162,9 @@ def _refuse_other_architecture(wanted: ModelConfig, weights: Path, source: str |
 def _refuse_other_sizes(wanted: ModelConfig, saved: BackboneConfig, source: str | None) -> None:
     """A size that was set (is not the default) and is not the checkpoint's is a contradiction, not a wish."""
     defaults = {f.name: f.default for f in dataclasses.fields(ModelConfig)}
-    for name in SIZES:
-        value, found = getattr(wanted, name), getattr(saved, name)
-        same = tuple(value) == tuple(found) if isinstance(value, (tuple, list)) else value == found
+    for name in (*SIZES, "resnet_blocks"):
+        value, found = getattr(wanted, name), getattr(saved, name, None)
+        same = tuple(value) == tuple(found or ()) if isinstance(value, (tuple, list)) else value == found
         if not same and value != defaults[name]:
             raise UserError(
                 f"model.{name}={value}, but run.init_from={source} has {found}; leave it out: a checkpoint brings its "

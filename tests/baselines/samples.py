@@ -14,6 +14,8 @@ from mbsd.data.views import TextTokens, pack
 from mbsd.model.baselines.bert import BertBaselineConfig
 from mbsd.model.baselines.fashionbert import FashionBertConfig
 from mbsd.model.baselines.kaleido import KaleidoConfig
+from mbsd.model.baselines.m6 import M6Config
+from mbsd.model.baselines.ofa import OfaConfig
 from mbsd.model.baselines.vilt import ViltBaselineConfig
 from mbsd.model.baselines.vit import VitConfig
 from mbsd.model.config import BaselineConfig
@@ -25,6 +27,8 @@ CONFIGS: dict[str, type[BaselineConfig]] = {
     "vilt": ViltBaselineConfig,
     "fashionbert": FashionBertConfig,
     "kaleido": KaleidoConfig,
+    "m6": M6Config,
+    "ofa": OfaConfig,
     "two_tower": TwoTowerConfig,
 }
 VOCABULARY, CLS, SEP = 40, 2, 3
@@ -42,8 +46,10 @@ def tiny(name: str, **changes: Any) -> BaselineConfig:
     }  # fmt: skip
     if name in ("vit", "vilt", "two_tower"):
         sizes |= {"patchify_strides": (16,)}
-    if name in ("fashionbert", "kaleido"):
+    if name in ("fashionbert", "kaleido", "m6"):
         sizes |= {"crop_size": 8}
+    if name in ("m6", "ofa"):
+        sizes |= {"resnet_blocks": (1, 1, 1, 1) if name == "m6" else (1, 1, 1)}
     return CONFIGS[name](**{**sizes, **changes})
 
 

@@ -37,6 +37,7 @@ TOGETHER = [
     (PretrainConfig, "small_stage1", "cpu_stage1", 2),
     (PretrainConfig, "small_stage2", "cpu_stage2", 2),
     (PretrainConfig, "small_contrastive", "cpu_contrastive", 2),
+    (PretrainConfig, "small_generative", "cpu_stage1", 2),
     (FinetuneConfig, "small_attributes", "cpu_finetune", 2),
     (FinetuneConfig, "small_classification", "cpu_finetune", 2),
     (PretrainConfig, "small_stage1", "cpu_bf16_stage1", 2),

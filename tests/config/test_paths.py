@@ -28,6 +28,7 @@ from tests.settings import write_ds_config
 
 KINDS: list[Any] = [PretrainConfig, FinetuneConfig, EvaluateConfig, EmbedConfig, AblationConfig, MissingStudyConfig]
 NO_PATHS = {
+    "generative.caption_prompt", "generative.denoising_prompt",
     "stage", "best.metric", "task.positive", "rows", "seeds", "launch.command", "names.templates", "positive",
     "run.mirror",  # a URL
     "sdmi.weight",  # a word or a number

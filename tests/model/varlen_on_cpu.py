@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from mbsd.batch import Views
 from mbsd.model import attention
-from mbsd.model.attention import AttentionPlan
+from mbsd.model.attention import BOTTOM_RIGHT, AttentionPlan
 
 Triple = tuple[Tensor, Tensor, Tensor]
 
@@ -55,19 +55,22 @@ class Draws(TorchFunctionMode):
 
 @dataclass
 class Kernels:
-    """How often each operator ran, and how many sequences the forwards have seen."""
+    """How often each operator ran, how many sequences the forwards have seen, and how many forwards were causal."""
 
     calls: list[str] = field(default_factory=list)
     sequences: int = 0
+    causal: int = 0
 
     def flash_forward(  # noqa: PLR0913 (torch's schema names the parameters)
         self, query: Any, key: Any, value: Any, cu_q: Any, cu_k: Any, max_q: int, max_k: int, p: float, causal: bool,
         debug: bool, *, scale: float | None = None, **others: Any,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         """`aten::_flash_attention_forward`: [T, heads, d] -> the same, and the logarithm of sums [heads, T]."""
-        assert not causal and not debug and not any(others.values()) and scale is not None
+        assert not debug and not any(others.values()) and scale is not None
         assert query.shape[-1] % 8 == 0
-        out, lse_HT, seed = self._forward((query, key, value), (cu_q, cu_k), (max_q, max_k), p, scale)
+        self.causal += causal
+        triple, cu, longest = (query, key, value), (cu_q, cu_k), (max_q, max_k)
+        out, lse_HT, seed = self._forward(triple, cu, longest, p, (scale, causal))
         state = torch.tensor([seed, 0], dtype=torch.uint64)
         return out, lse_HT, state, torch.zeros((), dtype=torch.uint64), query.new_empty(0)
 
@@ -76,20 +79,24 @@ class Kernels:
         max_k: int, p: float, causal: bool, state: Any, unused: Any, *, scale: float | None = None, **others: Any,
     ) -> Triple:  # fmt: skip
         """`aten::_flash_attention_backward`: gradients of query, key and value."""
-        assert not causal and not any(others.values()) and scale is not None
+        assert not any(others.values()) and scale is not None
         self.calls.append("flash backward")
         check((query, key, value), (cu_q, cu_k), (max_q, max_k))
         seed = int(state.to(torch.int64)[0])
-        return backward(grad, (query, key, value), out, lse_HT, Run(cu_q.tolist(), cu_k.tolist(), p, scale, seed))
+        return backward(
+            grad, (query, key, value), out, lse_HT, Run(cu_q.tolist(), cu_k.tolist(), p, scale, seed, causal)
+        )
 
     def efficient_forward(  # noqa: PLR0913 (as above)
         self, query: Any, key: Any, value: Any, bias: Any, cu_q: Any, cu_k: Any, max_q: int, max_k: int, p: float,
         mask: int, with_sums: bool = False, *, scale: float | None = None, **others: Any,
     ) -> tuple[Any, ...]:  # fmt: skip
         """`aten::_efficient_attention_forward`: [1, T, heads, d]; sums [S, heads, longest] in steps of 32 rows."""
-        assert query.shape[0] == 1 and bias is None and mask == 0 and not any(others.values())
+        assert query.shape[0] == 1 and bias is None and mask in (0, BOTTOM_RIGHT) and not any(others.values())
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        out, lse_HT, seed = self._forward((query[0], key[0], value[0]), (cu_q, cu_k), (max_q, max_k), p, scale)
+        self.causal += mask == BOTTOM_RIGHT
+        triple, cu, longest = (query[0], key[0], value[0]), (cu_q, cu_k), (max_q, max_k)
+        out, lse_HT, seed = self._forward(triple, cu, longest, p, (scale, mask == BOTTOM_RIGHT))
         spans = list(pairwise(cu_q.tolist()))
         lse_SHL = torch.zeros(len(spans), query.shape[2], -(-max_q // 32) * 32 if with_sums else 0)
         if with_sums:
@@ -103,22 +110,24 @@ class Kernels:
         scale: float | None = None, **others: Any,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         """`aten::_efficient_attention_backward`: gradients of query, key, value, and none of a bias."""
-        assert bias is None and mask == 0 and not of_bias and not any(others.values())
+        assert bias is None and mask in (0, BOTTOM_RIGHT) and not of_bias and not any(others.values())
         self.calls.append("efficient backward")
         triple = (query[0], key[0], value[0])
         check(triple, (cu_q, cu_k), (max_q, max_k))
         spans = cu_q.tolist()
         lse_HT = torch.cat([lse_SHL[s, :, : end - begin] for s, (begin, end) in enumerate(pairwise(spans))], dim=1)
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        grads = backward(grad[0], triple, out[0], lse_HT, Run(spans, cu_k.tolist(), p, scale, int(seed)))
+        run = Run(spans, cu_k.tolist(), p, scale, int(seed), mask == BOTTOM_RIGHT)
+        grads = backward(grad[0], triple, out[0], lse_HT, run)
         return (*(g[None] for g in grads), torch.empty(0))
 
     def _forward(
-        self, triple: Triple, cu: tuple[Tensor, Tensor], longest: tuple[int, int], p: float, scale: float
-    ) -> tuple[Tensor, Tensor, int]:
+        self, triple: Triple, cu: tuple[Tensor, Tensor], longest: tuple[int, int], p: float,
+        scores: tuple[float, bool],
+    ) -> tuple[Tensor, Tensor, int]:  # fmt: skip
         self.calls.append("forward")
         check(triple, cu, longest)
-        run = Run(cu[0].tolist(), cu[1].tolist(), p, scale, self.sequences)
+        run = Run(cu[0].tolist(), cu[1].tolist(), p, scores[0], self.sequences, scores[1])
         self.sequences += len(run.cu_q) - 1
         return (*forward(triple, run), run.seed)
 
@@ -126,13 +135,23 @@ class Kernels:
 @dataclass(frozen=True)
 class Run:
     """One call: the sequences' first rows of query and of key, dropout's share, what scores are scaled by, the first
-    sequence's number."""
+    sequence's number, whether a query sees only the keys that end where it stands, the last ones of both together."""
 
     cu_q: list[int]
     cu_k: list[int]
     p: float
     scale: float
     seed: int
+    causal: bool = False
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """[heads, L, L'], -inf where a key is not seen."""
+        scores: Tensor = q @ k.transpose(1, 2) * self.scale
+        if not self.causal:
+            return scores
+        rows, columns = scores.shape[1:]
+        later = torch.arange(columns) > torch.arange(rows)[:, None] + columns - rows
+        return scores.masked_fill(later, -torch.inf)
 
     def sequences(self) -> Iterator[tuple[int, slice, slice]]:
         """Number of each, its rows of query, its rows of key."""
@@ -160,7 +179,7 @@ def forward(triple: Triple, run: Run) -> tuple[Tensor, Tensor]:
     for number, rows, shown in run.sequences():
         of = (rows, shown, shown)
         q, k, v = (x[rows_of].transpose(0, 1).float() for x, rows_of in zip(triple, of, strict=True))
-        scores = q @ k.transpose(1, 2) * run.scale
+        scores = run.scores(q, k)
         lse_HT[:, rows] = scores.logsumexp(-1)
         weights = (scores - lse_HT[:, rows, None]).exp()
         out[rows] = (weights * run.kept(number, weights) @ v).transpose(0, 1).to(out.dtype)
@@ -173,7 +192,7 @@ def backward(grad: Tensor, triple: Triple, out: Tensor, lse_HT: Tensor, run: Run
     for number, rows, shown in run.sequences():
         of = ((triple[0], rows), (triple[1], shown), (triple[2], shown), (out, rows), (grad, rows))
         q, k, v, o, do = (x[rows_of].transpose(0, 1).float() for x, rows_of in of)
-        weights = (q @ k.transpose(1, 2) * run.scale - lse_HT[:, rows, None]).exp()
+        weights = (run.scores(q, k) - lse_HT[:, rows, None]).exp()
         kept = run.kept(number, weights)
         through = do @ v.transpose(1, 2) * kept
         scores = weights * (through - (do * o).sum(-1, keepdim=True)) * run.scale

@@ -31,8 +31,13 @@ IMAGE = {
     "vilt": ("projection.", "image_position_PD"),
     "fashionbert": ("crops.", "image_projection.", "image_norm.", "image_position_PD"),
     "kaleido": ("crops.", "image_projection.", "image_norm.", "image_position_PD"),
+    "m6": ("crops.", "image_projection.", "image_norm.", "image_position_PD"),
+    "ofa": (
+        "stages.", "image_projection.", "image_norm.", "encoder_positions.places.", "encoder_positions.place_norm.",
+        "encoder_positions.place_distances.",
+    ),
     "two_tower": ("image.projection.", "image.image_position_PD"),
-}
+}  # fmt: skip
 
 
 def objective(name: str) -> Objective:

@@ -13,18 +13,23 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from mbsd.model.backbone import BertTrunk
-from mbsd.model.baselines.resnet import FEATURES, CropEncoder, init_resnet, multiplications
+from mbsd.model.baselines.resnet import FEATURES, RESNET_50, CropEncoder, init_resnet, multiplications
 from mbsd.model.config import BaselineConfig
 
 
 @strict
 class FashionBertConfig(BaselineConfig):
-    """A BERT and the crops that it sees: `crop_grids` g are g x g crops each."""
+    """A BERT and the crops that it sees: `crop_grids` g are g x g crops each.
+
+    Attributes:
+        resnet_blocks: of the four stages of the ResNet.
+    """
 
     model_type = "mbsd_fashionbert"
 
     crop_grids: list[int] | tuple[int, ...] = (4,)
     crop_size: int = 224
+    resnet_blocks: list[int] | tuple[int, ...] = RESNET_50
 
     @property
     def views_to_first(self) -> tuple[str, ...]:
@@ -39,7 +44,7 @@ class FashionBertConfig(BaselineConfig):
     @property
     def image_multiplications(self) -> int:
         """Of the ResNet on all crops of one image."""
-        return self.num_patches * multiplications(self.crop_size)
+        return self.num_patches * multiplications(self.crop_size, tuple(self.resnet_blocks))
 
     def backbone(self) -> FashionBert:
         """A new one."""
@@ -53,7 +58,7 @@ class FashionBert(BertTrunk):
 
     def __init__(self, config: FashionBertConfig) -> None:
         super().__init__(config)
-        self.crops = CropEncoder(tuple(config.crop_grids), config.crop_size)
+        self.crops = CropEncoder(tuple(config.crop_grids), config.crop_size, config.resnet_blocks)
         self.image_projection = nn.Linear(FEATURES, config.hidden_size)
         self.image_position_PD = nn.Parameter(torch.zeros(config.num_patches, config.hidden_size))
         self.image_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pickle import UnpicklingError
 from typing import Any
 
@@ -22,6 +23,8 @@ CROPS_AT_ONCE = 128  # without gradients: 64 pictures of Kaleido-BERT are 3,520 
 FEATURES = 2048  # of ResNet-50's pooled output
 _COUNTER = "num_batches_tracked"  # that nothing reads, and that old files lack
 _PARTS = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")  # of FirstStages
+STAGE_FEATURES = 1024  # of the third stage
+RESNET_50, RESNET_101 = (3, 4, 6, 3), (3, 4, 23, 3)  # blocks of their stages
 
 
 class HeldBatchNorm(nn.BatchNorm2d):
@@ -42,12 +45,13 @@ class CropEncoder(nn.Module):
         grids: g cuts the picture into g x g crops, row by row; one grid after the other.
         crop_size: pixels of a crop's side as the ResNet sees it, whatever its size in the picture: crops are resized,
             each is a picture of its own to it.
+        blocks: of the four stages.
     """
 
-    def __init__(self, grids: tuple[int, ...], crop_size: int) -> None:
+    def __init__(self, grids: tuple[int, ...], crop_size: int, blocks: Sequence[int] = RESNET_50) -> None:
         super().__init__()
         self.grids, self.crop_size = grids, crop_size
-        self.resnet = _resnet(torchvision.models.resnet50)
+        self.resnet = _resnet(blocks)
         self.resnet.fc = nn.Identity()
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -70,17 +74,23 @@ class CropEncoder(nn.Module):
 
 
 class FirstStages(nn.Module):
-    """ResNet-101 without its last stage: [I, 3, h, w] -> [I, h/16 * w/16, 1024]."""
+    """A ResNet without its last stage: [I, 3, h, w] -> [I, ceil(h / 16) * ceil(w / 16), 1024]; I may be 0.
 
-    def __init__(self) -> None:
+    Args:
+        blocks: of the three stages; ResNet-101's are 3, 4 and 23.
+    """
+
+    def __init__(self, blocks: Sequence[int] = RESNET_101[:3]) -> None:
         super().__init__()
-        resnet = _resnet(torchvision.models.resnet101)
+        resnet = _resnet((*blocks, 1))
         self.stages = nn.Sequential(
             resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool, resnet.layer1, resnet.layer2, resnet.layer3
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
         """See the class."""
+        if pixels.shape[0] == 0:
+            return pixels.new_zeros(0, -(-pixels.shape[2] // 16) * -(-pixels.shape[3] // 16), STAGE_FEATURES)
         found: Tensor = self.stages(pixels)
         return found.flatten(2).transpose(1, 2)
 
@@ -151,15 +161,18 @@ def _named(network: nn.Module, name: str) -> str:
 
 
 @functools.cache
-def multiplications(side: int) -> int:
-    """Of ResNet-50 on one picture of `side` pixels, counted without computing it."""
+def multiplications(side: int, blocks: tuple[int, ...] = RESNET_50) -> int:
+    """Of a ResNet on one picture of `side` pixels, counted without computing it; of three stages that of the first
+    three alone."""
     with torch.device("meta"):
-        network, picture = torchvision.models.resnet50().eval(), torch.empty(1, 3, side, side)
+        network = _resnet(blocks) if len(blocks) == len(RESNET_50) else FirstStages(blocks)
+        network, picture = network.eval(), torch.empty(1, 3, side, side)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(picture)
     return int(counter.get_total_flops()) // 2
 
 
-def _resnet(make: Any) -> Any:
+def _resnet(blocks: Sequence[int]) -> Any:
     """On the meta device where the caller is; torchvision's own drawing is left to transformers' initialisation."""
-    return make(weights=None, norm_layer=HeldBatchNorm)
+    block = torchvision.models.resnet.Bottleneck
+    return torchvision.models.ResNet(block, list(blocks), norm_layer=HeldBatchNorm)

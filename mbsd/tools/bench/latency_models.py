@@ -25,7 +25,7 @@ from mbsd.model.baselines.bert import BertBaseline, BertBaselineConfig
 from mbsd.model.baselines.fashionbert import FashionBert, FashionBertConfig
 from mbsd.model.baselines.kaleido import KaleidoBert, KaleidoConfig
 from mbsd.model.baselines.m6 import M6, M6Config
-from mbsd.model.baselines.ofa import Ofa
+from mbsd.model.baselines.ofa import Ofa, OfaConfig
 from mbsd.model.baselines.vilt import ViltBaseline, ViltBaselineConfig
 from mbsd.model.baselines.vit import VitBaseline, VitConfig
 from mbsd.model.mbsd import MbsdConfig, MbsdModel
@@ -46,7 +46,7 @@ BASELINES: dict[str, Callable[[], nn.Module]] = {
     "fashionbert": lambda: FashionBert(FashionBertConfig()),
     "kaleido": lambda: KaleidoBert(KaleidoConfig()),
     "m6": lambda: M6(M6Config()),
-    "ofa": Ofa,
+    "ofa": lambda: Ofa(OfaConfig()),
 }
 NAMES = (PLAIN, *COMPILED, *DTYPES, ONNX, BARE, *BASELINES)
 
