@@ -159,8 +159,7 @@ class OneStream(Backbone):
     def encode(self, batch: Batch) -> Encoded:
         """Text is embedded once, the image side runs once, and the packed trunk reads what each view shows of both."""
         tokens_TD, pixels = self._tokens(batch)
-        hidden_TD = self.run_trunk(tokens_TD, AttentionPlan.of(batch.views))
-        return Encoded(hidden_TD, self._pooled(hidden_TD[batch.views.cu_seqlens[:-1].long()], batch), pixels)
+        return self._encoded(tokens_TD, batch, pixels)
 
     def represent(self, batch: Batch) -> Tensor:
         """As `encode`'s h; of the last layer, what no [CLS] depends on is not computed."""
@@ -172,6 +171,11 @@ class OneStream(Backbone):
         pixels = normalise_pixels(batch.images, text_ND.dtype)
         patches = self.embed_images(pixels, batch.masks.patch_source if batch.masks is not None else None)
         return torch.cat([text_ND, patches])[batch.views.source_T], pixels
+
+    def _encoded(self, tokens_TD: Tensor, batch: Batch, pixels: Tensor) -> Encoded:
+        """Of the packed tokens [T, D], embedded."""
+        hidden_TD = self.run_trunk(tokens_TD, AttentionPlan.of(batch.views))
+        return Encoded(hidden_TD, self._pooled(hidden_TD[batch.views.cu_seqlens[:-1].long()], batch), pixels)
 
     def _pooled(self, first_SD: Tensor, batch: Batch) -> Tensor:
         """h [V, B, D] of the first token of every sequence."""

@@ -13,8 +13,8 @@ from transformers import BertForPreTraining
 from transformers import initialization as init
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
-from mbsd.batch import NO_PATCH, VIEW_NAMES, Batch
-from mbsd.model.backbone import MbsdPreTrainedModel
+from mbsd.batch import NO_PATCH, VIEW_NAMES, Batch, Masks
+from mbsd.model.backbone import Encoded, MbsdPreTrainedModel
 from mbsd.model.config import BackboneConfig
 from mbsd.model.mbsd import MbsdConfig
 
@@ -74,23 +74,41 @@ class Head(MbsdPreTrainedModel):
             init.normal_(module.weight, 0.0, self.config.head_range)
 
 
-class MbsdForMaskedModelling(Head):
-    """Stage 1: the word at each masked token, the pixels (or gradients) of each masked patch (Eq. 1, 2)."""
+class WordHead(Head):
+    """Predicts masked words, by a head as BERT's, whose projection onto the vocabulary is the word table."""
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__(config)
         self.word_transform = BertPredictionHeadTransform(config)
         self.word_bias = nn.Parameter(torch.zeros(config.vocab_size))
-        assert config.image_target_size is not None, f"a {config.architecture} has no targets for masked patches"
-        self.patch_decoder = nn.Linear(config.hidden_size, config.image_target_size)
-        self.freeze_unread()
-        self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if module is self:  # where weights of another stage are loaded, its memory has not been written
             init.zeros_(self.word_bias)
+
+    def words_of(self, encoded: Encoded, masks: Masks) -> tuple[Tensor, Tensor, Tensor]:
+        """What a loss over words takes: rows [K, D] of masked words alone, word table [vocabulary, D] and bias."""
+        word_table: Tensor = self.mbsd.get_input_embeddings().weight
+        return self.word_transform(encoded.hidden_TD[masks.mlm_index_K]), word_table, self.word_bias
+
+    def copy_word_head(self, bert: BertForPreTraining) -> None:
+        """Give the word head the weights of a BERT's."""
+        self.word_transform.load_state_dict(bert.cls.predictions.transform.state_dict())
+        with torch.no_grad():
+            self.word_bias.copy_(bert.cls.predictions.bias)
+
+
+class MbsdForMaskedModelling(WordHead):
+    """Stage 1: the word at each masked token, the pixels (or gradients) of each masked patch (Eq. 1, 2)."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__(config)
+        assert config.image_target_size is not None, f"a {config.architecture} has no targets for masked patches"
+        self.patch_decoder = nn.Linear(config.hidden_size, config.image_target_size)
+        self.freeze_unread()
+        self.post_init()
 
     def freeze_unread(self) -> None:
         """Stage 1 asks for single tokens, never for the pooled [CLS]."""
@@ -100,20 +118,13 @@ class MbsdForMaskedModelling(Head):
         """The vocabulary projection (tied to the word table) runs on the K masked rows alone."""
         assert batch.masks is not None, "stage 1 needs masks"
         encoded = self.mbsd.encode(batch)
-        masked_KD = self.word_transform(encoded.hidden_TD[batch.masks.mlm_index_K])
-        word_table: Tensor = self.mbsd.get_input_embeddings().weight
+        words = self.words_of(encoded, batch.masks)
         patch_values = self.patch_decoder(encoded.hidden_TD[batch.masks.mpm_index_Q])
         patch_Q = batch.masks.mpm_patch_Q
         target = self.mbsd.image_targets(batch.images, encoded.pixels, patch_Q.clamp_min(0))
         if batch.masks.num_fill_patches:  # equal to the prediction: no loss, no gradient
             target = torch.where((patch_Q == NO_PATCH)[:, None], patch_values.detach(), target)
-        return MaskedOutput(masked_KD, word_table, self.word_bias, patch_values, target)
-
-    def copy_word_head(self, bert: BertForPreTraining) -> None:
-        """Give the word head the weights of a BERT's."""
-        self.word_transform.load_state_dict(bert.cls.predictions.transform.state_dict())
-        with torch.no_grad():
-            self.word_bias.copy_(bert.cls.predictions.bias)
+        return MaskedOutput(*words, patch_values, target)
 
 
 class MbsdForMatching(Head):

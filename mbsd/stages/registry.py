@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from mbsd.errors import UserError
 from mbsd.stages.contrastive import CONTRASTIVE
+from mbsd.stages.fashionbert import FASHIONBERT
+from mbsd.stages.kaleido import KALEIDO
 from mbsd.stages.masked import MASKED
 from mbsd.stages.matching import MATCHING
 from mbsd.stages.stage import Stage
 
-STAGES: dict[str, Stage] = {"masked": MASKED, "contrastive": CONTRASTIVE, "matching": MATCHING}
+STAGES: dict[str, Stage] = {
+    "masked": MASKED, "contrastive": CONTRASTIVE, "matching": MATCHING, "fashionbert": FASHIONBERT, "kaleido": KALEIDO,
+}  # fmt: skip
 
 
 def find_stage(name: str) -> Stage:
