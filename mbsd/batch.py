@@ -20,6 +20,7 @@ no row anywhere is padding.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -88,6 +89,19 @@ class Views(_Tensors):
     def real_lengths(self) -> tuple[int, ...]:
         """`lengths` of the V * B sequences alone."""
         return self.lengths[: len(self.lengths) - self.num_fill]
+
+    @classmethod
+    def joined(cls, plans: Sequence[Views]) -> Views:
+        """The views of all plans over the same streams, one after the other; none with what only fills up."""
+        assert all(plan.num_fill == 0 for plan in plans), "what fills up stands at the end"
+        starts = [sum(sum(plan.lengths) for plan in plans[:n]) for n in range(len(plans))]
+        cu = [plan.cu_seqlens[:-1] + start for plan, start in zip(plans, starts, strict=True)]
+        return cls(
+            names=tuple(name for plan in plans for name in plan.names),
+            source_T=torch.cat([plan.source_T for plan in plans]),
+            cu_seqlens=torch.cat([*cu, plans[-1].cu_seqlens[-1:] + starts[-1]]),
+            lengths=tuple(length for plan in plans for length in plan.lengths),
+        )
 
     def alone(self, view: int) -> Views:
         """The plan of names[view] by itself, without what only fills up; the device is asked for nothing."""

@@ -151,7 +151,7 @@ class Builders:
         decoder = make_decoder(
             self.data.decoder, self.data.image_size, world.device, num_threads=2, max_batch=self.max_batch
         )
-        spec = BatchSpec(views, targets, self.model.num_patches, self.model.image_cls, train, seed)
+        spec = BatchSpec(views, targets, self.model.num_patches, self.model.has_image_cls, train, seed)
         keys, same = None, spec.same_product
         if same is not None:
             keys = open_keys(self.source, same.same, required=same.required)

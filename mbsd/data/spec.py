@@ -133,14 +133,21 @@ class Needs:
         targets: of its batches.
         table: kind of its task table; None: it reads the catalogue alone.
         validation_views: that a held-out sample is shown in; default: those of training.
+        validation_targets: of held-out batches; default: those of training.
     """
 
     views: tuple[str, ...]
     targets: Targets
     table: Kind | None = None
     validation_views: tuple[str, ...] = field(default=())
+    validation_targets: Targets = None
 
     @property
     def held_out_views(self) -> tuple[str, ...]:
         """The views of validation."""
         return self.validation_views or self.views
+
+    @property
+    def held_out_targets(self) -> Targets:
+        """The targets of validation."""
+        return self.targets if self.validation_targets is None else self.validation_targets
