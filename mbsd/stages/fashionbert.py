@@ -7,6 +7,7 @@ runs all of them once without graph before. Either way nothing waits for the dev
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -119,6 +120,11 @@ class FashionBertObjective(Objective):
         metrics |= {"word_accuracy": right[0] / counts_K[0].clamp_min(1)}
         metrics |= {"match_accuracy": right[1] / counts_K[1].clamp_min(1)}
         return Validation({name: float(value) for name, value in metrics.items()})
+
+    def vectors(self, batch: Batch) -> Tensor:
+        """[B, D]: h of title and picture, of which no crop is hidden."""
+        h_BD: Tensor = self.model.mbsd.represent(dataclasses.replace(batch, masks=None))[0]
+        return h_BD
 
     def _sums(self, output: CropsOutput, batch: Batch) -> Tensor:
         """[K]: the losses of a micro-batch, summed over what is asked for."""
