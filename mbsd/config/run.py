@@ -12,6 +12,7 @@ from mbsd.config.ranges import at_least, check_ranges, share
 from mbsd.config.stages import (
     ContrastiveConfig,
     FashionBertTasks,
+    ItmConfig,
     KaleidoTasks,
     MaskingConfig,
     SdmiConfig,
@@ -19,12 +20,17 @@ from mbsd.config.stages import (
 )
 from mbsd.errors import UserError
 
-# Sections of the settings, by the stage that reads them. What else a stage needs it checks itself (`mbsd.stages`).
-SECTION_OF_STAGE = {
-    "masking": "masked", "contrastive": "contrastive", "best": "contrastive", "sdmi": "matching",
-    "fashionbert": "fashionbert", "kaleido": "kaleido",
-}  # fmt: skip
-BUILT_IN = ("masked", "contrastive", "matching", "fashionbert", "kaleido")
+# Sections of the settings and the stages that read them. What else a stage needs it checks itself (`mbsd.stages`).
+READ_BY = {
+    "masking": ("masked", "vilt"),
+    "itm": ("vilt",),
+    "fashionbert": ("fashionbert",),
+    "kaleido": ("kaleido",),
+    "contrastive": ("contrastive",),
+    "best": ("contrastive",),
+    "sdmi": ("matching",),
+}
+BUILT_IN = ("masked", "contrastive", "matching", "vilt", "fashionbert", "kaleido")
 
 
 @dataclass(frozen=True)
@@ -192,10 +198,12 @@ class PretrainConfig(BaseConfig):
 
     stage: str = "masked"
     """masked: stage 1, over the catalogue; contrastive: titles against pictures, over the catalogue; matching: stage 2,
-    over a pair table; fashionbert, kaleido: what those models were pre-trained by, over the catalogue
-    (`mbsd.stages.registry`)."""
+    over a pair table; vilt: masked words and image-text matching, over the catalogue; fashionbert, kaleido: what those
+    models were pre-trained by, over the catalogue (`mbsd.stages.registry`)."""
     masking: MaskingConfig | None = None
-    """Stage 1 only."""
+    """Stage 1; of vilt what is of words."""
+    itm: ItmConfig | None = None
+    """Of vilt only."""
     contrastive: ContrastiveConfig | None = None
     """The contrastive stage only."""
     best: BestConfig | None = None
@@ -215,8 +223,8 @@ class PretrainConfig(BaseConfig):
     def check(self) -> None:
         """See BaseConfig; and each stage has its own sections."""
         super().check()
-        for name, stage in SECTION_OF_STAGE.items():
-            if self.stage in BUILT_IN and self.stage != stage and getattr(self, name) is not None:
+        for name, stages in READ_BY.items():
+            if self.stage in BUILT_IN and self.stage not in stages and getattr(self, name) is not None:
                 raise UserError(f"stage={self.stage} does not read {name}, but it is set: remove it")
         if self.stage in BUILT_IN and self.stage != "matching" and self.data.table is not None:
             raise UserError(f"stage={self.stage} does not read data.table, but it is set: remove it")

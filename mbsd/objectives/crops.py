@@ -1,4 +1,4 @@
-"""FashionBERT and Kaleido-BERT: features of hidden crops, puzzles whose answer is a class, does picture fit title.
+"""FashionBERT and Kaleido-BERT: the features of hidden crops, and puzzles whose answer is a class.
 
 As in `mbsd.objectives.masked`, all losses are SUMS: what they are divided by is known of the global batch alone.
 """
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mbsd.batch import NO_CLASS, NO_MATCH
+from mbsd.batch import NO_CLASS
 
 
 def crop_feature_loss(predicted_QF: Tensor, true_QF: Tensor) -> Tensor:
@@ -33,18 +33,6 @@ def puzzle_loss(logits_IC: Tensor, labels_I: Tensor) -> Tensor:
 def puzzles_solved(logits_IC: Tensor, labels_I: Tensor) -> Tensor:
     """Number of pictures whose class is the most probable one, 0-d int64; those of `NO_CLASS` are none of them."""
     return (logits_IC.argmax(-1) == labels_I).sum()
-
-
-def match_sum(logits_B: Tensor, labels_B: Tensor) -> Tensor:
-    """Binary cross-entropy summed over the samples whose label is not `NO_MATCH`, 0-d."""
-    logits_B = _wide(logits_B)
-    losses_B = labels_B * F.softplus(-logits_B) + (1 - labels_B) * F.softplus(logits_B)
-    return torch.where(labels_B == NO_MATCH, 0.0, losses_B).sum()
-
-
-def matches_right(logits_B: Tensor, labels_B: Tensor) -> Tensor:
-    """Number of samples whose answer is right, 0-d int64; those of `NO_MATCH` are none of them."""
-    return (((logits_B > 0) == (labels_B > 0.5)) & (labels_B != NO_MATCH)).sum()
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -12,12 +12,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mbsd.batch import NO_MATCH, Batch
+from mbsd.batch import Batch
 from mbsd.errors import UserError
 from mbsd.model.crop_heads import CropsOutput, PuzzlesOutput
 from mbsd.model.families import FAMILIES
-from mbsd.objectives.crops import match_sum, matches_right
 from mbsd.objectives.masked import masked_word_loss_in_chunks, words_right
+from mbsd.objectives.matches import match_sum, matches_right, num_asked
 
 NONE_ASKED = 1e-9  # in place of a count of 0, whose sum is 0 too
 
@@ -49,7 +49,7 @@ def filled(counts: Sequence[int], device: torch.device) -> Tensor:
 def counted(batch: Batch, device: torch.device) -> Tensor:
     """[2]: masked words, and samples that are asked whether their picture fits their title."""
     assert batch.masks is not None and batch.labels_B is not None
-    asked = (batch.labels_B != NO_MATCH).sum().float()
+    asked = num_asked(batch.labels_B).float()
     return torch.cat([filled((batch.masks.num_words,), device), asked[None]])
 
 

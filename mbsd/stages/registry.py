@@ -9,9 +9,11 @@ from mbsd.stages.kaleido import KALEIDO
 from mbsd.stages.masked import MASKED
 from mbsd.stages.matching import MATCHING
 from mbsd.stages.stage import Stage
+from mbsd.stages.vilt import VILT
 
 STAGES: dict[str, Stage] = {
-    "masked": MASKED, "contrastive": CONTRASTIVE, "matching": MATCHING, "fashionbert": FASHIONBERT, "kaleido": KALEIDO,
+    "masked": MASKED, "contrastive": CONTRASTIVE, "matching": MATCHING, "vilt": VILT, "fashionbert": FASHIONBERT,
+    "kaleido": KALEIDO,
 }  # fmt: skip
 
 
