@@ -21,7 +21,7 @@ SHARED_MEMORY = Path("/dev/shm")
 PAGE = 4096
 INT64 = 8  # bytes
 ALIGNED = 64  # bytes; tensors in shared memory begin at a multiple
-TENSORS = 16  # of a batch, at most
+TENSORS, OF_PUZZLES = 16, 8  # of a batch, at most
 OPEN_FILES_A_WORKER = 4  # of the training process: pipes to and from it
 OPEN_FILES = 48  # besides: shards, checkpoints, curves, connections to other ranks
 
@@ -70,11 +70,15 @@ def largest_batch(builder: BatchBuilder, items: int) -> int:
         numbers += 2 * words + 3 * patches
     if spec.generated is not None:
         numbers += 6 * words + patches + 2 * (items + 1)
+    tensors, of_item = TENSORS, 1
+    if spec.puzzles is not None:
+        tensors, of_item = TENSORS + OF_PUZZLES, 2  # with the picture that lends a crop
+        numbers += items * (OF_PUZZLES + spec.puzzles.grey + spec.puzzles.blank)
     has_pictures = not isinstance(builder.source, Catalog | Catalogs) or builder.source.meta["with_image"] > 0
     pictures = 0
     if spec.views != ("text",) and builder.decoder.in_worker and has_pictures:
-        pictures = items * 3 * data.image_size**2
-    return -(-(pictures + INT64 * (numbers + TENSORS * builder.bucket) + ALIGNED * TENSORS) // PAGE) * PAGE
+        pictures = items * of_item * 3 * data.image_size**2
+    return -(-(pictures + INT64 * (numbers + tensors * builder.bucket) + ALIGNED * tensors) // PAGE) * PAGE
 
 
 def require_room(needs: Iterable[Need], ranks_here: int = 1) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from mbsd.errors import UserError
 from mbsd.stages.contrastive import CONTRASTIVE
+from mbsd.stages.fashionbert import FASHIONBERT
 from mbsd.stages.generative import GENERATIVE
+from mbsd.stages.kaleido import KALEIDO
 from mbsd.stages.masked import MASKED
 from mbsd.stages.matching import MATCHING
 from mbsd.stages.stage import Stage
@@ -15,6 +17,8 @@ STAGES: dict[str, Stage] = {
     "contrastive": CONTRASTIVE,
     "matching": MATCHING,
     "vilt": VILT,
+    "fashionbert": FASHIONBERT,
+    "kaleido": KALEIDO,
     "generative": GENERATIVE,
 }
 
