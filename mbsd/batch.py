@@ -19,6 +19,7 @@ no row anywhere is padding.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ from torch import Tensor
 VIEW_NAMES = ("full", "text", "image")
 NO_WORD, NO_PATCH = -100, -1  # labels that ask for nothing
 NO_KEY = -1  # of an item that has no identity key of a kind
+NO_MATCH = -1.0  # label of a sample that lacks title or picture where others are asked whether the two belong together
 
 T_ = TypeVar("T_", bound="_Tensors")
 
@@ -87,6 +89,19 @@ class Views(_Tensors):
         """`lengths` of the V * B sequences alone."""
         return self.lengths[: len(self.lengths) - self.num_fill]
 
+    @classmethod
+    def joined(cls, plans: Sequence[Views]) -> Views:
+        """The views of all plans over the same streams, one after the other; none with what only fills up."""
+        assert all(plan.num_fill == 0 for plan in plans), "what fills up stands at the end"
+        starts = [sum(sum(plan.lengths) for plan in plans[:n]) for n in range(len(plans))]
+        cu = [plan.cu_seqlens[:-1] + start for plan, start in zip(plans, starts, strict=True)]
+        return cls(
+            names=tuple(name for plan in plans for name in plan.names),
+            source_T=torch.cat([plan.source_T for plan in plans]),
+            cu_seqlens=torch.cat([*cu, plans[-1].cu_seqlens[-1:] + starts[-1]]),
+            lengths=tuple(length for plan in plans for length in plan.lengths),
+        )
+
     def alone(self, view: int) -> Views:
         """The plan of names[view] by itself, without what only fills up; the device is asked for nothing."""
         each = len(self.real_lengths) // len(self.names)
@@ -103,14 +118,14 @@ class Views(_Tensors):
 
 @dataclass(frozen=True)
 class Masks(_Tensors):
-    """What stage 1 hides and asks for (SPEC of Eq. 1 and 2). `Batch.input_ids_N` is already corrupted.
+    """Words and patches that are hidden and asked for (Eq. 1 and 2). `Batch.input_ids_N` is already corrupted.
 
     Attributes:
         mlm_index_K: int64; the packed rows (of T) whose word is to be predicted.
         mlm_labels_K: int64; the words, or NO_WORD in rows that only fill up to a common size.
         patch_source: int64 [I * patches]; row r of the patchify output is replaced by row patch_source[r] of
             cat([patchify output, mask vector]): itself where it is kept, I * patches where it is masked, another
-            image's patch where it is swapped. Patches here never include the image [CLS].
+            image's patch where it is swapped. Patches here never include the image [CLS]. None: none is masked.
         mpm_index_Q: int64; the packed rows (of T) whose patch is to be predicted.
         mpm_patch_Q: int64; the rows (of I * patches) of the pixels to predict, or NO_PATCH in rows that only fill up.
         num_fill_words, num_fill_patches: how many of K and Q only fill up.
@@ -118,7 +133,7 @@ class Masks(_Tensors):
 
     mlm_index_K: Tensor
     mlm_labels_K: Tensor
-    patch_source: Tensor
+    patch_source: Tensor | None
     mpm_index_Q: Tensor
     mpm_patch_Q: Tensor
     num_fill_words: int = 0
@@ -147,11 +162,13 @@ class Batch(_Tensors):
         views: the index plan.
         items_B: int64; the catalogue's item number of each sample. Rows of an alignment table have two items: their
             first ones are samples 0 ... B/2 - 1, their second ones the rest, in the same order, and labels_B is [B/2].
-        labels_B: float32 (match) or int64 (class); None in stage 1.
-        masks: stage 1 only.
+        labels_B: float32 (match) or int64 (class); None where nothing is asked. Where pictures are mismatched
+            (`mbsd.data.spec.Masked`): 1 for the item's own picture, 0 for another's, NO_MATCH where title or picture is
+            missing or damaged. items_B is the item of the title then.
+        masks: where words or patches are masked.
         keys_BK: int64; the identity keys of each sample's item (`mbsd.catalog.keys`), NO_KEY where it has none: items
-            that share a key are the same product. Contrastive stage only.
-        has_text: bool [B]; whose title is shown. Contrastive stage only.
+            that share a key are the same product. Where samples are told from each other.
+        has_text: bool [B]; whose title is shown. With keys_BK.
     """
 
     input_ids_N: Tensor

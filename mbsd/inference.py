@@ -71,6 +71,9 @@ class _Items:
     def title(self, item: int, /) -> str:
         return self.titles[item]
 
+    def has_image(self, item: int, /) -> bool:
+        return self.jpegs[item] is not None
+
     def image(self, item: int, /) -> bytes | None:
         return self.jpegs[item]
 
@@ -320,7 +323,7 @@ class Encoder:
         """What `ask` answers for batches of the samples in these views: [samples, …]."""
         config = self._embedder.config
         config.require_views(views, "view")
-        spec = BatchSpec(views, None, config.num_patches, config.image_cls)
+        spec = BatchSpec(views, None, config.num_patches, config.has_image_cls)
         builder = BatchBuilder(items, self._tokenizer, self._data, spec, self._decoder)
         found = []
         for start in range(0, len(samples), self._limits.batch_size):

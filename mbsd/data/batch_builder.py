@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mbsd.batch import Batch, Masks
+from mbsd.batch import NO_MATCH, Batch
 from mbsd.catalog.keys import ItemKeys, JointKeys
 from mbsd.catalog.reader import DamagedRecord
 from mbsd.config.data import DataConfig
 from mbsd.data.augment import Augmentation, draw_augmentation, no_augmentation
 from mbsd.data.decode_torchvision import ImageDecoder
-from mbsd.data.masking import Vocabulary, mask_patches, mask_text
+from mbsd.data.masking import Vocabulary, mask_patches, mask_text, num_masked
+from mbsd.data.masks import SHOW_PATCHES, SHOW_WORDS, MaskedSample, first_showing, masks_of
 from mbsd.data.order import sample_rng
 from mbsd.data.samples import ItemSource, Sample
 from mbsd.data.shape_buckets import black_images, fill_up
-from mbsd.data.spec import BatchSpec, SameProduct
+from mbsd.data.spec import BatchSpec
 from mbsd.data.text import drop_words, encode_pair
 from mbsd.data.views import TextTokens, pack
 
@@ -72,7 +73,7 @@ class BatchBuilder:
         data: lengths, crops, flips, image size.
         spec: what a batch holds.
         decoder: from `make_decoder`, of data.image_size.
-        keys: identity keys of the source's items, where the spec asks for them (`SameProduct`).
+        keys: identity keys of the source's items, where the spec asks for them (`BatchSpec.same_product`).
     """
 
     def __init__(
@@ -84,15 +85,21 @@ class BatchBuilder:
         decoder: ImageDecoder,
         keys: ItemKeys | JointKeys | None = None,
     ) -> None:
-        if spec.masking is not None and "full" not in spec.views:
-            raise ValueError(f"masking needs the view full, found views {list(spec.views)}")
+        for asked, what, showing in (
+            (spec.masks_words, "masked words", SHOW_WORDS),
+            (spec.masks_patches, "masked patches", SHOW_PATCHES),
+            (spec.mismatched > 0, "mismatched pictures", ("full",)),
+        ):
+            if asked and first_showing(spec.views, showing) is None:
+                raise ValueError(f"{what} need the view {' or '.join(showing)}, found views {list(spec.views)}")
         if decoder.size != data.image_size:
             raise ValueError(f"decoder of {decoder.size} px, data.image_size={data.image_size}: expected the same")
-        if spec.masking is not None and data.share_images:
+        if spec.masks_patches and data.share_images:
             raise ValueError("data.share_images with masks: each sample hides patches of a picture of its own")
-        if isinstance(spec.targets, SameProduct) != (keys is not None):
+        if (spec.same_product is not None) != (keys is not None):
             raise ValueError(
-                f"targets {spec.targets} and keys {keys}: expected keys for SameProduct and no other targets"
+                f"targets {spec.targets} and keys {keys}: expected keys for SameProduct, and for Masked where pictures "
+                "are mismatched or keys asked for, and for no other targets"
             )
         self.source, self.tokenizer, self.data = source, tokenizer, data
         self.spec, self.decoder, self.keys = spec, decoder, keys
@@ -145,15 +152,19 @@ class BatchBuilder:
             ]
         keys_BK, has_text = self._identities(samples, texts)
         image_numbers, jpegs, crop_keys = self._pictures(samples, keys, jpegs_B)
-        drawn = [self._mask_sample(key, text, image) for key, text, image in zip(keys, texts, has_image, strict=True)]
+        if self.spec.mismatched:
+            labels = _matches(samples, texts, has_image)
+        drawn = [
+            self._mask_sample(key, text, image, asked=sample.picture_of is None)
+            for key, text, image, sample in zip(keys, texts, has_image, samples, strict=True)
+        ]
         texts = [sample.text for sample in drawn]
         ids_N, positions_N, types_N, views = pack(
             texts, has_image, self.spec.views, self.spec.patches_per_image + int(self.spec.image_cls), image_numbers
         )
         masks = None
         if self.spec.masking is not None:
-            first = views.names.index("full") * len(samples)
-            masks = self._masks(drawn, views.cu_seqlens.numpy()[first : first + len(samples)].astype(np.int64))
+            masks = masks_of(drawn, views, self.spec.patches_per_image if self.spec.masks_patches else None)
         encoded = self._encoded(jpegs, crop_keys)
         in_worker = self.decoder.in_worker
         size = self.data.image_size
@@ -175,7 +186,7 @@ class BatchBuilder:
             images = len(encoded.jpegs)
             batch = fill_up(
                 batch, self.bucket, num_images=images, fill_images=self._num_images(images, len(samples)) - images,
-                patches_per_image=self.spec.patches_per_image,
+                patches_per_image=self.spec.patches_per_image, masked_per_image=self._masked_per_image,
             )  # fmt: skip
         return Prepared(batch, None if in_worker else encoded, num_read, damaged)
 
@@ -192,7 +203,7 @@ class BatchBuilder:
         """
         if self.spec.views == ("text",):
             return [None] * len(samples), 0, ()
-        asked = [None if "image" in sample.hidden else sample.item for sample in samples]
+        asked = [None if "image" in sample.hidden else _pictured(sample) for sample in samples]
         items = [item for item in asked if item is not None]
         if self._shares:
             items = list(dict.fromkeys(items))
@@ -219,7 +230,7 @@ class BatchBuilder:
         numbers: list[int] = []
         pictures: dict[Key, tuple[int, bytes]] = {}
         for sample, key, jpeg in zip(samples, keys, jpegs_B, strict=True):
-            crop_key = (key[0], sample.item, ".item") if self._shares else key
+            crop_key = (key[0], _pictured(sample), ".item") if self._shares else key
             if jpeg is not None:
                 pictures.setdefault(crop_key, (len(pictures), jpeg))
             numbers.append(pictures[crop_key][0] if jpeg is not None else 0)
@@ -262,62 +273,43 @@ class BatchBuilder:
         keys_BK = self.keys.of(np.array([sample.item for sample in samples], dtype=np.int64))
         return torch.from_numpy(keys_BK), torch.tensor([text.has_title for text in texts])
 
-    def _mask_sample(self, key: Key, text: TextTokens, has_image: bool) -> _MaskedSample:
-        none = np.zeros(0, dtype=np.int64)
+    @property
+    def _masked_per_image(self) -> int:
         masking = self.spec.masking
-        if masking is None:
-            return _MaskedSample(text, none, none, has_image, none, none)
-        corrupted, chosen, labels = mask_text(
-            self._rng(key, "text"),
-            text.input_ids,
-            self._is_special[text.input_ids],
-            self._vocabulary,
-            masking.mlm_probability,
-        )
-        patches, sources = none, none
-        if has_image:
+        if masking is None or not self.spec.masks_patches:
+            return 0
+        return num_masked(self.spec.patches_per_image, masking.mpm_probability)
+
+    def _mask_sample(self, key: Key, text: TextTokens, has_image: bool, asked: bool) -> MaskedSample:
+        chosen, labels, patches, sources = (np.zeros(0, dtype=np.int64) for _ in range(4))
+        masking = self.spec.masking
+        if masking is not None and self.spec.masks_words:
+            corrupted, chosen, labels = mask_text(
+                self._rng(key, "text"),
+                text.input_ids,
+                self._is_special[text.input_ids],
+                self._vocabulary,
+                masking.mlm_probability,
+            )
+            text = dataclasses.replace(text, input_ids=corrupted)
+        if masking is not None and self.spec.masks_patches and has_image:
             rng = self._rng(key, "patches")
             patches, sources = mask_patches(
                 rng, self.spec.patches_per_image, masking.mpm_probability, masking.mpm_corruption
             )
-        text = dataclasses.replace(text, input_ids=corrupted)
-        return _MaskedSample(text, chosen, labels, has_image, patches, sources)
-
-    def _masks(self, drawn: list[_MaskedSample], starts_B: Int64) -> Masks:
-        """The samples' own masks as rows of the packed view full, whose sequences begin at the rows starts_B."""
-        patches, num_images = self.spec.patches_per_image, sum(sample.has_image for sample in drawn)
-        patch_source = np.arange(num_images * patches, dtype=np.int64)
-        mlm_index, mpm_index, mpm_patch = [], [], []
-        image = 0
-        for sample, start in zip(drawn, starts_B.tolist(), strict=True):
-            mlm_index.append(start + sample.words)
-            if sample.has_image:
-                rows = image * patches + sample.patches
-                is_mask = sample.sources == patches
-                patch_source[rows] = np.where(is_mask, num_images * patches, image * patches + sample.sources)
-                mpm_index.append(start + len(sample.text.input_ids) + int(self.spec.image_cls) + sample.patches)
-                mpm_patch.append(rows)
-                image += 1
-        return Masks(
-            mlm_index_K=_joined(mlm_index),
-            mlm_labels_K=_joined([sample.labels for sample in drawn]),
-            patch_source=torch.from_numpy(patch_source),
-            mpm_index_Q=_joined(mpm_index),
-            mpm_patch_Q=_joined(mpm_patch),
-        )
+        return MaskedSample(text, chosen, labels, has_image, patches, sources, asked)
 
 
-@dataclass(frozen=True)
-class _MaskedSample:
-    """A sample's corrupted text with the chosen words and their labels, and its chosen patches with their sources."""
-
-    text: TextTokens
-    words: Int64
-    labels: Int64
-    has_image: bool
-    patches: Int64
-    sources: Int64
+def _pictured(sample: Sample) -> int:
+    """The item whose picture a sample is shown."""
+    return sample.item if sample.picture_of is None else sample.picture_of
 
 
-def _joined(parts: list[Int64]) -> Tensor:
-    return torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *parts]))
+def _matches(samples: Sequence[Sample], texts: Sequence[TextTokens], has_image: Sequence[bool]) -> Tensor:
+    """`Batch.labels_B` of samples of which some are shown another item's picture."""
+    return torch.tensor(
+        [
+            float(sample.picture_of is None) if text.has_title and image else NO_MATCH
+            for sample, text, image in zip(samples, texts, has_image, strict=True)
+        ]
+    )

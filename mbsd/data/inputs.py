@@ -18,7 +18,7 @@ from mbsd.config.run import BaseConfig
 from mbsd.data.batch_builder import BatchBuilder
 from mbsd.data.decode_dali import make_decoder
 from mbsd.data.samples import CatalogSamples, Samples, TableSamples
-from mbsd.data.spec import BatchSpec, SameProduct, Targets
+from mbsd.data.spec import BatchSpec, Targets
 from mbsd.errors import UserError
 from mbsd.model.config import BackboneConfig
 from mbsd.parallel.world import World
@@ -151,8 +151,8 @@ class Builders:
         decoder = make_decoder(
             self.data.decoder, self.data.image_size, world.device, num_threads=2, max_batch=self.max_batch
         )
-        spec = BatchSpec(views, targets, self.model.num_patches, self.model.image_cls, train, seed)
-        keys = None
-        if isinstance(targets, SameProduct):
-            keys = open_keys(self.source, targets.same, required=targets.required)
+        spec = BatchSpec(views, targets, self.model.num_patches, self.model.has_image_cls, train, seed)
+        keys, same = None, spec.same_product
+        if same is not None:
+            keys = open_keys(self.source, same.same, required=same.required)
         return BatchBuilder(self.source, self.tokenizer, self.data, spec, decoder, keys)

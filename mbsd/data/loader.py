@@ -22,6 +22,7 @@ from mbsd.config.batch_plan import BatchPlan, Place
 from mbsd.config.deepspeed import BatchSizes
 from mbsd.data.batch_builder import BatchBuilder, Prepared
 from mbsd.data.damaged import DamagedPictures
+from mbsd.data.mismatch import Mismatch
 from mbsd.data.mixture import AnyOrder
 from mbsd.data.order import micro_batch_positions, sample_at
 from mbsd.data.prefetch import prefetched
@@ -184,6 +185,7 @@ class _TrainMicroBatches(Dataset[Prepared]):
 
     def __init__(self, samples: Samples, builder: BatchBuilder, order: AnyOrder, plan: BatchPlan, world: World) -> None:
         self.samples, self.builder, self.order = samples, builder, order
+        self.mismatch = _mismatch(samples, builder)
         self.plan, self.rank, self.world_size = plan, world.rank, world.size
         self.first = 0
         for _, sizes in plan.phases:
@@ -196,8 +198,8 @@ class _TrainMicroBatches(Dataset[Prepared]):
     def __getitem__(self, number: int) -> Prepared:
         positions = self._positions(self.plan.place(self.first, number))
         epochs, places = self.order.draws_at(positions)
-        indices = self.order.samples_at(positions)
-        return self.builder.prepare([self.samples[index] for index in indices.tolist()], places, epochs)
+        samples = [self.samples[index] for index in self.order.samples_at(positions).tolist()]
+        return self.builder.prepare(self.mismatch.of(samples, places, epochs), places, epochs)
 
 
 class _EvalMicroBatches(Dataset[Prepared]):
@@ -205,14 +207,19 @@ class _EvalMicroBatches(Dataset[Prepared]):
 
     def __init__(self, samples: Samples, builder: BatchBuilder, indices: Int64, micro_batch: int) -> None:
         self.samples, self.builder, self.indices, self.micro_batch = samples, builder, indices, micro_batch
+        self.mismatch = _mismatch(samples, builder)
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.micro_batch)
 
     def __getitem__(self, number: int) -> Prepared:
         indices = self.indices[number * self.micro_batch : (number + 1) * self.micro_batch]
-        samples = [self.samples[index] for index in indices.tolist()]
-        return self.builder.prepare(samples, indices, np.zeros_like(indices))
+        samples, epochs = [self.samples[index] for index in indices.tolist()], np.zeros_like(indices)
+        return self.builder.prepare(self.mismatch.of(samples, indices, epochs), indices, epochs)
+
+
+def _mismatch(samples: Samples, builder: BatchBuilder) -> Mismatch:
+    return Mismatch(samples, builder.source, builder.keys, builder.spec.mismatched, builder.spec.seed)
 
 
 def _finished(

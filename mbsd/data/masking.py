@@ -64,6 +64,11 @@ def mask_text(
     return corrupted, positions, labels
 
 
+def num_masked(num_patches: int, probability: float) -> int:
+    """Patches of each image that are asked for."""
+    return round(probability * num_patches)
+
+
 def mask_patches(
     rng: np.random.Generator, num_patches: int, probability: float, corruption: Literal["replace", "bert"]
 ) -> tuple[Int64, Int64]:
@@ -80,7 +85,7 @@ def mask_patches(
         The patches, int64 [Q] ascending; what each is replaced by, int64 [Q]: a patch of this image, or P for the mask
         vector.
     """
-    positions = np.sort(rng.permutation(num_patches)[: round(probability * num_patches)]).astype(np.int64)
+    positions = np.sort(rng.permutation(num_patches)[: num_masked(num_patches, probability)]).astype(np.int64)
     if corruption == "replace":
         return positions, np.full_like(positions, num_patches)
     action, other = rng.random((2, len(positions)))

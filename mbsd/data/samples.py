@@ -37,6 +37,8 @@ class Sample:
     """What is not shown of the item though it is there: title, image."""
     other_hidden: frozenset[str] = frozenset()
     """The same of the second item."""
+    picture_of: int | None = None
+    """Another item, whose picture is shown in place of the item's own (`mbsd.data.mismatch`)."""
 
 
 class Samples(Protocol):
@@ -52,6 +54,10 @@ class ItemSource(Protocol):
 
     def title(self, item: int, /) -> str:
         """The title; "" where it is missing."""
+        ...
+
+    def has_image(self, item: int, /) -> bool:
+        """Whether the item has a picture, which may be a damaged one."""
         ...
 
     def image(self, item: int, /) -> bytes | None:

@@ -18,7 +18,15 @@ from mbsd.batch import NO_PATCH, NO_WORD, Batch, Masks, Views
 WORDS_SHARE = 8  # masked words are filled up to a multiple of the bucket's eighth: about one in seven tokens is masked
 
 
-def fill_up(batch: Batch, bucket: int, *, num_images: int, fill_images: int, patches_per_image: int) -> Batch:
+def fill_up(
+    batch: Batch,
+    bucket: int,
+    *,
+    num_images: int,
+    fill_images: int,
+    patches_per_image: int,
+    masked_per_image: int | None = None,
+) -> Batch:
     """`batch` with its text rows and packed tokens filled up to multiples of `bucket`, its masks for more images.
 
     Args:
@@ -27,12 +35,20 @@ def fill_up(batch: Batch, bucket: int, *, num_images: int, fill_images: int, pat
         num_images: I.
         fill_images: pictures that follow them.
         patches_per_image: P, without the image [CLS].
+        masked_per_image: patches that are asked for of an image that any are of; None: each has as many here.
     """
     rows = batch.input_ids_N.shape[0]
     more_rows = -rows % bucket
     masks = batch.masks
     if masks is not None:
-        masks = _fill_masks(masks, bucket, num_images, fill_images, patches_per_image)
+        masks = _fill_masks(masks, bucket)
+        if masks.patch_source is not None:
+            more = 0  # without an image that number is unknown
+            if num_images:
+                asked = masks.num_patches
+                each = asked // num_images if masked_per_image is None else masked_per_image
+                more = each * (num_images + fill_images) - asked
+            masks = _fill_patches(masks, num_images * patches_per_image, fill_images * patches_per_image, more)
     return dataclasses.replace(
         batch,
         input_ids_N=F.pad(batch.input_ids_N, (0, more_rows)),
@@ -62,19 +78,24 @@ def _fill_views(views: Views, bucket: int, rows: int, more_rows: int) -> Views:
     )
 
 
-def _fill_masks(masks: Masks, bucket: int, num_images: int, fill_images: int, patches: int) -> Masks:
-    all_patches, more_patches = num_images * patches, fill_images * patches
+def _fill_masks(masks: Masks, bucket: int) -> Masks:
     more_words = -masks.mlm_index_K.shape[0] % max(1, bucket // WORDS_SHARE)
-    # Every image has as many masked patches as the others; without an image that number is unknown.
-    more_masked = masks.mpm_index_Q.shape[0] // num_images * fill_images if num_images else 0
-    # The mask vector stands behind the last patch: it moves on by those that are filled in, which stay as they are.
-    moved = torch.where(masks.patch_source == all_patches, all_patches + more_patches, masks.patch_source)
-    return Masks(
+    return dataclasses.replace(
+        masks,
         mlm_index_K=F.pad(masks.mlm_index_K, (0, more_words)),
         mlm_labels_K=F.pad(masks.mlm_labels_K, (0, more_words), value=NO_WORD),
+        num_fill_words=more_words,
+    )
+
+
+def _fill_patches(masks: Masks, all_patches: int, more_patches: int, more_masked: int) -> Masks:
+    assert masks.patch_source is not None
+    # The mask vector stands behind the last patch: it moves on by those that are filled in, which stay as they are.
+    moved = torch.where(masks.patch_source == all_patches, all_patches + more_patches, masks.patch_source)
+    return dataclasses.replace(
+        masks,
         patch_source=torch.cat([moved, torch.arange(all_patches, all_patches + more_patches)]),
         mpm_index_Q=F.pad(masks.mpm_index_Q, (0, more_masked)),
         mpm_patch_Q=F.pad(masks.mpm_patch_Q, (0, more_masked), value=NO_PATCH),
-        num_fill_words=more_words,
         num_fill_patches=more_masked,
     )

@@ -12,9 +12,23 @@ from mbsd.config.stages import MaskingConfig
 
 @dataclass(frozen=True)
 class Masked:
-    """Batches with `masks`: words and patches that stage 1 hides and asks for; the view full has to be among them."""
+    """Batches with `masks`: words and patches that are hidden and asked for, each in the first view that shows them.
+
+    Attributes:
+        masking: how many of them.
+        words, patches: whether any of the kind is.
+        mismatched: probability that a sample is shown the picture of another item (`mbsd.data.mismatch`). Above 0
+            batches have `labels_B`, 1 where the picture is the item's own and 0 where it is not. All samples are
+            corrupted alike, and only of the former words and patches are asked for.
+        keyed: batches have `keys_BK` and `has_text`, whose pictures are never those of the same product; they have
+            both wherever pictures are mismatched too.
+    """
 
     masking: MaskingConfig
+    words: bool = True
+    patches: bool = True
+    mismatched: float = 0.0
+    keyed: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,7 @@ class SameProduct:
 
 
 Targets = Masked | Labelled | SameProduct | None
+SAME = ("product", "title", "picture")  # keys by which `Masked` knows the same product, as far as a catalogue has them
 
 
 @dataclass(frozen=True)
@@ -66,6 +81,28 @@ class BatchSpec:
         return self.targets.masking if isinstance(self.targets, Masked) else None
 
     @property
+    def masks_words(self) -> bool:
+        """Whether words are masked."""
+        return isinstance(self.targets, Masked) and self.targets.words
+
+    @property
+    def masks_patches(self) -> bool:
+        """Whether patches are masked."""
+        return isinstance(self.targets, Masked) and self.targets.patches
+
+    @property
+    def mismatched(self) -> float:
+        """The probability that a sample is shown another item's picture."""
+        return self.targets.mismatched if isinstance(self.targets, Masked) else 0.0
+
+    @property
+    def same_product(self) -> SameProduct | None:
+        """Which keys of items a batch holds; None: none."""
+        if isinstance(self.targets, Masked) and (self.targets.mismatched or self.targets.keyed):
+            return SameProduct(SAME, required=False)
+        return self.targets if isinstance(self.targets, SameProduct) else None
+
+    @property
     def label_dtype(self) -> torch.dtype | None:
         """Of the labels; None: there are none."""
         return self.targets.dtype if isinstance(self.targets, Labelled) else None
@@ -80,14 +117,21 @@ class Needs:
         targets: of its batches.
         table: kind of its task table; None: it reads the catalogue alone.
         validation_views: that a held-out sample is shown in; default: those of training.
+        validation_targets: of held-out batches; default: those of training.
     """
 
     views: tuple[str, ...]
     targets: Targets
     table: Kind | None = None
     validation_views: tuple[str, ...] = field(default=())
+    validation_targets: Targets = None
 
     @property
     def held_out_views(self) -> tuple[str, ...]:
         """The views of validation."""
         return self.validation_views or self.views
+
+    @property
+    def held_out_targets(self) -> Targets:
+        """The targets of validation."""
+        return self.targets if self.validation_targets is None else self.validation_targets

@@ -126,6 +126,7 @@ class OneStream(Backbone):
     """Backbones whose words and patches are tokens of one stream, through one trunk."""
 
     pooler: BertPooler
+    has_mask_vector = False  # of its own, for masked patches; else the head of stage 1 brings one
 
     @abstractmethod
     def embed_text(self, batch: Batch) -> Tensor:
@@ -136,8 +137,17 @@ class OneStream(Backbone):
         """Normalised pixels [I, 3, h, w] -> image tokens [I * P, D]: the image side, all of it.
 
         Args:
-            patch_source: of stage 1 (`batch.Masks`); a backbone whose `image_target_size` is None is never given one.
+            patch_source: of stage 1 (`batch.Masks`), given to a backbone that `has_mask_vector` alone.
         """
+
+    def embed_masked_images(self, pixels: Tensor, patch_source: Tensor, mask_D: Tensor | None) -> Tensor:
+        """`embed_images` with masked patches, of a backbone whose configuration has an `image_target_size`.
+
+        Args:
+            mask_D: what stands for a masked patch; None: the backbone's own.
+        """
+        assert self.has_mask_vector and mask_D is None, f"no {self.config.architecture} hides patches in this way"
+        return self.embed_images(pixels, patch_source)
 
     @abstractmethod
     def run_trunk(self, tokens_TD: Tensor, plan: AttentionPlan) -> Tensor:
@@ -156,9 +166,13 @@ class OneStream(Backbone):
         if self.config.representation == "cls":
             self.pooler.requires_grad_(False)
 
-    def encode(self, batch: Batch) -> Encoded:
-        """Text is embedded once, the image side runs once, and the packed trunk reads what each view shows of both."""
-        tokens_TD, pixels = self._tokens(batch)
+    def encode(self, batch: Batch, mask_D: Tensor | None = None) -> Encoded:
+        """Text is embedded once, the image side runs once, and the packed trunk reads what each view shows of both.
+
+        Args:
+            mask_D: of a head that brings the vector of a masked patch.
+        """
+        tokens_TD, pixels = self._tokens(batch, mask_D)
         hidden_TD = self.run_trunk(tokens_TD, AttentionPlan.of(batch.views))
         return Encoded(hidden_TD, self._pooled(hidden_TD[batch.views.cu_seqlens[:-1].long()], batch), pixels)
 
@@ -166,11 +180,12 @@ class OneStream(Backbone):
         """As `encode`'s h; of the last layer, what no [CLS] depends on is not computed."""
         return self._pooled(self.run_trunk_to_first(self._tokens(batch)[0], batch.views), batch)
 
-    def _tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _tokens(self, batch: Batch, mask_D: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The packed tokens [T, D], embedded, and the normalised pixels."""
         text_ND = self.embed_text(batch)
         pixels = normalise_pixels(batch.images, text_ND.dtype)
-        patches = self.embed_images(pixels, batch.masks.patch_source if batch.masks is not None else None)
+        source = batch.masks.patch_source if batch.masks is not None else None
+        patches = self.embed_images(pixels) if source is None else self.embed_masked_images(pixels, source, mask_D)
         return torch.cat([text_ND, patches])[batch.views.source_T], pixels
 
     def _pooled(self, first_SD: Tensor, batch: Batch) -> Tensor:

@@ -51,6 +51,16 @@ class BackboneConfig(BertConfig):
         return (self.image_size // self.patch_side) ** 2
 
     @property
+    def has_image_cls(self) -> bool:
+        """Whether an image [CLS] stands before the patches."""
+        return self.image_cls
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Tokens of one image: its patches, and its [CLS] where it has one."""
+        return self.num_patches + int(self.has_image_cls)
+
+    @property
     def architecture(self) -> str:
         """As `model.architecture` names it."""
         return self.model_type.removeprefix("mbsd_")
@@ -85,6 +95,11 @@ class BackboneConfig(BertConfig):
         Raises:
             UserError: patches of this size have no targets of this kind.
         """
+        return self.patch_target_size
+
+    @property
+    def patch_target_size(self) -> int:
+        """The same of square patches of pixels."""
         return gradient_target_size(self.patch_side) if self.mpm_target == "hog" else 3 * self.patch_side**2
 
     def backbone(self) -> Any:
@@ -115,5 +130,5 @@ class BaselineConfig(BackboneConfig):
 
     @property
     def image_target_size(self) -> int | None:
-        """None: a baseline's image tokens have no targets here, so stage 1 is not for it."""
+        """None: most baselines' image tokens are no patches whose pixels stage 1 could ask for."""
         return None

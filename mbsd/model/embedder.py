@@ -15,7 +15,7 @@ from mbsd.batch import VIEW_NAMES, Batch
 from mbsd.errors import UserError
 from mbsd.model.backbone import Backbone
 from mbsd.model.config import BackboneConfig
-from mbsd.model.heads import MbsdForClassification, MbsdForContrastive, MbsdForMaskedModelling
+from mbsd.model.heads import MbsdForClassification, MbsdForContrastive, MbsdForMaskedModelling, MbsdForMaskedPatches
 from mbsd.model.load import load_model, saved_config
 
 Vector = Literal["h", "mean", "contrastive"]
@@ -147,6 +147,7 @@ def load_embedder(folder: Path, image_size: int, vector: Vector | Literal["auto"
     held = (saved_config(folder).architectures or ["?"])[0]
     of_stage: dict[str, Vector] = {
         MbsdForMaskedModelling.__name__: "mean",
+        MbsdForMaskedPatches.__name__: "mean",
         MbsdForContrastive.__name__: "contrastive",
     }
     chosen: Vector = of_stage.get(held, "h") if vector == "auto" else vector

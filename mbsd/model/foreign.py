@@ -12,7 +12,7 @@ from mbsd.model.backbone import MbsdPreTrainedModel
 from mbsd.model.baselines.resnet import load_resnet
 from mbsd.model.baselines.vit import VitBaseline, copy_vit
 from mbsd.model.config import BackboneConfig
-from mbsd.model.heads import MbsdForMaskedModelling
+from mbsd.model.heads import WordHead
 
 M = TypeVar("M", bound=MbsdPreTrainedModel)
 P = TypeVar("P", bound=PreTrainedModel)
@@ -44,7 +44,7 @@ def from_bert(model_class: type[M], wanted: BackboneConfig, backbone: str) -> M:
     found, bert = read_bert(wanted, backbone)
     model: Any = model_class(found)
     copy_backbone(model.mbsd, bert)
-    if isinstance(model, MbsdForMaskedModelling):
+    if isinstance(model, WordHead):
         model.copy_word_head(bert)
     started: M = model
     return started

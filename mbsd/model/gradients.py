@@ -8,12 +8,13 @@ flip, on the device where they are.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mbsd.errors import UserError
-from mbsd.model.patchify import IMAGE_MEAN, IMAGE_STD, patches_to_pixels
+from mbsd.model.patchify import IMAGE_MEAN, IMAGE_STD, patches_to_pixels, pixels_of_patches
 
 CELL, ORIENTATIONS, COLOURS = 8, 9, 3
 CELL_SIZE = ORIENTATIONS + COLOURS  # numbers of a cell
@@ -35,6 +36,18 @@ def gradient_target_size(patch_side: int) -> int:
             f"product of model.patchify_strides; choose a multiple of {CELL}, or masking.mpm_target=pixels"
         )
     return (patch_side // CELL) ** 2 * CELL_SIZE
+
+
+def patch_targets(config: Any, images: Tensor, pixels: Tensor, rows_Q: Tensor) -> Tensor:
+    """The pixels of Q patches, [Q, 3 * patch_side**2] (Eq. 2), or with `mpm_target: hog` their gradients and colours.
+
+    Args:
+        config: BackboneConfig, whose module imports this one.
+        images, pixels, rows_Q: as `Backbone.image_targets` takes them.
+    """
+    if config.mpm_target == "hog":
+        return gradient_targets(images, config.patch_side, rows_Q)
+    return pixels_of_patches(pixels, config.patch_side)[rows_Q]
 
 
 def gradient_targets(images: Tensor, patch_side: int, rows_Q: Tensor) -> Tensor:

@@ -13,10 +13,13 @@ from transformers import BertForPreTraining
 from transformers import initialization as init
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
-from mbsd.batch import NO_PATCH, VIEW_NAMES, Batch
-from mbsd.model.backbone import MbsdPreTrainedModel
+from mbsd.batch import NO_PATCH, VIEW_NAMES, Batch, Masks
+from mbsd.model.backbone import Encoded, MbsdPreTrainedModel
 from mbsd.model.config import BackboneConfig
 from mbsd.model.mbsd import MbsdConfig
+
+Words = tuple[Tensor, Tensor, Tensor]
+"""What makes the logits of masked words: rows [K, D], word table [vocabulary, D] and bias [vocabulary]."""
 
 
 @dataclass(frozen=True)
@@ -25,24 +28,28 @@ class MaskedOutput:
 
     Attributes:
         word_rows: [K, D]; with word_table [vocabulary, D] and word_bias they make the logits of the K words, which are
-            left to the loss: all of them at once may be gigabytes.
-        patch_values, patch_target: [Q, config.image_target_size], predicted and true, of masked patches.
+            left to the loss: all of them at once may be gigabytes. None, all three, where no words are asked for.
+        patch_values, patch_target: [Q, config.image_target_size], predicted and true, of masked patches; None where
+            none are asked for.
     """
 
-    word_rows: Tensor
-    word_table: Tensor
-    word_bias: Tensor
-    patch_values: Tensor
-    patch_target: Tensor
+    word_rows: Tensor | None
+    word_table: Tensor | None
+    word_bias: Tensor | None
+    patch_values: Tensor | None
+    patch_target: Tensor | None
 
     @property
     def word_logits(self) -> Tensor:
         """[K, vocabulary], all at once: to look at a few."""
-        return F.linear(self.word_rows, self.word_table, self.word_bias)
+        assert self.words is not None, "a model of patches alone predicts no words"
+        return F.linear(*self.words)
 
     @property
-    def words(self) -> tuple[Tensor, Tensor, Tensor]:
+    def words(self) -> Words | None:
         """What a loss over words takes: rows, table and bias."""
+        if self.word_rows is None or self.word_table is None or self.word_bias is None:
+            return None
         return self.word_rows, self.word_table, self.word_bias
 
 
@@ -74,17 +81,13 @@ class Head(MbsdPreTrainedModel):
             init.normal_(module.weight, 0.0, self.config.head_range)
 
 
-class MbsdForMaskedModelling(Head):
-    """Stage 1: the word at each masked token, the pixels (or gradients) of each masked patch (Eq. 1, 2)."""
+class WordHead(Head):
+    """Predicts masked words, by a head as BERT's, whose projection onto the vocabulary is the word table."""
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__(config)
         self.word_transform = BertPredictionHeadTransform(config)
         self.word_bias = nn.Parameter(torch.zeros(config.vocab_size))
-        assert config.image_target_size is not None, f"a {config.architecture} has no targets for masked patches"
-        self.patch_decoder = nn.Linear(config.hidden_size, config.image_target_size)
-        self.freeze_unread()
-        self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -92,28 +95,112 @@ class MbsdForMaskedModelling(Head):
         if module is self:  # where weights of another stage are loaded, its memory has not been written
             init.zeros_(self.word_bias)
 
-    def freeze_unread(self) -> None:
-        """Stage 1 asks for single tokens, never for the pooled [CLS]."""
-        self.mbsd.pooler.requires_grad_(False)
-
-    def forward(self, batch: Batch) -> MaskedOutput:
-        """The vocabulary projection (tied to the word table) runs on the K masked rows alone."""
-        assert batch.masks is not None, "stage 1 needs masks"
-        encoded = self.mbsd.encode(batch)
-        masked_KD = self.word_transform(encoded.hidden_TD[batch.masks.mlm_index_K])
+    def words_of(self, encoded: Encoded, masks: Masks) -> Words:
+        """What a loss over words takes: the vocabulary projection (tied to the word table) is of masked words alone."""
         word_table: Tensor = self.mbsd.get_input_embeddings().weight
-        patch_values = self.patch_decoder(encoded.hidden_TD[batch.masks.mpm_index_Q])
-        patch_Q = batch.masks.mpm_patch_Q
-        target = self.mbsd.image_targets(batch.images, encoded.pixels, patch_Q.clamp_min(0))
-        if batch.masks.num_fill_patches:  # equal to the prediction: no loss, no gradient
-            target = torch.where((patch_Q == NO_PATCH)[:, None], patch_values.detach(), target)
-        return MaskedOutput(masked_KD, word_table, self.word_bias, patch_values, target)
+        return self.word_transform(encoded.hidden_TD[masks.mlm_index_K]), word_table, self.word_bias
 
     def copy_word_head(self, bert: BertForPreTraining) -> None:
         """Give the word head the weights of a BERT's."""
         self.word_transform.load_state_dict(bert.cls.predictions.transform.state_dict())
         with torch.no_grad():
             self.word_bias.copy_(bert.cls.predictions.bias)
+
+
+class PatchHead(Head):
+    """Predicts the pixels (or gradients) of masked patches, where the backbone's image tokens are such patches.
+
+    `mask_D` stands for a masked patch where the backbone has no such vector of its own, as MBSD has.
+    """
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__(config)
+        size = config.image_target_size
+        self.patch_decoder = None if size is None else nn.Linear(config.hidden_size, size)
+        self.mask_D: nn.Parameter | None = None
+        if size is not None and not self.mbsd.has_mask_vector:
+            self.mask_D = nn.Parameter(torch.zeros(config.hidden_size))
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self and self.mask_D is not None:
+            init.normal_(self.mask_D, 0.0, self.config.initializer_range)
+
+    def freeze_unread(self) -> None:
+        """Stage 1 asks for single tokens, never for the pooled [CLS]."""
+        self.mbsd.pooler.requires_grad_(False)
+
+    def patches_of(self, encoded: Encoded, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+        """`MaskedOutput.patch_values` and `patch_target`."""
+        if self.patch_decoder is None:
+            return None, None
+        assert batch.masks is not None
+        values: Tensor = self.patch_decoder(encoded.hidden_TD[batch.masks.mpm_index_Q])
+        patch_Q = batch.masks.mpm_patch_Q
+        target: Tensor = self.mbsd.image_targets(batch.images, encoded.pixels, patch_Q.clamp_min(0))
+        if batch.masks.num_fill_patches:  # equal to the prediction: no loss, no gradient
+            target = torch.where((patch_Q == NO_PATCH)[:, None], values.detach(), target)
+        return values, target
+
+
+class MbsdForMaskedModelling(PatchHead, WordHead):
+    """Stage 1: the word at each masked token, the pixels (or gradients) of each masked patch (Eq. 1, 2).
+
+    Of a backbone whose image tokens are no patches, or that has none, words alone.
+    """
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__(config)
+        self.freeze_unread()
+        self.post_init()
+
+    def forward(self, batch: Batch) -> MaskedOutput:
+        """Predictions are made at the masked positions alone."""
+        assert batch.masks is not None, "stage 1 needs masks"
+        encoded = self.mbsd.encode(batch, self.mask_D)
+        return MaskedOutput(*self.words_of(encoded, batch.masks), *self.patches_of(encoded, batch))
+
+
+class MbsdForMaskedPatches(PatchHead):
+    """Stage 1 of a backbone that reads pictures alone: masked patches."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__(config)
+        self.freeze_unread()
+        self.post_init()
+
+    def forward(self, batch: Batch) -> MaskedOutput:
+        """Predictions are made at the masked positions alone."""
+        assert batch.masks is not None, "stage 1 needs masks"
+        encoded = self.mbsd.encode(batch, self.mask_D)
+        return MaskedOutput(None, None, None, *self.patches_of(encoded, batch))
+
+
+@dataclass(frozen=True)
+class PairedOutput:
+    """`words` as of `MaskedOutput`, and logits [V, B] of whether a picture belongs to a title."""
+
+    words: Words
+    logits: Tensor
+
+
+class MbsdForPairedPictures(WordHead):
+    """Masked words, and on h whether the picture is the title's own (ViLT's pre-training)."""
+
+    answer_layer = "match"
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__(config)
+        self.match = nn.Linear(config.hidden_size, 1)
+        self.freeze_unread()
+        self.post_init()
+
+    def forward(self, batch: Batch) -> PairedOutput:
+        """Both from one forward of the batch's views."""
+        assert batch.masks is not None, "words are masked"
+        encoded = self.mbsd.encode(batch)
+        return PairedOutput(self.words_of(encoded, batch.masks), self.match(encoded.h_VBD)[..., 0])
 
 
 class MbsdForMatching(Head):

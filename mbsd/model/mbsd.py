@@ -11,8 +11,8 @@ from mbsd.batch import Batch
 from mbsd.errors import UserError
 from mbsd.model.backbone import BertTrunk
 from mbsd.model.config import BackboneConfig
-from mbsd.model.gradients import gradient_targets
-from mbsd.model.patchify import LastOfBlock, Patchify, blank_patches, pixels_of_patches
+from mbsd.model.gradients import patch_targets
+from mbsd.model.patchify import LastOfBlock, Patchify, blank_patches
 
 
 @strict
@@ -40,6 +40,7 @@ class MbsdModel(BertTrunk):
     """
 
     config_class = MbsdConfig
+    has_mask_vector = True
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__(config)
@@ -98,9 +99,7 @@ class MbsdModel(BertTrunk):
 
     def image_targets(self, images: Tensor, pixels: Tensor, rows_Q: Tensor) -> Tensor:
         """The pixels of patches, [Q, 3 * patch_side**2] (Eq. 2), or their gradients and colours."""
-        if self.config.mpm_target == "hog":
-            return gradient_targets(images, self.config.patch_side, rows_Q)
-        return pixels_of_patches(pixels, self.config.patch_side)[rows_Q]
+        return patch_targets(self.config, images, pixels, rows_Q)
 
     def freeze_for_tasks(self) -> None:
         """Freeze what no head on h reads: the mask vector (stage 1's) and, with `representation: cls`, the pooler."""

@@ -37,6 +37,9 @@ class _Texts:
     def title(self, item: int, /) -> str:
         return self.texts[item]
 
+    def has_image(self, item: int, /) -> bool:
+        return False
+
     def image(self, item: int, /) -> None:
         return None
 

@@ -1,8 +1,9 @@
-"""Stage 1: masked words and masked patches (Eq. 1, 2)."""
+"""Stage 1: masked words and masked patches (Eq. 1, 2), as far as a model reads words and has such patches."""
 
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from mbsd.metrics.board import Board, Charts
 from mbsd.metrics.pictures import grid
 from mbsd.model.config import BackboneConfig
 from mbsd.model.gradients import draw_gradients, gradient_targets
-from mbsd.model.heads import MaskedOutput, MbsdForMaskedModelling
+from mbsd.model.heads import MaskedOutput, MbsdForMaskedModelling, MbsdForMaskedPatches, PatchHead, WordHead
 from mbsd.model.load import start_model
 from mbsd.model.patchify import denormalise_pixels, normalise_pixels, patches_to_pixels, pixels_of_patches
 from mbsd.objectives.masked import masked_patch_loss, masked_word_loss_in_chunks, words_right
@@ -30,10 +31,13 @@ from mbsd.stages.showcase import HeldOut
 from mbsd.stages.stage import Losses, Objective, Stage, Validation
 
 NUM_REBUILT = 6  # pictures that are shown
+WITH_PATCHES = ("mbsd", "vit", "vilt")  # architectures whose image tokens are squares of pixels
+PATCH_SETTINGS = ("mpm_probability", "mpm_corruption", "mpm_target")
+COUNTED = ("loss_mlm", "loss_mpm")  # of words and of patches, in the order of the counts
 
 
 class MaskedObjective(Objective):
-    """Masked words + masked patches."""
+    """Masked words + masked patches; of a model that reads no words, or has no patches, the others alone."""
 
     def contexts(self, batches: Sequence[Batch]) -> Sequence[Tensor]:
         """[2] each: masked words and patches of the global batch, divided by (ranks x micro-steps).
@@ -46,13 +50,12 @@ class MaskedObjective(Objective):
         return [counts] * len(batches)
 
     def forward(self, batch: Batch, context: Tensor | None = None) -> Losses:
-        """Eq. 1 + Eq. 2."""
+        """Eq. 1 + Eq. 2, or the one of them that the model is asked for."""
         assert batch.masks is not None
         counts = context if context is not None else _masked_counts([batch], self.device).clamp_min(1e-9)
-        output: MaskedOutput = self.model(batch)
-        mlm = masked_word_loss_in_chunks(*output.words, batch.masks.mlm_labels_K) / counts[0]
-        mpm = self._patch_loss(output) / counts[1]
-        return {"loss": mlm + mpm, "loss_mlm": mlm, "loss_mpm": mpm}
+        sums = self._sums(self.model(batch), batch)
+        terms = {name: sums[name] / counts[COUNTED.index(name)] for name in COUNTED if name in sums}
+        return {"loss": functools.reduce(torch.add, terms.values()), **terms}
 
     @torch.no_grad()
     def validate(self, batches: Iterable[Batch]) -> Validation:
@@ -61,19 +64,35 @@ class MaskedObjective(Objective):
         for batch in batches:
             assert batch.masks is not None
             output: MaskedOutput = self.model(batch)
-            words = masked_word_loss_in_chunks(*output.words, batch.masks.mlm_labels_K)
-            patches = self._patch_loss(output)
-            right = words_right(*output.words, batch.masks.mlm_labels_K)
-            totals += torch.stack([words, patches, right, *_masked_counts([batch], self.device)]).double()
+            sums, nothing = self._sums(output, batch), torch.zeros((), device=self.device)
+            right = nothing if output.words is None else words_right(*output.words, batch.masks.mlm_labels_K)
+            losses = [sums.get(name, nothing) for name in COUNTED]
+            totals += torch.stack([*losses, right, *_masked_counts([batch], self.device)]).double()
         dist.all_reduce(totals)
         words_sum, patches_sum, num_right, num_words, num_patches = totals.tolist()
-        mlm, mpm = words_sum / max(num_words, 1), patches_sum / max(num_patches, 1)
-        accuracy = num_right / max(num_words, 1)
-        return Validation({"loss": mlm + mpm, "loss_mlm": mlm, "loss_mpm": mpm, "word_accuracy": accuracy})
+        means = {"loss_mlm": words_sum / max(num_words, 1), "loss_mpm": patches_sum / max(num_patches, 1)}
+        found = {name: mean for name, mean in means.items() if name in self._asked}
+        metrics = {"loss": sum(found.values()), **found}
+        if "loss_mlm" in found:
+            metrics["word_accuracy"] = num_right / max(num_words, 1)
+        return Validation(metrics)
 
-    def _patch_loss(self, output: MaskedOutput) -> Tensor:
-        error: Literal["absolute", "squared"] = "squared" if self.model.config.mpm_target == "hog" else "absolute"
-        return masked_patch_loss(output.patch_values, output.patch_target, error)
+    @property
+    def _asked(self) -> tuple[str, ...]:
+        """Of COUNTED, what the model predicts."""
+        has = isinstance(self.model, WordHead), self.model.patch_decoder is not None
+        return tuple(name for name, asked in zip(COUNTED, has, strict=True) if asked)
+
+    def _sums(self, output: MaskedOutput, batch: Batch) -> Losses:
+        """Of COUNTED, what the model predicts: sums over what is masked."""
+        assert batch.masks is not None
+        sums: Losses = {}
+        if output.words is not None:
+            sums["loss_mlm"] = masked_word_loss_in_chunks(*output.words, batch.masks.mlm_labels_K)
+        if output.patch_values is not None and output.patch_target is not None:
+            error: Literal["absolute", "squared"] = "squared" if self.model.config.mpm_target == "hog" else "absolute"
+            sums["loss_mpm"] = masked_patch_loss(output.patch_values, output.patch_target, error)
+        return sums
 
     def vectors(self, batch: Batch) -> Tensor:
         """[B, D]: means over tokens, for stage 1 does not train the pooled vector."""
@@ -82,24 +101,26 @@ class MaskedObjective(Objective):
 
     def show(self, board: Board, step: int, few: HeldOut) -> None:
         """A few pictures as the model sees them, as it rebuilds them and as they are."""
+        if "loss_mpm" not in self._asked:
+            return
         samples = few.with_image(NUM_REBUILT)
         rebuilt = rebuild(self.model, few.batch(samples)) if samples else []
         if rebuilt:  # none, where all of them are damaged
             board.picture(step, "masked_patches", grid(rebuilt))
 
 
-def rebuild(model: MbsdForMaskedModelling, batch: Batch) -> list[list[NDArray[np.uint8]]]:
+def rebuild(model: PatchHead, batch: Batch) -> list[list[NDArray[np.uint8]]]:
     """Return for each image: as the model sees it (masked patches grey), as it rebuilds it, and as it is.
 
     Each uint8 [h, w, 3]; the rebuilt one keeps the patches that were not masked. Of gradients there are four: the
     gradients as they are, drawn, come before the picture.
     """
     assert batch.masks is not None
-    predicted = model(batch).patch_values.float()
-    side = model.config.patch_side
+    config: Any = model.config
+    predicted, side = model(batch).patch_values.float(), config.patch_side
     patches = pixels_of_patches(normalise_pixels(batch.images, torch.float32), side)
     true = patches
-    if model.config.mpm_target == "hog":
+    if config.mpm_target == "hog":
         everywhere = torch.arange(len(patches), device=patches.device)
         true = draw_gradients(gradient_targets(batch.images, side, everywhere), side)
         predicted = draw_gradients(predicted, side)
@@ -124,25 +145,44 @@ def _masked_counts(batches: Iterable[Batch], device: torch.device) -> Tensor:
 
 
 def _needs(config: PretrainConfig) -> Needs:
+    """Of a model of one modality its own view, and masks of what it reads."""
     architecture = config.model.architecture
-    if architecture != "mbsd":
+    if architecture == "two_tower":
         raise UserError(
-            f"model.architecture={architecture}: stage=masked predicts the pixels of masked patches, and only mbsd's "
-            "image tokens are such patches; choose another stage, or start from model.backbone in launchers/finetune.py"
+            "model.architecture=two_tower: stage=masked tells hidden words and patches from the rest of one stream, "
+            "and here no stream has both; pre-train bert and vit each by itself, or choose stage=contrastive"
         )
-    return Needs(views=("full",), targets=Masked(config.masking or MaskingConfig()))
+    words, patches = architecture != "vit", architecture in WITH_PATCHES
+    masking = config.masking or MaskingConfig()
+    refuse_unread(masking, f"stage=masked of model.architecture={architecture}", words=words, patches=patches)
+    view = "text" if architecture == "bert" else "full" if words else "image"
+    return Needs((view,), Masked(masking, words=words, patches=patches))
+
+
+def refuse_unread(masking: MaskingConfig, reader: str, *, words: bool, patches: bool) -> None:
+    """Raise UserError where a setting is of words or of patches, and `reader` masks none."""
+    defaults = MaskingConfig()
+    for names, read, what in ((("mlm_probability",), words, "words"), (PATCH_SETTINGS, patches, "patches")):
+        for name in names:
+            value = getattr(masking, name)
+            if not read and value != getattr(defaults, name):
+                raise UserError(f"masking.{name}={value}: {reader} masks no {what} and does not read it; remove it")
+
+
+def _model_class(architecture: str) -> type[MbsdForMaskedModelling] | type[MbsdForMaskedPatches]:
+    return MbsdForMaskedPatches if architecture == "vit" else MbsdForMaskedModelling
 
 
 def _objective(config: PretrainConfig, inputs: Inputs) -> MaskedObjective:
-    head = _head(config)
-    return MaskedObjective(start_model(MbsdForMaskedModelling, config, len(inputs.tokenizer), inputs.weights, head))
+    kind: Any = _model_class(config.model.architecture)
+    return MaskedObjective(start_model(kind, config, len(inputs.tokenizer), inputs.weights, _head(config)))
 
 
 def _outline(config: PretrainConfig, model: BackboneConfig) -> MaskedObjective:
     shaped = copy.deepcopy(model)
     for name, value in _head(config).items():
         setattr(shaped, name, value)
-    return MaskedObjective(MbsdForMaskedModelling(shaped))
+    return MaskedObjective(_model_class(model.architecture)(shaped))
 
 
 def _head(config: PretrainConfig) -> dict[str, Any]:

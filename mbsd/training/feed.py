@@ -62,7 +62,7 @@ class Feed:
         train, held_out = samples
         builders = Builders(inputs.catalog, inputs.tokenizer, data, model, run.sizes.micro_batch)
         builder = builders.build(needs.views, needs.targets, run.world, train=True, seed=settings.seed)
-        validation = builders.build(needs.held_out_views, needs.targets, run.world, seed=settings.seed)
+        validation = builders.build(needs.held_out_views, needs.held_out_targets, run.world, seed=settings.seed)
         damaged = DamagedPictures(data.max_corrupt, say)
         train, order = order_of(train, inputs.catalog, data, settings.seed)
         loader = TrainLoader(train, builder, order, batches, run.world, damaged)

@@ -63,7 +63,7 @@ def samples_of(layout: Layout, seed: int, side: int = 32) -> list[tuple[TextToke
 def batch_of(samples: list[tuple[TextTokens, Tensor | None]], views: tuple[str, ...], config: BaselineConfig) -> Batch:
     """As the loader lays it out."""
     texts, pixels = [text for text, _ in samples], [pixels for _, pixels in samples]
-    ids_N, positions_N, types_N, plan = pack(texts, [p is not None for p in pixels], views, config.num_patches)
+    ids_N, positions_N, types_N, plan = pack(texts, [p is not None for p in pixels], views, config.num_image_tokens)
     none = torch.zeros(0, 3, config.image_size, config.image_size, dtype=torch.uint8)
     images = torch.cat([none, *(p[None] for p in pixels if p is not None)])
     return Batch(ids_N, positions_N, types_N, images, plan, items_B=torch.arange(len(samples)))

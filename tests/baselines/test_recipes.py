@@ -126,7 +126,7 @@ def test_settings_of_another_architecture(settings: list[str], said: str, tmp_pa
 
 @pytest.mark.distributed
 def test_a_baseline_is_trained_by_the_stages_it_can_read(shop: Shop, tmp_path: Path) -> None:
-    """Matching reads three views: ViLT has them, BERT has not; masked patches are MBSD's alone."""
+    """Matching reads three views: ViLT has them, BERT has not."""
     run = tmp_path / "run"
     vilt = [*SIZES, "--model.architecture=vilt", "--model.patchify_strides=[8]", "--run.log_every=1"]
     words = stage_2_words(run, shop.catalog, shop.pairs, 3, *vilt)
@@ -135,9 +135,6 @@ def test_a_baseline_is_trained_by_the_stages_it_can_read(shop: Shop, tmp_path: P
     words = stage_2_words(tmp_path / "bert", shop.catalog, shop.pairs, 3, *SIZES, "--model.architecture=bert")
     start = Ranks(1, words, tmp_path / "refused")
     assert start.wait() == [2] and "a bert, which reads text alone" in start.errors()[0]
-    words = run_words(tmp_path / "masked", shop.catalog, 3, *SIZES, "--model.architecture=vilt")
-    start = Ranks(1, words, tmp_path / "masked_log")
-    assert start.wait() == [2] and "model.architecture=vilt: stage=masked" in start.errors()[0]
 
 
 @pytest.mark.distributed

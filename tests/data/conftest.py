@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from transformers import PreTrainedTokenizerBase
 
 from mbsd.catalog.build.build import BuildOptions, build_catalog
+from mbsd.catalog.keys import open_keys
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Item
 from mbsd.catalog.tables import Table, write_table
@@ -92,7 +93,7 @@ def tokenizer(catalog: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Pre
 def make_builder(catalog: Catalog, tokenizer: PreTrainedTokenizerBase) -> MakeBuilder:
     def make(
         views: tuple[str, ...] = ("full",),
-        masking: MaskingConfig | None = None,
+        masking: MaskingConfig | Masked | None = None,
         decoder: str = "torchvision",
         train: bool = True,
         label_dtype: torch.dtype | None = None,
@@ -106,13 +107,18 @@ def make_builder(catalog: Catalog, tokenizer: PreTrainedTokenizerBase) -> MakeBu
             max_query_tokens=10,
             **{"num_workers": 0, "prefetch": 2, **settings},  # type: ignore[arg-type]
         )
-        targets = Masked(masking) if masking is not None else Labelled(label_dtype) if label_dtype else None
+        targets = Labelled(label_dtype) if label_dtype else masking
+        if isinstance(targets, MaskingConfig):
+            targets = Masked(targets)
+        spec = BatchSpec(views, targets, PATCHES, image_cls, train, seed=3)
+        same = spec.same_product
         return BatchBuilder(
             catalog,
             tokenizer,
             data,
-            BatchSpec(views, targets, PATCHES, image_cls, train, seed=3),
+            spec,
             make_decoder(decoder, IMAGE_SIZE, max_batch=4),
+            None if same is None else open_keys(catalog, same.same, required=False),
         )
 
     return make

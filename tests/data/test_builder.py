@@ -153,7 +153,7 @@ def test_a_batch_without_any_picture(make_builder: MakeBuilder, decoder: str) ->
 def test_what_does_not_fit_together_is_refused(
     make_builder: MakeBuilder, catalog: Catalog, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    with pytest.raises(ValueError, match="view full"):
+    with pytest.raises(ValueError, match="masked patches need the view full or image"):
         make_builder(("text",), masking=MaskingConfig())
     with pytest.raises(ValueError, match="32 px"):
         data = DataConfig("x", image_size=64)

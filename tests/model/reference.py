@@ -304,7 +304,7 @@ def gradient_deviations(found: Weights, expected: Weights) -> dict[str, float]:
     result = {}
     for name in found:
         difference = (found[name].double() - expected[name].double()).norm().item()
-        key_bias = name.endswith("attention.self.key.bias")
+        key_bias = name.endswith(("attention.self.key.bias", "attention.k_proj.bias"))  # a BERT's, a ViT's
         assert not key_bias or norms[name] < 1e-6 * largest
         result[name] = difference / (largest if key_bias else max(norms[name], 1e-3 * largest))
     return result

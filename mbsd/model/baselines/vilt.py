@@ -23,9 +23,9 @@ class ViltBaselineConfig(VitConfig):
     model_type = "mbsd_vilt"
 
     @property
-    def num_patches(self) -> int:
-        """Patches and the image's [CLS]."""
-        return 1 + int((self.image_size // self.patch_side) ** 2)
+    def has_image_cls(self) -> bool:
+        """Always."""
+        return True
 
     @property
     def known_views(self) -> tuple[str, ...]:
@@ -62,10 +62,10 @@ class ViltBaseline(VitTrunk):
         """BERT's embedding of the N text tokens, plus modality vector 0: [N, D]."""
         return embed_words(self.embeddings, batch) + self.modality_2D[0]
 
-    def embed_images(self, pixels: Tensor, patch_source: Tensor | None = None) -> Tensor:
-        """[I * (1 + patches), D]."""
-        patches = self.patches(pixels)
-        images, _, width = patches.shape
-        cls = (self.cls_D + self.image_position_PD[0]).expand(images, 1, width)
-        dropped: Tensor = self.dropout(torch.cat([cls, patches], dim=1))
-        return (dropped + self.modality_2D[1]).reshape(-1, width)
+    def image_tokens(self, features: Tensor) -> Tensor:
+        """The image's [CLS] and the projected patches, with positions, dropout and modality vector 1:
+        [I * (1 + patches), D]."""
+        images, _, width = features.shape
+        cls = self.cls_D.expand(images, 1, width)
+        placed: Tensor = self.dropout(torch.cat([cls, features], dim=1) + self.image_position_PD)
+        return (placed + self.modality_2D[1]).reshape(-1, width)

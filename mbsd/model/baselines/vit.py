@@ -20,6 +20,7 @@ from mbsd.errors import UserError
 from mbsd.model.attention import AttentionPlan
 from mbsd.model.backbone import OneStream
 from mbsd.model.config import BaselineConfig
+from mbsd.model.gradients import patch_targets
 
 
 @strict
@@ -36,6 +37,11 @@ class VitConfig(BaselineConfig):
     def known_views(self) -> tuple[str, ...]:
         """The image."""
         return ("image",)
+
+    @property
+    def image_target_size(self) -> int | None:
+        """As MBSD's: its patches are squares of pixels too."""
+        return self.patch_target_size
 
     def backbone(self) -> VitTrunk:
         """A new one."""
@@ -73,10 +79,31 @@ class VitTrunk(OneStream):
         """Of the projection of patches; their positions."""
         return [*self.projection.parameters(), self.image_position_PD]
 
-    def patches(self, pixels: Tensor) -> Tensor:
-        """[I, patches, D] with their positions."""
-        features: Tensor = self.projection(pixels).flatten(2).transpose(1, 2)
-        return features + self.image_position_PD[1:]
+    def embed_images(self, pixels: Tensor, patch_source: Tensor | None = None) -> Tensor:
+        """[I * image tokens, D]."""
+        assert patch_source is None, "its mask vector is the head's: embed_masked_images"
+        return self.image_tokens(self.features(pixels))
+
+    def embed_masked_images(self, pixels: Tensor, patch_source: Tensor, mask_D: Tensor | None) -> Tensor:
+        """The same, masked patches replaced before positions are added, as BEiT's and SimMIM's are."""
+        assert mask_D is not None, "the head of stage 1 brings the mask vector"
+        features = self.features(pixels)
+        rows = torch.cat([features.flatten(0, 1), mask_D[None]])[patch_source]
+        return self.image_tokens(rows.view(features.shape))
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Projected patches, [I, patches, D]."""
+        projected: Tensor = self.projection(pixels).flatten(2).transpose(1, 2)
+        return projected
+
+    def image_tokens(self, features: Tensor) -> Tensor:
+        """Projected patches with their positions, and dropout: [I * patches, D]."""
+        placed: Tensor = self.dropout(features + self.image_position_PD[1:])
+        return placed.flatten(0, 1)
+
+    def image_targets(self, images: Tensor, pixels: Tensor, rows_Q: Tensor) -> Tensor:
+        """As MBSD's."""
+        return patch_targets(self.config, images, pixels, rows_Q)
 
     def run_trunk(self, tokens_TD: Tensor, plan: AttentionPlan) -> Tensor:
         """ViT's layers and its last LayerNorm."""
@@ -109,11 +136,6 @@ class VitBaseline(VitTrunk):
         placed = torch.where(is_first_N[:, None], self.cls_D + self.image_position_PD[0], looked_up)
         dropped: Tensor = self.dropout(placed)
         return dropped
-
-    def embed_images(self, pixels: Tensor, patch_source: Tensor | None = None) -> Tensor:
-        """[I * patches, D]."""
-        dropped: Tensor = self.dropout(self.patches(pixels))
-        return dropped.flatten(0, 1)
 
 
 def copy_vit(model: VitTrunk, vit: Any) -> None:

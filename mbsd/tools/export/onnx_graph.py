@@ -189,7 +189,7 @@ def _packed(
     """The same samples as a batch of the model's."""
     texts = [text for text, _ in samples]
     has_image = [pixels is not None for _, pixels in samples]
-    patches = model.config.num_patches + int(model.config.image_cls)
+    patches = model.config.num_image_tokens
     ids_N, positions_N, types_N, plan = pack(texts, has_image, views, patches)
     images = torch.stack([pixels for _, pixels in samples if pixels is not None])
     return Batch(ids_N, positions_N, types_N, images, plan, items_B=torch.arange(len(samples)))

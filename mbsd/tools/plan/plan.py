@@ -233,7 +233,7 @@ def _flops(shapes: Shapes, micro_batch: int) -> Flops:
     batch, config = shapes.batch(micro_batch), shapes.model_config
     views = batch.views
     padded = padded_lengths(views)
-    patches = config.num_patches + int(config.image_cls)
+    patches = config.num_image_tokens
     data = shapes.config.data
     whole = {
         "full": data.max_text_tokens + patches,

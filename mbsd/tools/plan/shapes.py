@@ -108,7 +108,7 @@ class Shapes:
     def batch(self, micro_batch: int) -> Batch:
         """A micro-batch of typical lengths, every sample with an image; on the CPU, its pixels on the meta device."""
         config = self.model_config
-        patches = config.num_patches + int(config.image_cls)
+        patches = config.num_image_tokens
         texts = [self._text(n, micro_batch) for n in range(micro_batch)]
         ids_N, positions_N, types_N, views = pack(texts, [True] * micro_batch, self.views, patches)
         side = config.image_size
@@ -163,7 +163,7 @@ class Shapes:
         assert isinstance(self.needs.targets, Masked)
         masking = self.needs.targets.masking
         patches = micro_batch * self.model_config.num_patches
-        words = sum(views.lengths) - micro_batch * (self.model_config.num_patches + int(self.model_config.image_cls))
+        words = sum(views.lengths) - micro_batch * self.model_config.num_image_tokens
         words = round(masking.mlm_probability * (words - 2 * micro_batch))
         chosen = round(masking.mpm_probability * patches)
         index_K, index_Q, source = (torch.zeros(n, dtype=torch.int64) for n in (words, chosen, patches))
