@@ -20,7 +20,7 @@ from mbsd.tools.studies.settings_files import changed
 OF_WEIGHTS = (
     "backbone", "image_weights", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
     "intermediate_size", "patchify", "patchify_blocks", "patchify_strides", "patchify_channels", "image_cls",
-    "initializer_range", "position_range",
+    "initializer_range", "position_range", "resnet_blocks",
 )  # fmt: skip
 SCORES = "test"
 
