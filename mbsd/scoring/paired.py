@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,9 +86,20 @@ def resampled_auc(
         resamples: number of draws.
         seed: of the draws.
     """
-    ranked = [RankedScores(of_model, labels) for of_model in scores]
+    return resampled([RankedScores(of_model, labels).roc_auc for of_model in scores], items, resamples, seed)
+
+
+def resampled(metrics: Sequence[Callable[[Float64], float]], items: Int64, resamples: int, seed: int = 0) -> Float64:
+    """Return a metric of each model on all rows and on resampled items, [models, 1 + resamples], as `resampled_auc`.
+
+    Args:
+        metrics: of each model, from how often each row counts, [n].
+        items: of each row, int64 [n].
+        resamples: number of draws.
+        seed: of the draws.
+    """
     drawn = resampled_items(items, resamples, seed)
-    return np.array([[model.roc_auc(weights) for model in ranked] for weights in drawn]).T
+    return np.array([[metric(weights) for metric in metrics] for weights in drawn]).T
 
 
 def difference(one: Float64, other: Float64) -> Difference:

@@ -18,11 +18,13 @@ from mbsd.config.paths import listed_settings
 from mbsd.config.ranges import LEAST, SHARE
 from mbsd.config.run import FinetuneConfig, PretrainConfig
 from mbsd.config.scoring import EmbedConfig, EvaluateConfig
+from mbsd.tools.studies.compare.settings import CompareConfig
+from mbsd.tools.studies.paper.settings import PaperConfig
 from mbsd.tools.studies.settings import AblationConfig, MissingStudyConfig
 
 LAUNCHERS: dict[str, type] = {
     "pretrain": PretrainConfig, "finetune": FinetuneConfig, "evaluate": EvaluateConfig, "embed": EmbedConfig,
-    "ablation": AblationConfig, "missing": MissingStudyConfig,
+    "ablation": AblationConfig, "missing": MissingStudyConfig, "compare": CompareConfig, "paper": PaperConfig,
 }  # fmt: skip
 
 INTRODUCTION = """\
@@ -65,7 +67,7 @@ def reference() -> str:
     """The page as Markdown: what each launcher reads, then a table of every section, then each launcher's own."""
     sections = _sections()
     pages = [INTRODUCTION + "\n".join(_overview(name, settings) for name, settings in LAUNCHERS.items()) + "\n"]
-    for section in sections:
+    for section in (section for section in sections if any(True for _ in _rows(section.settings, ""))):
         readers = ", ".join(f"{name}.py" for name in section.readers)
         title = ", ".join(f"`{prefix}`" for prefix in section.prefixes)
         about = f"{_summary(section.settings)} Read by {readers}."
@@ -98,19 +100,28 @@ def undocumented() -> list[str]:
 def _sections() -> list[Section]:
     found: dict[type, Section] = {}
     for launcher, settings in LAUNCHERS.items():
-        for field in dataclasses.fields(settings):
-            below = _section_of(settings, field.name)
-            if below is not None:
-                section = found.setdefault(below, Section(below, [], []))
-                for names, name in ((section.prefixes, field.name), (section.readers, launcher)):
-                    if name not in names:
-                        names.append(name)
+        for prefix, below in _below(settings):
+            section = found.setdefault(below, Section(below, [], []))
+            for names, name in ((section.prefixes, prefix), (section.readers, launcher)):
+                if name not in names:
+                    names.append(name)
     return list(found.values())
+
+
+def _below(settings: type, prefix: str = "") -> Iterator[tuple[str, type]]:
+    """The sections of some settings and those inside them: dotted prefix, dataclass."""
+    for field in dataclasses.fields(settings):
+        below = _section_of(settings, field.name)
+        if below is not None:
+            yield f"{prefix}{field.name}", below
+            yield from _below(below, f"{prefix}{field.name}.")
 
 
 def _section_of(settings: type, name: str) -> type | None:
     """The dataclass that a field holds, or may hold; None: it holds a value."""
     hint = typing.get_type_hints(settings)[name]
+    if typing.get_origin(hint) is tuple:  # a list of them
+        return None
     kinds = [kind for kind in (hint, *typing.get_args(hint)) if isinstance(kind, type)]
     return next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
 

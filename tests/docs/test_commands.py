@@ -65,6 +65,8 @@ RUN_BY = {
     "python launchers/grid.py": GRID,
     "python launchers/ablation.py": "tests/studies/test_studies.py::test_a_killed_ablation_goes_on",
     "python launchers/missing.py": "tests/studies/test_studies.py::test_missing_shares_the_runs_that_are_there",
+    "python launchers/compare.py": "tests/studies/test_compare.py::test_a_killed_comparison_goes_on",
+    "python launchers/paper.py": "tests/studies/test_compare.py::test_the_paper_on_one_page",
 }
 # What no test can run as it is shown, by words of the command: its line is parsed here, and the test of RUN_BY runs the
 # same command with small settings on CPUs.
@@ -77,6 +79,8 @@ CANNOT_RUN = {
     "launchers/configs/ablation.yaml": "48 runs on GPUs",
     "launchers/configs/missing.yaml": "runs on GPUs",
     "launchers/configs/small_missing.yaml": "takes half an hour of two cores",
+    "launchers/configs/compare_small.yaml": "takes hours of two cores, and a catalogue of one's own",
+    "--scale small": "takes more than a day of two cores",
     "launchers/configs/photos_ablation.yaml": "takes hours of two cores, and a catalogue of one's own",
     "launchers/configs/photos_missing.yaml": "scores the runs of photos_ablation.yaml",
     "launchers/configs/evaluate.yaml": "reads a model that was trained on GPUs",

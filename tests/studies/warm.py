@@ -18,10 +18,10 @@ from tests.ranks import ROOT, Ranks
 
 
 class Server:
-    """Attributes: started: (launcher, name of its settings) of every command, in order; live: the rank at work."""
+    """Attributes: started: (launcher, name of its settings) of every command, in order; live: the ranks at work."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.started = folder, list[tuple[str, str]]()
+    def __init__(self, folder: Path, ranks: int = 1) -> None:
+        self.folder, self.started, self.ranks = folder, list[tuple[str, str]](), ranks
         self.live: Ranks | None = None
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.bind(str(folder / "socket"))
@@ -49,12 +49,13 @@ class Server:
         config = words[words.index("--config") + 1] if "--config" in words else ""
         settings = config.partition("/settings/")[2]
         self.started.append((Path(launcher).stem, settings.removesuffix(".yaml")))
-        self.live = start = Ranks(1, words, self.folder / str(len(self.started)), launcher=Path(launcher).stem)
+        self.live = start = Ranks(self.ranks, words, self.folder / str(len(self.started)), launcher=Path(launcher).stem)
         while any(process.is_alive() for process in start.processes):
             if select.select([connection], [], [], 0)[0]:  # it says nothing more: it is gone
                 start.kill()
                 return
             time.sleep(0.01)
-        code = start.processes[0].exitcode
-        answer = {"code": 1 if code is None or code < 0 else code, "said": start.printed()}
+        codes = [process.exitcode for process in start.processes]
+        worst = max(1 if code is None or code < 0 else code for code in codes)
+        answer = {"code": worst, "said": start.printed()}
         connection.sendall(json.dumps(answer).encode())

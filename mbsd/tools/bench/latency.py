@@ -96,7 +96,7 @@ def measure_latency(bench: LatencyBench, contestants: Mapping[str, Contestant] |
             for batch in bench.batches:
                 for part in TITLES:
                     steps = _steps(contestants, part, batch)
-                    measured = _measure(bench, steps, part, batch, device)
+                    measured = measure_in_turns(bench, steps, part, batch, device)
                     cells += measured
                     means = ", ".join(f"{cell['model']} {_ms(cell['mean_ms'])} ms" for cell in measured)
                     tqdm.write(f"{TITLES[part]}, batch {batch}: {means}", file=sys.stderr)
@@ -128,7 +128,7 @@ def _steps(contestants: Mapping[str, Contestant], part: str, batch: int) -> dict
     return made
 
 
-def _measure(
+def measure_in_turns(
     bench: LatencyBench, steps: Mapping[str, Step], part: str, batch: int, device: torch.device
 ) -> list[dict[str, Any]]:
     """The cells of one part and batch size."""

@@ -16,6 +16,7 @@ from mbsd.tools.studies.chains import Cell
 from mbsd.tools.studies.pictures import draw_rows
 from mbsd.tools.studies.settings import AblationConfig
 from mbsd.tools.studies.study import percent, read_scores, report, roc_auc, run_study, write_csv
+from mbsd.tools.studies.study_page.page import Section
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,12 @@ class Scored:
         return f"view {self.view}{named}"
 
 
-def run_ablation(config: AblationConfig) -> None:
-    """Run the study and write `ablation.md`, `ablation.csv` and `ablation.png` to `config.out`."""
+def run_ablation(config: AblationConfig) -> Section:
+    """Run the study and write `ablation.md`, `ablation.csv` and `ablation.png` to `config.out`.
+
+    Returns:
+        The same for a page.
+    """
     withheld = withheld_attributes(config)
     runner, cells = run_study(config, {"test": {"views": list(config.views)}})
     scored = _scored(config, cells, withheld)
@@ -77,6 +82,7 @@ def run_ablation(config: AblationConfig) -> None:
     }
     draw_rows(out / "ablation.png", lines, "ROC-AUC, %")
     runner.console.print(f"{out}/ablation.png, ablation.md, ablation.csv", highlight=False)
+    return Section("Table 6: ablation", tuple(tables), out / "ablation.png")
 
 
 def _scored(config: AblationConfig, cells: Sequence[Cell], withheld: tuple[str, ...] | None) -> list[Scored]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,11 +53,8 @@ def read_answers(cell: Cell, evaluation: str, attributes: tuple[str, ...] | None
     Raises:
         UserError: the file is not the one the scores were written with, or no row of both labels is of an attribute.
     """
-    scores = cell.scores(evaluation)
-    path = scores.with_suffix(".parquet")
-    if not path.exists() or digest_of(path) != read_scores(scores)["answers_sha256"]:
-        raise UserError(f"{path}: not the answers that {scores} was written with; remove {scores}, and start again")
-    table = pq.read_table(path)
+    path = cell.scores(evaluation).with_suffix(".parquet")
+    table = answers_of(cell.scores(evaluation))
     if attributes is not None:
         texts = table["text"].to_pylist()
         table = table.filter(np.array([text.partition(":")[0] in attributes for text in texts], dtype=bool))
@@ -70,6 +68,18 @@ def read_answers(cell: Cell, evaluation: str, attributes: tuple[str, ...] | None
     columns = {name: table[name].to_numpy() for name in table.column_names}
     found = {name.removeprefix(start): column for name, column in columns.items() if name.startswith(start)}
     return Answers(columns["row"], columns["item"], labels, found)
+
+
+def answers_of(scores: Path) -> Any:
+    """The answers beside the JSON of an evaluation, a pyarrow Table.
+
+    Raises:
+        UserError: the file is not the one the scores were written with.
+    """
+    path = scores.with_suffix(".parquet")
+    if not path.exists() or digest_of(path) != read_scores(scores)["answers_sha256"]:
+        raise UserError(f"{path}: not the answers that {scores} was written with; remove {scores}, and start again")
+    return pq.read_table(path)
 
 
 def withheld_attributes(config: StudyConfig) -> tuple[str, ...] | None:

@@ -5,6 +5,7 @@ A training run is done when it says so (`DONE`) and is resumed until then; an ev
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ class Launch:
         config: the YAML.
         deepspeed: DeepSpeed's JSON; None: nothing is trained.
         done: exists when, and only when, it has ended well.
+        after: names of the launches that it starts from; None: all before it.
     """
 
     name: str
@@ -44,6 +46,20 @@ class Launch:
     config: dict[str, Any]
     deepspeed: dict[str, Any] | None
     done: Path
+    after: tuple[str, ...] | None = None
+
+
+def check_launches(launches: Iterable[Launch]) -> None:
+    """Read the settings of launches as the launchers will, before anything is written or started.
+
+    Raises:
+        UserError: some are wrong.
+    """
+    with tempfile.TemporaryDirectory(prefix="mbsd-study-") as folder:
+        for launch in launches:
+            one = SettingsFiles(Path(folder) / launch.name, launch.config, launch.deepspeed)
+            one.write()
+            _check(launch, one.arguments)
 
 
 def training(name: str, launcher: Launcher, folder: Path, config: dict[str, Any], deepspeed: dict[str, Any]) -> Launch:
@@ -82,7 +98,7 @@ def run_launches(runner: Runner, out: Path, launches: Sequence[Launch], where: s
     same_inputs(out / "inputs.json", _fingerprints(launches), where)
     runner.run(
         [
-            Command(launch.name, launch.done, tuple(one.arguments), launch.launcher)
+            Command(launch.name, launch.done, tuple(one.arguments), launch.launcher, after=launch.after)
             for launch, one in zip(launches, files, strict=True)
         ]
     )

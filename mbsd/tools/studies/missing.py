@@ -14,6 +14,7 @@ from mbsd.tools.studies.chains import Cell, chain_of
 from mbsd.tools.studies.pictures import draw_missing
 from mbsd.tools.studies.settings import MissingStudyConfig
 from mbsd.tools.studies.study import percent, read_scores, report, roc_auc, run_study, write_csv
+from mbsd.tools.studies.study_page.page import Section
 
 REMOVED = ("title", "image")
 LEFT = {"title": "image", "image": "text"}  # the view without it
@@ -41,8 +42,12 @@ class Point:
     roc_auc: float
 
 
-def run_missing(config: MissingStudyConfig) -> None:
-    """Run the study and write `missing.md`, `missing.csv` and `missing.png` to `config.out`."""
+def run_missing(config: MissingStudyConfig) -> Section:
+    """Run the study and write `missing.md`, `missing.csv` and `missing.png` to `config.out`.
+
+    Returns:
+        The same for a page.
+    """
     withheld = withheld_attributes(config)
     rates = list(config.rates)
     views = {"full", LEFT["title"], LEFT["image"]}
@@ -75,6 +80,7 @@ def run_missing(config: MissingStudyConfig) -> None:
     report(runner.console, out / "missing.md", "Missing titles and pictures", tables)
     draw_missing(out / "missing.png", _curves(points, names, wheres), WHERE)
     runner.console.print(f"{out}/missing.png, missing.md, missing.csv", highlight=False)
+    return Section("Fig. 7: missing titles and pictures", tuple(tables), out / "missing.png")
 
 
 def _points(cell: Cell, rates: tuple[float, ...], withheld: tuple[str, ...] | None) -> Iterator[Point]:

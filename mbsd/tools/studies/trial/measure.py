@@ -114,11 +114,11 @@ def speeds(out: Path, recipes: Mapping[Precision, Recipe], machine: Machine, spe
     for kind, run in recipes["fp32"].runs.items():
         by_clock = seconds_of_step(folder_of(out, kind, "fp32"), run.batch_size)
         seconds, cpu = took[f"measure_{kind}_fp32"]
-        got = _share_of_core(seconds, cpu / machine.ranks)
+        got = share_of_core(seconds, cpu / machine.ranks)
         steps[str(kind)] = by_clock * got * ratio
         starts.append(max(0.0, seconds - STEPS * by_clock) * got)
     seconds, cpu = took["measure_scores"]
-    of_scores = seconds * _share_of_core(seconds, cpu / machine.ranks)
+    of_scores = seconds * share_of_core(seconds, cpu / machine.ranks)
     return Speeds(min(starts), steps, max(0.0, of_scores - min(starts)) / scored)
 
 
@@ -130,10 +130,10 @@ def idle_seconds(spent: Spent) -> float:
     wall, _ = spent.wall_and_cpu()
     commands = spent.commands().values()
     by_clock = sum(seconds for seconds, _ in commands)
-    idle = sum(seconds * _share_of_core(seconds, cpu) for seconds, cpu in commands)
+    idle = sum(seconds * share_of_core(seconds, cpu) for seconds, cpu in commands)
     return wall * idle / by_clock if by_clock else wall
 
 
-def _share_of_core(wall: float, cpu: float) -> float:
+def share_of_core(wall: float, cpu: float) -> float:
     """Of the one core that a rank of one thread has on an idle machine; 1 where it cannot be told."""
     return min(1.0, cpu / wall) if cpu > LEAST_SHARE * wall else 1.0

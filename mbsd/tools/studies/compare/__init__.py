@@ -1,0 +1,1 @@
+"""`launchers/compare.py`: the compared models, trained alike, in the paper's tables."""

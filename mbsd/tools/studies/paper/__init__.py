@@ -1,0 +1,1 @@
+"""`launchers/paper.py`: everything that reproduces the paper, on one page."""
