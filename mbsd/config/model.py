@@ -20,8 +20,8 @@ class ModelConfig:
     bert reads the view text alone, vit the view image; two_tower has one of each, as CLIP, for the contrastive stage.
     """
     backbone: PathText | None = None
-    """A BERT or RoBERTa checkpoint (local folder or hub name, such as bert-base-chinese) to start from; of vit and
-    vilt a ViT or CLIP, of vilt also a ViLT. Of two_tower: the text tower's."""
+    """A BERT or RoBERTa checkpoint (local folder or hub name, such as bert-base-chinese) to start from; of vit and vilt
+    a ViT or CLIP, of vilt also a ViLT. Of two_tower: the text tower's."""
     image_weights: PathText | None = None
     """Of fashionbert, kaleido and m6: a local file with torchvision's ResNet-50 weights (.pth or .safetensors). Of
     two_tower: a ViT or CLIP checkpoint (local folder or hub name), as large as the text tower."""

@@ -7,13 +7,14 @@ tokenizer.json says holds, but for what tokenizer_config.json sets itself.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from transformers import BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from transformers.utils.hub import cached_file
+
+from mbsd.model.published.hub import optional_json
 
 # tokenizer_config.json's name of what BertNormalizer does -> tokenizer.json's name of it.
 _NORMALIZER = {"do_lower_case": "lowercase", "tokenize_chinese_chars": "handle_chinese_chars",
@@ -38,12 +39,17 @@ def read_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     Raises:
         Exception: of many kinds, as transformers and tokenizers raise them.
     """
-    described, settings = _read(name_or_path, "tokenizer.json"), _read(name_or_path, "tokenizer_config.json") or {}
+    where: dict[str, Any] = {}
+    try:
+        described = optional_json(name_or_path, "tokenizer.json")
+    except OSError:  # the hub does not answer: what was downloaded before has to do
+        described, where = None, {"local_files_only": True}
     if described is None:
         if not Path(name_or_path).is_dir():
-            cached_file(name_or_path, "vocab.txt")  # from_pretrained makes an empty vocabulary where it finds none
-        tokenizer: PreTrainedTokenizerBase = BertTokenizer.from_pretrained(name_or_path)
+            cached_file(name_or_path, "vocab.txt", **where)  # from_pretrained would make an empty vocabulary
+        tokenizer: PreTrainedTokenizerBase = BertTokenizer.from_pretrained(name_or_path, **where)
         return tokenizer
+    settings = optional_json(name_or_path, "tokenizer_config.json") or {}
     normalizer = _normalizer(described, settings)
     if normalizer is not None:
         tokenizer = BertTokenizer.from_pretrained(name_or_path, **normalizer)
@@ -71,17 +77,6 @@ def take_off_padding(tokenizer: PreTrainedTokenizerBase) -> None:
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.no_truncation()
-
-
-def _read(name_or_path: str, file: str) -> dict[str, Any] | None:
-    """A JSON file of a folder or hub name; None where it has none."""
-    path = cached_file(
-        name_or_path, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-    )
-    if path is None:
-        return None
-    found: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-    return found
 
 
 def _normalizer(described: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any] | None:

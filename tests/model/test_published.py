@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -398,6 +400,36 @@ def test_what_cannot_be_taken_is_refused_by_name(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=f"model.backbone={tmp_path / name}: .*{said}"):
             start(MbsdForClassification, architecture=architecture, backbone=str(tmp_path / name))
+
+
+def broken(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(print, protocol=2))  # a name that would be called
+
+
+def of_another_size(folder: Path) -> None:
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"intermediate_size": 50}))
+
+
+def of_other_pixels(folder: Path) -> None:
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5], "image_std": [0.5, 0.5]}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (broken, "pytorch_model.bin holds no weights, or more than weights"),
+        (of_another_size, r"6 of its weights do not have the sizes of its config.json \(layers.0.mlp.fc1.bias, "),
+        (of_other_pixels, "its preprocessor_config.json cannot be read"),
+    ],
+)
+def test_damaged_files_are_the_users_error(damage: Callable[[Path], None], said: str, tmp_path: Path) -> None:
+    published(ViTForImageClassification(ViTConfig(image_size=32, patch_size=16, **SIZES)), tmp_path)
+    damage(tmp_path)
+    with pytest.raises(UserError, match=f"^model.backbone={tmp_path}: .*{said}") as caught:
+        start(MbsdForClassification, architecture="vit", backbone=str(tmp_path))
+    assert "\n" not in str(caught.value)
 
 
 def test_words_come_from_a_checkpoint_that_has_some(tmp_path: Path) -> None:

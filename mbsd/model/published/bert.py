@@ -69,6 +69,8 @@ def _read_bert(path: str, setting: str) -> Published:
 
 
 def _read_roberta(path: str, setting: str, settings: dict[str, Any]) -> Published:
+    if settings.get("pad_token_id", 1) is None:
+        raise UserError(f"{setting}: its config.json has no pad_token_id, behind which a RoBERTa's positions begin")
     config: Any = RobertaConfig.from_dict({**settings, "model_type": "roberta"})
     lacks = ("roberta.pooler.", "lm_head.")
     found = load(RobertaWithPooler, path, "RoBERTa", setting, may_lack=lacks, config=config)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PretrainedConfig
 
@@ -103,8 +103,10 @@ def config_of(path: str, kind: str, setting: str) -> dict[str, Any]:
         found: dict[str, Any] = PretrainedConfig.get_config_dict(path)[0]
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{setting}: no {kind} checkpoint could be loaded ({str(error).splitlines()[0]}); {advice(kind)}"
+            f"{setting}: no {kind} checkpoint could be loaded ({_reason(error)}); {advice(kind)}"
         ) from error
+    if not isinstance(found, dict):
+        raise UserError(f"{setting}: its config.json holds no settings; {advice(kind)}")
     if str(found.get("model_type", "")).startswith(OURS):
         raise UserError(f"{setting}: is a checkpoint that mbsd wrote; start from it with run.init_from")
     return found
@@ -128,15 +130,23 @@ def load(
         more: for from_pretrained.
 
     Raises:
-        UserError: no such checkpoint, or another of its weights is missing.
+        UserError: no such checkpoint, another of its weights is missing, or one has another size than its settings say.
     """
     try:
-        found: Any = model_class.from_pretrained(path, output_loading_info=True, dtype=torch.float32, **more)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        found: Any = model_class.from_pretrained(
+            path, output_loading_info=True, dtype=torch.float32, ignore_mismatched_sizes=True, **more
+        )
+    except Exception as error:  # transformers, torch and safetensors raise many kinds of what a broken file holds
         raise UserError(
-            f"{setting}: no {kind} checkpoint could be loaded ({str(error).splitlines()[0]}); {advice(kind)}"
+            f"{setting}: no {kind} checkpoint could be loaded ({_reason(error)}); {advice(kind)}"
         ) from error
     model, info = found
+    unfit = sorted(name for name, *_ in info["mismatched_keys"])
+    if unfit:
+        raise UserError(
+            f"{setting}: {len(unfit)} of its weights do not have the sizes of its config.json ({', '.join(unfit[:3])}, "
+            f"...); {advice(kind)}"
+        )
     # What a checkpoint lacks transformers fills with random numbers and a warning.
     missing = sorted(name for name in info["missing_keys"] if not name.startswith(may_lack))
     if missing:
@@ -145,3 +155,11 @@ def load(
             f"({', '.join(missing[:3])}, ...); {advice(kind)}"
         )
     return Loaded(model, info["missing_keys"], info["unexpected_keys"])
+
+
+def _reason(error: Exception) -> str:
+    """In one line."""
+    if isinstance(error, (UnpicklingError, EOFError)):  # torch's own text tells how to run what a file holds as code
+        return "pytorch_model.bin holds no weights, or more than weights"
+    said = " ".join(str(error).strip().splitlines()[:1])
+    return said if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {said}"

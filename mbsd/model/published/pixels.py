@@ -11,11 +11,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import ImageProcessingMixin
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from mbsd.errors import UserError
 from mbsd.model.patchify import IMAGE_MEAN, IMAGE_STD
+from mbsd.model.published.hub import optional_json
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 OURS: Statistics = (IMAGE_MEAN, IMAGE_STD)
@@ -23,25 +23,34 @@ CLIPS: Statistics = (tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD))
 HALVES: Statistics = ((0.5,) * 3, (0.5,) * 3)
 
 
-def pixel_statistics(path: str, default: Statistics) -> tuple[Statistics, str]:
+def pixel_statistics(path: str, default: Statistics, setting: str) -> tuple[Statistics, str]:
     """Mean and deviation by which the model's pixels (0 … 1) were normalised, and a note on where they are from.
 
     Args:
         path: folder or hub name.
         default: where it has no preprocessor_config.json.
+
+    Raises:
+        UserError: the file cannot be read, or the hub be asked for it.
     """
     try:
-        found: dict[str, Any] = ImageProcessingMixin.get_image_processor_dict(path)[0]
-    except OSError:
-        found = {}
-    if "image_mean" not in found:
-        return default, f"no preprocessor_config.json: pixels normalised by mean {_shown(default[0])}"
-    scale = 255 * found.get("rescale_factor", 1 / 255)
-    mean, std = found["image_mean"], found["image_std"]
-    if found.get("do_normalize") is False:
-        mean, std = (0.0,) * 3, (1.0,) * 3
-    own = tuple(value / scale for value in mean), tuple(value / scale for value in std)
-    return own, f"pixels normalised by its mean {_shown(own[0])}"
+        found = optional_json(path, "preprocessor_config.json")
+        if found is None:  # newer versions of transformers write it into another file
+            found = (optional_json(path, "processor_config.json") or {}).get("image_processor", {})
+        if "image_mean" not in found:
+            return default, f"no preprocessor_config.json: pixels normalised by mean {_shown(default[0])}"
+        scale = 255 * found.get("rescale_factor", 1 / 255)
+        mean, std = found["image_mean"], found["image_std"]
+        if found.get("do_normalize") is False:
+            mean, std = (0.0,) * 3, (1.0,) * 3
+        of_red, of_green, of_blue = ((m / scale, s / scale) for m, s in zip(mean, std, strict=True))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{setting}: its preprocessor_config.json cannot be read ({str(error).splitlines()[0]}), by which its "
+            "pixels were normalised; mend or download it"
+        ) from error
+    own = tuple(zip(of_red, of_green, of_blue, strict=True))
+    return (own[0], own[1]), f"pixels normalised by its mean {_shown(own[0])}"
 
 
 def fold_statistics(weight: Tensor, bias: Tensor | None, theirs: Statistics) -> tuple[Tensor, Tensor]:

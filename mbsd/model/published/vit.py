@@ -85,7 +85,7 @@ class _Tower:
                 f"the product of model.patchify_strides is {self.wanted.patch_side}, but {self.setting} was trained "
                 f"with {weight.value.shape[-1]}; set it to that"
             )
-        statistics, note = pixel_statistics(self.path, default)
+        statistics, note = pixel_statistics(self.path, default, self.setting)
         folded = fold_statistics(weight.value, None if bias is None else bias.value, statistics)
         self.backbone["projection.weight"] = Weight(weight.source, folded[0])
         self.backbone["projection.bias"] = Weight((bias or weight).source, folded[1])
