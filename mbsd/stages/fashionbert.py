@@ -29,6 +29,7 @@ from mbsd.objectives.crops import crop_feature_loss
 from mbsd.stages.crop_parts import counted, filled, require_crops, right_of, sums_of, whole_counts
 from mbsd.stages.stage import Losses, Objective, Stage, Validation
 from mbsd.stages.two_pass import RandomState
+from mbsd.stages.vilt import paired_samples
 
 NAMES = ("mlm", "tia", "mpm")  # words, alignment, crops: the order of K = 3 losses
 
@@ -160,6 +161,7 @@ FASHIONBERT = Stage(
     needs=_needs,
     objective=_objective,
     outline=_outline,
+    samples=paired_samples,
     charts=Charts(
         {
             "watch": {

@@ -25,6 +25,7 @@ from mbsd.model.load import start_model
 from mbsd.objectives.crops import crop_feature_loss, puzzle_loss, puzzles_solved
 from mbsd.stages.crop_parts import counted, filled, require_crops, right_of, sums_of, whole_counts
 from mbsd.stages.stage import Losses, Objective, Stage, Validation
+from mbsd.stages.vilt import paired_samples
 
 NAMES = ("mlm", "itm", "rotation", "jigsaw", "camouflage", "grey", "blank")  # the order of K = 7 losses
 ANSWERED = ("word", "match", "rotation", "jigsaw", "camouflage")  # those of a right answer, in the same order
@@ -121,6 +122,7 @@ KALEIDO = Stage(
     needs=_needs,
     objective=_objective,
     outline=_outline,
+    samples=paired_samples,
     charts=Charts(
         {
             "watch": {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,17 @@ def test_a_run_killed_between_two_steps_ends_bitwise_like_an_undisturbed_one(sho
     resumed = launch(2, cut, tmp_path / "log")
     assert f"resuming {step(tmp_path / 'cut', HALF)}" in resumed.printed()
     assert checksums(step(tmp_path / "cut", 8)) == checksums(step(tmp_path / "whole", 8))
+    # The weights, of the first pass, are those of the losses of the second: dropout drew the same.
+    lines = (tmp_path / "whole" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if "weight_mlm" in row]
+    assert len(rows) == 8
+    for row in rows:
+        terms = [row[f"loss_{name}"] for name in TERMS["fashionbert"]]
+        total = sum(math.exp(term) for term in terms)
+        inverse = [1 / (3 - (math.exp(term) / total) ** 2) for term in terms]
+        weights = [row[f"weight_{name}"] for name in TERMS["fashionbert"]]
+        assert weights == pytest.approx([value / sum(inverse) for value in inverse], rel=1e-5)
+        assert row["loss"] == pytest.approx(sum(w * term for w, term in zip(weights, terms, strict=True)), rel=1e-5)
 
 
 def test_other_models_and_settings_are_refused(shop: Shop, tmp_path: Path) -> None:
