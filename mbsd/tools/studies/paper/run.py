@@ -34,7 +34,7 @@ def run_paper(config: PaperConfig) -> None:
     runner = start_runner(out, LaunchConfig())
     given = {"scale": config.scale, "catalog": config.catalog, "shop": asdict(config.shop)}
     same_settings(out, "paper", {**given, "min_items": config.min_items}, "out")
-    tables, commands = _tables(config)
+    tables, commands = table_commands(config)
     runner.run(commands)
     ours = {name: path for name, path in asdict(tables).items() if name in ("catalog", "pairs", "attributes")}
     in_place = ("--shop=null", "--tables", json.dumps(asdict(TablesConfig(**ours))))
@@ -49,7 +49,7 @@ def run_paper(config: PaperConfig) -> None:
     table6 = run_ablation(parse_scoring(AblationConfig, [*_file(config.ablation, *scale.ablation), *both]))
     sections += [_with_paper(table6)]
     sections += [run_missing(parse_scoring(MissingStudyConfig, [*_file(config.missing, *scale.missing), *both]))]
-    latency = _latency(config)
+    latency = latency_command(config)
     runner.run([latency])
     sections += [_fig8(latency.done)]
     told = f"the catalogue {config.catalog}; {ON_TITLES}" if config.catalog else "a synthetic shop"
@@ -57,7 +57,7 @@ def run_paper(config: PaperConfig) -> None:
     runner.console.print(f"{out}/paper.html", highlight=False)
 
 
-def _tables(config: PaperConfig) -> tuple[ComparedTables, list[Command]]:
+def table_commands(config: PaperConfig) -> tuple[ComparedTables, list[Command]]:
     """The catalogue and its tables, and the commands that make what is not there."""
     out = Path(config.out)
     categories = out / "categories.parquet"
@@ -93,7 +93,7 @@ def _with_paper(table6: Section) -> Section:
     return Section(table6.title, (*table6.tables, (text, table)), table6.picture)
 
 
-def _latency(config: PaperConfig) -> Command:
+def latency_command(config: PaperConfig) -> Command:
     """Fig. 8 here: `latency.json` and `latency.png`."""
     out, scale = Path(config.out), SCALES[config.scale]
     batches = (word for size in config.latency_batches or scale.batches for word in ("--batch", size))
