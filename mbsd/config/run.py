@@ -9,12 +9,18 @@ from mbsd.config.data import DataConfig
 from mbsd.config.model import ModelConfig
 from mbsd.config.paths import PathText
 from mbsd.config.ranges import at_least, check_ranges, share
-from mbsd.config.stages import ContrastiveConfig, MaskingConfig, SdmiConfig, TaskConfig
+from mbsd.config.stages import ContrastiveConfig, ItmConfig, MaskingConfig, SdmiConfig, TaskConfig
 from mbsd.errors import UserError
 
-# Sections of the settings, by the stage that reads them. What else a stage needs it checks itself (`mbsd.stages`).
-SECTION_OF_STAGE = {"masking": "masked", "contrastive": "contrastive", "best": "contrastive", "sdmi": "matching"}
-BUILT_IN = ("masked", "contrastive", "matching")
+# Sections of the settings and the stages that read them. What else a stage needs it checks itself (`mbsd.stages`).
+READ_BY = {
+    "masking": ("masked", "vilt"),
+    "itm": ("vilt",),
+    "contrastive": ("contrastive",),
+    "best": ("contrastive",),
+    "sdmi": ("matching",),
+}
+BUILT_IN = ("masked", "contrastive", "matching", "vilt")
 
 
 @dataclass(frozen=True)
@@ -182,9 +188,11 @@ class PretrainConfig(BaseConfig):
 
     stage: str = "masked"
     """masked: stage 1, over the catalogue; contrastive: titles against pictures, over the catalogue; matching: stage 2,
-    over a pair table (`mbsd.stages.registry`)."""
+    over a pair table; vilt: masked words and image-text matching, over the catalogue (`mbsd.stages.registry`)."""
     masking: MaskingConfig | None = None
-    """Stage 1 only."""
+    """Stage 1; of vilt what is of words."""
+    itm: ItmConfig | None = None
+    """Of vilt only."""
     contrastive: ContrastiveConfig | None = None
     """The contrastive stage only."""
     best: BestConfig | None = None
@@ -200,10 +208,10 @@ class PretrainConfig(BaseConfig):
     def check(self) -> None:
         """See BaseConfig; and each stage has its own sections."""
         super().check()
-        for name, stage in SECTION_OF_STAGE.items():
-            if self.stage in BUILT_IN and self.stage != stage and getattr(self, name) is not None:
+        for name, stages in READ_BY.items():
+            if self.stage in BUILT_IN and self.stage not in stages and getattr(self, name) is not None:
                 raise UserError(f"stage={self.stage} does not read {name}, but it is set: remove it")
-        if self.stage in ("masked", "contrastive") and self.data.table is not None:
+        if self.stage in ("masked", "contrastive", "vilt") and self.data.table is not None:
             raise UserError(f"stage={self.stage} does not read data.table, but it is set: remove it")
         if self.contrastive is not None:
             self.contrastive.check()

@@ -29,6 +29,16 @@ class MaskingConfig:
 
 
 @dataclass(frozen=True)
+class ItmConfig:
+    """Image-text matching: does the picture belong to the title."""
+
+    negatives: Literal["random", "hard"] = "random"
+    """random: half of the titles are shown the picture of another item, drawn from the whole split (ViLT); hard: every
+    title is shown its own, and again that of the other sample of its micro-batch whose title and picture are the most
+    like its own (after ALBEF). Products are told apart by the catalogue's keys (`mbsd catalog keys`)."""
+
+
+@dataclass(frozen=True)
 class SdmiConfig:
     """Stage 2 (Eq. 3-11) and its switches for Table 6."""
 

@@ -96,7 +96,7 @@ class MaskedObjective(Objective):
 
     def vectors(self, batch: Batch) -> Tensor:
         """[B, D]: means over tokens, for stage 1 does not train the pooled vector."""
-        means_BD: Tensor = self.model.mbsd.encode(batch).token_means(batch)[0]
+        means_BD: Tensor = self.model.mbsd.encode(batch, self.model.mask_D).token_means(batch)[0]
         return means_BD
 
     def show(self, board: Board, step: int, few: HeldOut) -> None:

@@ -7,8 +7,9 @@ from mbsd.stages.contrastive import CONTRASTIVE
 from mbsd.stages.masked import MASKED
 from mbsd.stages.matching import MATCHING
 from mbsd.stages.stage import Stage
+from mbsd.stages.vilt import VILT
 
-STAGES: dict[str, Stage] = {"masked": MASKED, "contrastive": CONTRASTIVE, "matching": MATCHING}
+STAGES: dict[str, Stage] = {"masked": MASKED, "contrastive": CONTRASTIVE, "matching": MATCHING, "vilt": VILT}
 
 
 def find_stage(name: str) -> Stage:
