@@ -8,7 +8,8 @@ The dimension letters used as suffixes of tensor names in the whole package:
     T  packed tokens of all sequences               L  tokens of one sequence
     D  hidden size                                  H  attention heads
     K  text tokens to predict (MLM)                 Q  patches to predict (MPM)
-    C  classes
+    C  classes                                      F  features of a crop, of a ResNet
+    G  crops of a picture that are asked for
 
 A token is embedded once and read by every view that contains it: the text of all samples is one stream of N rows, the
 patches of all images another of I*P rows. `Views.source_T` is the row of the two streams, laid one after the
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor
 
 VIEW_NAMES = ("full", "text", "image")
-NO_WORD, NO_PATCH = -100, -1  # labels that ask for nothing
+NO_WORD, NO_PATCH, NO_CLASS = -100, -1, -100  # labels that ask for nothing
 NO_KEY = -1  # of an item that has no identity key of a kind
 NO_MATCH = -1.0  # label of a sample that lacks title or picture where others are asked whether the two belong together
 
@@ -151,6 +152,40 @@ class Masks(_Tensors):
 
 
 @dataclass(frozen=True)
+class Puzzles(_Tensors):
+    """What Kaleido-BERT's pre-training does to the crops of each picture, a task at each scale (`mbsd.data.puzzles`).
+
+    Attributes:
+        first_I: int64; the packed row (of T) of each picture's first crop.
+        rotation_I: int64, 0 ... 3; quarter turns of the one crop of the 1 x 1 grid.
+        order_I4, jigsaw_I: int64; place n of the 2 x 2 grid shows the crop of place order[n]; the number of that order,
+            0 ... 23.
+        camouflage_I: int64, 0 ... 8; the place of the 3 x 3 grid that shows a crop of `others`; NO_CLASS: none does.
+        others: uint8 [I, 3, height, width]; for each picture one of another product; black where there is none.
+        grey_IG: int64; the places of the 4 x 4 grid that are shown without colour.
+        blank_IG: int64; the places of the 5 x 5 grid that are not shown.
+        num_camouflaged: pictures whose label of camouflage is not NO_CLASS.
+        num_fill: trailing pictures that only fill up.
+    """
+
+    first_I: Tensor
+    rotation_I: Tensor
+    order_I4: Tensor
+    jigsaw_I: Tensor
+    camouflage_I: Tensor
+    others: Tensor
+    grey_IG: Tensor
+    blank_IG: Tensor
+    num_camouflaged: int
+    num_fill: int = 0
+
+    @property
+    def num_images(self) -> int:
+        """Pictures without those that only fill up."""
+        return self.first_I.shape[0] - self.num_fill
+
+
+@dataclass(frozen=True)
 class Batch(_Tensors):
     """One micro-batch, ready for one packed forward.
 
@@ -166,6 +201,7 @@ class Batch(_Tensors):
             (`mbsd.data.spec.Masked`): 1 for the item's own picture, 0 for another's, NO_MATCH where title or picture is
             missing or damaged. items_B is the item of the title then.
         masks: where words or patches are masked.
+        puzzles: Kaleido-BERT's pre-training only.
         keys_BK: int64; the identity keys of each sample's item (`mbsd.catalog.keys`), NO_KEY where it has none: items
             that share a key are the same product. Where samples are told from each other.
         has_text: bool [B]; whose title is shown. With keys_BK.
@@ -181,6 +217,7 @@ class Batch(_Tensors):
     masks: Masks | None = None
     keys_BK: Tensor | None = None
     has_text: Tensor | None = None
+    puzzles: Puzzles | None = None
 
     @property
     def num_samples(self) -> int:

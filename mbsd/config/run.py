@@ -9,18 +9,28 @@ from mbsd.config.data import DataConfig
 from mbsd.config.model import ModelConfig
 from mbsd.config.paths import PathText
 from mbsd.config.ranges import at_least, check_ranges, share
-from mbsd.config.stages import ContrastiveConfig, ItmConfig, MaskingConfig, SdmiConfig, TaskConfig
+from mbsd.config.stages import (
+    ContrastiveConfig,
+    FashionBertTasks,
+    ItmConfig,
+    KaleidoTasks,
+    MaskingConfig,
+    SdmiConfig,
+    TaskConfig,
+)
 from mbsd.errors import UserError
 
 # Sections of the settings and the stages that read them. What else a stage needs it checks itself (`mbsd.stages`).
 READ_BY = {
     "masking": ("masked", "vilt"),
     "itm": ("vilt",),
+    "fashionbert": ("fashionbert",),
+    "kaleido": ("kaleido",),
     "contrastive": ("contrastive",),
     "best": ("contrastive",),
     "sdmi": ("matching",),
 }
-BUILT_IN = ("masked", "contrastive", "matching", "vilt")
+BUILT_IN = ("masked", "contrastive", "matching", "vilt", "fashionbert", "kaleido")
 
 
 @dataclass(frozen=True)
@@ -188,7 +198,8 @@ class PretrainConfig(BaseConfig):
 
     stage: str = "masked"
     """masked: stage 1, over the catalogue; contrastive: titles against pictures, over the catalogue; matching: stage 2,
-    over a pair table; vilt: masked words and image-text matching, over the catalogue (`mbsd.stages.registry`)."""
+    over a pair table; vilt: masked words and image-text matching, over the catalogue; fashionbert, kaleido: what those
+    models were pre-trained by, over the catalogue (`mbsd.stages.registry`)."""
     masking: MaskingConfig | None = None
     """Stage 1; of vilt what is of words."""
     itm: ItmConfig | None = None
@@ -199,6 +210,10 @@ class PretrainConfig(BaseConfig):
     """The contrastive stage only."""
     sdmi: SdmiConfig | None = None
     """Stage 2 only."""
+    fashionbert: FashionBertTasks | None = None
+    """The stage fashionbert only."""
+    kaleido: KaleidoTasks | None = None
+    """The stage kaleido only."""
 
     @property
     def batch_schedule(self) -> tuple[tuple[float, int], ...] | None:
@@ -211,10 +226,11 @@ class PretrainConfig(BaseConfig):
         for name, stages in READ_BY.items():
             if self.stage in BUILT_IN and self.stage not in stages and getattr(self, name) is not None:
                 raise UserError(f"stage={self.stage} does not read {name}, but it is set: remove it")
-        if self.stage in ("masked", "contrastive", "vilt") and self.data.table is not None:
+        if self.stage in BUILT_IN and self.stage != "matching" and self.data.table is not None:
             raise UserError(f"stage={self.stage} does not read data.table, but it is set: remove it")
-        if self.contrastive is not None:
-            self.contrastive.check()
+        for section in (self.contrastive, self.fashionbert, self.kaleido):
+            if section is not None:
+                section.check()
         if self.best is not None:
             self.best.check(self.run)
         if self.stage == "matching" and self.data.table is None:

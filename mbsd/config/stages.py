@@ -39,6 +39,49 @@ class ItmConfig:
 
 
 @dataclass(frozen=True)
+class FashionBertTasks:
+    """The stage fashionbert: masked words, features of masked crops, text-image alignment."""
+
+    mlm_probability: float = share(default=0.15)
+    """Probability that a word piece is masked."""
+    mpm_probability: float = share(default=0.1)
+    """Share of a picture's crops that are hidden: 2 of 16. The authors' example hides 5 of 64."""
+    mismatched: float = share(default=0.5)
+    """Probability that a title is shown beside another product's picture; words and crops are asked for where the two
+    belong together."""
+    weights: Literal["adaptive", "equal"] = "adaptive"
+    """Of the three losses: by their own sizes, as the paper's adaptive loss has it, or a third each."""
+    weight_gradient: bool = True
+    """The gradient goes through adaptive weights too, as in the authors' code; false: they are constants of a step."""
+
+    def check(self) -> None:
+        """Raise UserError where a setting means nothing."""
+        if self.weights == "equal" and not self.weight_gradient:
+            raise UserError("fashionbert.weight_gradient=false: fashionbert.weights=equal are constants: remove it")
+
+
+@dataclass(frozen=True)
+class KaleidoTasks:
+    """The stage kaleido: masked words, image-text matching and a puzzle at each scale of crops."""
+
+    mlm_probability: float = share(default=0.15)
+    """Probability that a word piece is masked."""
+    mismatched: float = share(default=0.5)
+    """Probability that a title is shown beside another product's picture; words are asked for where the two belong
+    together."""
+    grey: int = at_least(1, default=2)
+    """Crops of the 4 x 4 grid that are shown without colour and whose features in colour are predicted; at most 16."""
+    blank: int = at_least(1, default=3)
+    """Crops of the 5 x 5 grid that are not shown and whose features are predicted; at most 25."""
+
+    def check(self) -> None:
+        """Raise UserError where more crops are asked for than there are."""
+        for name, value, most in (("grey", self.grey, 16), ("blank", self.blank, 25)):
+            if value > most:
+                raise UserError(f"kaleido.{name}={value}: that grid has {most} crops: expected 1 to {most}")
+
+
+@dataclass(frozen=True)
 class SdmiConfig:
     """Stage 2 (Eq. 3-11) and its switches for Table 6."""
 

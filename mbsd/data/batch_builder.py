@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mbsd.batch import NO_MATCH, Batch
+from mbsd.batch import NO_MATCH, Batch, Puzzles, Views
 from mbsd.catalog.keys import ItemKeys, JointKeys
 from mbsd.catalog.reader import DamagedRecord
 from mbsd.config.data import DataConfig
@@ -21,6 +21,7 @@ from mbsd.data.decode_torchvision import ImageDecoder
 from mbsd.data.masking import Vocabulary, mask_patches, mask_text, num_masked
 from mbsd.data.masks import SHOW_PATCHES, SHOW_WORDS, MaskedSample, first_showing, masks_of
 from mbsd.data.order import sample_rng
+from mbsd.data.puzzles import draw_puzzles, lend, puzzles_of
 from mbsd.data.samples import ItemSource, Sample
 from mbsd.data.shape_buckets import black_images, fill_up
 from mbsd.data.spec import BatchSpec
@@ -35,10 +36,19 @@ epoch and item."""
 
 @dataclass(frozen=True)
 class Encoded:
-    """Pictures still to be decoded: I JPEGs, and what becomes of each."""
+    """Pictures still to be decoded: I JPEGs, behind them those that lend a crop, and what becomes of each."""
 
     jpegs: list[bytes]
     augmentation: Augmentation
+
+
+@dataclass(frozen=True)
+class Read:
+    """The JPEG of each sample, how many were read, and a line for each that is damaged (None in its place)."""
+
+    jpegs: list[bytes | None]
+    num: int
+    damaged: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -94,7 +104,7 @@ class BatchBuilder:
                 raise ValueError(f"{what} need the view {' or '.join(showing)}, found views {list(spec.views)}")
         if decoder.size != data.image_size:
             raise ValueError(f"decoder of {decoder.size} px, data.image_size={data.image_size}: expected the same")
-        if spec.masks_patches and data.share_images:
+        if (spec.masks_patches or spec.puzzles is not None) and data.share_images:
             raise ValueError("data.share_images with masks: each sample hides patches of a picture of its own")
         if (spec.same_product is not None) != (keys is not None):
             raise ValueError(
@@ -133,8 +143,9 @@ class BatchBuilder:
             seconds = [Sample(other, hidden=sample.other_hidden) for other, sample in zip(others, samples, strict=True)]
             samples = [*samples, *seconds]
             keys += [(epoch, position, ".other") for epoch, position, _ in keys]
-        jpegs_B, num_read, damaged = self._read_images(samples)
-        has_image = [jpeg is not None for jpeg in jpegs_B]
+        read = self._read_images([None if "image" in sample.hidden else sample.pictured for sample in samples])
+        has_image = [jpeg is not None for jpeg in read.jpegs]
+        lent = self._read_images([s.crop_of if image else None for s, image in zip(samples, has_image, strict=True)])
         texts = [
             encode_pair(
                 self.tokenizer,
@@ -151,7 +162,7 @@ class BatchBuilder:
                 for key, text in zip(keys, texts, strict=True)
             ]
         keys_BK, has_text = self._identities(samples, texts)
-        image_numbers, jpegs, crop_keys = self._pictures(samples, keys, jpegs_B)
+        image_numbers, jpegs, crop_keys = self._pictures(samples, keys, read.jpegs)
         if self.spec.mismatched:
             labels = _matches(samples, texts, has_image)
         drawn = [
@@ -165,45 +176,52 @@ class BatchBuilder:
         masks = None
         if self.spec.masking is not None:
             masks = masks_of(drawn, views, self.spec.patches_per_image if self.spec.masks_patches else None)
-        encoded = self._encoded(jpegs, crop_keys)
-        in_worker = self.decoder.in_worker
+        lenders = [((*key[:2], ".lent"), jpeg) for key, jpeg in zip(keys, lent.jpegs, strict=True) if jpeg is not None]
+        encoded = self._encoded([*jpegs, *(jpeg for _, jpeg in lenders)], [*crop_keys, *(key for key, _ in lenders)])
         size = self.data.image_size
         batch = Batch(
             input_ids_N=ids_N,
             position_ids_N=positions_N,
             token_type_ids_N=types_N,
-            images=self._decode(encoded, len(samples))
-            if in_worker
-            else torch.empty((0, 3, size, size), dtype=torch.uint8),
+            images=torch.empty((0, 3, size, size), dtype=torch.uint8),
             views=views,
             items_B=torch.tensor([sample.item for sample in samples], dtype=torch.int64),
             labels_B=labels,
             masks=masks,
+            puzzles=self._puzzles(keys, has_image, lent.jpegs, views),
             keys_BK=keys_BK,
             has_text=has_text,
         )
         if self.bucket > 1:
-            images = len(encoded.jpegs)
+            images = len(jpegs)
             batch = fill_up(
                 batch, self.bucket, num_images=images, fill_images=self._num_images(images, len(samples)) - images,
                 patches_per_image=self.spec.patches_per_image, masked_per_image=self._masked_per_image,
             )  # fmt: skip
-        return Prepared(batch, None if in_worker else encoded, num_read, damaged)
+        prepared = Prepared(batch, encoded, read.num + lent.num, read.damaged + lent.damaged)
+        if self.decoder.in_worker:
+            return dataclasses.replace(prepared, batch=self.finish(prepared), encoded=None)
+        return prepared
 
     def finish(self, prepared: Prepared) -> Batch:
         """The part of `build` that the training process does."""
-        if prepared.encoded is None:
-            return prepared.batch
-        return dataclasses.replace(prepared.batch, images=self._decode(prepared.encoded, prepared.batch.num_samples))
+        encoded, batch = prepared.encoded, prepared.batch
+        if encoded is None:
+            return batch
+        images, puzzles = self.decoder.decode(encoded.jpegs, encoded.augmentation), batch.puzzles
+        if puzzles is not None:
+            own = puzzles.num_images
+            images, puzzles = images[:own], lend(puzzles, images[own:])
+        images = black_images(images, self._num_images(len(images), batch.num_samples))
+        return dataclasses.replace(batch, images=images, puzzles=puzzles)
 
-    def _read_images(self, samples: Sequence[Sample]) -> tuple[list[bytes | None], int, tuple[str, ...]]:
-        """The JPEG of each sample, how many were read, and a line for each that is damaged (None in its place).
+    def _read_images(self, asked: Sequence[int | None]) -> Read:
+        """Of the items whose pictures are asked for, one a sample.
 
         An item that several samples show is read for each of them, unless they share its picture.
         """
         if self.spec.views == ("text",):
-            return [None] * len(samples), 0, ()
-        asked = [None if "image" in sample.hidden else _pictured(sample) for sample in samples]
+            return Read([None] * len(asked), 0, ())
         items = [item for item in asked if item is not None]
         if self._shares:
             items = list(dict.fromkeys(items))
@@ -217,7 +235,7 @@ class BatchBuilder:
                 jpegs.append(None)
         num_read = len(damaged) + sum(jpeg is not None for jpeg in jpegs)
         of_item = dict(zip(items, jpegs, strict=True))
-        return [None if item is None else of_item[item] for item in asked], num_read, tuple(damaged)
+        return Read([None if item is None else of_item[item] for item in asked], num_read, tuple(damaged))
 
     @property
     def _shares(self) -> bool:
@@ -230,7 +248,7 @@ class BatchBuilder:
         numbers: list[int] = []
         pictures: dict[Key, tuple[int, bytes]] = {}
         for sample, key, jpeg in zip(samples, keys, jpegs_B, strict=True):
-            crop_key = (key[0], _pictured(sample), ".item") if self._shares else key
+            crop_key = (key[0], sample.pictured, ".item") if self._shares else key
             if jpeg is not None:
                 pictures.setdefault(crop_key, (len(pictures), jpeg))
             numbers.append(pictures[crop_key][0] if jpeg is not None else 0)
@@ -246,10 +264,6 @@ class BatchBuilder:
     def _rng(self, key: Key, purpose: str) -> np.random.Generator:
         epoch, position, which = key
         return sample_rng(self.spec.seed, epoch, position, purpose + which)
-
-    def _decode(self, encoded: Encoded, num_samples: int) -> Tensor:
-        images = self.decoder.decode(encoded.jpegs, encoded.augmentation)
-        return black_images(images, self._num_images(len(images), num_samples))
 
     def _num_images(self, images: int, num_samples: int) -> int:
         """With those that fill up: one for every sample."""
@@ -272,6 +286,18 @@ class BatchBuilder:
             return None, None
         keys_BK = self.keys.of(np.array([sample.item for sample in samples], dtype=np.int64))
         return torch.from_numpy(keys_BK), torch.tensor([text.has_title for text in texts])
+
+    def _puzzles(
+        self, keys: Sequence[Key], has_image: Sequence[bool], lent_B: Sequence[bytes | None], views: Views
+    ) -> Puzzles | None:
+        """`Batch.puzzles`, where the spec asks for them, without the pictures that lend a crop."""
+        spec = self.spec.puzzles
+        if spec is None:
+            return None
+        shown = [b for b, image in enumerate(has_image) if image]
+        drawn = [draw_puzzles(self._rng(keys[b], "puzzles"), spec) for b in shown]
+        first_B = views.cu_seqlens.numpy()[1 : len(keys) + 1].astype(np.int64) - self.spec.patches_per_image
+        return puzzles_of(drawn, first_B[shown], [lent_B[b] is not None for b in shown])
 
     @property
     def _masked_per_image(self) -> int:
@@ -298,11 +324,6 @@ class BatchBuilder:
                 rng, self.spec.patches_per_image, masking.mpm_probability, masking.mpm_corruption
             )
         return MaskedSample(text, chosen, labels, has_image, patches, sources, asked)
-
-
-def _pictured(sample: Sample) -> int:
-    """The item whose picture a sample is shown."""
-    return sample.item if sample.picture_of is None else sample.picture_of
 
 
 def _matches(samples: Sequence[Sample], texts: Sequence[TextTokens], has_image: Sequence[bool]) -> Tensor:

@@ -219,7 +219,8 @@ class _EvalMicroBatches(Dataset[Prepared]):
 
 
 def _mismatch(samples: Samples, builder: BatchBuilder) -> Mismatch:
-    return Mismatch(samples, builder.source, builder.keys, builder.spec.mismatched, builder.spec.seed)
+    spec = builder.spec
+    return Mismatch(samples, builder.source, builder.keys, spec.mismatched, spec.seed, crops=spec.puzzles is not None)
 
 
 def _finished(

@@ -21,7 +21,7 @@ SHARED_MEMORY = Path("/dev/shm")
 PAGE = 4096
 INT64 = 8  # bytes
 ALIGNED = 64  # bytes; tensors in shared memory begin at a multiple
-TENSORS = 16  # of a batch, at most
+TENSORS, OF_PUZZLES = 16, 8  # of a batch, at most
 OPEN_FILES_A_WORKER = 4  # of the training process: pipes to and from it
 OPEN_FILES = 48  # besides: shards, checkpoints, curves, connections to other ranks
 
@@ -68,11 +68,15 @@ def largest_batch(builder: BatchBuilder, items: int) -> int:
     numbers = 3 * words + len(spec.views) * (words + patches + items) + 3 * items
     if spec.masking is not None:
         numbers += 2 * words + 3 * patches
+    tensors, of_item = TENSORS, 1
+    if spec.puzzles is not None:
+        tensors, of_item = TENSORS + OF_PUZZLES, 2  # with the picture that lends a crop
+        numbers += items * (OF_PUZZLES + spec.puzzles.grey + spec.puzzles.blank)
     has_pictures = not isinstance(builder.source, Catalog | Catalogs) or builder.source.meta["with_image"] > 0
     pictures = 0
     if spec.views != ("text",) and builder.decoder.in_worker and has_pictures:
-        pictures = items * 3 * data.image_size**2
-    return -(-(pictures + INT64 * (numbers + TENSORS * builder.bucket) + ALIGNED * TENSORS) // PAGE) * PAGE
+        pictures = items * of_item * 3 * data.image_size**2
+    return -(-(pictures + INT64 * (numbers + tensors * builder.bucket) + ALIGNED * tensors) // PAGE) * PAGE
 
 
 def require_room(needs: Iterable[Need], ranks_here: int = 1) -> None:

@@ -39,6 +39,13 @@ class Sample:
     """The same of the second item."""
     picture_of: int | None = None
     """Another item, whose picture is shown in place of the item's own (`mbsd.data.mismatch`)."""
+    crop_of: int | None = None
+    """Another item than that whose picture is shown; a crop of its picture is put into it (`mbsd.data.puzzles`)."""
+
+    @property
+    def pictured(self) -> int:
+        """The item whose picture is shown."""
+        return self.item if self.picture_of is None else self.picture_of
 
 
 class Samples(Protocol):

@@ -11,6 +11,14 @@ from mbsd.config.stages import MaskingConfig
 
 
 @dataclass(frozen=True)
+class PuzzleSpec:
+    """Of Kaleido-BERT's puzzles (`mbsd.data.puzzles`): crops that are shown grey (of 16) and not at all (of 25)."""
+
+    grey: int
+    blank: int
+
+
+@dataclass(frozen=True)
 class Masked:
     """Batches with `masks`: words and patches that are hidden and asked for, each in the first view that shows them.
 
@@ -22,6 +30,7 @@ class Masked:
             corrupted alike, and only of the former words and patches are asked for.
         keyed: batches have `keys_BK` and `has_text`, whose pictures are never those of the same product; they have
             both wherever pictures are mismatched too.
+        puzzles: of every picture; None: there are none.
     """
 
     masking: MaskingConfig
@@ -29,6 +38,7 @@ class Masked:
     patches: bool = True
     mismatched: float = 0.0
     keyed: bool = False
+    puzzles: PuzzleSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -96,9 +106,15 @@ class BatchSpec:
         return self.targets.mismatched if isinstance(self.targets, Masked) else 0.0
 
     @property
+    def puzzles(self) -> PuzzleSpec | None:
+        """Of every picture; None: none."""
+        return self.targets.puzzles if isinstance(self.targets, Masked) else None
+
+    @property
     def same_product(self) -> SameProduct | None:
         """Which keys of items a batch holds; None: none."""
-        if isinstance(self.targets, Masked) and (self.targets.mismatched or self.targets.keyed):
+        targets = self.targets
+        if isinstance(targets, Masked) and (targets.mismatched or targets.keyed or targets.puzzles is not None):
             return SameProduct(SAME, required=False)
         return self.targets if isinstance(self.targets, SameProduct) else None
 

@@ -173,8 +173,7 @@ class OneStream(Backbone):
             mask_D: of a head that brings the vector of a masked patch.
         """
         tokens_TD, pixels = self._tokens(batch, mask_D)
-        hidden_TD = self.run_trunk(tokens_TD, AttentionPlan.of(batch.views))
-        return Encoded(hidden_TD, self._pooled(hidden_TD[batch.views.cu_seqlens[:-1].long()], batch), pixels)
+        return self._encoded(tokens_TD, batch, pixels)
 
     def represent(self, batch: Batch) -> Tensor:
         """As `encode`'s h; of the last layer, what no [CLS] depends on is not computed."""
@@ -187,6 +186,11 @@ class OneStream(Backbone):
         source = batch.masks.patch_source if batch.masks is not None else None
         patches = self.embed_images(pixels) if source is None else self.embed_masked_images(pixels, source, mask_D)
         return torch.cat([text_ND, patches])[batch.views.source_T], pixels
+
+    def _encoded(self, tokens_TD: Tensor, batch: Batch, pixels: Tensor) -> Encoded:
+        """Of the packed tokens [T, D], embedded."""
+        hidden_TD = self.run_trunk(tokens_TD, AttentionPlan.of(batch.views))
+        return Encoded(hidden_TD, self._pooled(hidden_TD[batch.views.cu_seqlens[:-1].long()], batch), pixels)
 
     def _pooled(self, first_SD: Tensor, batch: Batch) -> Tensor:
         """h [V, B, D] of the first token of every sequence."""

@@ -119,14 +119,14 @@ def _needs(config: PretrainConfig) -> Needs:
     return Needs(SHOWN, hard, validation_views=("full",), validation_targets=random)
 
 
-def _samples(config: PretrainConfig, catalog: Items, table: Table | None, split: str) -> Samples:
+def paired_samples(config: PretrainConfig, catalog: Items, table: Table | None, split: str) -> Samples:
     """The catalogue's items; refused where none has both a title and a picture."""
     samples = split_samples(config, catalog, table, split)
     items = catalog.indices(split)
     if not catalog.is_complete()[items].any():
         raise UserError(
             f"catalogue {catalog.path}: none of the {len(items)} items of its {split} split has both a title and a "
-            "picture; stage=vilt asks whether the two belong together: build the catalogue with both"
+            f"picture; stage={config.stage} asks whether the two belong together: build the catalogue with both"
         )
     return samples
 
@@ -143,7 +143,7 @@ VILT = Stage(
     needs=_needs,
     objective=_objective,
     outline=_outline,
-    samples=_samples,
+    samples=paired_samples,
     charts=Charts(
         {
             "watch": {

@@ -128,11 +128,11 @@ def test_vit_without_words_is_vits() -> None:
 def test_crops_are_equal_parts_of_the_picture() -> None:
     crops = CropEncoder((1, 2, 4), 8)
     pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    found = crops._crops(pixels, 4)
+    found = crops.cut(pixels, 4)
     for n in range(16):
         row, column = divmod(n, 4)
         torch.testing.assert_close(found[:, n], pixels[:, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8])
-    assert crops._crops(pixels, 1).shape == (2, 1, 3, 8, 8)
+    assert crops.cut(pixels, 1).shape == (2, 1, 3, 8, 8)
     assert crops(pixels[:0]).shape == (0, 21, 2048)
 
 

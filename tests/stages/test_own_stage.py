@@ -65,4 +65,6 @@ def test_a_table_that_the_stage_does_not_read(shop: Shop, tmp_path: Path) -> Non
 def test_a_stage_that_is_not_there(shop: Shop, tmp_path: Path) -> None:
     start = Ranks(2, stage_1_words(tmp_path / "run", shop.catalog, 2, "--stage=words"), tmp_path / "log")
     assert start.wait() == [2, 2]
-    assert start.errors() == ["error: stage=words: expected one of masked, contrastive, matching, vilt"]
+    assert start.errors() == [
+        "error: stage=words: expected one of masked, contrastive, matching, vilt, fashionbert, kaleido"
+    ]

@@ -1,8 +1,8 @@
 """FashionBERT: 16 equal crops of the image, ResNet-50 on each, one linear layer, in one stream with BERT's words
 (Gao et al. 2020).
 
-The ResNet is trained with the rest; the authors kept its features on disk. Crops are resized to the ResNet's own 224
-pixels (`model.crop_size`).
+The ResNet is trained with the rest; the authors kept its features on disk, and where those are what is predicted
+(`mbsd.model.crop_heads`) it is held fixed too. Crops are resized to the ResNet's own 224 pixels (`model.crop_size`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from mbsd.model.backbone import BertTrunk
+from mbsd.batch import Batch
+from mbsd.model.backbone import BertTrunk, Encoded
 from mbsd.model.baselines.resnet import FEATURES, CropEncoder, init_resnet, multiplications
 from mbsd.model.config import BaselineConfig
 
@@ -74,6 +75,14 @@ class FashionBert(BertTrunk):
 
     def embed_images(self, pixels: Tensor, patch_source: Tensor | None = None) -> Tensor:
         """[I * crops, D]."""
-        features = self.image_projection(self.crops(pixels))
-        placed: Tensor = self.image_dropout(self.image_norm(features + self.image_position_PD))
-        return placed.flatten(0, 1)
+        return self._embed_features(self.crops(pixels))
+
+    def encode_features(self, batch: Batch, features_IPF: Tensor, pixels: Tensor) -> Encoded:
+        """As `encode`, of crops whose features [I, crops, FEATURES] are given: for what hides or exchanges some."""
+        tokens = torch.cat([self.embed_text(batch), self._embed_features(features_IPF)])
+        return self._encoded(tokens[batch.views.source_T], batch, pixels)
+
+    def _embed_features(self, features_IPF: Tensor) -> Tensor:
+        placed = self.image_norm(self.image_projection(features_IPF) + self.image_position_PD)
+        dropped: Tensor = self.image_dropout(placed)
+        return dropped.flatten(0, 1)

@@ -49,15 +49,18 @@ class CropEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalised pixels [I, 3, h, w] -> [I, crops, FEATURES]; I may be 0."""
-        crops = torch.cat([self._crops(pixels, grid) for grid in self.grids], dim=1)
+        return self.features(torch.cat([self.cut(pixels, grid) for grid in self.grids], dim=1))
+
+    def features(self, crops: Tensor) -> Tensor:
+        """The ResNet on crops [I, n, 3, crop_size, crop_size] -> [I, n, FEATURES]; I may be 0."""
         images, count = crops.shape[:2]
         if images == 0:
-            return pixels.new_zeros(0, count, FEATURES)
+            return crops.new_zeros(0, count, FEATURES)
         flat = crops.flatten(0, 1)
         parts = [flat] if torch.is_grad_enabled() else flat.split(CROPS_AT_ONCE)
         return torch.cat([self.resnet(part) for part in parts]).view(images, count, FEATURES)
 
-    def _crops(self, pixels: Tensor, grid: int) -> Tensor:
+    def cut(self, pixels: Tensor, grid: int) -> Tensor:
         """[I, grid * grid, 3, crop_size, crop_size]; grids need not divide the picture's side."""
         images, side = pixels.shape[0], self.crop_size
         size = (grid * side, grid * side)
