@@ -42,13 +42,13 @@ def run_paper(config: PaperConfig) -> None:
     sections = run_compare(
         parse_scoring(
             CompareConfig,
-            [*_file(config.compare, scale.compare), "--out", str(out / "compare"), "--shop=null", "--tables",
+            [*options_of(config.compare, scale.compare), "--out", str(out / "compare"), "--shop=null", "--tables",
              json.dumps(asdict(tables))],
         )
     )  # fmt: skip
-    table6 = run_ablation(parse_scoring(AblationConfig, [*_file(config.ablation, *scale.ablation), *both]))
+    table6 = run_ablation(parse_scoring(AblationConfig, [*options_of(config.ablation, *scale.ablation), *both]))
     sections += [_with_paper(table6)]
-    sections += [run_missing(parse_scoring(MissingStudyConfig, [*_file(config.missing, *scale.missing), *both]))]
+    sections += [run_missing(parse_scoring(MissingStudyConfig, [*options_of(config.missing, *scale.missing), *both]))]
     latency = latency_command(config)
     runner.run([latency])
     sections += [_fig8(latency.done)]
@@ -78,8 +78,8 @@ def table_commands(config: PaperConfig) -> tuple[ComparedTables, list[Command]]:
     return made, commands
 
 
-def _file(given: str | None, usual: str, *options: str) -> Iterator[str]:
-    """The words that name a study's YAML; the options are those of the scale's own file."""
+def options_of(given: str | None, usual: str, *options: str) -> Iterator[str]:
+    """The words that name a study's YAML: the one that is given, or the usual one with its options."""
     yield from ("--config", given) if given is not None else ("--config", in_clone(f"launchers/configs/{usual}"))
     yield from options if given is None else ()
 
