@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,6 @@ def run_paper(config: PaperConfig) -> None:
     runner.run(commands)
     ours = {name: path for name, path in asdict(tables).items() if name in ("catalog", "pairs", "attributes")}
     in_place = ("--shop=null", "--tables", json.dumps(asdict(TablesConfig(**ours))))
-    both = ("--out", str(out / "table6"), *in_place)
     sections = run_compare(
         parse_scoring(
             CompareConfig,
@@ -46,9 +45,12 @@ def run_paper(config: PaperConfig) -> None:
              json.dumps(asdict(tables))],
         )
     )  # fmt: skip
-    table6 = run_ablation(parse_scoring(AblationConfig, [*options_of(config.ablation, *scale.ablation), *both]))
-    sections += [_with_paper(table6)]
-    sections += [run_missing(parse_scoring(MissingStudyConfig, [*options_of(config.missing, *scale.missing), *both]))]
+    of_rows, of_missing = options_of(config.ablation, *scale.ablation), options_of(config.missing, *scale.missing)
+    ablation = parse_scoring(AblationConfig, [*of_rows, "--out", str(out / "table6"), *in_place])
+    missing = parse_scoring(MissingStudyConfig, [*of_missing, "--out", str(out / "table6"), *in_place])
+    if missing.finetune != ablation.finetune:  # its fine-tunings are others, of the same names
+        missing = replace(missing, out=str(out / "fig7"))
+    sections += [_with_paper(run_ablation(ablation)), run_missing(missing)]
     latency = latency_command(config)
     runner.run([latency])
     sections += [_fig8(latency.done)]
