@@ -15,6 +15,11 @@ from mbsd.config.run import BaseConfig, FinetuneConfig, PretrainConfig
 from mbsd.config.scoring import EmbedConfig, EvaluateConfig
 from mbsd.errors import UserError
 from mbsd.tools.studies.chains import plan
+from mbsd.tools.studies.compare.plan import plan as plan_comparison
+from mbsd.tools.studies.compare.settings import CompareConfig
+from mbsd.tools.studies.launches import check_launches
+from mbsd.tools.studies.paper.run import options_of
+from mbsd.tools.studies.paper.settings import SCALES
 from mbsd.tools.studies.settings import AblationConfig, MissingStudyConfig, StudyConfig
 from mbsd.tools.studies.shop import shop_below
 from tests.ranks import ROOT
@@ -40,6 +45,7 @@ TOGETHER = [
     (PretrainConfig, "small_generative", "cpu_stage1", 2),
     (FinetuneConfig, "small_attributes", "cpu_finetune", 2),
     (FinetuneConfig, "small_classification", "cpu_finetune", 2),
+    (FinetuneConfig, "small_alignment", "cpu_finetune", 2),
     (PretrainConfig, "small_stage1", "cpu_bf16_stage1", 2),
     (PretrainConfig, "small_stage2", "cpu_bf16_stage2", 2),
     (FinetuneConfig, "small_classification", "cpu_bf16_finetune", 2),
@@ -53,6 +59,7 @@ STUDIES = {
     "photos_ablation": AblationConfig,
     "photos_missing": MissingStudyConfig,
 }
+COMPARISONS = ("compare", "compare_small")
 
 
 @pytest.mark.parametrize(("kind", "name", "ds_name", "ranks"), TOGETHER)
@@ -82,6 +89,7 @@ def test_every_shipped_file_is_tested() -> None:
         "embed",
         "retrieval",
         *STUDIES,
+        *COMPARISONS,
     }
     assert {path.stem for path in DS_CONFIGS.glob("*.json")} == {name for _, _, name, _ in TOGETHER}
     config = parse_scoring(EvaluateConfig, ["--config", str(CONFIGS / "evaluate.yaml"), "--views=[image]"])
@@ -105,6 +113,33 @@ def test_a_list_may_be_written_with_commas_alone() -> None:
     ):
         with pytest.raises(UserError, match=said):
             parse_scoring(EmbedConfig, [*words, *f"--views {views}".split()])
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_the_comparisons_that_ship(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every launch parses; all models of a comparison are fine-tuned for the same tasks."""
+    monkeypatch.chdir(ROOT)
+    config = parse_scoring(CompareConfig, ["--config", f"launchers/configs/{name}.yaml"])
+    assert config.tables is not None
+    launches, cells = plan_comparison(config, config.tables, {})
+    check_launches(launches)
+    tasks = {model.name: [cell.task for cell in cells if cell.model.name == model.name] for model in config.models}
+    assert len({tuple(of_model) for of_model in tasks.values()}) == 1 and all(tasks.values())
+    assert {"BERT", "ViT", "ViLT", "FashionBERT", "MBSD"} <= set(tasks)
+    assert all(model.pretrain for model in config.models)
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_the_papers_table_6_is_whole_at_every_scale(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    scale = SCALES[name]
+    ablation = parse_scoring(AblationConfig, list(options_of(None, *scale.ablation)))
+    missing = parse_scoring(MissingStudyConfig, list(options_of(None, *scale.missing)))
+    assert ablation.chosen_rows == tuple(range(1, 9)) and not ablation.withheld
+    assert (
+        set(missing.chosen_rows) == {1, 6} and missing.stage1 == ablation.stage1 and missing.stage2 == ablation.stage2
+    )
+    assert parse_scoring(CompareConfig, list(options_of(None, scale.compare))).chosen_seeds == (0, 1, 2)
 
 
 @pytest.mark.parametrize("name", STUDIES)

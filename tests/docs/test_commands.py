@@ -80,7 +80,7 @@ CANNOT_RUN = {
     "launchers/configs/missing.yaml": "runs on GPUs",
     "launchers/configs/small_missing.yaml": "takes half an hour of two cores",
     "launchers/configs/compare_small.yaml": "takes hours of two cores, and a catalogue of one's own",
-    "--scale small": "takes more than a day of two cores",
+    "--scale small": "takes many hours of two cores",
     "launchers/configs/photos_ablation.yaml": "takes hours of two cores, and a catalogue of one's own",
     "launchers/configs/photos_missing.yaml": "scores the runs of photos_ablation.yaml",
     "launchers/configs/evaluate.yaml": "reads a model that was trained on GPUs",

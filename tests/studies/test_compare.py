@@ -27,10 +27,10 @@ from mbsd.scoring.paired import resampled_items
 from mbsd.tools.studies.compare.paper_numbers import PAPER
 from mbsd.tools.studies.compare.run import run_compare
 from mbsd.tools.studies.compare.settings import CompareConfig
-from mbsd.tools.studies.paper.run import run_paper
+from mbsd.tools.studies.paper.run import latency_command, table_commands
 from mbsd.tools.studies.paper.settings import PaperConfig
 from tests.conftest import Shop
-from tests.ranks import launch
+from tests.ranks import command, launch
 from tests.settings import write_ds_config
 from tests.studies.test_studies import ADAM, SIZES, kill_when, said, study
 from tests.studies.warm import Server
@@ -234,8 +234,10 @@ def test_the_paper_on_one_page(config: Path, shop: Shop, warm: Server) -> None:
     words = ["--out", folder / "paper", "--catalog", shop.catalog, "--min_items=1", "--compare", folder / "few.yaml",
              "--ablation", folder / "rows.yaml", "--missing", folder / "rows.yaml", "--latency_models=[bert-encoder]",
              "--latency_batches=[1]"]  # fmt: skip
-    paper = parse_scoring(PaperConfig, list(map(str, words)))
-    run_paper(paper)
+    settings = parse_scoring(PaperConfig, list(map(str, words)))
+    for one in (*table_commands(settings)[1], latency_command(settings)):  # in processes that start faster
+        assert command(*one.words).returncode == 0 and one.done.exists()
+    launch(1, words, folder / "paper_log", launcher="paper")
     started = [name for _, name in warm.started[before:]]
     assert len(started) == 2 + 2 + 2 and sum(launcher == "finetune" for launcher, _ in warm.started[before:]) == 2
     page = (folder / "paper/paper.html").read_text()
@@ -244,7 +246,7 @@ def test_the_paper_on_one_page(config: Path, shop: Shop, warm: Server) -> None:
     (line,) = csv.DictReader((folder / "paper/table6/ablation.csv").open())
     assert f"<td>{100 * float(line['roc_auc']):.2f}</td>" in page and "81.74 ± 0.30" in page
     assert page.count("data:image/png;base64,") == 3
-    run_paper(paper)
+    launch(1, words, folder / "paper_log", launcher="paper")
     assert len(warm.started) == before + len(started) and (folder / "paper/paper.html").read_text() == page
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +34,24 @@ def run_paper(config: PaperConfig) -> None:
     runner = start_runner(out, LaunchConfig())
     given = {"scale": config.scale, "catalog": config.catalog, "shop": asdict(config.shop)}
     same_settings(out, "paper", {**given, "min_items": config.min_items}, "out")
-    tables, commands = _tables(config)
+    tables, commands = table_commands(config)
     runner.run(commands)
     ours = {name: path for name, path in asdict(tables).items() if name in ("catalog", "pairs", "attributes")}
     in_place = ("--shop=null", "--tables", json.dumps(asdict(TablesConfig(**ours))))
-    both = ("--out", str(out / "table6"), *in_place)
     sections = run_compare(
         parse_scoring(
             CompareConfig,
-            [*_file(config.compare, scale.compare), "--out", str(out / "compare"), "--shop=null", "--tables",
+            [*options_of(config.compare, scale.compare), "--out", str(out / "compare"), "--shop=null", "--tables",
              json.dumps(asdict(tables))],
         )
     )  # fmt: skip
-    table6 = run_ablation(parse_scoring(AblationConfig, [*_file(config.ablation, *scale.ablation), *both]))
-    sections += [_with_paper(table6)]
-    sections += [run_missing(parse_scoring(MissingStudyConfig, [*_file(config.missing, *scale.missing), *both]))]
-    latency = _latency(config)
+    of_rows, of_missing = options_of(config.ablation, *scale.ablation), options_of(config.missing, *scale.missing)
+    ablation = parse_scoring(AblationConfig, [*of_rows, "--out", str(out / "table6"), *in_place])
+    missing = parse_scoring(MissingStudyConfig, [*of_missing, "--out", str(out / "table6"), *in_place])
+    if missing.finetune != ablation.finetune:  # its fine-tunings are others, of the same names
+        missing = replace(missing, out=str(out / "fig7"))
+    sections += [_with_paper(run_ablation(ablation)), run_missing(missing)]
+    latency = latency_command(config)
     runner.run([latency])
     sections += [_fig8(latency.done)]
     told = f"the catalogue {config.catalog}; {ON_TITLES}" if config.catalog else "a synthetic shop"
@@ -57,7 +59,7 @@ def run_paper(config: PaperConfig) -> None:
     runner.console.print(f"{out}/paper.html", highlight=False)
 
 
-def _tables(config: PaperConfig) -> tuple[ComparedTables, list[Command]]:
+def table_commands(config: PaperConfig) -> tuple[ComparedTables, list[Command]]:
     """The catalogue and its tables, and the commands that make what is not there."""
     out = Path(config.out)
     categories = out / "categories.parquet"
@@ -78,8 +80,8 @@ def _tables(config: PaperConfig) -> tuple[ComparedTables, list[Command]]:
     return made, commands
 
 
-def _file(given: str | None, usual: str, *options: str) -> Iterator[str]:
-    """The words that name a study's YAML; the options are those of the scale's own file."""
+def options_of(given: str | None, usual: str, *options: str) -> Iterator[str]:
+    """The words that name a study's YAML: the one that is given, or the usual one with its options."""
     yield from ("--config", given) if given is not None else ("--config", in_clone(f"launchers/configs/{usual}"))
     yield from options if given is None else ()
 
@@ -93,7 +95,7 @@ def _with_paper(table6: Section) -> Section:
     return Section(table6.title, (*table6.tables, (text, table)), table6.picture)
 
 
-def _latency(config: PaperConfig) -> Command:
+def latency_command(config: PaperConfig) -> Command:
     """Fig. 8 here: `latency.json` and `latency.png`."""
     out, scale = Path(config.out), SCALES[config.scale]
     batches = (word for size in config.latency_batches or scale.batches for word in ("--batch", size))

@@ -16,7 +16,7 @@ class Scale:
     """The files of a scale, in launchers/configs, and the options that they are given.
 
     Attributes:
-        ablation, missing: Table 6 and Fig. 7; their runs are shared.
+        ablation, missing: Table 6 and Fig. 7; runs are shared where both fine-tune alike.
         batches, steps, seconds: of `mbsd bench latency`.
     """
 
