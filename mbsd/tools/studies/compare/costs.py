@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mbsd.checkpoint.resume import weights_folder
@@ -41,7 +42,7 @@ class Costs:
     Attributes:
         parameters: of the model with its head.
         flops: matmuls of the forward of one item, as `model_flops` counts them, the mean over test rows.
-        milliseconds: of a forward of one test row, the median.
+        milliseconds: of a forward of one test row of median length, the median.
         device: on which it was measured.
     """
 
@@ -97,7 +98,9 @@ def _load(cell: Trained, settings: Path, device: torch.device) -> Loaded:
     model: Any = load_model(task.head_class, folder, config.data.image_size, with_head=True)
     model.to(device).eval()
     chosen = [samples[row] for row in spread(len(samples), ROWS).tolist()]
-    many, one = one_batch(builder, chosen, device), one_batch(builder, chosen[:1], device)
+    many = one_batch(builder, chosen, device)
+    by_length = np.argsort(many.views.real_lengths[: len(chosen)], kind="stable")
+    one = one_batch(builder, [chosen[int(by_length[len(chosen) // 2])]], device)
     whole = model_flops(saved, many.views.real_lengths, many.images.shape[0])  # forward and backward, which is twice it
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Loaded(parameters, whole / 3 / many.num_samples, lambda: model(one).logits)

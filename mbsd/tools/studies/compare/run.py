@@ -104,7 +104,9 @@ def _pretraining(config: CompareConfig, runner: Runner, cells: Sequence[Trained]
     spent = runner.spent.commands()
     for (model, seed), runs in {(cell.model.name, cell.seed): cell.pretrained for cell in cells}.items():
         names = [str(run.relative_to(config.out)) for run in runs]
-        cores = sum(spent[name][1] for name in names) / 60 if config.launch.cpu_ranks is not None else None
+        # Of a start that was killed together with the study nothing was counted.
+        counted = config.launch.cpu_ranks is not None and all(name in spent for name in names)
+        cores = sum(spent[name][1] for name in names) / 60 if counted else None
         logged = [read_run(run) for run in runs]
         steps = tuple(one.samples // one.batch for one in logged)
         yield Pretraining(model, seed, steps, sum(one.minutes or 0.0 for one in logged), cores)

@@ -32,7 +32,7 @@ class Pretraining:
     Attributes:
         steps: of the optimizer, of each stage.
         minutes: by the clock, without starting, validating and saving.
-        core_minutes: of the processes' cores, all in all; None on GPUs.
+        core_minutes: of the processes' cores, all in all; None on GPUs, or where it was not counted.
     """
 
     model: str
@@ -118,9 +118,9 @@ def _told_costs(found: Found) -> str:
     device = next(iter(found.costs.values())).device
     told = (
         "Parameters with the head of a task. FLOPs: matmuls of the forward of one item, the mean over test rows; heads "
-        f"and embeddings are left out. Latency: a forward of one test row on {device}, the median. Pre-training: "
-        "optimizer steps of the first seed, and minutes by the clock without starting, validating and saving, the mean "
-        "over seeds"
+        "and embeddings are left out. Latency: a forward of one test row of median length, the median over forwards on "
+        f"{device}. Pre-training: optimizer steps of the first seed, and minutes by the clock without starting, "
+        "validating and saving, the mean over seeds"
     )
     if any(one.core_minutes is not None for one in found.pretraining):
         told += "; core-minutes are of all processes, all in all, and do not grow where others use the cores too"
