@@ -16,6 +16,7 @@ from mbsd.catalog.tables import derive_table
 from mbsd.config.parse import parse
 from mbsd.config.run import FinetuneConfig
 from mbsd.errors import UserError
+from mbsd.io.stored_vectors import read_vectors
 from mbsd.tools.export.export import export
 from tests.conftest import Shop
 from tests.ranks import Ranks, launch
@@ -29,12 +30,14 @@ SIZES = [
 # Architecture -> kind of table, ranks, rows of a step and of the table's training split, steps, view, settings.
 RUNS: dict[str, tuple[str, int, int, int, str, list[str]]] = {
     "bert": ("attributes", 2, 16, 30, "text", []),
-    "vit": ("attributes", 1, 16, 30, "image", ["--model.patchify_strides=[8]"]),
+    "vit": ("attributes", 2, 16, 30, "image", ["--model.patchify_strides=[8]"]),
     "vilt": ("classification", 2, 16, 30, "full", ["--model.patchify_strides=[8]"]),
     "fashionbert": ("classification", 2, 8, 8, "full", ["--model.crop_size=8"]),
-    "kaleido": ("classification", 1, 8, 6, "full", ["--model.crop_size=8"]),
+    "kaleido": ("classification", 2, 8, 6, "full", ["--model.crop_size=8"]),
     "two_tower": ("attributes", 2, 16, 30, "text", ["--model.patchify_strides=[8]"]),
 }
+# Architecture -> its own stage of pre-training (that of two_tower: below; of m6 and ofa: tests/stages/test_generative.py).
+OWN_STAGE = {"bert": "masked", "vit": "masked", "vilt": "vilt", "fashionbert": "fashionbert", "kaleido": "kaleido"}
 
 
 @pytest.fixture(scope="module")
@@ -69,17 +72,27 @@ def arguments_of(name: str, shop: Shop, table: Path, run: Path) -> list[object]:
 def test_it_learns_and_is_scored(name: str, shop: Shop, tables: dict[tuple[str, int], Path], tmp_path: Path) -> None:
     kind, ranks, rows, _, view, _ = RUNS[name]
     table = tables[kind, rows]
-    run, out = tmp_path / "run", tmp_path / "scores.json"
-    launch(ranks, arguments_of(name, shop, table, run), tmp_path / "log", launcher="finetune")
+    run, out, begun = tmp_path / "run", tmp_path / "scores.json", []
+    if name in OWN_STAGE:
+        first = tmp_path / "pre-trained"
+        words = [*SIZES, *RUNS[name][-1], f"--model.architecture={name}", f"--stage={OWN_STAGE[name]}"]
+        launch(2, run_words(first, shop.catalog, 2, *words, train_batch_size=8, optimizer=ADAM), tmp_path / "first")
+        begun = [f"--run.init_from={first}"]
+    launch(ranks, [*arguments_of(name, shop, table, run), *begun], tmp_path / "log", launcher="finetune")
     found = [line["loss"] for _, line in sorted(losses(run).items())]
     # A ResNet makes few steps in the time that a test has.
     share = 0.97 if name in ("fashionbert", "kaleido") else 0.8
     assert statistics.fmean(found[-3:]) < share * statistics.fmean(found[:3])
     few = ["--bootstrap=0", "--max_samples=12", "--micro_batch=8"]
     scored = scoring_words(run, out, shop.catalog, table, *few)
-    launch(1, [*scored, f"--views=[{view}]"], tmp_path / "scoring", launcher="evaluate")
+    launch(2, [*scored, f"--views=[{view}]"], tmp_path / "scoring", launcher="evaluate")
     result = json.loads(out.read_text())
     assert result["samples"] == 12 and 0 <= result["views"][view]["all"]["accuracy"] <= 1
+    if name in OWN_STAGE:
+        words = ["--model", run, "--out", tmp_path / "vectors", "--data.catalog", shop.catalog, f"--view={view}"]
+        launch(2, [*words, "--data.image_size=32", "--data.num_workers=0"], tmp_path / "embedding", launcher="embed")
+        vectors = read_vectors(tmp_path / "vectors").vectors_nE
+        assert vectors.shape == (len(Catalog(shop.catalog)), 32) and np.ptp(vectors, axis=0).min() > 0
     if name == "bert":
         start = Ranks(1, scored, tmp_path / "refused", launcher="evaluate")  # full, text and image
         assert start.wait() == [2] and "a bert, which reads text alone" in start.errors()[0]
