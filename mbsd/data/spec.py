@@ -119,6 +119,21 @@ class BatchSpec:
         return self.targets if isinstance(self.targets, SameProduct) else None
 
     @property
+    def asked(self) -> str | None:
+        """What is hidden and asked for, to print where a run starts; None: nothing is hidden."""
+        if not isinstance(self.targets, Masked):
+            return None
+        masking, of = self.targets.masking, []
+        of += [f"{masking.mlm_probability:.0%} of the words"] if self.targets.words else []
+        of += [f"{masking.mpm_probability:.0%} of the patches"] if self.targets.patches else []
+        asked = " and ".join(of)
+        if self.targets.mismatched:
+            asked += f"; whose picture it is: another item's for {self.targets.mismatched:.0%} of the titles"
+        elif self.targets.keyed:
+            asked += "; whose picture it is: its own, or that of the most similar sample of the micro-batch"
+        return asked
+
+    @property
     def label_dtype(self) -> torch.dtype | None:
         """Of the labels; None: there are none."""
         return self.targets.dtype if isinstance(self.targets, Labelled) else None

@@ -49,6 +49,7 @@ def print_start(run: Run, checkpoints: Checkpoints, origin: str, changed: Sequen
         f"{num_held_out:,} held out",
         "model": f"{type(model).__name__}, {parameters / 1e6:.1f} M parameters: {shape.num_hidden_layers} layers of "
         f"{shape.hidden_size}, {shape.vocab_size:,} words, {shape.num_patches} patches",
+        **({"asked": asked} if (asked := checkpoints.state.loader.builder.spec.asked) else {}),
         "training": f"{optimizer['type']}, lr {rate:g}{_parts(config.optim)}, ZeRO-{zero_stage(resolved)}, "
         f"{precision(resolved)}" + (f", weights averaged (run.ema={config.run.ema:g})" if config.run.ema else ""),
         "checkpoints": f"every {config.run.save_every} steps in {checkpoints.places}",

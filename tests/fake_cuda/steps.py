@@ -24,6 +24,7 @@ from mbsd.model.mbsd import MbsdConfig
 from mbsd.objectives.labels import class_loss
 from mbsd.parallel.world import process_group
 from mbsd.stages.labelled import LabelledObjective
+from mbsd.stages.negatives import SHOWN
 from mbsd.stages.registry import STAGES
 from mbsd.stages.stage import Objective
 from mbsd.tools.bench.step_batches import Drawn, draw, packed
@@ -33,12 +34,15 @@ from tests.fake_cuda.marks import mark
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 SHIPPED = {
     "fp16": {"masked": "v100x16_stage1", "matching": "v100x16_stage2", "finetune": "v100x16_stage2",
-             "contrastive": "v100x16_contrastive", "two_pass": "v100x16_contrastive"},
+             "contrastive": "v100x16_contrastive", "two_pass": "v100x16_contrastive", "vilt": "v100x16_stage1",
+             "hard": "v100x16_stage1"},
     "bf16": {"masked": "h100x8_stage1", "matching": "h100x8_stage2", "finetune": "h100_finetune",
-             "contrastive": "h100x8_contrastive", "two_pass": "h100x8_contrastive"},
+             "contrastive": "h100x8_contrastive", "two_pass": "h100x8_contrastive", "vilt": "h100x8_stage1",
+             "hard": "h100x8_stage1"},
 }  # fmt: skip
 CONTRASTIVE = ("contrastive", "two_pass")  # with one micro-batch, and with two
-KINDS = ("masked", "matching", "finetune", *CONTRASTIVE)
+PAIRED = ("vilt", "hard")  # of stage vilt: mismatched pictures, or hard negatives
+KINDS = ("masked", "matching", "finetune", *CONTRASTIVE, *PAIRED)
 BATCH, CLASSES, LAYERS = 8, 5, 2
 WARM = 4  # steps before the one that is looked at: the first ones fill caches of torch and DeepSpeed
 
@@ -63,7 +67,7 @@ def objective(kind: str, config: MbsdConfig) -> Objective:
     if kind == "finetune":
         weights = torch.linspace(0.5, 1.5, CLASSES)
         return LabelledObjective(MbsdForClassification(config), class_loss, class_weights=weights)
-    stage = "contrastive" if kind in CONTRASTIVE else kind
+    stage = "contrastive" if kind in CONTRASTIVE else "vilt" if kind in PAIRED else kind
     return STAGES[stage].outline(PretrainConfig(RunConfig("", max_steps=1), DataConfig(""), stage=stage), config)
 
 
@@ -71,8 +75,10 @@ def batches(kind: str, config: MbsdConfig, device: torch.device) -> list[Any]:
     """One for each micro-step, of different lengths, on the device."""
     found = []
     for seed in range((WARM + 1) * micro_steps(kind)):
-        drawn = draw(config, BATCH, masked=kind == "masked", longest=False, seed=seed)
+        drawn = draw(config, BATCH, masked=kind in ("masked", *PAIRED), longest=False, seed=seed)
         batch = items(drawn, config) if kind in CONTRASTIVE else packed(drawn, config)
+        if kind in PAIRED:
+            batch = paired(kind, drawn, batch, config)
         if kind == "finetune":
             batch = dataclasses.replace(batch, labels_B=torch.arange(BATCH) % CLASSES)
         found.append(batch.to(device))
@@ -86,6 +92,21 @@ def items(drawn: Drawn, config: MbsdConfig) -> Batch:
     keys_BK, has_text = torch.arange(BATCH)[:, None] // 2, torch.ones(BATCH, dtype=torch.bool)
     numbers = torch.arange(BATCH)
     return Batch(ids_N, positions_N, types_N, drawn.images, views, numbers, keys_BK=keys_BK, has_text=has_text)
+
+
+def paired(kind: str, drawn: Drawn, masked: Batch, config: MbsdConfig) -> Batch:
+    """Masked words alone, and labels; or, for hard negatives, all views and keys."""
+    assert masked.masks is not None
+    none = masked.masks.mpm_index_Q[:0]
+    masks = dataclasses.replace(masked.masks, patch_source=None, mpm_index_Q=none, mpm_patch_Q=none)
+    numbers = torch.arange(BATCH)
+    if kind == "vilt":
+        return dataclasses.replace(masked, masks=masks, labels_B=(numbers % 3 - 1).float())
+    ids_N, positions_N, types_N, views = pack(drawn.texts, [True] * BATCH, SHOWN, config.num_patches)
+    has_text = torch.ones(BATCH, dtype=torch.bool)
+    return Batch(
+        ids_N, positions_N, types_N, masked.images, views, numbers, None, masks, numbers[:, None] // 2, has_text
+    )  # fmt: skip
 
 
 def train(kind: str, precision: str, device: torch.device) -> None:

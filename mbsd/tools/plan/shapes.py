@@ -21,7 +21,7 @@ from mbsd.config.deepspeed import BatchSizes
 from mbsd.config.run import BaseConfig, FinetuneConfig, PretrainConfig
 from mbsd.data.inputs import catalog_samples, open_items
 from mbsd.data.samples import TableSamples
-from mbsd.data.spec import Masked, SameProduct
+from mbsd.data.spec import BatchSpec, Masked, SameProduct
 from mbsd.data.views import TextTokens, pack
 from mbsd.errors import UserError
 from mbsd.model.attention import meta_device_as
@@ -78,6 +78,8 @@ class Shapes:
         self.capability = capability
         stage = stage_of(config)
         self.needs = stage.needs(config)
+        if self.masked and len(self.needs.views) > 1:
+            raise UserError("itm.negatives=hard: a plan is of random negatives alone; remove it")
         with torch.device("meta"):
             objective = stage.outline(config, self.model_config)
         if config.model.activation_checkpointing:
@@ -119,11 +121,16 @@ class Shapes:
             images=torch.empty(micro_batch, 3, side, side, dtype=torch.uint8, device="meta"),
             views=views,
             items_B=torch.zeros(micro_batch, dtype=torch.int64),
-            labels_B=torch.zeros(micro_batch) if self.queries else None,
+            labels_B=torch.zeros(micro_batch) if self.queries or self._spec.mismatched else None,
             masks=self._masks(views, micro_batch) if self.masked else None,
-            keys_BK=self._keys(micro_batch) if self.pairs else None,
-            has_text=torch.ones(micro_batch, dtype=torch.bool) if self.pairs else None,
+            keys_BK=self._keys(micro_batch),
+            has_text=None if self._spec.same_product is None else torch.ones(micro_batch, dtype=torch.bool),
         )
+
+    @property
+    def _spec(self) -> BatchSpec:
+        """Of training batches."""
+        return BatchSpec(self.needs.views, self.needs.targets, self.model_config.num_patches, train=True)
 
     def trace(self, micro_batch: int, micro_steps: int = 1, num_ranks: int = 1) -> Trace:
         """Of one forward and backward of a micro-batch, laid out as a GPU lays it out; and of what a step of so many
@@ -155,18 +162,20 @@ class Shapes:
         types[query or length :] = 1
         return TextTokens(np.zeros(length, dtype=np.int64), types, query)
 
-    def _keys(self, micro_batch: int) -> Tensor:
-        assert isinstance(self.needs.targets, SameProduct)
-        return torch.zeros(micro_batch, len(self.needs.targets.same), dtype=torch.int64)
+    def _keys(self, micro_batch: int) -> Tensor | None:
+        same = self._spec.same_product
+        return None if same is None else torch.zeros(micro_batch, len(same.same), dtype=torch.int64)
 
     def _masks(self, views: Views, micro_batch: int) -> Masks:
+        """Words and patches of the samples that are shown their own picture; every sample shows both."""
         assert isinstance(self.needs.targets, Masked)
-        masking = self.needs.targets.masking
-        patches = micro_batch * self.model_config.num_patches
-        words = sum(views.lengths) - micro_batch * self.model_config.num_image_tokens
-        words = round(masking.mlm_probability * (words - 2 * micro_batch))
-        chosen = round(masking.mpm_probability * patches)
-        index_K, index_Q, source = (torch.zeros(n, dtype=torch.int64) for n in (words, chosen, patches))
+        masking, config = self.needs.targets.masking, self.model_config
+        patches, matched = micro_batch * config.num_patches, 1 - self.needs.targets.mismatched
+        words = sum(views.lengths) - micro_batch * (config.num_image_tokens + 2)
+        chosen = round(masking.mlm_probability * words * matched)
+        hidden = round(masking.mpm_probability * patches * matched) if self.needs.targets.patches else 0
+        index_K, index_Q = (torch.zeros(n, dtype=torch.int64) for n in (chosen, hidden))
+        source = torch.zeros(patches, dtype=torch.int64) if hidden else None
         return Masks(index_K, index_K.clone(), source, index_Q, index_Q.clone())
 
 
