@@ -131,6 +131,8 @@ class BatchSpec:
             asked += f"; whose picture it is: another item's for {self.targets.mismatched:.0%} of the titles"
         elif self.targets.keyed:
             asked += "; whose picture it is: its own, or that of the most similar sample of the micro-batch"
+        if (puzzles := self.targets.puzzles) is not None:
+            asked += f"; what was done to crops at five scales, {puzzles.grey} of them grey, {puzzles.blank} blank"
         return asked
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -15,6 +16,7 @@ from mbsd.batch import NO_CLASS, NO_MATCH, Batch, Masks, Puzzles
 from mbsd.config.stages import FashionBertTasks
 from mbsd.data.puzzles import ORDERS
 from mbsd.data.views import TextTokens
+from mbsd.model.attention import meta_device_as
 from mbsd.model.baselines.fashionbert import FashionBertConfig
 from mbsd.model.crop_heads import MbsdForMaskedCrops, MbsdForPuzzles
 from mbsd.stages.fashionbert import FashionBertObjective
@@ -122,6 +124,13 @@ def divergence(true_F: Tensor, predicted_F: Tensor) -> Tensor:
     return (p * (p / q).log()).sum()
 
 
+def asks_nothing(objective: Any, batch: Batch) -> None:
+    """A forward never waits for the device: it runs on one that holds no numbers, where none can be asked for."""
+    with meta_device_as((9, 0)):
+        losses = copy.deepcopy(objective).to("meta")(batch.to("meta"))
+    assert all(loss.is_meta and loss.shape == () for loss in losses.values())
+
+
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], model: Any, weights: Weights) -> None:
     """Losses and gradients to 1e-5; what is given no gradient is the ResNet, and nothing else that is read."""
     for name, value in expected.items():
@@ -143,6 +152,7 @@ def test_fashionbert(tasks: FashionBertTasks) -> None:
     """Masked words, hidden crops, a missing picture, mismatched pairs, and the three weights."""
     config: Any = tiny("fashionbert")
     model, samples, batch = set_up(MbsdForMaskedCrops, config)
+    asks_nothing(FashionBertObjective(model, tasks), batch)
     found = FashionBertObjective(model, tasks)(batch)
 
     resnet, weights = resnet_of(model), leaves(model, torch.float64)
@@ -185,7 +195,9 @@ def test_kaleido() -> None:
         torch.tensor([ORDERS[n] for n in jigsaw]), torch.tensor(jigsaw), torch.tensor(camouflage), others,
         torch.tensor(grey), torch.tensor(blank), num_camouflaged=2,
     )  # fmt: skip
-    found = KaleidoObjective(model)(dataclasses.replace(batch, puzzles=puzzles))
+    batch = dataclasses.replace(batch, puzzles=puzzles)
+    asks_nothing(KaleidoObjective(model), batch)
+    found = KaleidoObjective(model)(batch)
 
     resnet, weights = resnet_of(model), leaves(model, torch.float64)
     seen, true_grey, true_blank = [], [], []
