@@ -84,6 +84,20 @@ def test_flops_are_those_of_the_kernels(gpu: str) -> None:
     assert shapes.trace(4).flops == pytest.approx(training_flops(shapes.model_config, shapes.batch(4)), rel=0.05)
 
 
+def test_stage_vilt_is_planned_with_random_negatives() -> None:
+    """Half of the samples are shown their own picture, and of these words are asked for; no patch is."""
+    words = ["--config", "launchers/configs/stage1.yaml", "--stage=vilt"]
+    config, _ = parse(PretrainConfig, words, ds_default=DeepSpeedConfig({}))
+    shapes = Shapes(config, torch.float16, Lengths(30, 8), (7, 0))
+    masks = shapes.batch(8).masks
+    assert masks is not None and masks.patch_source is None
+    assert (masks.num_words, masks.num_patches) == (round(0.15 * 8 * 30 / 2), 0)
+    assert shapes.trace(4).flops == pytest.approx(training_flops(shapes.model_config, shapes.batch(4)), rel=0.05)
+    hard, _ = parse(PretrainConfig, [*words, "--itm.negatives=hard"], ds_default=DeepSpeedConfig({}))
+    with pytest.raises(UserError, match="itm.negatives=hard: a plan is of random negatives alone"):
+        Shapes(hard, torch.float16, Lengths(30, 8), (7, 0))
+
+
 def test_what_does_not_fit_is_said_with_what_does() -> None:
     four = "--model.num_hidden_layers=4"  # the last one keeps little
     plan = paper("stage2", four, ds={"train_batch_size": 65536, "train_micro_batch_size_per_gpu": 4096})
