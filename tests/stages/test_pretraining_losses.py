@@ -14,11 +14,22 @@ from mbsd.config.data import DataConfig
 from mbsd.config.model import ModelConfig
 from mbsd.config.run import PretrainConfig, RunConfig
 from mbsd.config.stages import MaskingConfig
+from mbsd.data.shape_buckets import black_images, fill_up
 from mbsd.stages.masked import MASKED
+from mbsd.stages.negatives import SHOWN
 from mbsd.stages.vilt import VILT
 from tests.model.reference import CLS, MASK, SEP, gradients_of, leaves, random_samples, randomise, trainable
 from tests.model.test_stage_losses import assert_gradients_near, assert_near
-from tests.stages.pretraining_by_hand import VIEW_OF, Masked, Network, batch_of, config_of, masked_losses, text_of
+from tests.stages.pretraining_by_hand import (
+    PATCHES,
+    VIEW_OF,
+    Masked,
+    Network,
+    batch_of,
+    config_of,
+    masked_losses,
+    text_of,
+)
 
 # Titles of several lengths; the third sample has no title, the fourth no picture.
 LAYOUT = ((None, 8, True), (None, 3, True), (None, None, True), (None, 6, False), (None, 5, True), (None, 4, True))
@@ -141,7 +152,7 @@ def test_vilt_with_hard_negatives(kind: str) -> None:
     randomise(objective, seed=7)
     samples = random_samples(LAYOUT, seed=8, side=config.image_size)
     keys = torch.tensor([[1, 5], [2, 6], [3, 7], [4, 8], [9, 5], [NO_KEY, NO_KEY]])
-    batch = batch_of(samples, MASKS, config, ("full", "text", "image"), patches=False)
+    batch = batch_of(samples, MASKS, config, SHOWN, patches=False)
     has_text = torch.tensor([bool(sample.title) for sample in samples])
     batch = dataclasses.replace(batch, keys_BK=keys, has_text=has_text)
     whole = [b for b, sample in enumerate(samples) if sample.title and sample.image is not None]
@@ -179,7 +190,30 @@ def test_a_micro_batch_without_pictures_asks_for_words_alone() -> None:
     config = config_of("vilt")
     objective = VILT.outline(run_of("vilt", "vilt"), config).eval()
     samples = [dataclasses.replace(s, image=None) for s in random_samples(LAYOUT, seed=8, side=32)]
-    batch = batch_of(samples, MASKS, config, ("full", "text", "image"), patches=False)
+    batch = batch_of(samples, MASKS, config, SHOWN, patches=False)
     keys, has_text = torch.zeros(len(samples), 0, dtype=torch.int64), torch.ones(len(samples), dtype=torch.bool)
     losses = objective(dataclasses.replace(batch, keys_BK=keys, has_text=has_text))
     assert losses["loss_itm"] == 0 and losses["loss"] == losses["loss_mlm"] > 1
+
+
+@pytest.mark.parametrize(("stage", "kind"), [("masked", "vilt"), ("masked", "vit"), ("vilt", "vilt")])
+def test_what_fills_up_changes_no_number(stage: str, kind: str) -> None:
+    """Batches filled up to a multiple of 16 tokens, those with hard negatives too."""
+    config, run = config_of(kind), run_of(stage, kind)
+    objective = (MASKED if stage == "masked" else VILT).outline(run, config).eval()
+    randomise(objective, seed=3)
+    samples = random_samples(LAYOUT, seed=8, side=config.image_size)
+    views = SHOWN if stage == "vilt" else MASKED.needs(run).views
+    has_text = torch.tensor([bool(sample.title) for sample in samples])
+    batch = batch_of(samples, MASKS, config, views, patches=stage == "masked")
+    batch = dataclasses.replace(batch, keys_BK=torch.arange(len(samples))[:, None], has_text=has_text)
+    images, fill = len(batch.images), len(samples) - len(batch.images)
+    more = fill_up(batch, 16, num_images=images, fill_images=fill, patches_per_image=PATCHES)
+    more = dataclasses.replace(more, images=black_images(batch.images, len(samples)))
+    assert fill and more.views.num_fill and len(more.input_ids_N) > len(batch.input_ids_N)
+    counts, weights = torch.tensor([8.0, 8.0]), trainable(objective)
+    losses, again = objective(batch, counts), objective(more, counts)
+    for name, value in losses.items():
+        assert again[name].item() == pytest.approx(value.item(), rel=1e-5), name
+    found, expected = (gradients_of(terms["loss"], weights) for terms in (again, losses))
+    assert_gradients_near(found, expected)
