@@ -116,6 +116,19 @@ def test_crops_are_equal_parts_of_the_picture() -> None:
     assert crops(pixels[:0]).shape == (0, 21, 2048)
 
 
+def test_statistics_stay_precise_where_weights_are_halved() -> None:
+    """As DeepSpeed leaves a model in bf16 or fp16."""
+    torch.manual_seed(0)
+    crops, pixels = CropEncoder((1,), 32), torch.randn(2, 3, 32, 32)
+    expected = crops(pixels)
+    for parameter in crops.parameters():
+        parameter.data = parameter.data.bfloat16()
+    found = crops(pixels.bfloat16())
+    assert found.dtype == torch.bfloat16 and (found.float() - expected).norm() < 0.05 * expected.norm()
+    found.sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.bfloat16 for p in crops.parameters())
+
+
 @torch.no_grad()
 def test_resnet_is_torchvisions(tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -35,7 +35,11 @@ class HeldBatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """The same shape."""
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        mean, variance = self.running_mean, self.running_var
+        assert mean is not None and variance is not None, "they are held"
+        # Where weights are halved DeepSpeed leaves the statistics as they are; torch wants one precision of all four.
+        weight, bias = self.weight.to(mean.dtype), self.bias.to(mean.dtype)
+        return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, self.eps)
 
 
 class CropEncoder(nn.Module):
