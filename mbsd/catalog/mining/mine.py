@@ -29,16 +29,16 @@ import pyarrow.compute as pc
 
 from mbsd.catalog.groups import Groups, find_groups
 from mbsd.catalog.layout import SPLITS
-from mbsd.catalog.mining import sql, sql_matched
+from mbsd.catalog.mining import sql
+from mbsd.catalog.mining.draws import draw_negatives
 from mbsd.catalog.mining.gazetteer import Tagger, gazetteer
 from mbsd.catalog.mining.log_files import find_log
 from mbsd.catalog.mining.log_tables import open_log
 from mbsd.catalog.mining.report import MiningReport
 from mbsd.catalog.mining.settings import LOG_COLUMNS, MiningSettings
 from mbsd.catalog.mining.shortcuts import length_and_frequency
-from mbsd.catalog.mining.sql_engine import Engine, number, open_engine, rows
+from mbsd.catalog.mining.sql_engine import Engine, number, open_engine
 from mbsd.catalog.mining.terms import load_terms
-from mbsd.catalog.queries import MAX_QUERY_CHARACTERS
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.table_file import write_batches
 from mbsd.errors import UserError
@@ -93,7 +93,7 @@ def mine_pairs(
                 report.groups = groups.describe()
             bounds = load_positives(engine, files.name, settings, report)
             load_terms(engine, catalog, tagger)
-            _draw_negatives(engine, settings, report)
+            draw_negatives(engine, settings, report)
             report.length_and_frequency = length_and_frequency(engine)
             report.split_rows = dict.fromkeys(SPLITS, 0)
             splits = sql.SPLITS_OF_SLOTS if settings.split == "time" else sql.SPLITS_OF_ITEMS
@@ -157,72 +157,6 @@ def _bounds_in_micros(engine: Engine, settings: MiningSettings) -> tuple[int, in
     if validation > test:
         raise UserError(f"validation begins at {validation} and test at {test} microseconds since 1970; test is last")
     return validation, test
-
-
-def _draw_negatives(engine: Engine, settings: MiningSettings, report: MiningReport) -> None:
-    """Make the table `chosen`: a negative for every slot that has one, in one pass over the log a round."""
-    amounts = {"rewrites": settings.rewrites_per_positive, "negatives": settings.negatives_per_positive}
-    if settings.split == "time":
-        engine.stage("slots", sql.SLOTS.format(**amounts))
-    by = sql_matched if settings.match else sql
-    amounts["looks"] = sql_matched.LOOKS * settings.rewrites_per_positive
-    turns, short = sql.TURNS.format(also="", every="", terms="open_terms"), sql.SHORT.format(**amounts)
-    if settings.match:
-        _match(engine, settings)
-        every = sql_matched.EVERY.format(**amounts)
-        turns = sql.TURNS.format(also=sql_matched.ALSO, every=every, terms="marked_terms")
-        turns = sql_matched.TURNS.format(turns=turns, **amounts)
-        short = sql_matched.SHORT.format(short=short, **amounts)
-    else:
-        engine.stage("pool", sql.POOL)
-        engine.stage("pool_sizes", sql.POOL_SIZES)
-    engine.drop("bought")
-    engine.stage("short", short)
-    empty = [("item", pa.int64()), ("source", pa.string()), ("text", pa.string()), ("replaced", pa.string())]
-    engine.load("chosen_0", pa.schema([*empty, ("slot", pa.int64())]).empty_table())
-    engine.view("chosen", "SELECT * FROM chosen_0")
-    while number(engine, "SELECT count(*) FROM short"):
-        report.rounds += 1
-        engine.stage("turns", turns)
-        engine.stage("rewrites", sql.REWRITES.format(longest=MAX_QUERY_CHARACTERS))
-        engine.drop("turns")
-        engine.stage("same_category", by.SAME_CATEGORY)
-        engine.view("candidates", sql.CANDIDATES)
-        engine.stage("keys", sql.KEYS)
-        engine.stage("hit", sql.HIT)
-        engine.drop("keys")
-        engine.stage("free", sql.FREE)
-        engine.stage("picked_rewrites", by.PICKED_REWRITES)
-        engine.stage("picked", by.PICKED)
-        engine.stage(f"chosen_{report.rounds}", "SELECT * FROM picked")
-        parts = [f"SELECT * FROM chosen_{n}" for n in range(report.rounds + 1)]
-        engine.view("chosen", " UNION ALL ".join(parts))
-        engine.stage("still_short", by.STILL_SHORT.format(**amounts))
-        engine.stage("short", "SELECT * FROM still_short")
-        engine.drop("free")
-    counts = {
-        row["source"]: int(row["n"]) for row in rows(engine, "SELECT source, count(*) AS n FROM chosen GROUP BY source")
-    }
-    report.rewrites, report.same_category = counts.get("rewrite", 0), counts.get("same-category", 0)
-    report.rewrites_asked = report.positives * settings.rewrites_per_positive
-    report.same_category_asked = report.positives * settings.negatives_per_positive
-    report.rewrites_short = report.rewrites_asked - report.rewrites
-    report.same_category_short = report.same_category_asked - report.same_category
-
-
-def _match(engine: Engine, settings: MiningSettings) -> None:
-    """Make the tables `pool`, `pool_sizes`, `anchors` and `marked_terms`."""
-    window = 4 + 4 * settings.negatives_per_positive  # with the query itself, and some that have behaviour
-    by_length = "length" in settings.match
-    measures = {
-        "words": sql_matched.WORDS.format(text="d.text") if by_length else "0",
-        "characters": "length(d.text)" if by_length else "0",
-        "frequency": "a.n" if "frequency" in settings.match else "0",
-    }
-    engine.stage("pool", sql_matched.POOL.format(band=sql_matched.BAND * window, **measures))
-    engine.stage("pool_sizes", sql.POOL_SIZES)
-    engine.stage("marked_terms", sql_matched.MARKED_TERMS)
-    engine.stage("anchors", sql_matched.ANCHORS.format(window=window))
 
 
 def _counted(batches: Iterator[Any], report: MiningReport) -> Iterator[Any]:
