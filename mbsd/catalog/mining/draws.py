@@ -11,7 +11,7 @@ from mbsd.catalog.mining.sql_engine import Engine, number, rows
 from mbsd.catalog.queries import MAX_QUERY_CHARACTERS
 
 EMPTY = [("item", pa.int64()), ("source", pa.string()), ("text", pa.string()), ("replaced", pa.string())]
-FEW = 1000  # items
+FEW = 10_000  # items
 CHOSEN = pa.schema([*EMPTY, ("slot", pa.int64()), ("slot_of", pa.string())])
 
 

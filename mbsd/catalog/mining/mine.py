@@ -27,13 +27,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mbsd.catalog.groups import Groups, find_groups
+from mbsd.catalog.groups import find_groups
 from mbsd.catalog.layout import SPLITS
 from mbsd.catalog.mining import sql
 from mbsd.catalog.mining.draws import draw_negatives
 from mbsd.catalog.mining.gazetteer import Tagger, gazetteer
 from mbsd.catalog.mining.log_files import find_log
 from mbsd.catalog.mining.log_tables import open_log
+from mbsd.catalog.mining.memory import give_back_memory
 from mbsd.catalog.mining.report import MiningReport
 from mbsd.catalog.mining.settings import LOG_COLUMNS, MiningSettings
 from mbsd.catalog.mining.shortcuts import length_and_frequency
@@ -73,9 +74,15 @@ def mine_pairs(
     """
     settings = settings or MiningSettings()
     started = time.monotonic()
-    groups = find_groups(catalog, settings.group) if settings.split == "item" else None
-    tagger = tagger or gazetteer(catalog)
     report = MiningReport(settings=asdict(replace(settings, columns=dict(settings.columns))))
+    splits: Any = None
+    split_by: dict[str, Any] = {}
+    if settings.split == "item":
+        groups = find_groups(catalog, settings.group)
+        splits, report.groups = pa.array(groups.splits(), pa.string()), groups.describe()
+        split_by = settings.group.described()
+        del groups
+    tagger = tagger or gazetteer(catalog)
     if settings.spill:
         Path(settings.spill).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="mbsd-mining-", dir=settings.spill or None) as folder:
@@ -83,34 +90,31 @@ def mine_pairs(
         if settings.split == "time" or "time" in settings.columns:
             columns["time"] = settings.columns.get("time", "time")
         files = find_log(log, columns, Path(folder), settings.max_record_lines)
-        pa.default_memory_pool().release_unused()
+        give_back_memory()
         engine = open_engine(settings, Path(folder))
         try:
             report.engine = engine.version
-            engine.load("items", _items(catalog, groups))
+            engine.load("items", _items(catalog, splits))
             open_log(engine, files, settings, report)
-            if groups is not None:
-                report.groups = groups.describe()
             bounds = load_positives(engine, files.name, settings, report)
             load_terms(engine, catalog, tagger)
             draw_negatives(engine, settings, report)
             report.length_and_frequency = length_and_frequency(engine)
             report.split_rows = dict.fromkeys(SPLITS, 0)
-            splits = sql.SPLITS_OF_SLOTS if settings.split == "time" else sql.SPLITS_OF_ITEMS
-            pairs = _counted(engine.batches(sql.PAIRS.format(splits=splits)), report)
-            split_by = {"by": "time", **bounds} if groups is None else settings.group.described()
-            write_batches("pairs", pairs, catalog, out, split_by=split_by)
+            of = sql.SPLITS_OF_SLOTS if settings.split == "time" else sql.SPLITS_OF_ITEMS
+            pairs = _counted(engine.batches(sql.PAIRS.format(splits=of)), report)
+            write_batches("pairs", pairs, catalog, out, split_by=split_by or {"by": "time", **bounds})
         finally:
             engine.close()
     report.seconds = time.monotonic() - started
     return report
 
 
-def _items(catalog: Catalog, groups: Groups | None) -> Any:
-    """The engine's table of items: item_id, category, split (that of the item's group) and item, its number."""
+def _items(catalog: Catalog, splits: Any) -> Any:
+    """The engine's table of items: item_id, category, split (`splits`, or its own) and item, its number."""
     items = catalog.table().select(["item_id", "category", "split"])
-    if groups is not None:
-        items = items.set_column(2, "split", pa.array(groups.splits(), pa.string()))
+    if splits is not None:
+        items = items.set_column(2, "split", splits)
     return items.append_column("item", pa.array(np.arange(len(catalog))))
 
 

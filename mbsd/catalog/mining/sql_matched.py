@@ -98,7 +98,7 @@ FROM (
 SHORT = """
 SELECT w.item, 'same-category' AS source, w.own, w.need, w.need AS missing, CAST(0 AS BIGINT) AS got,
        CAST(0 AS BIGINT) AS low, z.n AS places, greatest(
-           {negatives} + 2, CAST(ceil((w.expected + floor(w.expected / 3) + 4) / w.positives) AS BIGINT)
+           {negatives} + 1, CAST(ceil((w.expected + floor(w.expected / 3) + 3) / w.positives) AS BIGINT)
        ) AS high
 FROM (
     SELECT p.item, p.positives, {negatives} * p.positives AS own, ({negatives} + {replaced}) * p.positives AS need,
