@@ -178,6 +178,12 @@ def pairs_mine(  # noqa: PLR0913 (options of a command line)
             help="In what a negative is like its positive: length, frequency in the log, both by commas, or none."
         ),
     ] = "length,frequency",
+    replace_rewrites: Annotated[
+        bool,
+        typer.Option(
+            help="Where no rewrite is searched as often as the positive: take a query of the category, or any rewrite."
+        ),
+    ] = True,
     seed: Annotated[int, typer.Option(help="Of the negatives' draw.")] = 0,
     column: Annotated[
         list[str] | None, typer.Option(help="OURS=NAME for user, query, item, kind or time; may be repeated.")
@@ -230,6 +236,7 @@ def pairs_mine(  # noqa: PLR0913 (options of a command line)
         rewrites_per_positive=rewrites_per_positive, max_pairs_per_item=max_pairs_per_item, master=master,
         validation_from=validation_from, test_from=test_from, engine=engine, memory_limit=memory_limit, spill=spill,
         threads=threads, max_record_lines=max_record_lines, match=group_kinds(match),
+        replace_rewrites=replace_rewrites,
         group=GroupOptions(group_kinds(group), max_same, near_distance, group_titles),
     )  # fmt: skip
     shop = Catalog(catalog)

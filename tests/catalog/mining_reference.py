@@ -72,10 +72,21 @@ def expected_of(events: Iterable[Event], catalog: Catalog, min_buyers: int) -> E
     return found
 
 
-def check(
-    rows: dict[Pair, Row], found: Expected, catalog: Catalog, negatives: int, rewrites: int, cap: int = 0
-) -> None:
-    """Assert that a pair table is one that may be drawn, and that nothing is missing that could have been."""
+def check(  # noqa: PLR0913
+    rows: dict[Pair, Row], found: Expected, catalog: Catalog, negatives: int, rewrites: int, cap: int = 0,
+    replacing: bool = False,
+) -> None:  # fmt: skip
+    """Assert that a pair table is one that may be drawn, and that nothing is missing that could have been.
+
+    Args:
+        rows: of the table.
+        found: what the log holds.
+        catalog: of the items.
+        negatives: same-category negatives of each positive.
+        rewrites: of each positive.
+        cap: most positives of an item; 0 = all.
+        replacing: queries of the category may stand for rewrites.
+    """
     of_item: dict[int, list[str]] = defaultdict(list)
     for query, item in found.positives:
         of_item[item].append(query)
@@ -105,12 +116,13 @@ def check(
         for text in rewritten:
             assert text in may_be[rows[text, item][3]]
         every = set().union(*may_be.values())
-        assert len(rewritten) <= rewrites * len(kept)
-        if len(rewritten) < rewrites * len(kept):
+        stand_ins = max(0, len(same) - negatives * len(kept)) if replacing else 0
+        assert len(rewritten) + stand_ins <= rewrites * len(kept)
+        if len(rewritten) + stand_ins < rewrites * len(kept):
             assert every <= rewritten | same
         category = catalog.record(item).category
         free = {query for query in found.sold[category] if (query, item) not in found.behaviour} if category else set()
-        assert same <= free and len(same) <= negatives * len(kept)
+        assert same <= free and len(same) - stand_ins <= negatives * len(kept)
         if len(same) < negatives * len(kept):
             assert free <= rewritten | same
     assert not (set(by_source["rewrite"]) | set(by_source["same-category"])) - set(of_item)

@@ -74,10 +74,10 @@ def read_pairs(path: Path, catalog: Catalog) -> dict[Pair, Row]:
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     shop=shops, log=logs, buyers=st.integers(1, 3), negatives=st.integers(0, 3), rewrites=st.integers(0, 3),
-    match=st.sampled_from([("length", "frequency"), (), ("length",), ("frequency",)]),
+    match=st.sampled_from([("length", "frequency"), (), ("length",), ("frequency",)]), replaced=st.booleans(),
 )  # fmt: skip
 def test_against_a_brute_force(  # noqa: PLR0913
-    shop: Any, log: Any, buyers: int, negatives: int, rewrites: int, match: tuple[str, ...]
+    shop: Any, log: Any, buyers: int, negatives: int, rewrites: int, match: tuple[str, ...], replaced: bool
 ) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -86,20 +86,22 @@ def test_against_a_brute_force(  # noqa: PLR0913
         events = [(f"u{user}", spell(query), f"i{item}", kind) for user, query, spell, item, kind in log]
         found = expected_of(events, catalog, buyers)
         options = {"min_buyers": buyers, "negatives_per_positive": negatives, "rewrites_per_positive": rewrites}
-        options["match"] = match
+        options |= {"match": match, "replace_rewrites": replaced}
         path = write_log(folder / "log.parquet", events)
         if not found.positives:
             with pytest.raises(UserError, match=f"no query led {buyers} users to buy the same item"):
                 mine(folder, catalog, path, **options)
             return
         report, rows = mine(folder, catalog, path, **options)
-        check(rows, found, catalog, negatives, rewrites)
+        check(rows, found, catalog, negatives, rewrites, replacing=replaced and "frequency" in match)
     by_source = [row[1] for row in rows.values()]
-    assert (report.positives, report.same_category, report.rewrites) == tuple(
+    assert (report.positives, report.same_category + report.rewrites_replaced, report.rewrites) == tuple(
         by_source.count(source) for source in ("purchase", "same-category", "rewrite")
     )
     assert report.same_category + report.same_category_short == report.same_category_asked
-    assert report.rewrites + report.rewrites_short == report.rewrites_asked == rewrites * len(found.positives)
+    got = report.rewrites + report.rewrites_replaced
+    assert got + report.rewrites_short == report.rewrites_asked == rewrites * len(found.positives)
+    assert replaced and "frequency" in match or not report.rewrites_replaced
     assert report.log_rows == len(events) == sum(report.rows_by_kind.values())
     unknown = sum(event[2] >= f"i{len(items)}" for event in events)
     assert report.rejected == ({"unknown item": unknown} if unknown else {})
@@ -139,7 +141,7 @@ def test_a_larger_log(tmp_path: Path, shop: Any, negatives: int, rewrites: int, 
     )  # fmt: skip
     found = expected_of(events, catalog, 2)
     assert len(found.positives) > 60
-    check(rows, found, catalog, negatives, rewrites, cap=most // (1 + negatives + rewrites))
+    check(rows, found, catalog, negatives, rewrites, cap=most // (1 + negatives + rewrites), replacing=True)
     assert report.positives_found == len(found.positives) and report.items == 40
     if most:
         per_item = [item for _, item in rows]
@@ -187,6 +189,8 @@ def test_terms_of_another_script_are_no_substitutes(tmp_path: Path) -> None:
     ]
     log = write_log(tmp_path / "log.parquet", events)
     report, rows = mine(tmp_path, catalog, log, rewrites_per_positive=9, negatives_per_positive=0)
+    # Nobody has searched any of them: queries of the category stand first, red裙 for 红色裙 and the other way round.
+    assert report.rewrites_replaced == 2
     # 深红色 holds for no item that is 红色, as far as anyone knows: each contains the other.
     assert {key for key, row in rows.items() if row[1] == "rewrite"} == {
         ("蓝色裙", 0),
@@ -198,7 +202,7 @@ def test_terms_of_another_script_are_no_substitutes(tmp_path: Path) -> None:
         "颜色:红色>蓝色",
         "颜色:red>blue",
         "颜色:red>navy blue",
-    } and report.rewrites_short == 18 - 3
+    } and report.rewrites_short == 18 - 3 - 2
 
 
 DAY = 86_400_000_000
@@ -244,8 +248,10 @@ def test_split_by_time(tmp_path: Path, shop: Any, bounds: tuple[str, str]) -> No
         assert rows[pair][4] == name
         wanted[name] += 1
     assert min(wanted.values()) > 10 and report.bad_times == 0
-    negatives = [row[4] for row in rows.values() if row[1] == "same-category"]
-    assert report.same_category_short == 0 and {name: negatives.count(name) for name in wanted} == wanted
+    # Negatives that stand for rewrites take their slots, so a split has two for each of its positives.
+    negatives = [row[4] for row in rows.values() if row[0] == 0]
+    assert report.rewrites_replaced > 10 and report.rewrites_short == report.same_category_short == 0
+    assert {name: negatives.count(name) for name in wanted} == {name: 2 * count for name, count in wanted.items()}
     by_item = {key: row[:4] for key, row in mine(tmp_path, catalog, tmp_path / "log.parquet")[1].items()}
     assert by_item == {key: row[:4] for key, row in rows.items()}
     assert Table(tmp_path / "pairs.parquet", catalog).split_by == GroupOptions().described()

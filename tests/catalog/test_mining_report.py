@@ -89,7 +89,7 @@ def test_counts_against_plain_python(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "duckdb",
         {"log": "a/log.parquet", "seed": 3},
     )
-    assert found["fill"]["same-category"] == {"asked": 50, "got": 40, "short": 10, "rate": 0.8}
+    assert found["fill"]["same-category"] == {"asked": 50, "got": 40, "replaced": 0, "short": 10, "rate": 0.8}
     assert found["fill"]["rewrite"]["rate"] is None
     assert found["pairs"] == 200 and found["labels"] == _counts(row["label"] for row in rows)
     assert list(found["splits"]) == ["train", "validation", "test"]
@@ -124,7 +124,7 @@ def test_the_page_has_the_reports_content_and_needs_no_other_file(tmp_path: Path
         and "null 1 < 0.1%" in page.rows
         and "click 12,000 60.0%" in page.rows
     )
-    assert "same-category 50 40 10 80.0%" in page.rows and "rewrite 0 0 0 not asked for" in page.rows
+    assert "same-category 50 40 0 10 80.0%" in page.rows and "rewrite 0 0 0 0 not asked for" in page.rows
     assert "log a/log.parquet" in page.rows and ("b", "1,234") in page.texts
     remarks = [" ".join(text.split()) for _, text in page.texts]
     for remark in ("and 7 rarer kinds", "2,000 rows have no readable time.", "files not read: README"):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from pyspark.sql import SparkSession
 
 from mbsd.catalog.groups import group_splits
+from mbsd.catalog.mining.java import java_home
 from mbsd.catalog.mining.mine import MiningReport, MiningSettings, mine_pairs
 from mbsd.catalog.reader import Catalog
 from mbsd.tools.bench.mining_log import write_log
@@ -53,16 +56,32 @@ def test_two_million_rows(tmp_path: Path) -> None:
     assert min(report.positives, report.same_category, report.rewrites) > 5_000
 
 
-@pytest.mark.parametrize("match", [("length", "frequency"), ("length",), ("frequency",), ()])
-def test_every_match(tmp_path: Path, match: tuple[str, ...]) -> None:
+@pytest.fixture
+def session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[SparkSession]:
+    """A session that all mining of a test uses: it starts once."""
+    environment = {"JAVA_HOME": str(home)} if (home := java_home(tmp_path)) is not None else {}
+    for name, value in {**environment, "PYSPARK_PYTHON": sys.executable}.items():
+        monkeypatch.setenv(name, value)
+    builder = SparkSession.builder.master("local[2]").config("spark.sql.shuffle.partitions", "4")
+    session = builder.config("spark.ui.enabled", "false").config("spark.driver.host", "127.0.0.1").getOrCreate()
+    yield session
+    session.stop()
+
+
+def test_every_match(tmp_path: Path, session: SparkSession) -> None:
     """Negatives enough that rounds follow, of which the last reach all of a category."""
     items, events = shop_events()
     catalog, log = small_catalog(tmp_path / "catalog", items), tmp_path / "log.parquet"
     write_events(log, events)
-    settings = MiningSettings(match=match, negatives_per_positive=3, rewrites_per_positive=2)
-    report = _both(log, catalog, tmp_path, settings)["duckdb"]
-    assert report.rounds > 1 and min(report.same_category, report.rewrites) > 300
-    assert set(report.length_and_frequency) == {"same-category", "rewrite"}
+    for match in [("length", "frequency"), ("length",), ("frequency",), ()]:
+        settings = MiningSettings(
+            match=match, replace_rewrites=match != ("frequency",), negatives_per_positive=3, rewrites_per_positive=2
+        )
+        report = _both(log, catalog, tmp_path, settings)["duckdb"]
+        assert report.rounds > 1 and min(report.same_category, report.rewrites) > 300
+        assert (report.rewrites_replaced > 0) == (match == ("length", "frequency"))
+        assert set(report.length_and_frequency) == {"same-category", "rewrite"}
+        assert session.sparkContext._jsc is not None  # what somebody else has started goes on
 
 
 def test_bad_rows_and_times(tmp_path: Path) -> None:

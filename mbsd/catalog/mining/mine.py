@@ -27,18 +27,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mbsd.catalog.groups import Groups, find_groups
+from mbsd.catalog.groups import find_groups
 from mbsd.catalog.layout import SPLITS
-from mbsd.catalog.mining import sql, sql_matched
+from mbsd.catalog.mining import sql
+from mbsd.catalog.mining.draws import draw_negatives
 from mbsd.catalog.mining.gazetteer import Tagger, gazetteer
 from mbsd.catalog.mining.log_files import find_log
 from mbsd.catalog.mining.log_tables import open_log
+from mbsd.catalog.mining.memory import give_back_memory
 from mbsd.catalog.mining.report import MiningReport
 from mbsd.catalog.mining.settings import LOG_COLUMNS, MiningSettings
 from mbsd.catalog.mining.shortcuts import length_and_frequency
-from mbsd.catalog.mining.sql_engine import Engine, number, open_engine, rows
+from mbsd.catalog.mining.sql_engine import Engine, number, open_engine
 from mbsd.catalog.mining.terms import load_terms
-from mbsd.catalog.queries import MAX_QUERY_CHARACTERS
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.table_file import write_batches
 from mbsd.errors import UserError
@@ -73,9 +74,15 @@ def mine_pairs(
     """
     settings = settings or MiningSettings()
     started = time.monotonic()
-    groups = find_groups(catalog, settings.group) if settings.split == "item" else None
-    tagger = tagger or gazetteer(catalog)
     report = MiningReport(settings=asdict(replace(settings, columns=dict(settings.columns))))
+    splits: Any = None
+    split_by: dict[str, Any] = {}
+    if settings.split == "item":
+        groups = find_groups(catalog, settings.group)
+        splits, report.groups = pa.array(groups.splits(), pa.string()), groups.describe()
+        split_by = settings.group.described()
+        del groups
+    tagger = tagger or gazetteer(catalog)
     if settings.spill:
         Path(settings.spill).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="mbsd-mining-", dir=settings.spill or None) as folder:
@@ -83,34 +90,31 @@ def mine_pairs(
         if settings.split == "time" or "time" in settings.columns:
             columns["time"] = settings.columns.get("time", "time")
         files = find_log(log, columns, Path(folder), settings.max_record_lines)
-        pa.default_memory_pool().release_unused()
+        give_back_memory()
         engine = open_engine(settings, Path(folder))
         try:
             report.engine = engine.version
-            engine.load("items", _items(catalog, groups))
+            engine.load("items", _items(catalog, splits))
             open_log(engine, files, settings, report)
-            if groups is not None:
-                report.groups = groups.describe()
             bounds = load_positives(engine, files.name, settings, report)
             load_terms(engine, catalog, tagger)
-            _draw_negatives(engine, settings, report)
+            draw_negatives(engine, settings, report)
             report.length_and_frequency = length_and_frequency(engine)
             report.split_rows = dict.fromkeys(SPLITS, 0)
-            splits = sql.SPLITS_OF_SLOTS if settings.split == "time" else sql.SPLITS_OF_ITEMS
-            pairs = _counted(engine.batches(sql.PAIRS.format(splits=splits)), report)
-            split_by = {"by": "time", **bounds} if groups is None else settings.group.described()
-            write_batches("pairs", pairs, catalog, out, split_by=split_by)
+            of = sql.SPLITS_OF_SLOTS if settings.split == "time" else sql.SPLITS_OF_ITEMS
+            pairs = _counted(engine.batches(sql.PAIRS.format(splits=of)), report)
+            write_batches("pairs", pairs, catalog, out, split_by=split_by or {"by": "time", **bounds})
         finally:
             engine.close()
     report.seconds = time.monotonic() - started
     return report
 
 
-def _items(catalog: Catalog, groups: Groups | None) -> Any:
-    """The engine's table of items: item_id, category, split (that of the item's group) and item, its number."""
+def _items(catalog: Catalog, splits: Any) -> Any:
+    """The engine's table of items: item_id, category, split (`splits`, or its own) and item, its number."""
     items = catalog.table().select(["item_id", "category", "split"])
-    if groups is not None:
-        items = items.set_column(2, "split", pa.array(groups.splits(), pa.string()))
+    if splits is not None:
+        items = items.set_column(2, "split", splits)
     return items.append_column("item", pa.array(np.arange(len(catalog))))
 
 
@@ -157,72 +161,6 @@ def _bounds_in_micros(engine: Engine, settings: MiningSettings) -> tuple[int, in
     if validation > test:
         raise UserError(f"validation begins at {validation} and test at {test} microseconds since 1970; test is last")
     return validation, test
-
-
-def _draw_negatives(engine: Engine, settings: MiningSettings, report: MiningReport) -> None:
-    """Make the table `chosen`: a negative for every slot that has one, in one pass over the log a round."""
-    amounts = {"rewrites": settings.rewrites_per_positive, "negatives": settings.negatives_per_positive}
-    if settings.split == "time":
-        engine.stage("slots", sql.SLOTS.format(**amounts))
-    by = sql_matched if settings.match else sql
-    amounts["looks"] = sql_matched.LOOKS * settings.rewrites_per_positive
-    turns, short = sql.TURNS.format(also="", every="", terms="open_terms"), sql.SHORT.format(**amounts)
-    if settings.match:
-        _match(engine, settings)
-        every = sql_matched.EVERY.format(**amounts)
-        turns = sql.TURNS.format(also=sql_matched.ALSO, every=every, terms="marked_terms")
-        turns = sql_matched.TURNS.format(turns=turns, **amounts)
-        short = sql_matched.SHORT.format(short=short, **amounts)
-    else:
-        engine.stage("pool", sql.POOL)
-        engine.stage("pool_sizes", sql.POOL_SIZES)
-    engine.drop("bought")
-    engine.stage("short", short)
-    empty = [("item", pa.int64()), ("source", pa.string()), ("text", pa.string()), ("replaced", pa.string())]
-    engine.load("chosen_0", pa.schema([*empty, ("slot", pa.int64())]).empty_table())
-    engine.view("chosen", "SELECT * FROM chosen_0")
-    while number(engine, "SELECT count(*) FROM short"):
-        report.rounds += 1
-        engine.stage("turns", turns)
-        engine.stage("rewrites", sql.REWRITES.format(longest=MAX_QUERY_CHARACTERS))
-        engine.drop("turns")
-        engine.stage("same_category", by.SAME_CATEGORY)
-        engine.view("candidates", sql.CANDIDATES)
-        engine.stage("keys", sql.KEYS)
-        engine.stage("hit", sql.HIT)
-        engine.drop("keys")
-        engine.stage("free", sql.FREE)
-        engine.stage("picked_rewrites", by.PICKED_REWRITES)
-        engine.stage("picked", by.PICKED)
-        engine.stage(f"chosen_{report.rounds}", "SELECT * FROM picked")
-        parts = [f"SELECT * FROM chosen_{n}" for n in range(report.rounds + 1)]
-        engine.view("chosen", " UNION ALL ".join(parts))
-        engine.stage("still_short", by.STILL_SHORT.format(**amounts))
-        engine.stage("short", "SELECT * FROM still_short")
-        engine.drop("free")
-    counts = {
-        row["source"]: int(row["n"]) for row in rows(engine, "SELECT source, count(*) AS n FROM chosen GROUP BY source")
-    }
-    report.rewrites, report.same_category = counts.get("rewrite", 0), counts.get("same-category", 0)
-    report.rewrites_asked = report.positives * settings.rewrites_per_positive
-    report.same_category_asked = report.positives * settings.negatives_per_positive
-    report.rewrites_short = report.rewrites_asked - report.rewrites
-    report.same_category_short = report.same_category_asked - report.same_category
-
-
-def _match(engine: Engine, settings: MiningSettings) -> None:
-    """Make the tables `pool`, `pool_sizes`, `anchors` and `marked_terms`."""
-    window = 4 + 4 * settings.negatives_per_positive  # with the query itself, and some that have behaviour
-    by_length = "length" in settings.match
-    measures = {
-        "words": sql_matched.WORDS.format(text="d.text") if by_length else "0",
-        "characters": "length(d.text)" if by_length else "0",
-        "frequency": "a.n" if "frequency" in settings.match else "0",
-    }
-    engine.stage("pool", sql_matched.POOL.format(band=sql_matched.BAND * window, **measures))
-    engine.stage("pool_sizes", sql.POOL_SIZES)
-    engine.stage("marked_terms", sql_matched.MARKED_TERMS)
-    engine.stage("anchors", sql_matched.ANCHORS.format(window=window))
 
 
 def _counted(batches: Iterator[Any], report: MiningReport) -> Iterator[Any]:

@@ -9,13 +9,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mbsd.catalog.layout import SPLITS
-from mbsd.catalog.mining.charts import chart_lengths, chart_pairs_per_item, chart_splits
 from mbsd.catalog.mining.gazetteer import cuts_word
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.thumbnail import thumbnail_of
@@ -33,6 +31,7 @@ class MiningReport:
     """Counts of one run. `*_asked` negatives were wanted, `*_short` of them do not exist.
 
     Attributes:
+        rewrites_replaced: rewrites that were wanted, for which queries of the same category stand (see `sql_matched`).
         log_rows: all rows, including those that could not be read.
         rows_by_kind: the log's `kind` -> rows, for the most frequent of all `kinds`; any but `purchase` is behaviour.
         kinds: number of distinct kinds.
@@ -70,6 +69,7 @@ class MiningReport:
     same_category_short: int = 0
     rewrites: int = 0
     rewrites_asked: int = 0
+    rewrites_replaced: int = 0
     rewrites_short: int = 0
     rounds: int = 0
     split_rows: dict[str, int] = field(default_factory=dict)
@@ -81,10 +81,11 @@ class MiningReport:
 
     def describe(self) -> str:
         """Return one line: what the table holds and what of the log was left out."""
+        others = f" and {self.rewrites_replaced} queries of the category for others" if self.rewrites_replaced else ""
         return (
             f"{self.positives} purchases, {self.same_category} of {self.same_category_asked} queries of the same "
-            f"category, {self.rewrites} of {self.rewrites_asked} rewrites for {self.items} items, from {self.log_rows} "
-            f"rows in {self.seconds:.1f} s ({self.engine}); rows left out: {self.describe_left_out()}"
+            f"category, {self.rewrites} of {self.rewrites_asked} rewrites{others} for {self.items} items, from "
+            f"{self.log_rows} rows in {self.seconds:.1f} s ({self.engine}); rows left out: {self.describe_left_out()}"
         )
 
     def describe_left_out(self) -> str:
@@ -109,6 +110,11 @@ def write_report(report: MiningReport, pairs: Path, folder: Path, catalog: Catal
         folder: made if it is missing.
         catalog: the table's catalogue; with it the examples show the items' titles and pictures.
     """
+    # Imported here: mining itself draws nothing, and their half second and 40 MB are spared where no page is written.
+    import jinja2
+
+    from mbsd.catalog.mining.charts import chart_lengths, chart_pairs_per_item, chart_splits
+
     summary = {**asdict(report), "fill": _fill(report), **describe_pairs(pairs, catalog)}
     summary = json.loads(json.dumps(summary, ensure_ascii=False, default=str))
     replace_text(folder / "report.json", json.dumps(summary, ensure_ascii=False, indent=1) + "\n")
@@ -186,12 +192,18 @@ def describe_pairs(pairs: Path, catalog: Catalog | None = None) -> dict[str, Any
 
 def _fill(report: MiningReport) -> dict[str, dict[str, Any]]:
     found = {
-        "same-category": (report.same_category_asked, report.same_category, report.same_category_short),
-        "rewrite": (report.rewrites_asked, report.rewrites, report.rewrites_short),
+        "same-category": (report.same_category_asked, report.same_category, 0, report.same_category_short),
+        "rewrite": (report.rewrites_asked, report.rewrites, report.rewrites_replaced, report.rewrites_short),
     }
     return {
-        source: {"asked": asked, "got": got, "short": short, "rate": got / asked if asked else None}
-        for source, (asked, got, short) in found.items()
+        source: {
+            "asked": asked,
+            "got": got,
+            "replaced": replaced,
+            "short": short,
+            "rate": (got + replaced) / asked if asked else None,
+        }
+        for source, (asked, got, replaced, short) in found.items()
     }
 
 

@@ -30,6 +30,8 @@ class MiningSettings:
         max_pairs_per_item: most rows of an item in the table; 0 = no limit. The positives with the most buyers stay.
         match: in what negatives are like the positive that they are drawn for (see `sql_matched`): length (words and
             characters of the query), frequency (rows of the log with the query), both, or () for neither.
+        replace_rewrites: where frequency is compared and a positive has too few rewrites that are as frequent, queries
+            of its category that are stand for them; False: rewrites of any frequency, mostly never searched, do.
         seed: seed of all draws.
         columns: our name of a column -> the log's, where it is another.
         max_record_lines: of a CSV log, the most lines of one row. Where a quote stays open longer, it was none: the
@@ -54,6 +56,7 @@ class MiningSettings:
     rewrites_per_positive: int = 1
     max_pairs_per_item: int = 0
     match: tuple[str, ...] = MATCHES
+    replace_rewrites: bool = True
     seed: int = 0
     columns: Mapping[str, str] = field(default_factory=dict)
     max_record_lines: int = 10

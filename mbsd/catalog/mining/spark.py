@@ -20,7 +20,10 @@ from mbsd.errors import UserError
 
 
 class Spark:
-    """A Spark session on this machine's cores, or on the cluster of a master; a local one spills to `folder`."""
+    """A Spark session on this machine's cores, or on the cluster of a master; a local one spills to `folder`.
+
+    A session that runs already is used as it is, and goes on when this is closed.
+    """
 
     def __init__(self, settings: MiningSettings, folder: Path) -> None:
         try:
@@ -56,6 +59,7 @@ class Spark:
         before = {name: os.environ.get(name) for name in environment}
         os.environ.update(environment)
         try:
+            self._ours = SparkSession.getActiveSession() is None
             self._spark = builder.getOrCreate()
         except pyspark.errors.PySparkRuntimeError as error:
             raise UserError(
@@ -74,7 +78,7 @@ class Spark:
             "micros_of_iso": ("s STRING", "BIGINT", "unix_micros(try_cast(s AS TIMESTAMP))"),
         }
         for name, (parameters, kind, body) in {**own, **FUNCTIONS}.items():
-            self._spark.sql(f"CREATE TEMPORARY FUNCTION {name}({parameters}) RETURNS {kind} RETURN {body}")
+            self._spark.sql(f"CREATE OR REPLACE TEMPORARY FUNCTION {name}({parameters}) RETURNS {kind} RETURN {body}")
 
     def list_url(self, url: str) -> tuple[list[str], list[Column]]:
         """As in `Engine`."""
@@ -179,7 +183,8 @@ class Spark:
 
     def close(self) -> None:
         """As in `Engine`."""
-        self._spark.stop()
+        if self._ours:
+            self._spark.stop()
         self._files.cleanup()
 
     def _keep(self, name: str, frame: Any) -> Any:

@@ -151,16 +151,16 @@ WHERE s.missing > coalesce(p.n, 0) AND s.high < s.places
 # A query's terms take turns: its position j is of term j mod terms, at that term's own position floor(j / terms).
 TURNS = """
 WITH due AS (
-    SELECT o.*, {every}CAST(ceil((s.low - o.k) / o.terms) AS BIGINT) AS early,
+    SELECT o.*, CAST(ceil((s.low - o.k) / o.terms) AS BIGINT) AS early,
            least(o.n - 1, CAST(floor((s.high - 1 - o.k) / o.terms) AS BIGINT)) AS late
-    FROM {terms} o JOIN short s ON s.item = o.item WHERE s.source = 'rewrite'
+    FROM open_terms o JOIN short s ON s.item = o.item WHERE s.source = 'rewrite'
 ),
 drawn AS (
     SELECT due.*, explode(sequence(early, late)) AS turn FROM due WHERE early <= late
 )
 SELECT d.item, d.type, v.value, d.type || ':' || d.value || '>' || v.value AS replaced,
        d.k + d.turn * d.terms AS j, d.shift, d.origin, d.first,
-       substr(d.origin, 1, d.first) || v.value || substr(d.origin, d.behind + 1) AS text{also}
+       substr(d.origin, 1, d.first) || v.value || substr(d.origin, d.behind + 1) AS text
 FROM drawn d JOIN ranked_values v ON v.type = d.type AND v.script = d.script AND v.r = (d.shift + d.turn) % d.n
 WHERE v.value <> d.value AND NOT contains(substr(d.origin, 1, d.first), v.value)
 AND NOT contains(substr(d.origin, d.behind + 1), v.value)
@@ -204,17 +204,20 @@ FROM candidates c JOIN items i ON i.item = c.item JOIN respelled q ON q.text = c
 HIT = """
 SELECT DISTINCT b.text, b.item FROM (
     SELECT coalesce(q.text, n.query) AS text, i.item
-    FROM (SELECT l.query, l.item_id FROM log l SEMI JOIN keys k ON k.key = xxhash64(l.query, l.item_id)) n
+    FROM (SELECT l.query, l.item_id FROM {log} l SEMI JOIN keys k ON k.key = xxhash64(l.query, l.item_id)) n
     JOIN items i ON i.item_id = n.item_id LEFT JOIN respelled q ON q.raw = n.query
 ) b SEMI JOIN candidates c ON c.text = b.text AND c.item = b.item
 """
+# Few items are left after the first round: of their rows alone the queries are read.
+DUE = "SELECT DISTINCT i.item_id FROM candidates c JOIN items i ON i.item = c.item"
+ROWS_DUE = "SELECT l.query, l.item_id FROM log l SEMI JOIN due d ON d.item_id = l.item_id"
 
 FREE = """
 SELECT c.* FROM candidates c ANTI JOIN hit h ON h.text = c.text AND h.item = c.item
 ANTI JOIN chosen k ON k.text = c.text AND k.item = c.item
 """
 
-# Rewrites come first: they have fewer places to come from.
+# Rewrites come first: they have fewer places to come from. `slot_of` is the source that was asked for.
 PICKED_REWRITES = """
 SELECT item, source, text, replaced, need - missing + place AS slot FROM (
     SELECT f.item, f.source, f.text, f.replaced, s.need, s.missing,
@@ -224,9 +227,9 @@ SELECT item, source, text, replaced, need - missing + place AS slot FROM (
 """
 
 PICKED = """
-SELECT * FROM picked_rewrites
+SELECT p.*, source AS slot_of FROM picked_rewrites p
 UNION ALL
-SELECT item, source, text, replaced, need - missing + place AS slot FROM (
+SELECT item, source, text, replaced, need - missing + place AS slot, source AS slot_of FROM (
     SELECT f.item, f.source, f.text, f.replaced, s.need, s.missing,
            row_number() OVER (PARTITION BY f.item ORDER BY f.j, f.text) AS place
     FROM free f JOIN short s ON s.item = f.item AND s.source = f.source
@@ -242,4 +245,4 @@ SELECT c.text, c.item, 0 AS label, c.source, 0 AS evidence, c.replaced, s.split 
 ORDER BY item, text
 """
 SPLITS_OF_ITEMS = "items s ON s.item = c.item"
-SPLITS_OF_SLOTS = "slots s ON s.item = c.item AND s.source = c.source AND s.slot = c.slot"
+SPLITS_OF_SLOTS = "slots s ON s.item = c.item AND s.source = c.slot_of AND s.slot = c.slot"

@@ -3,7 +3,12 @@
 A category's queries are put in a row: by number of words, then in bands of neighbouring numbers of characters, and in
 a band by frequency, up in one band and down in the next. So what is near in the row is alike, across the bands' edges
 too. A positive draws from a window of places around its own query, by rotation, then from ever farther ones on both
-sides, and last from the whole category: as many negatives exist as without `match`.
+sides, and last from the whole category.
+
+A rewrite is one that is searched as often as the positive. A positive that has none gets another query of the category
+instead, like it too: nobody has searched most rewrites of a long query, and a negative that nobody ever searched is
+told by that alone. Only where the category has no more to give are other rewrites drawn, by the statements of `sql`. So
+there are as many negatives as without `match`.
 """
 
 # The frequency of a query is the number of the log's rows with it, in any of its spellings, of any kind and for any
@@ -42,47 +47,79 @@ FROM (
 # Where each positive's window begins: its own query is in the middle, but at the row's ends.
 ANCHORS = """
 SELECT p.item, p.text AS origin, q.category, z.n, least({window}, z.n) AS width,
-       draw(p.item || chr(9) || q.category || chr(9) || p.text) AS shift,
+       draw(p.item || chr(9) || p.text) AS shift,
        greatest(0, least(q.r - CAST(floor({window} / 2) AS BIGINT), z.n - {window})) AS start
 FROM positives p JOIN items i ON i.item = p.item JOIN pool q ON q.category = i.category AND q.text = p.text
 JOIN pool_sizes z ON z.category = q.category
 """
 
-# The number of draws of each positive, where `sql.SHORT` has that of each item: the fewer positives, the more each may
-# need, as its own draws alone may all have behaviour.
-SHORT = """
-SELECT item, source, need, missing, low,
-       CASE WHEN source = 'rewrite' THEN {looks}
-            ELSE greatest({negatives} + 2, CAST(ceil((need + floor(need / 3) + 4) / positives) AS BIGINT))
-            END AS high, places
-FROM (SELECT s.*, need / greatest({negatives}, 1) AS positives FROM ({short}) s) of_item
-"""
-# Items that the first round leaves short of rewrites begin again, for what it passed over.
-STILL_SHORT = """
-SELECT s.item, s.source, s.need, s.missing - coalesce(p.n, 0) AS missing,
-       CASE WHEN s.source = 'rewrite' AND s.high = {looks} THEN 0 ELSE s.high END AS low, s.high * 8 AS high, s.places
-FROM short s LEFT JOIN (SELECT item, source, count(*) AS n FROM picked GROUP BY item, source) p
-ON p.item = s.item AND p.source = s.source
-WHERE s.missing > coalesce(p.n, 0) AND s.high < s.places
+# Rewrites of a positive's query that are searched as often as it is: the frequencies' powers of two differ by at most
+# `NEAR`. Once for each query, however many items it sells; of each term `LOOKS` values are tried, so the work is
+# queries x `LOOKS` also where a type has many thousands of values.
+NEAR = 2
+LOOKS = 64
+NEARBY = """
+WITH drawn AS (
+    SELECT q.origin, q.first, q.behind, q.type, q.script, q.value, q.n, q.bits, q.shift,
+           explode(sequence(CAST(0 AS BIGINT), least(q.n, {looks}) - 1)) AS turn
+    FROM (
+        SELECT o.*, length(bin(1 + a.n)) AS bits, draw(o.origin || chr(9) || o.first) AS shift
+        FROM (SELECT DISTINCT origin, first, behind, type, script, value, n FROM open_terms) o
+        JOIN asked a ON a.text = o.origin
+    ) q
+)
+SELECT origin, first, value, r, text, abs(farther) * 2 + CASE WHEN farther < 0 THEN 1 ELSE 0 END AS distance FROM (
+    SELECT d.origin, d.first, v.value, v.r, a.text, length(bin(1 + a.n)) - d.bits AS farther
+    FROM drawn d JOIN ranked_values v ON v.type = d.type AND v.script = d.script AND v.r = (d.shift + d.turn) % d.n
+    JOIN asked a ON a.text = substr(d.origin, 1, d.first) || v.value || substr(d.origin, d.behind + 1)
+    WHERE v.value <> d.value
+) searched WHERE abs(farther) <= {near}
 """
 
-# Terms are in no order in which their queries would be alike. So a positive looks at `LOOKS` rewrites for each that it
-# needs, and the first round keeps those that are nearest to it in frequency, by powers of two.
-LOOKS = 6
-MARKED_TERMS = """
-SELECT o.*, length(bin(1 + a.n)) AS bits, draw(o.item || chr(9) || o.origin) AS whose
-FROM open_terms o JOIN asked a ON a.text = o.origin
-"""
-ALSO = ", d.bits, d.whose, d.every"
-EVERY = "s.high > {looks} OR s.high >= s.places AS every, "
+# Those of each item's positives, the nearest in frequency first: of equally near ones the more frequent, since more
+# queries are rarer than a positive than are more frequent; then in the order of `sql.TURNS`.
 TURNS = """
-SELECT item, type, value, replaced, shift, origin, first, text, j FROM (
-    SELECT g.*, row_number() OVER (PARTITION BY item, origin ORDER BY j, shift) AS place FROM (
-        SELECT t.item, t.type, t.value, t.replaced, t.whose AS shift, t.origin, t.first, t.text, t.every,
-               abs(length(bin(1 + coalesce(a.n, 0))) - t.bits) * 1000000 + t.j AS j
-        FROM ({turns}) t LEFT JOIN asked a ON a.text = t.text
+SELECT item, type, value, type || ':' || old || '>' || value AS replaced, draw(item || chr(9) || origin) AS shift,
+       origin, first, text, j
+FROM (
+    SELECT g.*, row_number() OVER (PARTITION BY item, origin ORDER BY j, first) AS place FROM (
+        SELECT o.item, o.type, o.value AS old, v.value, o.origin, o.first, v.text,
+               v.distance * 1000000 + o.k + (v.r - o.shift % o.n + o.n) % o.n * o.terms AS j
+        FROM open_terms o JOIN nearby v ON v.origin = o.origin AND v.first = o.first
+        WHERE NOT contains(substr(o.origin, 1, o.first), v.value)
+        AND NOT contains(substr(o.origin, o.behind + 1), v.value)
     ) g
-) nearest WHERE place <= {rewrites} + 2 OR every
+) nearest WHERE place <= {rewrites} + 2
+"""
+
+# What an item needs of its category: its own negatives, and one for each of its `{replaced}` rewrites a positive that
+# does not come. `high` is the number of draws of each positive, where `sql.SHORT` has that of each item: the fewer
+# positives, the more each may need, as its own draws alone may all have behaviour.
+SHORT = """
+SELECT w.item, 'same-category' AS source, w.own, w.need, w.need AS missing, CAST(0 AS BIGINT) AS got,
+       CAST(0 AS BIGINT) AS low, z.n AS places, greatest(
+           {negatives} + 1, CAST(ceil((w.expected + floor(w.expected / 3) + 3) / w.positives) AS BIGINT)
+       ) AS high
+FROM (
+    SELECT p.item, p.positives, {negatives} * p.positives AS own, ({negatives} + {replaced}) * p.positives AS need,
+           {negatives} * p.positives + greatest(0, {replaced} * p.positives - coalesce(r.n, 0)) AS expected
+    FROM (SELECT item, count(*) AS positives FROM positives GROUP BY item) p
+    LEFT JOIN (
+        SELECT item, CAST(sum(least({rewrites}, n)) AS BIGINT) AS n
+        FROM (SELECT item, shift, count(*) AS n FROM rewrites GROUP BY item, shift) of_positive GROUP BY item
+    ) r ON r.item = p.item
+) w JOIN items i ON i.item = w.item JOIN pool_sizes z ON z.category = i.category WHERE w.need > 0
+"""
+STILL_SHORT = """
+SELECT * FROM (
+    SELECT s.item, s.source, s.own, s.need, s.got + coalesce(p.same, 0) AS got, s.high AS low, s.high * 8 AS high,
+           s.places, s.missing - coalesce(p.same, 0) - least(coalesce(p.rewrites, 0), s.need - s.own) AS missing
+    FROM short s LEFT JOIN (
+        SELECT item, CAST(sum(CASE WHEN source = 'rewrite' THEN 1 ELSE 0 END) AS BIGINT) AS rewrites,
+               CAST(sum(CASE WHEN source = 'rewrite' THEN 0 ELSE 1 END) AS BIGINT) AS same
+        FROM picked GROUP BY item
+    ) p ON p.item = s.item
+) s WHERE s.missing > 0 AND s.low < s.places
 """
 
 # Place j of a positive's own order of the category: its window in rotation, then outward on both sides in turns, and,
@@ -110,29 +147,49 @@ SELECT item, 'same-category' AS source, text, j, '' AS replaced, shift FROM (
 ) once WHERE place = 1
 """
 
-
-def _picked(source: str, without: str = "") -> str:
-    """An item's positives (`shift` tells them apart) take turns, so that each gets its own negatives where there are
-    enough."""
-    return f"""
-SELECT item, source, text, replaced, need - missing + place AS slot FROM (
-    SELECT item, source, text, replaced, need, missing,
-           row_number() OVER (PARTITION BY item ORDER BY turn, j, text) AS place
-    FROM (
-        SELECT f.item, f.source, f.text, f.replaced, f.j, s.need, s.missing,
-               row_number() OVER (PARTITION BY f.item, f.shift ORDER BY f.j, f.text) AS turn
-        FROM free f JOIN short s ON s.item = f.item AND s.source = f.source {without}
-        WHERE f.source = '{source}'
-    ) in_turns
-) ranked WHERE place <= missing
+# A positive (`shift` tells an item's apart) has no more rewrites than its own: else those with many would stand for
+# those with none, which are longer and rarer.
+PICKED_REWRITES = """
+SELECT item, source, text, replaced, shift,
+       row_number() OVER (PARTITION BY item ORDER BY turn, j, text) AS slot
+FROM (
+    SELECT f.*, row_number() OVER (PARTITION BY f.item, f.shift ORDER BY f.j, f.text) AS turn
+    FROM free f WHERE f.source = 'rewrite'
+) in_turns WHERE turn <= {rewrites}
 """
 
-
-PICKED_REWRITES = _picked("rewrite")
-PICKED = f"""
-SELECT * FROM picked_rewrites
+# An item's positives take turns, so that each gets its own negatives where there are enough. The negatives beyond the
+# item's `own` stand for rewrites, in their slots from the last one on.
+PICKED = """
+SELECT item, source, text, replaced, slot, 'rewrite' AS slot_of FROM picked_rewrites
 UNION ALL
-{_picked("same-category", "ANTI JOIN picked_rewrites r ON r.item = f.item AND r.text = f.text")}
+SELECT item, source, text, replaced, CASE WHEN got + place <= own THEN got + place ELSE need + 1 - got - place END
+       AS slot, CASE WHEN got + place <= own THEN 'same-category' ELSE 'rewrite' END AS slot_of
+FROM (
+    SELECT t.*, row_number() OVER (PARTITION BY t.item ORDER BY t.turn, t.j, t.text) AS place,
+           t.missing - least(coalesce(p.n, 0), t.need - t.own) AS room
+    FROM (
+        SELECT f.*, s.own, s.need, s.missing, s.got,
+               row_number() OVER (PARTITION BY f.item, f.shift ORDER BY f.j, f.text) AS turn
+        FROM free f JOIN short s ON s.item = f.item
+        ANTI JOIN picked_rewrites r ON r.item = f.item AND r.text = f.text
+        WHERE f.source = 'same-category'
+    ) t LEFT JOIN (SELECT item, count(*) AS n FROM picked_rewrites GROUP BY item) p ON p.item = t.item
+) in_turns WHERE place <= room
+"""
+
+# Rewrites of any frequency, for the items whose category has no more to give, or whose rewrites are not replaced. Then
+# the statements of `sql` go on; their first slot is behind the last one of a rewrite that is there.
+LAST_SHORT = """
+SELECT * FROM (
+    SELECT s.item, s.source, s.need - coalesce(c.replaced, 0) AS need,
+           s.need - coalesce(c.replaced, 0) - coalesce(c.rewrites, 0) AS missing, s.low, s.high, s.places
+    FROM ({short}) s LEFT JOIN (
+        SELECT item, CAST(sum(CASE WHEN source = 'rewrite' THEN 1 ELSE 0 END) AS BIGINT) AS rewrites,
+               CAST(sum(CASE WHEN source = 'rewrite' OR slot_of = source THEN 0 ELSE 1 END) AS BIGINT) AS replaced
+        FROM chosen GROUP BY item
+    ) c ON c.item = s.item WHERE s.source = 'rewrite'
+) s WHERE missing > 0
 """
 
 # What is known of the queries of a source's rows without reading them: of one row in `every`, by hash.

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from mbsd.catalog.mining import sql
 from mbsd.catalog.mining.gazetteer import Tagger
+from mbsd.catalog.mining.memory import give_back_memory
 from mbsd.catalog.mining.sql_engine import Engine
 from mbsd.catalog.queries import normalise_query
 from mbsd.catalog.reader import Catalog
@@ -26,7 +27,7 @@ def load_terms(engine: Engine, catalog: Catalog, tagger: Tagger) -> None:
     values = [(name, script[value], value) for name, of_name in tagger.values.items() for value in of_name]
     columns = [pa.array([row[column] for row in values], pa.string()) for column in range(3)]
     engine.load("term_values", pa.table(columns, names=["type", "script", "value"]))
-    pa.default_memory_pool().release_unused()
+    give_back_memory()
     engine.stage("ranked_values", sql.RANKED_VALUES)
     engine.stage("open_terms", sql.OPEN_TERMS)
 
