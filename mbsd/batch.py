@@ -159,22 +159,22 @@ class Generation(_Tensors):
     """What the generative stage asks for: every sample's title, each token from the view full and the tokens before it.
 
     Attributes:
-        input_ids_G: int64; of each sample `[CLS] title`, one sample after the other.
-        position_ids_G: int64; from 0 for each sample.
-        labels_G: int64; the token that follows: of each sample `title [SEP]`; NO_WORD of one without a title.
-        captioned_G: bool; whether the sample shows its picture alone (captioning), or its corrupted title too.
+        input_ids_W: int64; of each sample `[CLS] title`, one sample after the other.
+        position_ids_W: int64; from 0 for each sample.
+        labels_W: int64; the token that follows: of each sample `title [SEP]`; NO_WORD of one without a title.
+        captioned_W: bool; whether the sample shows its picture alone (captioning), or its corrupted title too.
         cu_seqlens: int32 [B + 1]; sample b is rows cu_seqlens[b] : cu_seqlens[b + 1].
-        joined: int64 [T + G]; the rows of cat([packed tokens, these tokens]) in the order of the samples: what a
+        joined: int64 [T + W]; the rows of cat([packed tokens, these tokens]) in the order of the samples: what a
             sample shows, then what it writes.
         joined_cu_seqlens: int32 [B + 1]; the samples' first rows in that order.
         lengths: the samples' numbers of tokens as host integers, 1 or more.
         num_captioned, num_denoised: how many tokens each of the two tasks asks for.
     """
 
-    input_ids_G: Tensor
-    position_ids_G: Tensor
-    labels_G: Tensor
-    captioned_G: Tensor
+    input_ids_W: Tensor
+    position_ids_W: Tensor
+    labels_W: Tensor
+    captioned_W: Tensor
     cu_seqlens: Tensor
     joined: Tensor
     joined_cu_seqlens: Tensor

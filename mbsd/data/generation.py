@@ -76,22 +76,22 @@ class TitleAsker:
     def lay_out(self, asked: Sequence[Asked], views: Views) -> Generation:
         """The titles to write, beside the plan of what is shown (the view full alone)."""
         lengths = [len(sample.words) + 1 for sample in asked]
-        starts_G, starts_J = _offsets(lengths), _offsets(np.add(views.lengths, lengths).tolist())
+        starts_W, starts_J = _offsets(lengths), _offsets(np.add(views.lengths, lengths).tolist())
         num_shown, shown_starts = sum(views.lengths), _offsets(views.lengths)
         joined: list[Int64] = []
         for b in range(len(asked)):
             joined.append(np.arange(shown_starts[b], shown_starts[b + 1]))
-            joined.append(num_shown + np.arange(starts_G[b], starts_G[b + 1]))
+            joined.append(num_shown + np.arange(starts_W[b], starts_W[b + 1]))
         # A sample without a title has a token that asks for nothing: kernels take no empty sequence.
         follows = [np.append(s.words, self.sep_id) if len(s.words) else np.array([NO_WORD]) for s in asked]
         num_asked = [length if len(sample.words) else 0 for length, sample in zip(lengths, asked, strict=True)]
         captioned = sum(count for count, sample in zip(num_asked, asked, strict=True) if sample.captioned)
         return Generation(
-            input_ids_G=_rows([np.append(self.cls_id, sample.words) for sample in asked]),
-            position_ids_G=_rows([np.arange(length) for length in lengths]),
-            labels_G=_rows(follows),
-            captioned_G=torch.from_numpy(np.repeat([sample.captioned for sample in asked], lengths)),
-            cu_seqlens=torch.from_numpy(starts_G.astype(np.int32)),
+            input_ids_W=_rows([np.append(self.cls_id, sample.words) for sample in asked]),
+            position_ids_W=_rows([np.arange(length) for length in lengths]),
+            labels_W=_rows(follows),
+            captioned_W=torch.from_numpy(np.repeat([sample.captioned for sample in asked], lengths)),
+            cu_seqlens=torch.from_numpy(starts_W.astype(np.int32)),
             joined=_rows(joined),
             joined_cu_seqlens=torch.from_numpy(starts_J.astype(np.int32)),
             lengths=tuple(lengths),

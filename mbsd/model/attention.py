@@ -198,7 +198,7 @@ def _prefix_attention(
     dropout: float,
     scaling: float | None,
 ) -> Tensor:
-    """Of T + G rows, in two parts: [1, T + G, H, head size]."""
+    """Of T + W rows, in two parts: [1, T + W, H, head size]."""
     written, shown = plan.written, sum(plan.lengths)
     assert written is not None
     alone = dataclasses.replace(plan, written=None)

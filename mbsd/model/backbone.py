@@ -127,8 +127,8 @@ class Writer(Backbone):
 
     @abstractmethod
     def decode(self, batch: Batch) -> Tensor:
-        """Of each of the G tokens of `batch.generation`, the last hidden state, from which the token after it is
-        predicted: [G, D]. It depends on what its sample shows in the view full and on the tokens up to it."""
+        """Of each of the W tokens of `batch.generation`, the last hidden state, from which the token after it is
+        predicted: [W, D]. It depends on what its sample shows in the view full and on the tokens up to it."""
 
     @abstractmethod
     def freeze_for_writing(self) -> None:

@@ -18,12 +18,12 @@ class WrittenOutput:
     """What the generative stage predicts, at the tokens of titles alone.
 
     Attributes:
-        rows_GD: with `table` they make the logits of the G tokens that follow, which are left to the loss: all of them
+        rows_WD: with `table` they make the logits of the W tokens that follow, which are left to the loss: all of them
             at once may be gigabytes.
         table: [vocabulary, D]; the word table.
     """
 
-    rows_GD: Tensor
+    rows_WD: Tensor
     table: Tensor
 
 

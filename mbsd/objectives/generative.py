@@ -15,20 +15,20 @@ from mbsd.batch import NO_WORD
 from mbsd.objectives.masked import WORDS_AT_ONCE
 
 
-def next_token_losses(rows_GD: Tensor, table: Tensor, labels_G: Tensor, at_once: int = WORDS_AT_ONCE) -> Tensor:
-    """Cross-entropy of each of the G tokens, [G] in at least float32; 0 where nothing is asked for.
+def next_token_losses(rows_WD: Tensor, table: Tensor, labels_W: Tensor, at_once: int = WORDS_AT_ONCE) -> Tensor:
+    """Cross-entropy of each of the W tokens, [W] in at least float32; 0 where nothing is asked for.
 
     At most `at_once` rows of logits exist at a time: if there are more rows than that, the backward computes each
     chunk's logits again instead of keeping them.
 
     Args:
-        rows_GD: last hidden states; logits are rows_GD @ table.T.
+        rows_WD: last hidden states; logits are rows_WD @ table.T.
         table: [vocabulary, D].
-        labels_G: int64; the tokens that follow; `NO_WORD`: none is asked for.
+        labels_W: int64; the tokens that follow; `NO_WORD`: none is asked for.
     """
-    if rows_GD.shape[0] <= at_once:
-        return _losses(rows_GD, table, labels_G)
-    chunks = zip(rows_GD.split(at_once), labels_G.split(at_once), strict=True)
+    if rows_WD.shape[0] <= at_once:
+        return _losses(rows_WD, table, labels_W)
+    chunks = zip(rows_WD.split(at_once), labels_W.split(at_once), strict=True)
     return torch.cat(
         [
             checkpoint(_losses, rows, table, labels, use_reentrant=False, preserve_rng_state=False)
@@ -37,9 +37,9 @@ def next_token_losses(rows_GD: Tensor, table: Tensor, labels_G: Tensor, at_once:
     )
 
 
-def tokens_right(rows_GD: Tensor, table: Tensor, labels_G: Tensor, at_once: int = WORDS_AT_ONCE) -> Tensor:
-    """Number of the G tokens whose logit is the highest (0-d int64, no gradient); as many rows of logits at a time."""
-    chunks = zip(rows_GD.detach().split(at_once), labels_G.split(at_once), strict=True)
+def tokens_right(rows_WD: Tensor, table: Tensor, labels_W: Tensor, at_once: int = WORDS_AT_ONCE) -> Tensor:
+    """Number of the W tokens whose logit is the highest (0-d int64, no gradient); as many rows of logits at a time."""
+    chunks = zip(rows_WD.detach().split(at_once), labels_W.split(at_once), strict=True)
     return torch.stack([(F.linear(rows, table).argmax(-1) == labels).sum() for rows, labels in chunks]).sum()
 
 

@@ -50,7 +50,7 @@ class GenerativeObjective(Objective):
         for batch in batches:
             assert batch.generation is not None
             output: WrittenOutput = self.model(batch)
-            right = tokens_right(output.rows_GD, output.table, batch.generation.labels_G)
+            right = tokens_right(output.rows_WD, output.table, batch.generation.labels_W)
             parts = [self._sums(output, batch), right[None], _counts([batch], self.device)]
             totals += torch.cat([part.double() for part in parts])
         dist.all_reduce(totals)
@@ -66,9 +66,9 @@ class GenerativeObjective(Objective):
     def _sums(self, output: WrittenOutput, batch: Batch) -> Tensor:
         """[2]: the summed losses of captioning and of denoising."""
         assert batch.generation is not None
-        losses_G = next_token_losses(output.rows_GD, output.table, batch.generation.labels_G)
-        captioned_G = batch.generation.captioned_G
-        return torch.stack([torch.where(chosen, losses_G, 0.0).sum() for chosen in (captioned_G, ~captioned_G)])
+        losses_W = next_token_losses(output.rows_WD, output.table, batch.generation.labels_W)
+        captioned_W = batch.generation.captioned_W
+        return torch.stack([torch.where(chosen, losses_W, 0.0).sum() for chosen in (captioned_W, ~captioned_W)])
 
     def vectors(self, batch: Batch) -> Tensor:
         """[B, D]: means over tokens, for this stage trains no h."""

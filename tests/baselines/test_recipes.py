@@ -36,7 +36,7 @@ RUNS: dict[str, tuple[str, int, int, int, str, list[str]]] = {
     "kaleido": ("classification", 2, 8, 6, "full", ["--model.crop_size=8"]),
     "two_tower": ("attributes", 2, 16, 30, "text", ["--model.patchify_strides=[8]"]),
 }
-# Architecture -> its own stage of pre-training (that of two_tower: below; of m6 and ofa: tests/stages/test_generative.py).
+# Architecture -> its own stage of pre-training. two_tower: below; m6, ofa: tests/stages/test_generative.py.
 OWN_STAGE = {"bert": "masked", "vit": "masked", "vilt": "vilt", "fashionbert": "fashionbert", "kaleido": "kaleido"}
 
 

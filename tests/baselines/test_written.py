@@ -148,17 +148,17 @@ def test_what_is_written_depends_on_nothing_that_follows(name: str) -> None:
     batch, _ = to_write(name, 5)
     generation = batch.generation
     assert generation is not None
-    before = model(batch).rows_GD
-    ids_G = generation.input_ids_G.clone()
-    ids_G[5] = (ids_G[5] - 4) % 35 + 5
+    before = model(batch).rows_WD
+    ids_W = generation.input_ids_W.clone()
+    ids_W[5] = (ids_W[5] - 4) % 35 + 5
     later = model(
-        Batch(**{**vars(batch), "generation": type(generation)(**{**vars(generation), "input_ids_G": ids_G})})
+        Batch(**{**vars(batch), "generation": type(generation)(**{**vars(generation), "input_ids_W": ids_W})})
     )
-    changed = (later.rows_GD - before).abs().amax(1) > 1e-5
+    changed = (later.rows_WD - before).abs().amax(1) > 1e-5
     assert changed.nonzero().flatten().tolist() == [5]
     images = batch.images.clone()
     images[0] = 255 - images[0]
-    changed = (model(Batch(**{**vars(batch), "images": images})).rows_GD - before).abs().amax(1) > 1e-5
+    changed = (model(Batch(**{**vars(batch), "images": images})).rows_WD - before).abs().amax(1) > 1e-5
     assert changed.nonzero().flatten().tolist() == list(range(6))
 
 

@@ -57,7 +57,7 @@ def test_every_title_is_asked_for_once(catalog: Catalog, tokenizer: PreTrainedTo
     assert asked is not None
     prompts = {True: "query 1", False: "query"}
     starts, shown = asked.cu_seqlens.tolist(), batch.views.cu_seqlens.tolist()
-    rows_of_all = torch.arange(len(batch.views.source_T) + len(asked.labels_G))
+    rows_of_all = torch.arange(len(batch.views.source_T) + len(asked.labels_W))
     tasks = {True: 0, False: 0}
     for item in range(NUM_ITEMS):
         whole = encode_pair(tokenizer, None, catalog.title(item), 24, 10).input_ids.tolist()
@@ -65,9 +65,9 @@ def test_every_title_is_asked_for_once(catalog: Catalog, tokenizer: PreTrainedTo
         image = bool(batch.has_image[item])
         words = batch.input_ids_N[batch.views.source_T[shown[item] : shown[item + 1] - PATCHES * image]].tolist()
         if catalog.title(item):
-            assert asked.input_ids_G[rows].tolist() == whole[:-1] and asked.labels_G[rows].tolist() == whole[1:]
-            assert asked.position_ids_G[rows].tolist() == list(range(len(whole) - 1))
-            (captioned,) = set(asked.captioned_G[rows].tolist())
+            assert asked.input_ids_W[rows].tolist() == whole[:-1] and asked.labels_W[rows].tolist() == whole[1:]
+            assert asked.position_ids_W[rows].tolist() == list(range(len(whole) - 1))
+            (captioned,) = set(asked.captioned_W[rows].tolist())
             tasks[captioned] += len(whole) - 1
             first = encode_pair(tokenizer, prompts[captioned], "", 24, 10).input_ids.tolist()
             assert words[: len(first)] == first
@@ -79,7 +79,7 @@ def test_every_title_is_asked_for_once(catalog: Catalog, tokenizer: PreTrainedTo
                     1, round(0.3 * (len(whole) - 2))
                 )
         else:
-            assert asked.lengths[item] == 1 and asked.labels_G[rows].tolist() == [NO_WORD]
+            assert asked.lengths[item] == 1 and asked.labels_W[rows].tolist() == [NO_WORD]
         joined = asked.joined[asked.joined_cu_seqlens[item] : asked.joined_cu_seqlens[item + 1]]
         own = torch.cat([rows_of_all[shown[item] : shown[item + 1]], len(batch.views.source_T) + rows_of_all[rows]])
         assert torch.equal(joined, own)
@@ -104,8 +104,8 @@ def test_a_sample_is_asked_the_same_whatever_stands_beside_it(
     whole = builder.build(samples, positions, np.zeros_like(positions)).generation
     assert whole is not None
     alone = asked(slice(0, 8), 0)
-    labels = torch.cat([one.labels_G for one in alone if one is not None])
-    captioned = torch.cat([one.captioned_G for one in alone if one is not None])
-    assert torch.equal(labels, whole.labels_G) and torch.equal(captioned, whole.captioned_G)
-    later = torch.cat([one.captioned_G for one in asked(slice(0, 8), 1) if one is not None])
+    labels = torch.cat([one.labels_W for one in alone if one is not None])
+    captioned = torch.cat([one.captioned_W for one in alone if one is not None])
+    assert torch.equal(labels, whole.labels_W) and torch.equal(captioned, whole.captioned_W)
+    later = torch.cat([one.captioned_W for one in asked(slice(0, 8), 1) if one is not None])
     assert not torch.equal(later, captioned)

@@ -56,13 +56,13 @@ class M6(FashionBert, Writer):
         written = batch.generation
         assert written is not None, "what is to be written?"
         prefix_TD, _ = self._tokens(batch)
-        written_GD = self.embeddings(
-            input_ids=written.input_ids_G[None],
-            token_type_ids=torch.ones_like(written.input_ids_G)[None],
-            position_ids=written.position_ids_G[None],
+        written_WD = self.embeddings(
+            input_ids=written.input_ids_W[None],
+            token_type_ids=torch.ones_like(written.input_ids_W)[None],
+            position_ids=written.position_ids_W[None],
         )[0]
         plan = AttentionPlan.of_prefix(batch.views, written)
-        return self.run_trunk(torch.cat([prefix_TD, written_GD]), plan)[len(prefix_TD) :]
+        return self.run_trunk(torch.cat([prefix_TD, written_WD]), plan)[len(prefix_TD) :]
 
     def freeze_for_writing(self) -> None:
         """The pooler."""

@@ -196,11 +196,11 @@ class Ofa(Writer):
         return Encoded(source.hidden_TD, h_SD.view(len(batch.views.names), batch.num_samples, -1), pixels)
 
     def decode(self, batch: Batch) -> Tensor:
-        """Of the written tokens [G, D]."""
+        """Of the written tokens [W, D]."""
         written = batch.generation
         assert written is not None, "what is to be written?"
         source, _ = self._read(batch)
-        return self._write(written.input_ids_G, Slots.of_written(written), source)
+        return self._write(written.input_ids_W, Slots.of_written(written), source)
 
     def _read(self, batch: Batch) -> tuple[Source, Tensor]:
         """The encoder, and the normalised pixels."""

@@ -70,7 +70,7 @@ class Slots:
         slot = torch.arange(max(written.lengths), device=starts.device)[None]
         is_real = slot < starts.diff()[:, None]
         rows = torch.where(is_real, starts[:-1, None] + slot, 0)
-        return cls._of(rows, is_real, written.input_ids_G.shape[0])
+        return cls._of(rows, is_real, written.input_ids_W.shape[0])
 
     @classmethod
     def of_single(cls, num_sequences: int, device: torch.device) -> Slots:
