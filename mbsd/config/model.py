@@ -23,8 +23,8 @@ class ModelConfig:
     """A BERT or RoBERTa checkpoint (local folder or hub name, such as bert-base-chinese) to start from; of vit and vilt
     a ViT or CLIP, of vilt also a ViLT. Of two_tower: the text tower's."""
     image_weights: PathText | None = None
-    """Of fashionbert, kaleido and m6: a local file with torchvision's ResNet-50 weights (.pth or .safetensors). Of
-    two_tower: a ViT or CLIP checkpoint (local folder or hub name), as large as the text tower."""
+    """Of fashionbert, kaleido and m6: a local file with torchvision's ResNet-50 weights (.pth or .safetensors); of ofa:
+    ResNet-101's. Of two_tower: a ViT or CLIP checkpoint (local folder or hub name), as large as the text tower."""
     crop_size: int = at_least(1, default=224)
     """Of fashionbert, kaleido and m6: pixels of a crop's side as ResNet-50 sees it."""
     resnet_blocks: tuple[int, ...] | None = None
@@ -117,6 +117,6 @@ def _unread(architecture: str) -> tuple[str, ...]:
     if architecture in ("vit", "vilt"):  # their patches are as large as MBSD's
         return (*of_mbsd, *of_crops)
     if architecture == "ofa":
-        return (*of_mbsd, "patchify_strides", "representation", "image_weights", "crop_size")
+        return (*of_mbsd, "patchify_strides", "representation", "crop_size")
     crops = architecture in ("fashionbert", "kaleido", "m6")
     return (*of_mbsd, "patchify_strides", *(() if crops else of_crops))

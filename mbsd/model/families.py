@@ -27,6 +27,7 @@ from mbsd.model.foreign import (
     from_vit,
     load_image_tower,
     load_resnet_of_crops,
+    load_resnet_of_pictures,
     text_tower_from_bert,
 )
 from mbsd.model.fresh import fresh_config
@@ -81,7 +82,7 @@ FAMILIES: dict[str, Family] = {
     "fashionbert": Family(FashionBertConfig, FashionBert, _cropped),
     "kaleido": Family(KaleidoConfig, KaleidoBert, _cropped),
     "m6": Family(M6Config, M6, _cropped),
-    "ofa": Family(OfaConfig, Ofa, _staged, _no_backbone),
+    "ofa": Family(OfaConfig, Ofa, _staged, _no_backbone, load_resnet_of_pictures),
     "two_tower": Family(TwoTowerConfig, TwoTower, _linear, text_tower_from_bert, load_image_tower),
 }
 

@@ -10,7 +10,7 @@ import torch
 from mbsd.config.model import ModelConfig
 from mbsd.errors import UserError
 from mbsd.model.backbone import MbsdPreTrainedModel
-from mbsd.model.baselines.resnet import load_resnet
+from mbsd.model.baselines.resnet import load_first_stages, load_resnet
 from mbsd.model.baselines.vit import VitBaseline
 from mbsd.model.config import BackboneConfig
 from mbsd.model.published.bert import read_bert
@@ -90,6 +90,11 @@ def load_image_tower(model: Any, path: str) -> None:
 def load_resnet_of_crops(model: Any, path: str) -> None:
     """Give a model with crops (`model.image_weights`) the ResNet-50 of a local file; raises UserError."""
     model.taken_over = Sources.of(model, load_resnet(model.mbsd.crops, path, "mbsd.crops."))
+
+
+def load_resnet_of_pictures(model: Any, path: str) -> None:
+    """Give an `ofa` model (`model.image_weights`) the first stages of the ResNet-101 of a local file; raises UserError."""
+    model.taken_over = Sources.of(model, load_first_stages(model.mbsd.stages, path, "mbsd.stages."))
 
 
 def fill(model: Any, published: Published, tower: str = "") -> None:

@@ -21,7 +21,9 @@ from transformers import (
 )
 
 from mbsd.errors import UserError
+from mbsd.model.baselines.ofa import OfaConfig
 from mbsd.model.baselines.resnet import CropEncoder, FirstStages, load_first_stages, load_resnet
+from mbsd.model.families import FAMILIES
 from mbsd.model.heads import MbsdForClassification, MbsdForContrastive
 from mbsd.model.load import load_model
 from mbsd.model.taken_over import covered
@@ -183,6 +185,10 @@ def test_resnets_are_taken_by_name(tmp_path: Path) -> None:
     pixels = torch.randn(1, 3, 32, 32)
     features: Any = nn.Sequential(*list(theirs.children())[:-3])(pixels)
     torch.testing.assert_close(stages(pixels), features.flatten(2).transpose(1, 2), rtol=1e-4, atol=1e-5)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = MbsdForClassification(OfaConfig(vocab_size=64, image_size=32, **sizes))
+    FAMILIES["ofa"].load_images(model, str(tmp_path / "resnet101.pth"))
+    assert torch.equal(model.mbsd.stages(pixels), stages(pixels)) and "ResNet-101" in str(model.taken_over)
     save_file({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "part.safetensors")
     with pytest.raises(
         UserError, match=r"part.safetensors: no ResNet-50 .*missing: bn1.bias, bn1.running_mean, bn1.running"
