@@ -93,7 +93,7 @@ def load_resnet_of_crops(model: Any, path: str) -> None:
 
 
 def load_resnet_of_pictures(model: Any, path: str) -> None:
-    """Give an `ofa` model (`model.image_weights`) the first stages of the ResNet-101 of a local file; raises UserError."""
+    """Give an `ofa` model (`model.image_weights`) the first stages of a local ResNet-101; raises UserError."""
     model.taken_over = Sources.of(model, load_first_stages(model.mbsd.stages, path, "mbsd.stages."))
 
 
