@@ -212,16 +212,19 @@ class BatchBuilder:
                 batch, self.bucket, num_images=images, fill_images=self._num_images(images, len(samples)) - images,
                 patches_per_image=self.spec.patches_per_image, masked_per_image=self._masked_per_image,
             )  # fmt: skip
-        prepared = Prepared(batch, encoded, read.num + lent.num, read.damaged + lent.damaged)
+        num_read, damaged = read.num + lent.num, read.damaged + lent.damaged
         if self.decoder.in_worker:
-            return dataclasses.replace(prepared, batch=self.finish(prepared), encoded=None)
-        return prepared
+            return Prepared(self._with_pictures(batch, encoded), None, num_read, damaged)
+        return Prepared(batch, encoded, num_read, damaged)
 
     def finish(self, prepared: Prepared) -> Batch:
         """The part of `build` that the training process does."""
-        encoded, batch = prepared.encoded, prepared.batch
-        if encoded is None:
-            return batch
+        if prepared.encoded is None:
+            return prepared.batch
+        return self._with_pictures(prepared.batch, prepared.encoded)
+
+    def _with_pictures(self, batch: Batch, encoded: Encoded) -> Batch:
+        """`batch` with its pictures, and those that lend a crop, decoded."""
         images, puzzles = self.decoder.decode(encoded.jpegs, encoded.augmentation), batch.puzzles
         if puzzles is not None:
             own = puzzles.num_images

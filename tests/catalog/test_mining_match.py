@@ -77,7 +77,7 @@ def test_a_regression_cannot_tell_the_negatives(drawn: tuple[Catalog, Path], tmp
         for source in ("purchase", "same-category")
     }
     spread = of_source["purchase"].std(axis=0)
-    assert np.all(abs(of_source["purchase"].mean(axis=0) - of_source["same-category"].mean(axis=0)) < 0.13 * spread)
+    assert np.all(abs(of_source["purchase"].mean(axis=0) - of_source["same-category"].mean(axis=0)) < 0.15 * spread)
     assert np.all(abs(spread - of_source["same-category"].std(axis=0)) < 0.1 * spread)
     assert all(frequency[row["text"]] for row in rows if row["source"] == "rewrite")
 
