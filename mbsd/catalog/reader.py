@@ -86,19 +86,12 @@ class Catalog:
         self.fingerprint: str = self.meta["fingerprint"]
         self.attribute_where: dict[str, str] = self.meta["attribute_where"]
         self.items_per_shard: int = self.meta["options"]["items_per_shard"]
-        try:
-            self._reader = pa.ipc.open_file(pa.memory_map(str(self.path / INDEX_FILE)))
-            schema_is_known = self._reader.schema.equals(INDEX_SCHEMA)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise UserError(f"{self.path / INDEX_FILE}: cannot be read ({error}); build the catalogue again") from None
-        if not schema_is_known:
-            found = ", ".join(self._reader.schema.names)
-            raise UserError(f"{self.path / INDEX_FILE}: unexpected columns ({found}); build the catalogue again")
-        self.num_shards: int = self._reader.num_record_batches
         self._batches: dict[int, Any] = {}  # whole ones
+        self._numbers: dict[str, NDArray[Any]] = {}
+        self._map_index()
+        self.num_shards: int = self._reader.num_record_batches
         self._shards: dict[int, _OpenShard] = {}
         self._fetched_again: set[int] = set()  # items
-        self._numbers: dict[str, NDArray[Any]] = {}
         self._values: dict[str, list[str]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -108,6 +101,22 @@ class Catalog:
         self.__init__(state["path"], state["cache"])  # type: ignore[misc]
         if self.fingerprint != state["fingerprint"]:
             raise UserError(f"catalogue {self.path} was replaced while it was in use; start again")
+
+    def release(self) -> None:
+        """Map the index anew: what was read of it no longer counts as this process's memory, and is read again."""
+        self._batches.clear()
+        self._numbers.clear()
+        self._map_index()
+
+    def _map_index(self) -> None:
+        try:
+            self._reader = pa.ipc.open_file(pa.memory_map(str(self.path / INDEX_FILE)))
+            schema_is_known = self._reader.schema.equals(INDEX_SCHEMA)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UserError(f"{self.path / INDEX_FILE}: cannot be read ({error}); build the catalogue again") from None
+        if not schema_is_known:
+            found = ", ".join(self._reader.schema.names)
+            raise UserError(f"{self.path / INDEX_FILE}: unexpected columns ({found}); build the catalogue again")
 
     def __len__(self) -> int:
         return int(self.meta["items"])

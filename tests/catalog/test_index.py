@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from mbsd.catalog.build.index import write_index
@@ -113,6 +115,21 @@ def test_item_numbers_of_a_split_are_a_view_of_a_file(large: Path) -> None:
     for split in ("train", "validation", "test"):
         assert np.array_equal(catalog.indices(split), np.flatnonzero(splits == split))
         assert catalog.indices(split).dtype == np.int64
+
+
+def test_a_released_index_takes_no_memory_until_it_is_read_again(large: Path) -> None:
+    def held() -> int:  # bytes of the catalogue's files that count as this process's memory
+        maps = psutil.Process().memory_maps()
+        return sum(one.rss for one in maps if one.path.startswith(str(large)))
+
+    catalog = Catalog(large)
+    characters = pc.sum(pc.utf8_length(catalog.table()["title"])).as_py()
+    before = held()
+    assert before > characters > 20e6
+    catalog.release()
+    assert held() < before / 10
+    number = catalog.item_number("item-77777")
+    assert number == 77777 and catalog.title(number) == "the title of item-77777, which is a long one"
 
 
 def test_ids_that_share_a_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

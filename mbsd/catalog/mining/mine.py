@@ -95,9 +95,11 @@ def mine_pairs(
         try:
             report.engine = engine.version
             engine.load("items", _items(catalog, splits))
+            catalog.release()  # an engine that fills its limit leaves no room for the index beside it
             open_log(engine, files, settings, report)
             bounds = load_positives(engine, files.name, settings, report)
             load_terms(engine, catalog, tagger)
+            catalog.release()
             draw_negatives(engine, settings, report)
             report.length_and_frequency = length_and_frequency(engine)
             report.split_rows = dict.fromkeys(SPLITS, 0)
