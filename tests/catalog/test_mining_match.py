@@ -33,13 +33,20 @@ LONGER = (0.05, 0.25, 0.4, 0.3)
 Row = dict[str, Any]
 
 
-@pytest.fixture(scope="module", params=[("zh", None), ("en", None), ("zh", LONGER), ("en", LONGER)])
+SMALL, LARGE = 1200, 2000  # items
+SHOPS = [
+    (SMALL, "zh", None), (SMALL, "en", None), (SMALL, "zh", LONGER), (SMALL, "en", LONGER), (LARGE, "zh", None),
+    (LARGE, "en", LONGER),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=SHOPS)
 def drawn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Catalog, Path]:
     """A synthetic shop in a language, whose queries are as long as usual, or longer."""
     folder = tmp_path_factory.mktemp("shop")
-    language, terms = request.param
+    items, language, terms = request.param
     more = {"query_terms": terms} if terms else {}
-    synthesise(folder / "raw", ShopOptions(2000, 1, language, image_side=32, **more), workers=1)
+    synthesise(folder / "raw", ShopOptions(items, 1, language, image_side=32, **more), workers=1)
     options = BuildOptions(workers=1, progress=False)
     build_catalog(read_items(folder / "raw/items.jsonl"), None, folder / "catalog", options)
     return Catalog(folder / "catalog"), folder / "raw/log.parquet"
@@ -65,21 +72,24 @@ def test_a_regression_cannot_tell_the_negatives(drawn: tuple[Catalog, Path], tmp
     report, rows = _mine(drawn, tmp_path / "pairs.parquet")
     told, told_before = report.length_and_frequency, before.length_and_frequency
     assert told_before["same-category"]["roc_auc"] > 0.58 and told_before["rewrite"]["roc_auc"] > 0.65
-    assert 0.45 < told["same-category"]["roc_auc"] <= 0.55 and 0.45 < told["rewrite"]["roc_auc"] <= 0.55
-    # As many negatives as before, most of the rewrites among them.
+    assert 0.45 < told["same-category"]["roc_auc"] <= 0.55
+    assert told["rewrite"]["roc_auc"] < told_before["rewrite"]["roc_auc"] - 0.05
+    # As many negatives as before.
     asked = report.same_category_asked, report.rewrites_asked
     assert (before.same_category, before.rewrites) == asked
     assert (report.same_category, report.rewrites + report.rewrites_replaced) == asked
-    assert report.rewrites > 0.8 * report.rewrites_asked
+    if len(drawn[0]) == LARGE:  # in a small shop it tells too much whether a positive has a rewrite at all
+        assert 0.45 < told["rewrite"]["roc_auc"] <= 0.55 and report.rewrites > 0.8 * report.rewrites_asked
     frequency = _frequencies(drawn[1])
-    of_source = {
-        source: _measures([row for row in rows if row["source"] == source], frequency)
-        for source in ("purchase", "same-category")
-    }
-    spread = of_source["purchase"].std(axis=0)
-    assert np.all(abs(of_source["purchase"].mean(axis=0) - of_source["same-category"].mean(axis=0)) < 0.15 * spread)
-    assert np.all(abs(spread - of_source["same-category"].std(axis=0)) < 0.1 * spread)
     assert all(frequency[row["text"]] for row in rows if row["source"] == "rewrite")
+    # Each positive has its own negatives here, and no other's: first those of its category, then all.
+    _, own = _mine(drawn, tmp_path / "own.parquet", replace_rewrites=False)
+    positives = _measures([row for row in rows if row["label"]], frequency)
+    spread = positives.std(axis=0)
+    for negatives in ([row for row in own if row["source"] == "same-category"], [r for r in rows if not r["label"]]):
+        measured = _measures(negatives, frequency)
+        assert np.all(abs(positives.mean(axis=0) - measured.mean(axis=0)) < 0.13 * spread)
+        assert np.all(abs(spread - measured.std(axis=0)) < 0.1 * spread)
 
 
 def test_rewrites_that_are_kept_are_of_any_frequency(drawn: tuple[Catalog, Path], tmp_path: Path) -> None:
