@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from mbsd.catalog.build.build import BuildOptions, build_catalog
 from mbsd.catalog.build.normalise import normalise_image
-from mbsd.catalog.mining.mine import mine_pairs
+from mbsd.catalog.mining.mine import MiningSettings, mine_pairs
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import read_items
 from mbsd.catalog.synthetic.pictures import draw_item
@@ -161,6 +161,8 @@ def test_the_whole_way_to_pairs(tmp_path: Path, shop: tuple[Language, Path]) -> 
     assert not report.rejected and report.positives > 600
     assert report.rewrites > 0.4 * report.positives and report.same_category == report.positives
     assert report.rewrites + report.rewrites_replaced > 0.95 * report.positives
+    kept = mine_pairs(out / "log.parquet", catalog, tmp_path / "kept.parquet", MiningSettings(replace_rewrites=False))
+    assert kept.rewrites > 0.95 * kept.positives and kept.same_category == kept.positives
 
 
 @pytest.mark.parametrize("terms", [(0.45, 0.35, 0.15, 0.05), (0.1, 0.2, 0.3, 0.4)])

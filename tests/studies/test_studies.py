@@ -70,14 +70,14 @@ def study(launcher: str, *words: object) -> subprocess.Popen[str]:
 
 
 def said(started: subprocess.Popen[str], code: int = 0) -> str:
-    output, _ = started.communicate(timeout=600)
+    output, _ = started.communicate(timeout=300)
     assert started.returncode == code, output
     return output
 
 
 def kill_when(started: subprocess.Popen[str], file: Path) -> None:
     """The study and the command it waits for, at once, as soon as the file is there."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 120
     while not file.exists():
         assert started.poll() is None and time.monotonic() < deadline, started.communicate()[0]
         time.sleep(0.005)
