@@ -143,7 +143,7 @@ def _download(claim: Claim, whole: Manifest) -> str | None:
     why = next((f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason is not None), None)
     with same_on_every_rank():
         if claim.leads and why is None:
-            store.commit(writing, part, lambda: owner.check(storage.root, claim.token))
+            store.mark_latest(store.commit(writing, part, lambda: owner.check(storage.root, claim.token)))
         elif claim.leads:
             shutil.rmtree(writing, ignore_errors=True)
     return why if world.size > 1 or why is None else why.removeprefix("rank 0: ")

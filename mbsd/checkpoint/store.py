@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mbsd.errors import UserError
-from mbsd.io.files import fsync, replace_text
+from mbsd.io.files import fsync, naming, replace_text
 
 MANIFEST = "manifest.json"
 LATEST = "latest"
@@ -127,15 +127,14 @@ def write_file(path: Path, data: memoryview) -> FileFacts:
     digest, size = hashlib.sha256(), 0
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
-        for start in range(0, len(data), CHUNK):
-            rest = data[start : start + CHUNK]
-            digest.update(rest)
-            while rest:
-                written = os.write(descriptor, rest)
-                size, rest = size + written, rest[written:]
-        os.fsync(descriptor)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        with naming(path):
+            for start in range(0, len(data), CHUNK):
+                rest = data[start : start + CHUNK]
+                digest.update(rest)
+                while rest:
+                    written = os.write(descriptor, rest)
+                    size, rest = size + written, rest[written:]
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
     return FileFacts(size, digest.hexdigest())
@@ -164,8 +163,16 @@ def commit(writing: Path, manifest: Manifest, allowed: Callable[[], None] = lamb
     else:
         os.rename(writing, final)
     fsync(final.parent)
-    replace_text(final.parent / LATEST, final.name)
     return final
+
+
+def mark_latest(final: Path) -> list[str]:
+    """Let `latest`, the hint, name a published part; why it could not be written, which unmakes no checkpoint."""
+    try:
+        replace_text(final.parent / LATEST, final.name)
+    except OSError as error:
+        return [f"{error.filename}: {error.strerror}; {final.name} is whole all the same"]
+    return []
 
 
 def read_manifest(folder: Path) -> Manifest:

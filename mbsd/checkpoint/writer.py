@@ -109,6 +109,7 @@ def write(job: Job, mailbox: Mailbox) -> Outcome:
                 shutil.rmtree(writing, ignore_errors=True)
             else:
                 store.commit(writing, _manifest(job, written), lambda: owner.check(job.root, job.token))
+                warnings = store.mark_latest(folder)
         except owner.FencedError as error:
             shutil.rmtree(writing, ignore_errors=True)
             part["fenced"] = str(error)
@@ -127,11 +128,11 @@ def write(job: Job, mailbox: Mailbox) -> Outcome:
             copied = (step for answer in parts for step in answer["copied"])
             try:
                 owner.check(job.root, job.token)  # a start that took over meanwhile may be reading an older one
-                warnings = store.prune(job.root, job.step, job.keep_last, job.keep_every, {*job.protected, *copied})
+                warnings += store.prune(job.root, job.step, job.keep_last, job.keep_every, {*job.protected, *copied})
             except owner.FencedError as error:
                 fenced = str(error)
             except (OSError, UserError) as error:  # too many checkpoints are no reason to lose one
-                warnings = [_words(error)]
+                warnings += [_words(error)]
     return Outcome(folder, tuple(errors), fenced, tuple(warnings), size, time.perf_counter() - began)
 
 

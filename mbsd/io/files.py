@@ -15,22 +15,36 @@ from mbsd.errors import UserError
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError of the block name `path`, as that of an open file does not: a write to a full disk, a sync."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None or isinstance(error, (ConnectionError, TimeoutError)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give the block a hidden path beside `path` for a file or folder, which then takes the place of `path` at once.
 
     The file and the folder it lies in are synced before this returns. If the block raises, `path` stays as it was and
     what was written is removed. A folder takes the place of an empty folder or of nothing. A device or pipe, such as
-    /dev/stdout, is written to as it is; where `path` is a link, what it leads to is replaced.
+    /dev/stdout, is written to as it is; where `path` is a link, what it leads to is replaced. An OSError of a write
+    names `path`.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
-        yield path
+        with naming(path):
+            yield path
         return
     if path.is_symlink():
         path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        yield beside
+        with naming(path):
+            yield beside
         fsync(beside)
         os.replace(beside, path)
     except BaseException:
@@ -94,6 +108,7 @@ def fsync(path: Path) -> None:
     """Make the bytes of a file, or the names in a folder, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -24,7 +24,7 @@ def write(root: Path, step: int, text: str = "weights", attempt: str = "a") -> t
 
 def publish(root: Path, *steps: int) -> None:
     for step in steps:
-        store.commit(*write(root, step))
+        store.mark_latest(store.commit(*write(root, step)))
 
 
 def names(root: Path) -> list[str]:
@@ -37,7 +37,15 @@ def test_nothing_is_visible_before_the_commit(tmp_path: Path) -> None:
     final = store.commit(writing, manifest)
     assert final == tmp_path / "step-00000010" == store.newest(tmp_path, checksums=True)
     assert not writing.exists()
-    assert (tmp_path / "latest").read_text() == final.name
+    assert store.mark_latest(final) == [] and (tmp_path / "latest").read_text() == final.name
+
+
+def test_a_hint_that_cannot_be_written_unmakes_no_checkpoint(tmp_path: Path) -> None:
+    final = store.commit(*write(tmp_path, 10))
+    (tmp_path / "latest").symlink_to("/dev/full")
+    (told,) = store.mark_latest(final)
+    assert told.startswith(f"{tmp_path / 'latest'}: No space left on device") and "step-00000010 is whole" in told
+    assert store.newest(tmp_path, checksums=True) == final
 
 
 def test_a_file_is_described_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,3 +59,17 @@ def test_a_link_stays_and_a_pipe_is_written_to(tmp_path: Path) -> None:
     code = "from pathlib import Path; from mbsd.io.files import replace_text; replace_text(Path('/dev/stdout'), 'text')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "text" and Path("/dev/stdout").is_symlink()
+
+
+def test_a_full_disk_is_said_with_the_file(tmp_path: Path) -> None:
+    """Python's own error of a write to an open file names none; one of reading something else keeps its name."""
+    (tmp_path / "there").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as raised:
+        replace_text(tmp_path / "there", "new")
+    assert raised.value.filename == str(tmp_path / "there")
+    with pytest.raises(FileNotFoundError) as raised, replacing(tmp_path / "new"):
+        (tmp_path / "source").read_bytes()
+    assert raised.value.filename == str(tmp_path / "source")
+    with pytest.raises(ConnectionError) as raised, replacing(tmp_path / "new"):
+        raise ConnectionResetError(104, "Connection reset by peer")
+    assert raised.value.filename is None
