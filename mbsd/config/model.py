@@ -28,8 +28,8 @@ class ModelConfig:
     crop_size: int = at_least(1, default=224)
     """Of fashionbert, kaleido and m6: pixels of a crop's side as ResNet-50 sees it."""
     resnet_blocks: tuple[int, ...] | None = None
-    """Of fashionbert, kaleido and m6: blocks of the ResNet's four stages; of ofa: of its three. Default: ResNet-50's
-    [3, 4, 6, 3]; ofa: ResNet-101's [3, 4, 23]. Fewer for small models."""
+    """Blocks of the ResNet's stages: of fashionbert, kaleido and m6 four, or three where the last is left out; of ofa
+    three. Default: ResNet-50's [3, 4, 6, 3]; ofa: ResNet-101's [3, 4, 23]. Fewer for small models."""
     vocab_size: int = 21128
     """The largest vocabulary built from a catalogue; the model takes the tokenizer's real size."""
     hidden_size: int = 768
@@ -89,10 +89,11 @@ class ModelConfig:
                 raise UserError(
                     f"model.{name}={shown}: model.architecture={self.architecture} does not read it; remove it"
                 )
-        stages = 3 if self.architecture == "ofa" else 4
-        if self.resnet_blocks is not None and (len(self.resnet_blocks) != stages or min(self.resnet_blocks) < 1):
+        stages = (3,) if self.architecture == "ofa" else (3, 4)
+        if self.resnet_blocks is not None and (len(self.resnet_blocks) not in stages or min(self.resnet_blocks) < 1):
+            counts = " or ".join(map(str, stages))
             raise UserError(
-                f"model.resnet_blocks={list(self.resnet_blocks)}: expected {stages} numbers of 1 or more, one for each "
+                f"model.resnet_blocks={list(self.resnet_blocks)}: expected {counts} numbers of 1 or more, one for each "
                 f"stage of the ResNet of model.architecture={self.architecture}"
             )
         if self.patchify == "overlap" and len(self.patchify_strides) < 3:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from mbsd.batch import NO_PATCH, Batch
 from mbsd.model.backbone import Encoded
 from mbsd.model.baselines.kaleido import SCALES, KaleidoBert
-from mbsd.model.baselines.resnet import FEATURES
 from mbsd.model.config import BackboneConfig
 from mbsd.model.heads import WordHead
 from mbsd.model.patchify import normalise_pixels
@@ -45,7 +44,7 @@ class PuzzlesOutput:
 
     Attributes:
         rotation_I4, jigsaw_I24, camouflage_I9: logits over the classes of `batch.Puzzles`, of the real pictures alone.
-        grey, blank: predicted and true features of the crops that were grey or not shown: [I * G, FEATURES] each.
+        grey, blank: predicted and true features of the crops that were grey or not shown: [I * G, F] each.
     """
 
     words: tuple[Tensor, Tensor, Tensor]
@@ -82,7 +81,7 @@ class MbsdForMaskedCrops(CropHead):
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__(config)
-        self.crop_decoder = nn.Linear(config.hidden_size, FEATURES, bias=False)
+        self.crop_decoder = nn.Linear(config.hidden_size, config.crop_features, bias=False)
         self.freeze_unread()
         self.post_init()
 
@@ -94,7 +93,7 @@ class MbsdForMaskedCrops(CropHead):
         with torch.no_grad():
             features_IPF = self.mbsd.crops(pixels)
             rows = features_IPF.flatten(0, 1)
-            shown = torch.cat([rows, rows.new_zeros(1, FEATURES)])[masks.patch_source].view(features_IPF.shape)
+            shown = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])[masks.patch_source].view(features_IPF.shape)
         encoded = self.mbsd.encode_features(batch, shown, pixels)
         predicted = self.crop_decoder(encoded.hidden_TD[masks.mpm_index_Q])
         true = rows[masks.mpm_patch_Q.clamp_min(0)]
@@ -115,8 +114,8 @@ class MbsdForPuzzles(CropHead):
         self.rotation = nn.Linear(width, NUM_ROTATIONS)
         self.jigsaw = nn.Linear(4 * width, NUM_ORDERS)
         self.camouflage = nn.Linear(9 * width, 9)
-        self.grey_decoder = nn.Linear(width, FEATURES, bias=False)
-        self.blank_decoder = nn.Linear(width, FEATURES, bias=False)
+        self.grey_decoder = nn.Linear(width, config.crop_features, bias=False)
+        self.blank_decoder = nn.Linear(width, config.crop_features, bias=False)
         self.freeze_unread()
         self.post_init()
 
@@ -145,6 +144,6 @@ class MbsdForPuzzles(CropHead):
 
 
 def _told(decoder: nn.Linear, hidden_InD: Tensor, places_IG: Tensor, true_IGF: Tensor) -> tuple[Tensor, Tensor]:
-    """Predicted and true features, [I * G, FEATURES] each, of some of the n crops of a scale."""
+    """Predicted and true features, [I * G, F] each, of some of the n crops of a scale."""
     rows = torch.arange(hidden_InD.shape[0], device=hidden_InD.device)[:, None]
     return decoder(hidden_InD[rows, places_IG].flatten(0, 1)), true_IGF.flatten(0, 1)

@@ -116,6 +116,21 @@ def test_crops_are_equal_parts_of_the_picture() -> None:
     assert crops(pixels[:0]).shape == (0, 21, 2048)
 
 
+@torch.no_grad()
+def test_a_resnet_of_three_stages_is_the_first_three_of_four() -> None:
+    torch.manual_seed(0)
+    four, three = CropEncoder((2,), 16, (1, 1, 1, 1)), CropEncoder((2,), 16, (1, 1, 1))
+    weights = four.state_dict()
+    assert {name for name in weights if "layer4" in name} == weights.keys() - three.state_dict().keys()
+    three.load_state_dict({name: value for name, value in weights.items() if "layer4" not in name})
+    stages = torch.nn.Sequential(*list(four.resnet.children())[:7])  # conv1, bn1, relu, maxpool, three stages
+    pixels = torch.randn(3, 3, 32, 32)
+    expected = stages(three.cut(pixels, 2).flatten(0, 1)).mean((2, 3)).view(3, 4, 1024)
+    torch.testing.assert_close(three(pixels), expected)
+    assert three(pixels[:0]).shape == (0, 4, 1024)
+    assert multiplications(16, (1, 1, 1)) < 0.6 * multiplications(16, (1, 1, 1, 1))
+
+
 def test_statistics_stay_precise_where_weights_are_halved() -> None:
     """As DeepSpeed leaves a model in bf16 or fp16."""
     torch.manual_seed(0)

@@ -33,7 +33,7 @@ RUNS: dict[str, tuple[str, int, int, int, str, list[str]]] = {
     "vit": ("attributes", 2, 16, 30, "image", ["--model.patchify_strides=[8]"]),
     "vilt": ("classification", 2, 16, 30, "full", ["--model.patchify_strides=[8]"]),
     "fashionbert": ("classification", 2, 8, 8, "full", ["--model.crop_size=8"]),
-    "kaleido": ("classification", 2, 8, 6, "full", ["--model.crop_size=8"]),
+    "kaleido": ("classification", 2, 8, 6, "full", ["--model.crop_size=8", "--model.resnet_blocks=[1,1,1]"]),
     "two_tower": ("attributes", 2, 16, 30, "text", ["--model.patchify_strides=[8]"]),
 }
 # Architecture -> its own stage of pre-training. two_tower: below; m6, ofa: tests/stages/test_generative.py.

@@ -30,7 +30,7 @@ SMALL = [
     "--model.initializer_range=0.15", "--model.dropout=0.0",
 ]  # fmt: skip
 MODELS: dict[str, list[str]] = {
-    "m6": ["--model.architecture=m6", "--model.crop_size=8", "--model.resnet_blocks=[1,1,1,1]"],
+    "m6": ["--model.architecture=m6", "--model.crop_size=8", "--model.resnet_blocks=[1,1,1]"],
     "ofa": ["--model.architecture=ofa", "--model.resnet_blocks=[1,1,1]"],
 }
 
@@ -99,6 +99,7 @@ REFUSED = {
     "filled batches": ([*MODELS["m6"], "--data.token_bucket=64"], "data.token_bucket=64: "),
     "another stage's": (["--stage=masked", "--generative.noise=0.5"], "stage=masked does not read generative"),
     "four stages": (["--model.architecture=ofa", "--model.resnet_blocks=[1,1,1,1]"], "expected 3 numbers"),
+    "two stages": (["--model.architecture=m6", "--model.resnet_blocks=[1,1]"], "expected 3 or 4 numbers"),
     "no h to pool": ([*MODELS["ofa"], "--model.representation=cls"], "model.representation=cls.*ofa does not read it"),
     "a noise above 1": ([*MODELS["ofa"], "--generative.noise=1.5"], "generative.noise=1.5: expected a number between"),
 }

@@ -14,7 +14,7 @@ from transformers import initialization as init
 
 from mbsd.batch import Batch
 from mbsd.model.backbone import BertTrunk, Encoded
-from mbsd.model.baselines.resnet import FEATURES, RESNET_50, CropEncoder, init_resnet, multiplications
+from mbsd.model.baselines.resnet import RESNET_50, CropEncoder, features_of, init_resnet, multiplications
 from mbsd.model.config import BaselineConfig
 
 
@@ -23,7 +23,7 @@ class FashionBertConfig(BaselineConfig):
     """A BERT and the crops that it sees: `crop_grids` g are g x g crops each.
 
     Attributes:
-        resnet_blocks: of the four stages of the ResNet.
+        resnet_blocks: of the stages of the ResNet, four or three.
     """
 
     model_type = "mbsd_fashionbert"
@@ -43,6 +43,11 @@ class FashionBertConfig(BaselineConfig):
         return sum(int(grid) ** 2 for grid in self.crop_grids)
 
     @property
+    def crop_features(self) -> int:
+        """F: numbers that the ResNet has of a crop."""
+        return features_of(self.resnet_blocks)
+
+    @property
     def image_multiplications(self) -> int:
         """Of the ResNet on all crops of one image."""
         return self.num_patches * multiplications(self.crop_size, tuple(self.resnet_blocks))
@@ -60,7 +65,7 @@ class FashionBert(BertTrunk):
     def __init__(self, config: FashionBertConfig) -> None:
         super().__init__(config)
         self.crops = CropEncoder(tuple(config.crop_grids), config.crop_size, config.resnet_blocks)
-        self.image_projection = nn.Linear(FEATURES, config.hidden_size)
+        self.image_projection = nn.Linear(config.crop_features, config.hidden_size)
         self.image_position_PD = nn.Parameter(torch.zeros(config.num_patches, config.hidden_size))
         self.image_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.image_dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -83,7 +88,7 @@ class FashionBert(BertTrunk):
         return self._embed_features(self.crops(pixels))
 
     def encode_features(self, batch: Batch, features_IPF: Tensor, pixels: Tensor) -> Encoded:
-        """As `encode`, of crops whose features [I, crops, FEATURES] are given: for what hides or exchanges some."""
+        """As `encode`, of crops whose features [I, crops, F] are given: for what hides or exchanges some."""
         tokens = torch.cat([self.embed_text(batch), self._embed_features(features_IPF)])
         return self._encoded(tokens[batch.views.source_T], batch, pixels)
 

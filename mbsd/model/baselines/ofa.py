@@ -36,8 +36,8 @@ from mbsd.model.baselines.ofa_layers import (
 )
 from mbsd.model.baselines.resnet import (
     RESNET_101,
-    STAGE_FEATURES,
     FirstStages,
+    features_of,
     init_resnet,
     multiplications,
 )
@@ -78,7 +78,7 @@ class OfaConfig(BaselineConfig):
     @property
     def image_multiplications(self) -> int:
         """Of the ResNet and the projection behind it."""
-        projection = self.num_patches * STAGE_FEATURES * self.hidden_size
+        projection = self.num_patches * features_of(self.resnet_blocks) * self.hidden_size
         return multiplications(self.image_size, tuple(self.resnet_blocks)) + projection
 
     def decoder_multiplications(self, lengths: Sequence[int], written: Sequence[int] | None) -> int:
@@ -127,7 +127,7 @@ class Ofa(Writer):
         self.words = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
         self.type_2D = nn.Parameter(torch.zeros(2, width))
         self.stages = FirstStages(config.resnet_blocks)
-        self.image_projection = nn.Linear(STAGE_FEATURES, width)
+        self.image_projection = nn.Linear(features_of(config.resnet_blocks), width)
         self.word_norm, self.image_norm, self.encoder_norm = (nn.LayerNorm(width, eps=eps) for _ in range(3))
         self.written_norm, self.decoder_norm = (nn.LayerNorm(width, eps=eps) for _ in range(2))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)

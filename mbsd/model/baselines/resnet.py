@@ -20,10 +20,9 @@ from mbsd.errors import UserError
 from mbsd.model.taken_over import FromPublished
 
 CROPS_AT_ONCE = 128  # without gradients: 64 pictures of Kaleido-BERT are 3,520 crops
-FEATURES = 2048  # of ResNet-50's pooled output
 _COUNTER = "num_batches_tracked"  # that nothing reads, and that old files lack
 _PARTS = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")  # of FirstStages
-STAGE_FEATURES = 1024  # of the third stage
+STAGE_FEATURES = (256, 512, 1024, 2048)  # of each stage's output
 RESNET_50, RESNET_101 = (3, 4, 6, 3), (3, 4, 23, 3)  # blocks of their stages
 
 
@@ -43,33 +42,33 @@ class HeldBatchNorm(nn.BatchNorm2d):
 
 
 class CropEncoder(nn.Module):
-    """ResNet-50 on equal crops of a picture, pooled: FEATURES numbers a crop.
+    """ResNet-50 on equal crops of a picture, pooled: F = `features_of(blocks)` numbers a crop.
 
     Args:
         grids: g cuts the picture into g x g crops, row by row; one grid after the other.
         crop_size: pixels of a crop's side as the ResNet sees it, whatever its size in the picture: crops are resized,
             each is a picture of its own to it.
-        blocks: of the four stages.
+        blocks: of its stages; with three of them it has no fourth.
     """
 
     def __init__(self, grids: tuple[int, ...], crop_size: int, blocks: Sequence[int] = RESNET_50) -> None:
         super().__init__()
-        self.grids, self.crop_size = grids, crop_size
+        self.grids, self.crop_size, self.width = grids, crop_size, features_of(blocks)
         self.resnet = _resnet(blocks)
         self.resnet.fc = nn.Identity()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels [I, 3, h, w] -> [I, crops, FEATURES]; I may be 0."""
+        """Normalised pixels [I, 3, h, w] -> [I, crops, F]; I may be 0."""
         return self.features(torch.cat([self.cut(pixels, grid) for grid in self.grids], dim=1))
 
     def features(self, crops: Tensor) -> Tensor:
-        """The ResNet on crops [I, n, 3, crop_size, crop_size] -> [I, n, FEATURES]; I may be 0."""
+        """The ResNet on crops [I, n, 3, crop_size, crop_size] -> [I, n, F]; I may be 0."""
         images, count = crops.shape[:2]
         if images == 0:
-            return crops.new_zeros(0, count, FEATURES)
+            return crops.new_zeros(0, count, self.width)
         flat = crops.flatten(0, 1)
         parts = [flat] if torch.is_grad_enabled() else flat.split(CROPS_AT_ONCE)
-        return torch.cat([self.resnet(part) for part in parts]).view(images, count, FEATURES)
+        return torch.cat([self.resnet(part) for part in parts]).view(images, count, self.width)
 
     def cut(self, pixels: Tensor, grid: int) -> Tensor:
         """[I, grid * grid, 3, crop_size, crop_size]; grids need not divide the picture's side."""
@@ -89,7 +88,7 @@ class FirstStages(nn.Module):
 
     def __init__(self, blocks: Sequence[int] = RESNET_101[:3]) -> None:
         super().__init__()
-        resnet = _resnet((*blocks, 1))
+        resnet = _resnet(blocks)
         self.stages = nn.Sequential(
             resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool, resnet.layer1, resnet.layer2, resnet.layer3
         )
@@ -97,9 +96,14 @@ class FirstStages(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """See the class."""
         if pixels.shape[0] == 0:
-            return pixels.new_zeros(0, -(-pixels.shape[2] // 16) * -(-pixels.shape[3] // 16), STAGE_FEATURES)
+            return pixels.new_zeros(0, -(-pixels.shape[2] // 16) * -(-pixels.shape[3] // 16), STAGE_FEATURES[2])
         found: Tensor = self.stages(pixels)
         return found.flatten(2).transpose(1, 2)
+
+
+def features_of(blocks: Sequence[int]) -> int:
+    """Numbers that a ResNet with so many stages has of a place."""
+    return STAGE_FEATURES[len(blocks) - 1]
 
 
 def init_resnet(module: nn.Module) -> None:
@@ -117,7 +121,8 @@ def init_resnet(module: nn.Module) -> None:
 
 
 def load_resnet(encoder: CropEncoder, path: str, prefix: str = "") -> FromPublished:
-    """Read torchvision's weights of ResNet-50 from a local file (.pth or .safetensors); its classifier is left over.
+    """Read torchvision's weights of ResNet-50 from a local file (.pth or .safetensors); its classifier is left over,
+    and where the encoder has three stages the fourth.
 
     Args:
         prefix: how the names of the encoder's weights begin in the model that they are reported of.
@@ -125,11 +130,11 @@ def load_resnet(encoder: CropEncoder, path: str, prefix: str = "") -> FromPublis
     Raises:
         UserError: no such file, or other weights.
     """
-    return _load(encoder.resnet, path, "ResNet-50", f"{prefix}resnet.", ("fc",))
+    return _load(encoder.resnet, path, "ResNet-50", f"{prefix}resnet.", ("fc", "layer4"))
 
 
 def load_first_stages(encoder: FirstStages, path: str, prefix: str = "") -> FromPublished:
-    """As `load_resnet`, of torchvision's ResNet-101; its last stage is left over too."""
+    """As `load_resnet`, of torchvision's ResNet-101 and three stages."""
     return _load(encoder.stages, path, "ResNet-101", f"{prefix}stages.", ("fc", "layer4"))
 
 
@@ -169,17 +174,22 @@ def _named(network: nn.Module, name: str) -> str:
 
 @functools.cache
 def multiplications(side: int, blocks: tuple[int, ...] = RESNET_50) -> int:
-    """Of a ResNet on one picture of `side` pixels, counted without computing it; of three stages that of the first
-    three alone."""
+    """Of a ResNet on one picture of `side` pixels, counted without computing it."""
     with torch.device("meta"):
-        network = _resnet(blocks) if len(blocks) == len(RESNET_50) else FirstStages(blocks)
-        network, picture = network.eval(), torch.empty(1, 3, side, side)
+        network, picture = _resnet(blocks).eval(), torch.empty(1, 3, side, side)
+        network.fc = nn.Identity()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(picture)
     return int(counter.get_total_flops()) // 2
 
 
 def _resnet(blocks: Sequence[int]) -> Any:
-    """On the meta device where the caller is; torchvision's own drawing is left to transformers' initialisation."""
-    block = torchvision.models.resnet.Bottleneck
-    return torchvision.models.ResNet(block, list(blocks), norm_layer=HeldBatchNorm)
+    """With as many stages as there are numbers of blocks.
+
+    On the meta device where the caller is; torchvision's own drawing is left to transformers' initialisation.
+    """
+    block, spare = torchvision.models.resnet.Bottleneck, len(RESNET_50) - len(blocks)
+    network = torchvision.models.ResNet(block, [*blocks, *[1] * spare], norm_layer=HeldBatchNorm)
+    if spare:
+        network.layer4 = nn.Identity()
+    return network
