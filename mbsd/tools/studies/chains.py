@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mbsd.config.deepspeed import DeepSpeedConfig, read_deepspeed
 from mbsd.config.paths import tree_with_home
 from mbsd.config.run import BaseConfig
 from mbsd.errors import UserError
@@ -102,7 +101,9 @@ def plan(
                 # Stage 1 starts as its own file says.
                 given = _tree(files, shop, table, seed) if stage == "stage1" else _started(
                     _tree(files, shop, table, seed), start, model)  # fmt: skip
-                launches[name] = training(name, "pretrain", out / name, changed(given, settings), _deepspeed(files))
+                launches[name] = training(
+                    name, "pretrain", out / name, changed(given, settings), files.deepspeed().tree
+                )
                 start = out / name
             for batch_size, rate, ds_config in _grid(config):
                 name = f"seed-{seed}/row-{row}/batch-{batch_size}-lr-{rate:g}"
@@ -147,19 +148,13 @@ def _started(tree: dict[str, Any], start: Path | None, model: dict[str, Any]) ->
 
 def _grid(config: StudyConfig) -> list[tuple[int, float, dict[str, Any]]]:
     """(batch size, learning rate, DeepSpeed's JSON) of each fine-tuning."""
-    ds_config = DeepSpeedConfig(_deepspeed(config.finetune), config.finetune.deepspeed_config)
+    ds_config = config.finetune.deepspeed()
     grid = []
     for batch_size in config.batch_sizes or (None,):
         for rate in config.learning_rates or (None,):
             resolved = ds_config.changed(batch_size, rate)
             grid.append((*resolved.batch_and_rate(), resolved.tree))
     return grid
-
-
-def _deepspeed(files: StageConfig) -> dict[str, Any]:
-    found = read_deepspeed(Path(files.deepspeed_config))
-    found.check()
-    return found.tree
 
 
 def _only_model(settings: dict[str, Any]) -> dict[str, Any]:

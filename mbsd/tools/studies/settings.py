@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from mbsd.config.deepspeed import DeepSpeedConfig, read_deepspeed
 from mbsd.config.parse import expand
 from mbsd.config.paths import PathText
 from mbsd.config.ranges import at_least, check_ranges
@@ -26,6 +28,20 @@ class StageConfig:
     """DeepSpeed's JSON."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Dotted settings that override the YAML's, such as {run.max_steps: 60}."""
+    batch_size: int | None = None
+    """train_batch_size in place of the JSON's."""
+    learning_rate: float | None = None
+    """In place of the JSON's."""
+
+    def deepspeed(self) -> DeepSpeedConfig:
+        """What the JSON says, with this batch and learning rate.
+
+        Raises:
+            UserError: it cannot be read, or says something that contradicts them.
+        """
+        found = read_deepspeed(Path(self.deepspeed_config)).changed(self.batch_size, self.learning_rate)
+        found.check()
+        return found
 
 
 @dataclass(frozen=True)

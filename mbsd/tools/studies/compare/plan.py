@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mbsd.config.deepspeed import read_deepspeed
 from mbsd.config.paths import tree_with_home
 from mbsd.config.run import BaseConfig
 from mbsd.io.settings_text import read_yaml
@@ -124,7 +123,5 @@ def _training(
     config: CompareConfig, name: str, launcher: Launcher, given: tuple[dict[str, Any], StageConfig], start: str | None
 ) -> Launch:
     tree, files = given
-    found = read_deepspeed(Path(files.deepspeed_config))
-    found.check()
-    run = training(name, launcher, Path(config.out) / name, tree, found.tree)
+    run = training(name, launcher, Path(config.out) / name, tree, files.deepspeed().tree)
     return replace(run, after=(start,) if start is not None else ())
