@@ -28,18 +28,14 @@ class StageConfig:
     """DeepSpeed's JSON."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Dotted settings that override the YAML's, such as {run.max_steps: 60}."""
-    batch_size: int | None = None
-    """train_batch_size in place of the JSON's."""
-    learning_rate: float | None = None
-    """In place of the JSON's."""
 
     def deepspeed(self) -> DeepSpeedConfig:
-        """What the JSON says, with this batch and learning rate.
+        """What the JSON says.
 
         Raises:
-            UserError: it cannot be read, or says something that contradicts them.
+            UserError: it cannot be read, or asks for what this project does not do.
         """
-        found = read_deepspeed(Path(self.deepspeed_config)).changed(self.batch_size, self.learning_rate)
+        found = read_deepspeed(Path(self.deepspeed_config))
         found.check()
         return found
 
