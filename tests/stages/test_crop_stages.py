@@ -29,7 +29,8 @@ def words_of(stage: str, run: Path, catalog: Path, *more: object, **ds: Any) -> 
     """A run of 8 samples a step over crops of 8 pixels, without dropout."""
     words = [
         f"--stage={stage}", f"--model.architecture={stage}", *SIZES, "--data.num_workers=0", "--model.crop_size=8",
-        "--run.log_every=1", f"--run.validate_every={EARLY}", "--run.validate_samples=8", *more,
+        "--model.resnet_blocks=[1,1,1]", "--run.log_every=1", f"--run.validate_every={EARLY}",
+        "--run.validate_samples=8", *more,
     ]  # fmt: skip
     return run_words(run, catalog, STEPS[stage], *words, **{"train_batch_size": 8, "optimizer": ADAM, **ds})
 
@@ -55,14 +56,17 @@ def test_it_learns_the_same_on_one_rank_and_on_two(stage: str, shop: Shop, tmp_p
         assert end[f"validation/{name}"] < start[f"validation/{name}"], name
 
 
-def test_a_run_killed_between_two_steps_ends_bitwise_like_an_undisturbed_one(shop: Shop, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", STEPS)
+def test_a_run_killed_between_two_steps_ends_bitwise_like_an_undisturbed_one(
+    stage: str, shop: Shop, tmp_path: Path
+) -> None:
     """With dropout, crops and flips, in two passes; workers build the batches."""
     more = [
         "--model.dropout=0.1", "--data.num_workers=1", f"--run.save_every={HALF}", "--run.max_steps=8",
         "--run.validate_every=0", "--run.validate_samples=4",
     ]  # fmt: skip
     whole, cut = (
-        words_of("fashionbert", tmp_path / name, shop.catalog, *more, gradient_accumulation_steps=2)
+        words_of(stage, tmp_path / name, shop.catalog, *more, gradient_accumulation_steps=2)
         for name in ("whole", "cut")
     )
     launch(2, whole, tmp_path / "log")
@@ -71,6 +75,8 @@ def test_a_run_killed_between_two_steps_ends_bitwise_like_an_undisturbed_one(sho
     resumed = launch(2, cut, tmp_path / "log")
     assert f"resuming {step(tmp_path / 'cut', HALF)}" in resumed.printed()
     assert checksums(step(tmp_path / "cut", 8)) == checksums(step(tmp_path / "whole", 8))
+    if stage == "kaleido":
+        return
     # The weights, of the first pass, are those of the losses of the second: dropout drew the same.
     lines = (tmp_path / "whole" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, lines) if "weight_mlm" in row]

@@ -85,7 +85,7 @@ def test_two_ranks_learn_what_one_rank_learns(case: str, catalog: Path, tmp_path
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("case", ["vit", "mbsd, hard"])
+@pytest.mark.parametrize("case", CASES)
 def test_a_killed_run_ends_bitwise_like_an_undisturbed_one(case: str, catalog: Path, tmp_path: Path) -> None:
     more = [f"--run.save_every={HALF}", "--run.validate_every=0", "--model.dropout=0.1"]
     whole, cut = (words(tmp_path / name, catalog, case, *more) for name in ("whole", "cut"))
