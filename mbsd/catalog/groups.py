@@ -4,6 +4,9 @@ Two items with a key in common, of title or picture (see `keys`), are of one gro
 link: a group is a connected component. A key that more than `max_same` items have is a placeholder's and links none.
 The split of a group is the one that its first item by id has of its own, so an item alone keeps its split, and the
 order of the items does not matter.
+
+A twin that `mbsd catalog twins` made is of its item's group. Its own title and picture link nothing: what is left of
+many titles is a brand. So an item is in the split that it has in the catalogue without twins.
 """
 
 from __future__ import annotations
@@ -24,12 +27,14 @@ from mbsd.catalog.identity.near import MAX_DISTANCE, components, near_picture_ke
 from mbsd.catalog.identity.report import without_placeholders
 from mbsd.catalog.layout import SPLITS
 from mbsd.catalog.several import Items
+from mbsd.catalog.twins.ids import twins_of
 from mbsd.errors import UserError
 from mbsd.io.console import say
 
 Int64 = NDArray[np.int64]
 GROUP_KINDS = ("title", "picture", "near_picture")
 DEFAULT_KINDS = ("title", "picture")
+NO_ITEMS = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -87,15 +92,17 @@ class Groups:
 
     Attributes:
         catalog: whose items they are.
-        keys: kind -> the key of each item, int64 [items], as it was found (see `keys`).
+        keys: kind -> the key of each item, int64 [items], as it was found (see `keys`); NO_KEY of a twin.
         number: of each item's group, int64 [items], 0 … groups - 1.
         split: of each item's group, the position in SPLITS, int8 [items].
+        twins: how many items are in the group of the one whose twin they are.
     """
 
     catalog: Items
     keys: Mapping[str, Int64]
     number: Int64
     split: NDArray[np.int8]
+    twins: int = 0
 
     @property
     def by(self) -> tuple[str, ...]:
@@ -114,7 +121,7 @@ class Groups:
     def joined(self, one: Int64, other: Int64) -> Groups:
         """Return the groups in which the items `one[k]` and `other[k]` are of one group, for each k."""
         number = _linked(len(self.catalog), [(_first_of(self.number), np.arange(len(self.catalog))), (one, other)])
-        return Groups(self.catalog, self.keys, number, _splits_of(number, self.catalog))
+        return Groups(self.catalog, self.keys, number, _splits_of(number, self.catalog), self.twins)
 
     def describe(self) -> str:
         """Return in words how many items are in groups, and how many have another split than their own."""
@@ -126,6 +133,7 @@ class Groups:
         if not len(many):
             return f"no two items have an {equal}: each has its own split"
         moved = np.count_nonzero(self.split != _own_splits(self.catalog))
+        equal += f", or as one of {self.twins} twins," if self.twins else ""
         return (
             f"{many.sum()} of {len(self.number)} items are in groups with an {equal} ({len(many)} groups, the largest "
             f"of {many.max()}); {moved} have their group's split instead of their own"
@@ -150,8 +158,11 @@ def find_groups(catalog: Items, options: GroupOptions | None = None, note: Calla
         "near_picture": lambda: near_picture_keys(catalog, options.near_distance, options.workers, note),
     }
     keys = {kind: find[kind]() for kind in options.by}
-    number = group_numbers(list(keys.values()), len(catalog), options.max_same)
-    return Groups(catalog, keys, number, _splits_of(number, catalog))
+    items, twins = twins_of(catalog) if options.by else (NO_ITEMS, NO_ITEMS)
+    for of_kind in keys.values():
+        of_kind[twins] = NO_KEY
+    number = group_numbers(list(keys.values()), len(catalog), options.max_same, [(items, twins)])
+    return Groups(catalog, keys, number, _splits_of(number, catalog), len(twins))
 
 
 def group_splits(catalog: Items, options: GroupOptions | None = None) -> list[str]:
@@ -159,9 +170,14 @@ def group_splits(catalog: Items, options: GroupOptions | None = None) -> list[st
     return find_groups(catalog, options).splits()
 
 
-def group_numbers(keys: Sequence[Int64], num_items: int, max_same: int) -> Int64:
-    """Return the number of each item's group, int64 [items], from any number of keys int64 [items] each."""
-    links = []
+def group_numbers(
+    keys: Sequence[Int64], num_items: int, max_same: int, also: Sequence[tuple[Int64, Int64]] = ()
+) -> Int64:
+    """Return the number of each item's group, int64 [items], from any number of keys int64 [items] each.
+
+    `also`: items that are linked with items, whatever their keys.
+    """
+    links = list(also)
     for of_kind in keys:
         kept, _ = without_placeholders(of_kind, max_same)
         items = np.flatnonzero(kept != NO_KEY)

@@ -65,6 +65,19 @@ def split_of(item_id: str) -> str:
     return "train" if tenth < 8 else "validation" if tenth == 8 else "test"
 
 
+def id_in_split_of(original: str, item_id: str) -> str:
+    """Return `item_id`, with a number behind it where it takes one to be in the split of `original`.
+
+    A catalogue divides items by their ids. With one product's items in several splits, hardly any held-out item would
+    have another of its product among the held-out ones, and to find them could not be measured.
+    """
+    split, candidate, number = split_of(original), item_id, 0
+    while split_of(candidate) != split:
+        number += 1
+        candidate = f"{item_id}-{number}"
+    return candidate
+
+
 def draw(*of: object) -> int:
     """Return a portable hash of what is drawn for, a seed among it, 60 bits: the same in every process."""
     return int(hashlib.md5("\t".join(map(str, of)).encode()).hexdigest()[:15], 16)

@@ -67,7 +67,7 @@ AGAIN = "make it again with `mbsd tables` or `mbsd pairs`"
 REBUILD = {
     "pairs": "`mbsd pairs mine`, `mbsd pairs derive` or `mbsd tables build pairs`",
     "attributes": "`mbsd tables derive attributes` or `mbsd tables build attributes`",
-    "alignment": "`mbsd tables build alignment`",
+    "alignment": "`mbsd tables build alignment` or `mbsd tables derive alignment`",
     "categories": "`mbsd tables derive categories` or `mbsd tables build categories`",
 }
 

@@ -24,7 +24,10 @@ from mbsd.catalog.several import Catalogs, Items
 from mbsd.catalog.sources import MADE_ID
 from mbsd.catalog.table_file import SCHEMAS, Table, write_table
 from mbsd.catalog.task_rows import TSV_COLUMNS_OF_KIND, Kind, TaskRow, read_task_rows
+from mbsd.catalog.twins.pairs import alignment_rows
 from mbsd.errors import UserError
+
+DERIVED: tuple[Kind, ...] = ("attributes", "categories", "alignment")
 
 __all__ = [
     "SCHEMAS",
@@ -49,6 +52,7 @@ class TableSummary:
         labels: label -> rows.
         count: the account of the source's rows, or of the items' facts.
         split_notes: how the rows were split, a line each.
+        made: what the table says of how it was made (`table_file.Table.made`).
     """
 
     rows: int = 0
@@ -56,6 +60,7 @@ class TableSummary:
     labels: Counter[int] = field(default_factory=Counter)
     count: RowCount = field(default_factory=RowCount)
     split_notes: list[str] = field(default_factory=list)
+    made: dict[str, Any] = field(default_factory=dict)
 
     def describe(self) -> str:
         """Return one line: rows by split, positives or number of classes, and what was left out."""
@@ -71,7 +76,7 @@ class DeriveOptions:
 
     Attributes:
         seed: of the negatives' draw.
-        negatives: of attributes: which wrong tags there are.
+        negatives: of attributes: which wrong tags there are; of alignment: how many there are for each positive.
         min_items: of categories: those with fewer items are left out.
         group: which items are in one split.
 
@@ -176,14 +181,16 @@ def derive_table(kind: Kind, catalog: Catalog, out: Path, options: DeriveOptions
     is left out, for it asks nothing, and so is an item's value without any other that is surely wrong. Which values
     may both be true is written beside the table.
     categories: each item whose category has at least `min_items` items; labels in the categories' sorted order.
+    alignment: of a catalogue with twins (see `twins.make`), each item with its twin, label 1, and with the twin of
+    another item that is like it, label 0 (see `twins.pairs`); the table says that it was made so.
 
     Raises:
         UserError: another kind, or no item has what the table needs.
     """
     options = options or DeriveOptions()
     summary = TableSummary()
-    if kind not in ("attributes", "categories"):
-        raise UserError(f"table kind {kind!r} cannot be derived from items; expected attributes or categories")
+    if kind not in DERIVED:
+        raise UserError(f"table kind {kind!r} cannot be derived from items; expected {', '.join(DERIVED)}")
     groups = find_groups(catalog, options.group)
     tags = None
     if kind == "attributes":
@@ -191,6 +198,9 @@ def derive_table(kind: Kind, catalog: Catalog, out: Path, options: DeriveOptions
         rows = tags.rows(options.seed, summary.count)
         summary.count.notes += tags.notes
         lacking = "two values of one attribute that cannot both be true"
+    elif kind == "alignment":
+        rows = alignment_rows(groups, options.group, options.seed, options.negatives.per_positive, summary.count)
+        summary.made, lacking = {"from": "twins"}, "a twin"
     else:
         rows = _category_rows(groups, options.min_items, summary)
         lacking = "a category" + (f" of at least {options.min_items} items" if options.min_items > 1 else "")
@@ -241,7 +251,7 @@ def _write(
     split_by: dict[str, Any],
 ) -> TableSummary:
     table = pa.Table.from_pylist(list(rows), schema=SCHEMAS[kind])
-    write_table(kind, table, catalog, out, split_by=split_by)
+    write_table(kind, table, catalog, out, split_by=split_by, made=summary.made)
     summary.rows = table.num_rows
     summary.splits = Counter(table["split"].to_pylist())
     summary.labels = Counter(table["label"].to_pylist())

@@ -6,13 +6,14 @@ Modules are imported where they are used, so that `--help` and a misuse answer a
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mbsd.cli.options import Out, Workers, name_and_value, numbers
+from mbsd.cli.options import CatalogDir, Out, Workers, name_and_value, numbers
 from mbsd.errors import UserError
 from mbsd.io.console import print_json
 
@@ -155,6 +156,31 @@ def catalog_mask(
     print(f"{out}: {count} items, {changed} titles masked")
     for note in items.notes():
         print(f"  {note}")
+
+
+@catalog_app.command("twins")
+def catalog_twins(
+    catalog: CatalogDir,
+    out: Out,
+    seed: Annotated[int, typer.Option(help="Of the crops and the dropped words.")] = 0,
+    crop: Annotated[str, typer.Option(help="Least and largest share of the picture's area that is kept.")] = "0.6,0.9",
+    drop_words: Annotated[float, typer.Option(help="Probability that a word of the title is dropped.")] = 0.3,
+) -> None:
+    """Write the source of a catalogue with every item and its twin: another crop, and words of the title dropped.
+
+    The twin has the item's id with ~twin behind it, and perhaps a number. `mbsd tables derive alignment` makes of such
+    a catalogue a table that asks which two are one product, where nobody has labelled pairs.
+    """
+    from mbsd.catalog.reader import Catalog
+    from mbsd.catalog.twins.make import TwinOptions, make_twins
+
+    shop = Catalog(catalog)
+    summary = make_twins(shop, out, TwinOptions(seed, numbers(crop, "--crop"), drop_words))
+    print(
+        f"{out}: {summary.twins} items and their twins, {summary.with_image} of these with another crop, "
+        f"{summary.shortened} with words dropped"
+    )
+    print(f"  next: mbsd catalog build {shlex.join(summary.build)} --out DIR")
 
 
 @catalog_app.command("inspect")

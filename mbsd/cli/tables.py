@@ -78,11 +78,11 @@ def tables_build(  # noqa: PLR0913 (options of a command line)
 
 @tables_app.command("derive")
 def tables_derive(  # noqa: PLR0913 (options of a command line)
-    kind: Annotated[Literal["attributes", "categories"], typer.Argument()],
+    kind: Annotated[Literal["attributes", "categories", "alignment"], typer.Argument()],
     catalog: CatalogDir,
     out: Out,
     seed: Annotated[int, typer.Option(help="Of the negatives' draw.")] = 0,
-    negatives_per_positive: Annotated[int, typer.Option(help="Wrong tags for each right one.")] = 1,
+    negatives_per_positive: Annotated[int, typer.Option(help="Wrong tags for each right one; of alignment: other items' twins for each item.")] = 1,
     ambiguous: Annotated[
         Path | None,
         typer.Option(help="YAML or JSON: attribute, value, values that may be true too; else the catalogue's own say."),
@@ -102,20 +102,24 @@ def tables_derive(  # noqa: PLR0913 (options of a command line)
     Of attributes, a wrong tag is one that is surely wrong: it shares no value with the item's own, and none that may be
     true beside it. Which values may both be true is found in the catalogue, printed and written to
     OUT.ambiguous.yaml; --ambiguous takes an edited copy, which replaces the list of each attribute that it names.
+
+    Of alignment, for a catalogue with the twins of `mbsd catalog twins`: an item and its twin are one product, and an
+    item and the twin of another one are two. That is another item of the split and, if there is one, of the category,
+    with many of the title's words; never one with an equal title or picture.
     """
     from mbsd.catalog.groups import GroupOptions, group_kinds
     from mbsd.catalog.negatives import NegativeOptions
     from mbsd.catalog.reader import Catalog
     from mbsd.catalog.tables import DeriveOptions, Table, derive_table
-    from mbsd.scoring.prior import describe_prior
+    from mbsd.scoring.prior import describe_prior, describe_words_in_common
 
     if kind != "attributes" and (ambiguous is not None or balance != "none"):
         option = "--balance" if ambiguous is None else "--ambiguous"
         raise UserError(f"{option} is of attributes; {kind} have no wrong tags: leave it out")
-    if kind != "attributes" and negatives_per_positive != 1:
-        raise UserError(f"--negatives-per-positive is of attributes; {kind} have no wrong tags: leave it out")
-    if kind == "attributes" and min_items != 1:
-        raise UserError("--min-items is of categories; attributes have none that are small: leave it out")
+    if kind == "categories" and negatives_per_positive != 1:
+        raise UserError("--negatives-per-positive is of attributes and alignment; categories have none: leave it out")
+    if kind != "categories" and min_items != 1:
+        raise UserError(f"--min-items is of categories; {kind} have none that are small: leave it out")
     grouped = GroupOptions(group_kinds(group), max_same, near_distance, group_titles)
     negatives = NegativeOptions(negatives_per_positive, ambiguous, balance)
     shop = Catalog(catalog)
@@ -125,6 +129,8 @@ def tables_derive(  # noqa: PLR0913 (options of a command line)
         print(f"  {note}")
     if kind == "attributes":
         print(f"  {describe_prior(Table(out, shop))}")
+    if kind == "alignment":
+        print(f"  {describe_words_in_common(Table(out, shop), shop)}")
 
 
 @tables_app.command("sample")

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageEnhance
 
-from mbsd.catalog.layout import split_of
 from mbsd.catalog.synthetic.words import Vocabulary
 
 GUISES = ("same", "quality", "crop", "shift", "brightness")
@@ -26,19 +25,6 @@ def origins_of(num_items: int, share: float, seed: int) -> list[int]:
     originals = max(1, num_items - round(share * num_items))
     drawn = [random.Random(f"origin\t{seed}\t{k}").randrange(originals) for k in range(originals, num_items)]
     return [*range(originals), *drawn]
-
-
-def id_in_split_of(original: str, item_id: str) -> str:
-    """Return `item_id`, with a number behind it where it takes one to be in the split of `original`.
-
-    A catalogue divides items by their ids. With one product's items in several splits, hardly any held-out item would
-    have another of its product among the held-out ones, and to find them could not be measured.
-    """
-    split, candidate, number = split_of(original), item_id, 0
-    while split_of(candidate) != split:
-        number += 1
-        candidate = f"{item_id}-{number}"
-    return candidate
 
 
 def retold(rng: random.Random, words: Sequence[str], vocabulary: Vocabulary) -> tuple[str, ...]:

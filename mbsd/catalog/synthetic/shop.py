@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mbsd.catalog.synthetic.duplicates import id_in_split_of, in_another_guise, origins_of, retold
+from mbsd.catalog.layout import id_in_split_of
+from mbsd.catalog.synthetic.duplicates import in_another_guise, origins_of, retold
 from mbsd.catalog.synthetic.pictures import draw_item
 from mbsd.catalog.synthetic.words import BOTTOMS, COLLAR, COLOUR, SLEEVE, VOCABULARY, WHERE_SEEN, Language, Vocabulary
 from mbsd.errors import UserError
