@@ -95,14 +95,14 @@ class Groups:
         keys: kind -> the key of each item, int64 [items], as it was found (see `keys`); NO_KEY of a twin.
         number: of each item's group, int64 [items], 0 … groups - 1.
         split: of each item's group, the position in SPLITS, int8 [items].
-        twins: how many items are in the group of the one whose twin they are.
+        with_twins: whether some items are in a group as the twin of another one.
     """
 
     catalog: Items
     keys: Mapping[str, Int64]
     number: Int64
     split: NDArray[np.int8]
-    twins: int = 0
+    with_twins: bool = False
 
     @property
     def by(self) -> tuple[str, ...]:
@@ -121,7 +121,7 @@ class Groups:
     def joined(self, one: Int64, other: Int64) -> Groups:
         """Return the groups in which the items `one[k]` and `other[k]` are of one group, for each k."""
         number = _linked(len(self.catalog), [(_first_of(self.number), np.arange(len(self.catalog))), (one, other)])
-        return Groups(self.catalog, self.keys, number, _splits_of(number, self.catalog), self.twins)
+        return Groups(self.catalog, self.keys, number, _splits_of(number, self.catalog), self.with_twins)
 
     def describe(self) -> str:
         """Return in words how many items are in groups, and how many have another split than their own."""
@@ -133,7 +133,7 @@ class Groups:
         if not len(many):
             return f"no two items have an {equal}: each has its own split"
         moved = np.count_nonzero(self.split != _own_splits(self.catalog))
-        equal += f", or as one of {self.twins} twins," if self.twins else ""
+        equal += ", or of an item and its twin" if self.with_twins else ""
         return (
             f"{many.sum()} of {len(self.number)} items are in groups with an {equal} ({len(many)} groups, the largest "
             f"of {many.max()}); {moved} have their group's split instead of their own"
@@ -162,7 +162,7 @@ def find_groups(catalog: Items, options: GroupOptions | None = None, note: Calla
     for of_kind in keys.values():
         of_kind[twins] = NO_KEY
     number = group_numbers(list(keys.values()), len(catalog), options.max_same, [(items, twins)])
-    return Groups(catalog, keys, number, _splits_of(number, catalog), len(twins))
+    return Groups(catalog, keys, number, _splits_of(number, catalog), len(twins) > 0)
 
 
 def group_splits(catalog: Items, options: GroupOptions | None = None) -> list[str]:

@@ -82,7 +82,9 @@ def tables_derive(  # noqa: PLR0913 (options of a command line)
     catalog: CatalogDir,
     out: Out,
     seed: Annotated[int, typer.Option(help="Of the negatives' draw.")] = 0,
-    negatives_per_positive: Annotated[int, typer.Option(help="Wrong tags for each right one; of alignment: other items' twins for each item.")] = 1,
+    negatives_per_positive: Annotated[
+        int, typer.Option(help="Wrong tags for each right one; of alignment: other twins for each item.")
+    ] = 1,
     ambiguous: Annotated[
         Path | None,
         typer.Option(help="YAML or JSON: attribute, value, values that may be true too; else the catalogue's own say."),

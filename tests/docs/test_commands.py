@@ -29,6 +29,7 @@ RUN_BY = {
     "mbsd catalog synth": "tests/smoke/test_demo.py::test_the_demo",
     "mbsd catalog inspect": "tests/docs/test_commands.py::test_a_catalogue_is_inspected",
     "mbsd catalog keys": "tests/catalog/test_near_pictures.py::test_the_command",
+    "mbsd catalog twins": "tests/catalog/test_twins.py::test_the_commands",
     "mbsd tables build": "tests/catalog/test_tables.py::test_build_from_tsv",
     "mbsd tables concat": "tests/catalog/test_several.py::test_a_joined_table_has_the_rows_of_each",
     "mbsd tables derive": "tests/studies/test_trial.py::test_a_trial",

@@ -28,7 +28,7 @@ from mbsd.catalog.twins.ids import SUFFIX, twins_of
 from mbsd.errors import UserError
 from mbsd.io.console import say
 
-CANDIDATES = 64  # free items that are compared with one
+CANDIDATES = 256  # free items that are compared with one
 ALONE = "item without a twin"
 NO_PARTNER = "negative without a free item of the split that is surely another product"
 
