@@ -30,6 +30,8 @@ def twins_of(catalog: Items) -> tuple[Int64, Int64]:
         return items, twins
     ids = catalog.table()["item_id"]
     twins = np.flatnonzero(pc.match_substring_regex(ids, OF_TWIN).to_numpy())
+    if not len(twins):
+        return twins, twins
     named = pc.replace_substring_regex(ids.take(pa.array(twins)), OF_TWIN, "")
     items = pc.fill_null(pc.index_in(named, value_set=ids.combine_chunks()), -1).to_numpy().astype(np.int64)
     order = np.lexsort((twins, items))
