@@ -75,7 +75,7 @@ class ComparedTables:
     attributes: PathText | None = None
     """By `mbsd tables derive attributes` or `mbsd tables build attributes`."""
     alignment: PathText | None = None
-    """By `mbsd tables build alignment`."""
+    """By `mbsd tables build alignment`, or `mbsd tables derive alignment` of a catalogue with twins."""
     categories: PathText | None = None
     """By `mbsd tables derive categories` or `mbsd tables build categories`."""
     pairs: PathText | None = None
