@@ -59,7 +59,7 @@ class PaperConfig:
     catalog: PathText | None = None
     """A catalogue of your own; tables are derived from it, pairs from its titles. Default: a synthetic shop."""
     alignment: PathText | None = None
-    """Of your own catalogue: a table by `mbsd tables build alignment`, or by `mbsd tables derive alignment` where it has
+    """Of your own catalogue: a table by `mbsd tables build alignment`, or `mbsd tables derive alignment` where it has
     twins. Without it there is no Table 4."""
     shop: ShopConfig = field(default_factory=ShopConfig)
     """The synthetic shop, where no catalogue is named."""
