@@ -63,6 +63,10 @@ def fetch_newer(claim: Claim, than: int | None, identity: Mapping[str, Any], say
         if why is None and not isinstance(offer, str):
             here = f"newer than {store.name_of(than)}, the newest here" if than is not None else "none is here"
             say(f"taken from {mirror}: {store.name_of(step)} ({here})")
+            folder = claim.storage.root / store.name_of(step)
+            for warnings in gather_objects(store.mark_latest(folder) if claim.leads else []):
+                for warning in warnings:
+                    say(f"WARNING: {warning}")
             _fetch_best(claim, offer[1], steps, say)
             return True
         refused[step] = str(why)
@@ -143,7 +147,7 @@ def _download(claim: Claim, whole: Manifest) -> str | None:
     why = next((f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason is not None), None)
     with same_on_every_rank():
         if claim.leads and why is None:
-            store.mark_latest(store.commit(writing, part, lambda: owner.check(storage.root, claim.token)))
+            store.commit(writing, part, lambda: owner.check(storage.root, claim.token))
         elif claim.leads:
             shutil.rmtree(writing, ignore_errors=True)
     return why if world.size > 1 or why is None else why.removeprefix("rank 0: ")

@@ -167,7 +167,11 @@ def commit(writing: Path, manifest: Manifest, allowed: Callable[[], None] = lamb
 
 
 def mark_latest(final: Path) -> list[str]:
-    """Let `latest`, the hint, name a published part; why it could not be written, which unmakes no checkpoint."""
+    """Let `latest`, the hint, name a published part.
+
+    Returns:
+        A line that says why it could not be written, or none: a checkpoint is whole without it.
+    """
     try:
         replace_text(final.parent / LATEST, final.name)
     except OSError as error:

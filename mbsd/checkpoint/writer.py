@@ -103,13 +103,13 @@ def write(job: Job, mailbox: Mailbox) -> Outcome:
         written = [wait_for(mailbox, f"{job.attempt}/files/{rank}") for rank in range(job.world_size)]
         errors = [str(answer["error"]) for answer in written if answer["error"]]
         size = sum(int(facts[0]) for answer in written for facts in answer["files"].values())
-        part: dict[str, Any] = {"error": None, "fenced": None, "copied": []}
+        part: dict[str, Any] = {"error": None, "fenced": None, "warnings": [], "copied": []}
         try:
             if errors:
                 shutil.rmtree(writing, ignore_errors=True)
             else:
                 store.commit(writing, _manifest(job, written), lambda: owner.check(job.root, job.token))
-                warnings = store.mark_latest(folder)
+                part["warnings"] = store.mark_latest(folder)
         except owner.FencedError as error:
             shutil.rmtree(writing, ignore_errors=True)
             part["fenced"] = str(error)
@@ -121,6 +121,7 @@ def write(job: Job, mailbox: Mailbox) -> Outcome:
         mailbox.set(f"{job.attempt}/part/{job.leader}", json.dumps(part))
         parts = [wait_for(mailbox, f"{job.attempt}/part/{leader}") for leader in job.leaders]
         errors += [str(answer["error"]) for answer in parts if answer["error"]]
+        warnings = [str(warning) for answer in parts for warning in answer["warnings"]]
         fenced = next((str(answer["fenced"]) for answer in parts if answer["fenced"]), None)
         if not errors and fenced is None:
             if job.mirroring is not None:

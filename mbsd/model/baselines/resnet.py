@@ -23,6 +23,7 @@ CROPS_AT_ONCE = 128  # without gradients: 64 pictures of Kaleido-BERT are 3,520 
 _COUNTER = "num_batches_tracked"  # that nothing reads, and that old files lack
 _PARTS = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")  # of FirstStages
 STAGE_FEATURES = (256, 512, 1024, 2048)  # of each stage's output
+SPARE = ("fc", "layer4")  # parts of a file that a network may lack
 RESNET_50, RESNET_101 = (3, 4, 6, 3), (3, 4, 23, 3)  # blocks of their stages
 
 
@@ -130,16 +131,16 @@ def load_resnet(encoder: CropEncoder, path: str, prefix: str = "") -> FromPublis
     Raises:
         UserError: no such file, or other weights.
     """
-    return _load(encoder.resnet, path, "ResNet-50", f"{prefix}resnet.", ("fc", "layer4"))
+    return _load(encoder.resnet, path, "ResNet-50", f"{prefix}resnet.")
 
 
 def load_first_stages(encoder: FirstStages, path: str, prefix: str = "") -> FromPublished:
     """As `load_resnet`, of torchvision's ResNet-101 and three stages."""
-    return _load(encoder.stages, path, "ResNet-101", f"{prefix}stages.", ("fc", "layer4"))
+    return _load(encoder.stages, path, "ResNet-101", f"{prefix}stages.")
 
 
-def _load(network: nn.Module, path: str, kind: str, prefix: str, spare: tuple[str, ...]) -> FromPublished:
-    """Give a ResNet, or a sequence of its first parts, the weights of a file, which may hold `spare` parts more."""
+def _load(network: nn.Module, path: str, kind: str, prefix: str) -> FromPublished:
+    """Give a ResNet, or a sequence of its first parts, the weights of a file, which may hold `SPARE` parts more."""
     setting, file = f"model.image_weights={path}", kind.lower().replace("-", "")
     advice = f"give torchvision's {file} weights as a .pth or .safetensors file on this machine"
     try:
@@ -152,7 +153,7 @@ def _load(network: nn.Module, path: str, kind: str, prefix: str, spare: tuple[st
     left_over = held.keys() - own.keys()
     for wrong, names in (
         ("of its weights are missing", own.keys() - held.keys()),
-        ("weights are no part of it", {name for name in left_over if name.partition(".")[0] not in spare}),
+        ("weights are no part of it", {name for name in left_over if name.partition(".")[0] not in SPARE}),
         ("of its weights have other shapes", {n for n in own.keys() & held.keys() if own[n].shape != held[n].shape}),
     ):
         if names:
