@@ -58,7 +58,9 @@ class ModelConfig:
     representation: Literal["pooled", "cls"] = "pooled"
     """h: dense + tanh of [CLS], or [CLS] itself."""
     initializer_range: float = 0.02
-    """Deviation of weights and word vectors at the start; about 1 / sqrt(hidden_size) suits a narrow model."""
+    """Deviation of weights and word vectors at the start; about sqrt(2 / (num_hidden_layers * hidden_size)) suits a
+    narrow model. With twice as much all tokens of a sequence are nearly alike after its last layer, and little is
+    learned."""
     position_range: float = 0.02
     """The same of positions, token types and modality vectors. BERT draws them as wide as words, and a small model then
     takes thousands of steps to separate a word's position from the word."""

@@ -49,6 +49,7 @@ TOGETHER = [
     (PretrainConfig, "small_stage1", "cpu_bf16_stage1", 2),
     (PretrainConfig, "small_stage2", "cpu_bf16_stage2", 2),
     (FinetuneConfig, "small_classification", "cpu_bf16_finetune", 2),
+    (PretrainConfig, "small_stage1", "cpu_compare_classes", 1),
     (FinetuneConfig, "small_classification", "cpu_compare_classes", 1),
     (FinetuneConfig, "small_attributes", "cpu_compare_matching", 2),
     (PretrainConfig, "small_stage2", "cpu_compare_matching", 2),

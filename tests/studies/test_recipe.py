@@ -8,11 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
 from mbsd.config.parse import parse
 from mbsd.config.run import FinetuneConfig, PretrainConfig
 from mbsd.data.order import Order
 from mbsd.errors import UserError
+from mbsd.model.fresh import fresh_config
+from mbsd.model.mbsd import MbsdModel
 from mbsd.tools.studies.commands import ROOT
 from mbsd.tools.studies.trial import recipe as rules
 from mbsd.tools.studies.trial.commands import VALIDATIONS, options, start_words, training
@@ -20,6 +24,7 @@ from mbsd.tools.studies.trial.measure import has_bf16
 from mbsd.tools.studies.trial.plan import Speeds, Work, lengths_within, makespan, works
 from mbsd.tools.studies.trial.recipe import CatalogFacts, Machine, recipe, with_text_model
 from mbsd.tools.studies.trial.settings import Run, Trial, runs_of
+from tests.model.reference import VOCABULARY, hand_batch, random_samples
 
 TEST = {"stage1": 1800, "classification": 1800, "attributes": 18_000}
 POOL = CatalogFacts(18_000, 65, {"stage1": 14_400, "classification": 14_000, "attributes": 140_000}, TEST)
@@ -91,6 +96,29 @@ def test_every_recipe_is_one_that_the_launchers_take(items: int, minutes: float)
         assert tuple(settings.model.patchify_strides) == (2, 2, 2, 2)
         least = 0.9 if kind == "classification" else 0.8
         assert settings.data.crop_scale == (least, 1.0)
+
+
+@pytest.mark.parametrize("core_minutes", [least for least, _ in rules.SIZES])
+def test_tokens_still_differ_after_the_last_layer_of_a_drawn_model(core_minutes: float) -> None:
+    def alike(wider: float) -> float:
+        """Mean cosine of two tokens of a sequence."""
+        run = recipe(POOL, TWO, core_minutes, 2).runs["stage1"]
+        start = run.model | {"model.initializer_range": wider * run.model["model.initializer_range"]}
+        words = [*options(run.settings), *options(start), "--model.vocab_size=40"]
+        files = ["--config", str(ROOT / f"launchers/configs/{run.config}.yaml"), "--deepspeed_config",
+                 str(ROOT / "ds_configs/cpu_finetune.json")]  # fmt: skip
+        settings, _ = parse(PretrainConfig, [*files, *words])
+        torch.manual_seed(0)
+        model = MbsdModel(fresh_config(settings.model, settings.data, VOCABULARY)).eval()
+        batch = hand_batch(random_samples([(None, 9, True)] * 8, seed=0), ("full",), model.config)
+        with torch.no_grad():
+            hidden = F.normalize(model.encode(batch).hidden_TD, dim=-1).view(8, -1, model.config.hidden_size)
+        tokens = hidden.shape[1]
+        pairs = (hidden @ hidden.transpose(1, 2)).sum() - 8 * tokens
+        return float(pairs / (8 * tokens * (tokens - 1)))
+
+    assert alike(1.0) < 0.6
+    assert alike(2.0) > 0.8, "what the bound is for: nearly one token"
 
 
 def test_what_pictures_want_is_of_the_run_on_categories_alone() -> None:

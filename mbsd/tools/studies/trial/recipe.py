@@ -32,7 +32,8 @@ SIZES: tuple[tuple[float, tuple[int, int, int, int]], ...] = (
 PATCHES: dict[str, Any] = {
     "model.patchify": "overlap", "model.patchify_strides": [2, 2, 2, 2], "model.patchify_channels": [32, 64, 128],
 }  # fmt: skip
-START: dict[str, Any] = {"model.initializer_range": 0.08, "model.position_range": 0.1}
+# Beside words. Wider ones tell a little more of masked words, and the answer to a tag learns later (docs/recipes.md).
+POSITION_RANGE = 0.02
 DATA: dict[str, Any] = {
     "data.image_size": 64, "data.crop_scale": [0.8, 1.0], "data.flip_probability": 0.5, "data.num_workers": 1,
 }  # fmt: skip
@@ -151,7 +152,7 @@ def recipe(facts: CatalogFacts, machine: Machine, minutes: float, chains: int) -
     sizes = next(sizes for least, sizes in reversed(SIZES) if core_minutes >= least)
     names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
     model = {f"model.{name}": value for name, value in zip(names, sizes, strict=True)}
-    model |= {"model.vocab_size": _words(facts.items), **PATCHES, **START}
+    model |= {"model.vocab_size": _words(facts.items), **PATCHES, **_start(*sizes[:2])}
     prefix = "cpu_bf16" if machine.precision == "bf16" else "cpu"
     return Recipe(
         {
@@ -184,6 +185,14 @@ def with_text_model(chosen: Recipe, folder: str) -> Recipe:
         settings = {name: value for name, value in run.settings.items() if name != "model.head_range"}
         runs[kind] = RunRecipe(**{**vars(run), **changes, "settings": settings})
     return Recipe(runs)
+
+
+def _start(layers: int, width: int) -> dict[str, Any]:
+    """How wide the weights are drawn: so wide that a query can be compared with a picture, and not wider, since then
+    attention makes all tokens of a sequence alike, layer by layer."""
+    return {
+        "model.initializer_range": round((2 / (layers * width)) ** 0.5, 4), "model.position_range": POSITION_RANGE,
+    }  # fmt: skip
 
 
 def _words(items: int) -> int:
