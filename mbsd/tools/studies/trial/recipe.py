@@ -32,7 +32,7 @@ SIZES: tuple[tuple[float, tuple[int, int, int, int]], ...] = (
 PATCHES: dict[str, Any] = {
     "model.patchify": "overlap", "model.patchify_strides": [2, 2, 2, 2], "model.patchify_channels": [32, 64, 128],
 }  # fmt: skip
-# Beside words. Wider ones tell a little more of masked words, and the answer to a tag learns later (docs/recipes.md).
+# Narrower than words: beside wide positions a model takes longer to compare a tag with an item (docs/recipes.md).
 POSITION_RANGE = 0.02
 DATA: dict[str, Any] = {
     "data.image_size": 64, "data.crop_scale": [0.8, 1.0], "data.flip_probability": 0.5, "data.num_workers": 1,
@@ -188,8 +188,11 @@ def with_text_model(chosen: Recipe, folder: str) -> Recipe:
 
 
 def _start(layers: int, width: int) -> dict[str, Any]:
-    """How wide the weights are drawn: so wide that a query can be compared with a picture, and not wider, since then
-    attention makes all tokens of a sequence alike, layer by layer."""
+    """Deviations of the drawn weights: the deeper and wider the network, the narrower they start.
+
+    Attention makes the tokens of a sequence more alike in each layer (Dong et al., "Attention is not all you need",
+    2021); with wider weights they are one before anything is learned.
+    """
     return {
         "model.initializer_range": round((2 / (layers * width)) ** 0.5, 4), "model.position_range": POSITION_RANGE,
     }  # fmt: skip
