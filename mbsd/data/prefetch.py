@@ -44,7 +44,7 @@ def prefetched(
     def work() -> None:
         try:
             if stream is not None:  # a new thread's device is the first one, on which this rank has no business
-                torch.cuda.set_device(device)
+                torch.cuda.set_device(stream.device)  # as `device`, which may be without a number
             with torch.cuda.stream(stream):  # does nothing where there is none
                 for each in prepared:
                     batch = finish(each).to(device, non_blocking=True)

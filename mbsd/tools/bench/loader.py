@@ -43,6 +43,8 @@ from mbsd.data.samples import CatalogSamples
 from mbsd.data.spec import BatchSpec, Masked
 from mbsd.data.text import build_tokenizer
 from mbsd.errors import UserError
+from mbsd.parallel.devices import choose_device
+from mbsd.parallel.launch_env import find_launch_environment
 from mbsd.parallel.world import World
 from mbsd.tools.bench.loader_plain import PlainDataset, plain_batches, write_files
 from mbsd.tools.bench.loader_wait import measure_data_wait
@@ -118,10 +120,6 @@ def _ways(bench: LoaderBench) -> list[str]:
     return ["torchvision", *(["dali"] if dali_installed() else [])]
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def _decoders(bench: LoaderBench, catalog: Catalog, items: list[int]) -> dict[str, float]:
     """Decoder -> pictures per second, from JPEG bytes in memory to pixels, augmented as in training."""
     jpegs = [catalog.image(item) or b"" for item in items[: bench.batch]]
@@ -194,7 +192,7 @@ def train_loader(
     bench: LoaderBench, catalog: Items, tokenizer: PreTrainedTokenizerBase, way: str, workers: int
 ) -> TrainLoader:
     """This project's loader as stage 1 uses it, on one rank, with the decoder `way` (torchvision or dali)."""
-    device = _device()
+    device = choose_device(find_launch_environment(os.environ))
     decoder = make_decoder(way, bench.image_size, device, max(1, workers), bench.batch)
     several = None
     if isinstance(catalog, Catalogs):
