@@ -16,7 +16,7 @@ from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
 # Sections of the screen; what is not named here stands under "train".
 SECTIONS = {
-    "speed": ("samples_per_s", "tokens_per_s", "mfu", "data_wait", "padding_avoided", "memory_gib"),
+    "speed": ("samples_per_s", "tokens_per_s", "mfu", "data_wait", "cpu_cores", "padding_avoided", "memory_gib"),
     "modality": (
         "accuracy_full", "accuracy_text", "accuracy_image", "modality_gap", "text_stronger", "image_stronger",
         "sdmi_weight",
@@ -58,6 +58,7 @@ COMMON: Pages = {
         "learning rates of the parts": (r"train/lr_(image|backbone|head)",),
         "MFU": ("speed/mfu",),
         "tokens a second": ("speed/tokens_per_s",),
+        "cores at work, a rank's": ("speed/cpu_cores",),
         "memory, GiB": ("speed/memory_gib",),
         "share of padding avoided": ("speed/padding_avoided",),
         "loss scale": ("train/loss_scale",),

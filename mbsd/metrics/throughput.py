@@ -1,8 +1,11 @@
-"""How fast a run is: samples and tokens a second, time spent waiting for data, MFU, padding avoided, and memory."""
+"""How fast a run is: samples and tokens a second, time spent waiting for data, cores at work, MFU, padding avoided, and
+memory."""
 
 from __future__ import annotations
 
+import multiprocessing
 import re
+import resource
 import time
 from collections.abc import Sequence
 
@@ -101,6 +104,21 @@ def padded_lengths(views: Views) -> list[int]:
     return [max(lengths) for lengths in of_view for _ in lengths]
 
 
+def cpu_seconds() -> float:
+    """User and system seconds of this process, of the children it forked (a loader's workers), and of those that have
+    ended.
+    """
+    own = [resource.getrusage(which) for which in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    total = sum(one.ru_utime + one.ru_stime for one in own)
+    for child in multiprocessing.active_children():
+        try:
+            times = psutil.Process(child.pid).cpu_times()
+        except psutil.NoSuchProcess:  # it has ended just now
+            continue
+        total += times.user + times.system
+    return float(total)
+
+
 class Throughput:
     """Counts between two logs; all of it host arithmetic.
 
@@ -117,7 +135,7 @@ class Throughput:
 
     def _reset(self) -> None:
         self.started, self.samples, self.tokens, self.padded = time.perf_counter(), 0, 0, 0
-        self.flops, self.waited = 0.0, 0.0
+        self.flops, self.waited, self.used = 0.0, 0.0, cpu_seconds()
 
     def count(self, batch: Batch) -> None:
         """One micro-batch was trained on."""
@@ -133,15 +151,17 @@ class Throughput:
     def read(self) -> dict[str, float]:
         """What happened since the last read.
 
-        samples_per_s and tokens_per_s of all ranks together; data_wait, the share of this rank's time; padding_avoided,
-        the share of tokens that padding would have added (`padded_lengths`); memory_gib, the most that torch held on
-        this rank's GPU, or what the process holds on a CPU; mfu (0-1) where the device's peak is known.
+        samples_per_s and tokens_per_s of all ranks together; data_wait, the share of this rank's time; cpu_cores, how
+        many cores this rank and its loader's workers kept busy; padding_avoided, the share of tokens that padding would
+        have added (`padded_lengths`); memory_gib, the most that torch held on this rank's GPU, or what the process
+        holds on a CPU; mfu (0-1) where the device's peak is known.
         """
         seconds = time.perf_counter() - self.started
         rates = {
             "samples_per_s": self.world_size * self.samples / seconds,
             "tokens_per_s": self.world_size * self.tokens / seconds,
             "data_wait": self.waited / seconds,
+            "cpu_cores": (cpu_seconds() - self.used) / seconds,
             "memory_gib": self._memory() / (1 << 30),
         }
         if self.padded:

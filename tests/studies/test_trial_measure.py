@@ -13,11 +13,12 @@ from mbsd.tools.studies.spent import Spent
 from mbsd.tools.studies.trial.measure import (
     STEPS,
     folder_of,
-    idle_seconds,
+    idle_share,
     measuring,
     quicker,
     remove_unfinished,
     seconds_of_step,
+    share_of_core,
     speeds,
 )
 from mbsd.tools.studies.trial.plan import Lengths
@@ -29,28 +30,30 @@ FACTS = CatalogFacts(
     18_000, 65, dict.fromkeys(("stage1", "classification", "attributes"), 14_000), {"classification": 1800}
 )
 RECIPES: dict[Precision, Recipe] = {name: recipe(FACTS, Machine(2, 1, name), 60, 2) for name in ("fp32", "bf16")}
+MACHINE = Machine(2, 1, "fp32")
 RATES = {"stage1": 320.0, "classification": 160.0, "attributes": 64.0}  # samples a second
 
 
-def measured(out: Path, bf16_rate: float, busy: float = 1.0) -> Spent:
+def measured(out: Path, bf16_rate: float, busy: float = 1.0, disk: float = 0.0) -> Spent:
     """A folder as the measurements leave it: the first part of each run is slow, as it warms up.
 
-    On a machine where a process gets `busy` of a core everything takes 1 / busy as long by the clock.
+    On a machine where a process gets `busy` of a core everything takes 1 / busy as long by the clock. Each start waits
+    `disk` seconds for its libraries.
     """
     spent = Spent(out / "settings/spent.json")
     runs = [(kind, "fp32", rate) for kind, rate in RATES.items()] + [("classification", "bf16", bf16_rate)]
     for kind, precision, rate in runs:
         folder = folder_of(out, kind, precision)  # type: ignore[arg-type]
         folder.mkdir(parents=True)
-        lines = [{"step": 8, "samples_per_s": 1.0}, {"step": 40, "validation/loss": 2.0}]
+        lines = [{"step": 8, "samples_per_s": 1.0, "cpu_cores": 0.1}, {"step": 40, "validation/loss": 2.0}]
         lines += [
-            {"step": step, "samples_per_s": busy * rate * factor}
-            for step, factor in ((16, 1), (24, 0.2), (32, 1), (40, 1))
+            {"step": step, "samples_per_s": busy * rate * factor, "cpu_cores": busy * cores}
+            for step, factor, cores in ((16, 1, 1), (24, 0.2, 0.3), (32, 1, 1), (40, 1, 1))
         ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         seconds = 12.0 + STEPS * RECIPES["fp32"].runs[kind].batch_size / rate  # type: ignore[index]
-        spent.add(f"measure_{kind}_{precision}", seconds / busy, seconds)
-    spent.add("measure_scores", 17.0 / busy, 17.0)
+        spent.add(f"measure_{kind}_{precision}", disk + seconds / busy, seconds)
+    spent.add("measure_scores", disk + 17.0 / busy, 17.0)
     return spent
 
 
@@ -69,27 +72,30 @@ def test_the_quicker_precision_and_the_speeds_in_it(bf16_rate: float, expected: 
 
 def test_a_busy_machine_is_planned_for_as_an_idle_one(tmp_path: Path) -> None:
     found = [
-        speeds(tmp_path / name, RECIPES, Machine(2, 1, "fp32"), measured(tmp_path / name, 100.0, busy), scored=1000)
+        speeds(tmp_path / name, RECIPES, MACHINE, measured(tmp_path / name, 100.0, busy), scored=1000)
         for name, busy in (("idle", 1.0), ("busy", 0.125))
     ]
     assert found[0].step == pytest.approx(found[1].step)
     assert (found[0].start, found[0].row) == pytest.approx((found[1].start, found[1].row))
 
 
-def counted(folder: Path, wall: float, commands: dict[str, tuple[float, float]]) -> Spent:
-    file = folder / "spent.json"
-    file.write_text(json.dumps({"commands": commands, "wall": wall, "cpu": sum(cpu for _, cpu in commands.values())}))
-    return Spent(file)
+def test_a_machine_that_reads_its_libraries_for_the_first_time_is_not_busy(tmp_path: Path) -> None:
+    """Its starts take longer, its steps do not."""
+    warm, cold = (
+        speeds(tmp_path / name, RECIPES, MACHINE, measured(tmp_path / name, 100.0, disk=disk), scored=1000)
+        for name, disk in (("warm", 0.0), ("cold", 20.0))
+    )
+    assert cold.step == warm.step and cold.row == pytest.approx(warm.row)
+    assert (warm.start, cold.start) == (pytest.approx(12), pytest.approx(32))
 
 
-def test_what_is_spent_counts_as_on_an_idle_machine_of_any_number_of_cores(tmp_path: Path) -> None:
-    # Two commands of one core each beside each other, on many cores: nobody has waited.
-    assert idle_seconds(counted(tmp_path, 100, {"a": (100, 100), "b": (90, 90)})) == pytest.approx(100)
-    assert idle_seconds(counted(tmp_path, 100, {"a": (100, 700), "b": (90, 90)})) == pytest.approx(100), "threads"
-    assert idle_seconds(counted(tmp_path, 400, {"a": (400, 100), "b": (360, 90)})) == pytest.approx(100), "busy"
-    # One whose processes it is not told of says nothing.
-    assert idle_seconds(counted(tmp_path, 100, {"a": (100, 0.1)})) == pytest.approx(100)
-    assert idle_seconds(counted(tmp_path, 7, {})) == 7
+def test_how_busy_the_machine_was(tmp_path: Path) -> None:
+    measured(tmp_path, 100.0, busy=0.4)
+    assert idle_share(tmp_path, RECIPES) == pytest.approx(0.4)
+    run = folder_of(tmp_path, "stage1", "fp32")
+    lines = [{"cpu_cores": cores} for cores in (0.2, 1.7, 1.8)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert share_of_core(run) == 1, "threads and workers: nobody has waited"
 
 
 def test_a_measurement_that_was_stopped_begins_anew(tmp_path: Path) -> None:

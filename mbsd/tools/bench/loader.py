@@ -43,6 +43,7 @@ from mbsd.data.samples import CatalogSamples
 from mbsd.data.spec import BatchSpec, Masked
 from mbsd.data.text import build_tokenizer
 from mbsd.errors import UserError
+from mbsd.metrics.throughput import cpu_seconds
 from mbsd.parallel.devices import choose_device
 from mbsd.parallel.launch_env import find_launch_environment
 from mbsd.parallel.world import World
@@ -210,23 +211,11 @@ def _rate(batches: Iterator[Any], bench: LoaderBench) -> tuple[float, float]:
     """Pictures per second and CPU milliseconds per picture, after a warm-up of three micro-batches."""
     for _ in range(3):
         next(batches)
-    started, spent, images = time.perf_counter(), _cpu_seconds(), 0
+    started, spent, images = time.perf_counter(), cpu_seconds(), 0
     for batch in itertools.islice(batches, bench.batches):
         images += len(batch.images if isinstance(batch, Batch) else batch["images"])
-    elapsed, used = time.perf_counter() - started, _cpu_seconds() - spent
+    elapsed, used = time.perf_counter() - started, cpu_seconds() - spent
     return images / elapsed, 1000 * used / images
-
-
-def _cpu_seconds() -> float:
-    """CPU seconds that this process and its workers have used."""
-    total = 0.0
-    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue  # a worker of the previous loader that has just ended
-        total += times.user + times.system
-    return total
 
 
 def _tokenizer(catalog: Catalog, folder: Path) -> PreTrainedTokenizerBase:

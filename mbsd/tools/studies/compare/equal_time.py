@@ -38,7 +38,7 @@ def equal_steps(config: CompareConfig, tables: ComparedTables, runner: Runner) -
         remove_unfinished([Command(launch.name, launch.done, ()) for launch in launches], runner.spent)
         run_launches(runner, out, launches, "out")
         for model in unknown:
-            _write(config, runner, model)
+            _write(config, model)
     found: dict[tuple[str, int], int] = {}
     for model, file in files:
         steps = read_yaml(file)
@@ -61,24 +61,21 @@ def measuring(config: CompareConfig, tables: ComparedTables, model: ComparedMode
     yield from pretraining(config, tables, model, (f"measured/{model.key}", settings), {})
 
 
-def _write(config: CompareConfig, runner: Runner, model: ComparedModel) -> None:
+def _write(config: CompareConfig, model: ComparedModel) -> None:
     """Seconds of a step, and the steps that follow from the minutes."""
     assert config.minutes is not None
     whole = sum(stage.share for stage in model.pretrain)
     found = {}
     for number, stage in enumerate(model.pretrain, 1):
-        seconds = _idle_seconds(config, runner, f"measured/{model.key}/pretrain-{number}")
+        seconds = _idle_seconds(config, f"measured/{model.key}/pretrain-{number}")
         steps = max(1, round(60 * config.minutes * stage.share / whole / seconds))
         found[f"pretrain-{number}"] = {"seconds_of_step": seconds, "steps": steps}
     same_settings(Path(config.out), f"steps/{model.key}", found, "out")
 
 
-def _idle_seconds(config: CompareConfig, runner: Runner, name: str) -> float:
+def _idle_seconds(config: CompareConfig, name: str) -> float:
     """Of a step. On CPUs, of cores that nobody else uses: a busy machine would give a model fewer steps by chance."""
     run = Path(config.out) / name
     batch = read_own_json(run / "ds_config.json", "remove its folder: it is measured again")["train_batch_size"]
     seconds = seconds_of_step(run, batch)
-    if config.launch.cpu_ranks is None:
-        return seconds
-    wall, cpu = runner.spent.commands()[name]
-    return seconds * share_of_core(wall, cpu / config.launch.cpu_ranks)
+    return seconds if config.launch.cpu_ranks is None else seconds * share_of_core(run)

@@ -22,7 +22,6 @@ SCORED = 2048  # rows at most
 CPU_FLAGS = ("avx512_bf16", "amx_bf16")
 QUICKER = 1.1  # bf16 is taken where it is so much quicker: float32 has the more exact numbers
 COMPARED: Kind = "classification"
-LEAST_SHARE = 0.02  # of a core; with less, a run's ranks are not among the processes that the command waits for
 
 
 def has_bf16(cpu_info: str) -> bool:
@@ -82,10 +81,21 @@ def remove_unfinished(commands: Iterable[Command], spent: Spent) -> None:
 
 
 def seconds_of_step(run: Path, batch_size: int) -> float:
-    """The median over what a measurement logged, its first part left out."""
+    """By the clock: the median over what a measurement logged, its first part left out."""
+    return batch_size / median(_logged(run, "samples_per_s"))
+
+
+def share_of_core(run: Path) -> float:
+    """Of the one core that a rank of one thread has on an idle machine: what a measurement's steps got, likewise.
+
+    How it started says nothing of that: on a machine that has not read its libraries before, it waits for the disk.
+    """
+    return min(1.0, median(_logged(run, "cpu_cores")))
+
+
+def _logged(run: Path, key: str) -> list[float]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    rates: list[float] = [line["samples_per_s"] for line in lines if "samples_per_s" in line]
-    return batch_size / median(rates[1:])
+    return [line[key] for line in lines if key in line][1:]
 
 
 def quicker(out: Path, recipes: Mapping[Precision, Recipe]) -> tuple[Precision, dict[str, float]]:
@@ -112,28 +122,16 @@ def speeds(out: Path, recipes: Mapping[Precision, Recipe], machine: Machine, spe
     took = spent.commands()
     steps, starts = {}, []
     for kind, run in recipes["fp32"].runs.items():
-        by_clock = seconds_of_step(folder_of(out, kind, "fp32"), run.batch_size)
-        seconds, cpu = took[f"measure_{kind}_fp32"]
-        got = share_of_core(seconds, cpu / machine.ranks)
+        folder = folder_of(out, kind, "fp32")
+        by_clock, got = seconds_of_step(folder, run.batch_size), share_of_core(folder)
+        seconds, _ = took[f"measure_{kind}_fp32"]
         steps[str(kind)] = by_clock * got * ratio
         starts.append(max(0.0, seconds - STEPS * by_clock) * got)
-    seconds, cpu = took["measure_scores"]
-    of_scores = seconds * share_of_core(seconds, cpu / machine.ranks)
+    seconds, _ = took["measure_scores"]
+    of_scores = seconds * idle_share(out, recipes)
     return Speeds(min(starts), steps, max(0.0, of_scores - min(starts)) / scored)
 
 
-def idle_seconds(spent: Spent) -> float:
-    """What has been spent until now, in seconds of a machine whose cores nobody else uses.
-
-    The commands of a busy machine wait for their cores; what they took by the clock, all together, is that much longer.
-    """
-    wall, _ = spent.wall_and_cpu()
-    commands = spent.commands().values()
-    by_clock = sum(seconds for seconds, _ in commands)
-    idle = sum(seconds * share_of_core(seconds, cpu) for seconds, cpu in commands)
-    return wall * idle / by_clock if by_clock else wall
-
-
-def share_of_core(wall: float, cpu: float) -> float:
-    """Of the one core that a rank of one thread has on an idle machine; 1 where it cannot be told."""
-    return min(1.0, cpu / wall) if cpu > LEAST_SHARE * wall else 1.0
+def idle_share(out: Path, recipes: Mapping[Precision, Recipe]) -> float:
+    """Of the clock's seconds, those that an idle machine would have taken: the median of the measurements' shares."""
+    return median(share_of_core(folder_of(out, kind, "fp32")) for kind in recipes["fp32"].runs)

@@ -27,7 +27,7 @@ from mbsd.tools.studies.settings_files import same_settings, write_deepspeed
 from mbsd.tools.studies.trial.commands import data_commands, evaluations, training
 from mbsd.tools.studies.trial.measure import (
     SCORED,
-    idle_seconds,
+    idle_share,
     measuring,
     precisions,
     quicker,
@@ -167,7 +167,8 @@ def _measured_plan(trial: Trial, place: Place, facts: CatalogFacts) -> Plan:
     precision, compared = quicker(out, recipes)
     machine = Machine(cores, place.ranks, precision)
     measured = speeds(out, recipes, machine, spent, min(SCORED, facts.test_rows["classification"]))
-    left = 60 * trial.minutes - idle_seconds(spent)
+    wall, _ = spent.wall_and_cpu()
+    left = 60 * trial.minutes - wall * idle_share(out, recipes)
     lengths, seconds = lengths_within(trial, facts, recipes[precision], measured, left, place.runner.jobs)
     said = _said(trial, facts, machine, recipes[precision], lengths)
     said.append(_precision_said(precision, compared))
