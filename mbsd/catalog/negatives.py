@@ -7,8 +7,8 @@ same product says, and is ambiguous with neither (see `ambiguity`).
 from __future__ import annotations
 
 import heapq
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -34,8 +34,67 @@ from mbsd.catalog.several import Items
 from mbsd.errors import UserError
 from mbsd.io.console import say
 
+SHOWN = 40  # characters of a value that is too long
 NO_OTHER = "value beside which every other may be true"
 NO_PARTNER = "value without a partner of another value"
+TOO_LONG = "tag that is too long"
+RARE = "value that is none of the commonest of its attribute"
+
+
+@dataclass(frozen=True)
+class TagLimits:
+    """Which values are asked, right or wrong.
+
+    Attributes:
+        max_values: of an attribute with more of them (brands, product numbers), its commonest so many that two items
+            or more have; None = all.
+        max_characters: of the whole tag "name:value"; None = any number.
+
+    Raises:
+        UserError: a number below 2.
+    """
+
+    max_values: int | None = None
+    max_characters: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_values", "max_characters"):
+            if (found := getattr(self, name)) is not None and found < 2:
+                raise UserError(f"{name} is {found}; expected 2 or more")
+
+    def asked(self, facts: Iterable[Fact], count: RowCount) -> list[Fact]:
+        """Those whose tags are asked; the others are counted."""
+        short: list[Fact] = []
+        for fact in facts:
+            if self.max_characters is not None and len(fact.name) + 1 + len(fact.text) > self.max_characters:
+                count.leave_out(TOO_LONG, f"item {fact.item_id}: {fact.name} {fact.text[:SHOWN]!r}…")
+            else:
+                short.append(fact)
+        kept = self._kept(short)
+        asked = []
+        for fact in short:
+            if fact.name in kept and fact.text not in kept[fact.name]:
+                count.leave_out(RARE, f"item {fact.item_id}: {fact.name} {fact.text!r}")
+            else:
+                asked.append(fact)
+        return asked
+
+    def _kept(self, facts: Iterable[Fact]) -> dict[str, set[str]]:
+        """Attribute with too many values -> those that are asked."""
+        if self.max_values is None:
+            return {}
+        numbers: dict[str, Counter[str]] = defaultdict(Counter)
+        for fact in facts:
+            numbers[fact.name][fact.text] += 1
+        kept = {}
+        for name, of_value in numbers.items():
+            if len(of_value) > self.max_values:
+                ordered = sorted(of_value, key=lambda text: (-of_value[text], text))
+                kept[name] = {text for text in ordered[: self.max_values] if of_value[text] > 1}
+        return kept
+
+
+ALL_TAGS = TagLimits()
 
 
 @dataclass(frozen=True)
@@ -103,6 +162,7 @@ class Tags:
 
     catalog: Items
     options: NegativeOptions
+    limits: TagLimits
     ambiguity: Ambiguity
     facts: list[Fact]
     notes: list[str] = field(default_factory=list)
@@ -110,8 +170,12 @@ class Tags:
     def rows(self, seed: int, count: RowCount) -> list[dict[str, Any]]:
         """Return the table's rows by item and attribute, the right tag first; the same in any order of the items."""
         asked = []
-        values = self.catalog.attribute_values()
-        for fact in self.facts:
+        found = self.limits.asked(self.facts, count)
+        texts: dict[str, set[str]] = defaultdict(set)
+        for fact in found:
+            texts[fact.name].add(fact.text)
+        values = {name: sorted(of_name) for name, of_name in texts.items()}
+        for fact in found:
             if len(values[fact.name]) > 1:
                 asked.append(fact)
             else:
@@ -145,13 +209,14 @@ class Tags:
         return path
 
 
-def read_tags(groups: Groups, same: GroupOptions, options: NegativeOptions) -> Tags:
+def read_tags(groups: Groups, same: GroupOptions, options: NegativeOptions, limits: TagLimits = ALL_TAGS) -> Tags:
     """Return the attributes of all items, each with the values that may be true of it.
 
     Args:
         groups: the items and their splits.
         same: where titles are compared, and how many items of one title or picture are a placeholder's.
         options: of the wrong tags.
+        limits: which values are asked.
 
     Raises:
         UserError: the file of ambiguous values cannot be read, or names an attribute that no item has.
@@ -181,7 +246,7 @@ def read_tags(groups: Groups, same: GroupOptions, options: NegativeOptions) -> T
             own = value_keys(text) | twins.get((item, name), frozenset())
             blocked = ambiguity.blocked(name, own)
             facts.append(Fact(item, record.item_id, record.category, splits[item], name, text, blocked))
-    return Tags(catalog, options, ambiguity, facts, notes + ambiguity.describe())
+    return Tags(catalog, options, limits, ambiguity, facts, notes + ambiguity.describe())
 
 
 def _said_by_twins(groups: Sequence[Group]) -> dict[tuple[int, str], frozenset[str]]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from mbsd.catalog.groups import GroupOptions, Groups, find_groups
 from mbsd.catalog.labels import Labels
 from mbsd.catalog.layout import SPLITS
-from mbsd.catalog.negatives import NegativeOptions, read_tags
+from mbsd.catalog.negatives import NegativeOptions, TagLimits, read_tags
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.row_count import RowCount
 from mbsd.catalog.row_items import RowItems
@@ -79,6 +79,7 @@ class DeriveOptions:
         negatives: of attributes: which wrong tags there are; of alignment: how many there are for each positive.
         min_items: of categories: those with fewer items are left out.
         group: which items are in one split.
+        tags: of attributes: which values are asked.
 
     Raises:
         UserError: a number is out of range.
@@ -88,6 +89,7 @@ class DeriveOptions:
     negatives: NegativeOptions = field(default_factory=NegativeOptions)
     min_items: int = 1
     group: GroupOptions = field(default_factory=GroupOptions)
+    tags: TagLimits = field(default_factory=TagLimits)
 
     def __post_init__(self) -> None:
         if self.min_items < 1:
@@ -180,7 +182,8 @@ def derive_table(kind: Kind, catalog: Catalog, out: Path, options: DeriveOptions
     attribute, label 0, that are surely wrong (see `negatives`). An attribute with a single value in the whole catalogue
     is left out, for it asks nothing, and so is an item's value without any other that is surely wrong. Which values
     may both be true is written beside the table.
-    categories: each item whose category has at least `min_items` items; labels in the categories' sorted order.
+    categories: each item whose category has at least `min_items` items, and one of them in train; labels in the
+    categories' sorted order.
     alignment: of a catalogue with twins (see `twins.make`), each item with its twin, label 1, and with the twin of
     another item that is like it, label 0 (see `twins.pairs`); the table says that it was made so.
 
@@ -194,7 +197,7 @@ def derive_table(kind: Kind, catalog: Catalog, out: Path, options: DeriveOptions
     groups = find_groups(catalog, options.group)
     tags = None
     if kind == "attributes":
-        tags = read_tags(groups, options.group, options.negatives)
+        tags = read_tags(groups, options.group, options.negatives, options.tags)
         rows = tags.rows(options.seed, summary.count)
         summary.count.notes += tags.notes
         lacking = "two values of one attribute that cannot both be true"
@@ -228,12 +231,16 @@ def _values(kind: Kind, row: TaskRow, numbers: list[int], split: str, catalog: I
 def _category_rows(groups: Groups, min_items: int, summary: TableSummary) -> list[dict[str, Any]]:
     columns = groups.catalog.table().select(["item_id", "category"]).to_pydict() | {"split": groups.splits()}
     counts = Counter(columns["category"])
-    kept = sorted(name for name, count in counts.items() if name and count >= min_items)
+    in_train = {name for name, split in zip(columns["category"], columns["split"], strict=True) if split == "train"}
+    kept = sorted(name for name, count in counts.items() if name in in_train and name and count >= min_items)
     label_of = {name: label for label, name in enumerate(kept)}
     rows = []
     for item, (item_id, category, split) in enumerate(zip(*columns.values(), strict=True)):
         if category in label_of:
             rows.append({"item": item, "label": label_of[category], "category": category, "split": split})
+        elif category and counts[category] >= min_items:
+            where = f"item {item_id}: no item of {category!r} is in train"
+            summary.count.leave_out("item of a category without one in train", where)
         elif category:
             where = f"item {item_id}: {category!r} has {counts[category]} items"
             summary.count.leave_out("item of a small category", where)

@@ -94,6 +94,12 @@ def tables_derive(  # noqa: PLR0913 (options of a command line)
         typer.Option(help="value: each tag is as often right as wrong in each split, so that it alone tells nothing."),
     ] = "none",
     min_items: Annotated[int, typer.Option(help="Categories with fewer items are left out.")] = 1,
+    max_values: Annotated[
+        int | None, typer.Option(help="Of an attribute with more values, the commonest so many alone are asked.")
+    ] = None,
+    max_characters: Annotated[
+        int | None, typer.Option(help="Of a tag NAME:VALUE; longer ones are left out. Without: any number.")
+    ] = None,
     group: Group = "title,picture",
     max_same: MaxSame = 100,
     near_distance: NearDistance = 0,
@@ -110,7 +116,7 @@ def tables_derive(  # noqa: PLR0913 (options of a command line)
     with many of the title's words; never one with an equal title or picture.
     """
     from mbsd.catalog.groups import GroupOptions, group_kinds
-    from mbsd.catalog.negatives import NegativeOptions
+    from mbsd.catalog.negatives import NegativeOptions, TagLimits
     from mbsd.catalog.reader import Catalog
     from mbsd.catalog.tables import DeriveOptions, Table, derive_table
     from mbsd.scoring.prior import describe_prior, describe_words_in_common
@@ -122,10 +128,15 @@ def tables_derive(  # noqa: PLR0913 (options of a command line)
         raise UserError("--negatives-per-positive is of attributes and alignment; categories have none: leave it out")
     if kind != "categories" and min_items != 1:
         raise UserError(f"--min-items is of categories; {kind} have none that are small: leave it out")
+    for option, value in (("--max-values", max_values), ("--max-characters", max_characters)):
+        if kind != "attributes" and value is not None:
+            raise UserError(f"{option} is of attributes; {kind} have no tags: leave it out")
     grouped = GroupOptions(group_kinds(group), max_same, near_distance, group_titles)
     negatives = NegativeOptions(negatives_per_positive, ambiguous, balance)
     shop = Catalog(catalog)
-    summary = derive_table(kind, shop, out, DeriveOptions(seed, negatives, min_items, grouped))
+    summary = derive_table(
+        kind, shop, out, DeriveOptions(seed, negatives, min_items, grouped, TagLimits(max_values, max_characters))
+    )
     print(f"{out}: {summary.describe()}")
     for note in [*summary.count.notes, *summary.split_notes]:
         print(f"  {note}")

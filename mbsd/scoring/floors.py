@@ -269,7 +269,9 @@ def _prior(splits: dict[str, Rows], split: str) -> NDArray[np.float64]:
 
 
 def _predicted(model: LogisticRegression, features: Features, rows: Rows, values: NDArray[Any]) -> NDArray[np.float64]:
-    """Each row's log-probability of its own value."""
+    """Each row's log-probability of its own value; a rare attribute may be in no row of a split."""
+    if len(rows.labels) == 0:
+        return np.zeros(0)
     log_probability = model.predict_log_proba(features[rows.of_item])
     place = np.searchsorted(values, rows.values).clip(max=len(values) - 1)
     own = log_probability[np.arange(len(place)), place]

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
 from mbsd.catalog.groups import GroupOptions
-from mbsd.catalog.negatives import NO_OTHER, NO_PARTNER, NegativeOptions
+from mbsd.catalog.negatives import NO_OTHER, NO_PARTNER, RARE, TOO_LONG, NegativeOptions, TagLimits
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.sources import Item
 from mbsd.catalog.tables import DeriveOptions, Table, TableSummary, derive_table
@@ -305,3 +305,50 @@ def test_refused(tmp_path: Path, shop: Shop) -> None:
     words = ["tables", "derive", "categories", "--catalog", shop.catalog, "--out", tmp_path / "c.parquet"]
     done = CliRunner().invoke(app, [*map(str, words), "--balance", "value"])
     assert isinstance(done.exception, UserError) and "--balance is of attributes" in str(done.exception)
+
+
+def asked_of(
+    folder: Path, items: list[Item], limits: TagLimits, negatives: NegativeOptions
+) -> tuple[Counter[str], Counter[str]]:
+    """(tags of both labels, reasons of what was left out)."""
+    catalog = small_catalog(folder / "c", items)
+    options = DeriveOptions(0, negatives, group=GroupOptions(by=()), tags=limits)
+    summary = derive_table("attributes", catalog, folder / "t.parquet", options)
+    return Counter(Table(folder / "t.parquet", catalog).column("text")), summary.count.left_out
+
+
+@pytest.mark.parametrize("negatives", [NegativeOptions(), NegativeOptions(per_positive=3)])
+def test_of_many_values_the_commonest_alone_are_asked(negatives: NegativeOptions, tmp_path: Path) -> None:
+    """A value of one item is none of them, and no wrong tag has a value that is not asked."""
+    brands = ["Acme"] * 9 + ["Bolt"] * 8 + ["Cord"] * 2 + ["Dune"] * 2 + [f"Once {n}" for n in range(20)]
+    items = [
+        Item(f"i{n}", f"title {n}", "", "x", {"brand": brand, "sku": f"A-{n}", "size": "SM"[n % 2]})
+        for n, brand in enumerate(brands)
+    ]
+    tags, left_out = asked_of(tmp_path / "three", items, TagLimits(max_values=3), negatives)
+    assert {tag for tag in tags if tag.startswith("brand")} == {"brand:Acme", "brand:Bolt", "brand:Cord"}
+    assert {tag for tag in tags if not tag.startswith("brand")} == {"size:S", "size:M"}
+    assert left_out[RARE] == 2 + 20 + len(items), "Dune, what one item has, and every sku"
+    tags, left_out = asked_of(tmp_path / "all", items, TagLimits(max_values=30), negatives)
+    assert "brand:Once 19" in tags
+    assert left_out[RARE] == len(items), "24 brands are no more than 30; 41 numbers are"
+
+
+def test_long_tags_are_left_out_right_and_wrong(tmp_path: Path) -> None:
+    values = ["red", "blue", "a" * 18, "a" * 17] * 4
+    items = [Item(f"i{n}", f"title {n}", "", "x", {"v": value}) for n, value in enumerate(values)]
+    tags, left_out = asked_of(tmp_path, items, TagLimits(max_characters=19), NegativeOptions(per_positive=2))
+    assert set(tags) == {"v:red", "v:blue", "v:" + "a" * 17} and left_out == {TOO_LONG: 4}
+
+
+def test_limits_of_the_command_line_are_of_attributes(tmp_path: Path) -> None:
+    small_catalog(tmp_path / "c", items_with("a", "b", "c", "c", times=2))
+    words = ["--catalog", str(tmp_path / "c"), "--out", str(tmp_path / "t.parquet"), "--group", "none"]
+    for option in ("--max-values", "--max-characters"):
+        done = CliRunner().invoke(app, ["tables", "derive", "categories", *words, option, "9"])
+        assert isinstance(done.exception, UserError) and f"{option} is of attributes" in str(done.exception)
+        done = CliRunner().invoke(app, ["tables", "derive", "attributes", *words, option, "1"])
+        assert isinstance(done.exception, UserError) and "is 1; expected 2 or more" in str(done.exception)
+    done = CliRunner().invoke(app, ["tables", "derive", "attributes", *words, "--max-values", "2"])
+    assert done.exit_code == 0, done.output
+    assert f"2 {RARE}" in done.output

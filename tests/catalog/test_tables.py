@@ -139,6 +139,21 @@ def test_derived_categories(tmp_path: Path) -> None:
     assert table.column("label").tolist() == [0, 1] * 5 and table.column("item").tolist() == list(range(10))
 
 
+def test_a_category_that_training_would_not_see_is_left_out(tmp_path: Path) -> None:
+    """As one whose items are all alike, and so all in one split; and a smaller one is told from it."""
+    held_out = [name for name in map("card{}".format, range(500)) if split_of(name) != "train"]
+    cards = [Item(name, f"a {name}", "", "card") for name in held_out[:20]]
+    vases = [Item(name, f"a vase {name}", "", "vase") for name in held_out[20:39]]
+    shirts = [Item(f"o{n}", f"shirt {n}", "", "shirt") for n in range(40)]
+    catalog = small_catalog(tmp_path / "c", [*shirts, *cards, *vases])
+    summary = derive_table("categories", catalog, tmp_path / "t.parquet", DeriveOptions(min_items=20))
+    table = Table(tmp_path / "t.parquet", catalog)
+    assert table.class_names == ["shirt"] and table.column("label").tolist() == [0] * 40
+    assert summary.count.left_out == {
+        "item of a category without one in train": 20, "item of a small category": 19
+    }  # fmt: skip
+
+
 def test_rows_of_a_split_and_pickling(tmp_path: Path, catalog: Catalog) -> None:
     derive_table("categories", catalog, tmp_path / "t.parquet")
     table = Table(tmp_path / "t.parquet", catalog)

@@ -45,6 +45,18 @@ def test_words_and_colours_see_what_is_theirs(market: Market) -> None:
     assert set(found["prior"]["attribute"]) == {"tone", "fabric"}
 
 
+@pytest.mark.parametrize("without", [("validation", "test"), ("validation",)])
+def test_an_attribute_may_be_in_no_row_of_a_split(without: tuple[str, ...], market: Market, tmp_path: Path) -> None:
+    """As one that few items have: what is left is scored as before."""
+    whole = pq.read_table(market.table("attributes")).replace_schema_metadata(None)
+    rare = pc.and_(pc.equal(whole["attribute"], "fabric"), pc.is_in(whole["split"], pa.array(without)))
+    catalog, path = Catalog(market.catalog), tmp_path / "rare.parquet"
+    write_table("attributes", whole.filter(pc.invert(rare)), catalog, path, split_by={})
+    found = floors(catalog, Table(path, catalog))
+    assert found["colours"]["attribute"]["tone"]["roc_auc"] > 0.8
+    assert ("fabric" in found["tfidf"]["attribute"]) == ("test" not in without)
+
+
 def test_a_damaged_picture_is_named_and_counts_as_none(
     market: Market, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,9 @@ from mbsd.tools.studies.trial.settings import TASKS, TITLES, Run, Trial, labels_
 
 VALIDATIONS = 5  # in a run at most, that after its last step included
 VALIDATED = 2048  # rows at most
+# Tags that are asked: of brands and product numbers the commonest alone, since a floor has a class for each, and none
+# that a run's data.max_query_tokens (64, of which each character is one at most) would cut.
+MAX_VALUES, MAX_CHARACTERS = 100, 60
 BOOTSTRAP = 200  # resamples behind the intervals of the scores
 
 
@@ -38,7 +41,8 @@ def _tables(trial: Trial, folder: Path) -> Iterator[Command]:
     """
     titles, catalog = folder.name, ("--catalog", folder / "catalog")
     masked = () if titles == "plain" else ("--group-titles", trial.source)
-    for kind, more in (("attributes", ("--balance", "value")), ("categories", ("--min-items", trial.min_items))):
+    asked = ("--balance", "value", "--max-values", MAX_VALUES, "--max-characters", MAX_CHARACTERS)
+    for kind, more in (("attributes", asked), ("categories", ("--min-items", trial.min_items))):
         table = folder / f"{kind}.parquet"
         yield Command(
             f"{titles}_{kind}", table, ("tables", "derive", kind, *catalog, "--out", table, *more, *masked),
