@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mbsd.catalog.sources import ITEM_COLUMNS, Items
-from mbsd.catalog.word_forms import MIN_LETTERS, all_forms_of, forms_of, parts_of
+from mbsd.catalog.word_forms import MIN_LETTERS, UNSPACED_RUN, all_forms_of, forms_of, parts_of
 from mbsd.errors import UserError
 from mbsd.io.files import replacing
 
@@ -18,7 +18,8 @@ def mask_titles(source: Items, out: Path, attributes: Iterable[str] = ()) -> tup
 
     Words are compared in lower case, without punctuation and in the singular ("T-Shirt," is the category "Tshirts",
     "woman" the value "Women"), and so are their parts between anything that is no letter ("dk.grey", "off_white"): the
-    whole word is then removed. Names in scripts without spaces are removed wherever they occur.
+    whole word is then removed. Names in scripts without spaces are removed wherever they occur, and so are their parts
+    between spaces and punctuation.
 
     Returns:
         The number of items, and how many of their titles lost a word.
@@ -38,7 +39,9 @@ def mask_titles(source: Items, out: Path, attributes: Iterable[str] = ()) -> tup
     answers = {item.category for item in items} | {item.attributes.get(name, "") for item in items for name in names}
     forms = {form for name in answers for word in (name, *parts_of(name)) for form in forms_of(word)}
     words = {form for form in forms if len(form) >= MIN_LETTERS}  # the "T" of "T shirt" has too many other senses
-    unspaced = sorted((name for name in answers if name and not name.isascii()), key=len, reverse=True)
+    named = {name for name in answers if name and not name.isascii()}
+    runs = {run for name in named for run in UNSPACED_RUN.findall(name)}  # "服装" of "服装 > 连衣裙"
+    unspaced = sorted(named | {run for run in runs if len(run) >= MIN_LETTERS}, key=len, reverse=True)
     changed = 0
     with replacing(out) as beside, beside.open("w", encoding="utf-8") as file:
         for item in items:

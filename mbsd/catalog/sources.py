@@ -31,7 +31,8 @@ class Item:
         title: free text.
         image: a path or URL below the image root.
         category: a leaf category's name.
-        attributes: name -> value, such as {"colour": "red"}.
+        attributes: name -> value, such as {"colour": "red"}; several values as `attribute_values` takes them apart:
+            {"colour": "red; blue"}.
         place: where it was read; None for one that was made in another way. No part of what it is.
     """
 
@@ -182,8 +183,15 @@ def _attributes(place: Place, value: Any) -> dict[str, str]:
         value = _once(place, value)
     if not isinstance(value, dict):
         raise UserError(f"{place}: 'attributes' is a {type(value).__name__}; expected name: value")
-    texts = {str(name): text_at(place, f"attributes.{name}", text) for name, text in value.items()}
+    texts = {str(name): _values_at(place, f"attributes.{name}", text) for name, text in value.items()}
     return {name: text for name, text in texts.items() if name and text}
+
+
+def _values_at(place: Place, name: str, value: Any) -> str:
+    """An attribute's value; of a list its values, one behind the other."""
+    if not isinstance(value, list):
+        return text_at(place, name, value)
+    return "; ".join(dict.fromkeys(text for each in value if (text := text_at(place, name, each).strip())))
 
 
 def _once(place: Place, pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:

@@ -16,12 +16,14 @@ from sklearn.decomposition import PCA
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
 
+from mbsd.catalog.word_forms import UNSPACED
 from mbsd.errors import UserError
 from mbsd.io.console import say
 
 Int64 = NDArray[np.int64]
 Features = Any  # [items, features], dense or sparse
 
+WORD = rf"(?u)[{UNSPACED}]|[^\W{UNSPACED}]+"
 BINS = 8  # of each colour channel
 SIDE = 64  # pixels that edges are looked for in
 MAX_EDGES = 256  # components that are kept of the gradients' histograms
@@ -40,12 +42,13 @@ class Shown(Protocol):
 
 
 def vocabulary(catalog: Shown, train: Int64) -> TfidfVectorizer:
-    """TF-IDF of words and pairs of words that occur in two titles of `train` or more.
+    """TF-IDF of words and pairs of words that occur in two titles of `train` or more; where words touch each other
+    (Chinese), of letters and pairs of letters.
 
     Raises:
         UserError: no word does.
     """
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, token_pattern=r"(?u)\w+")
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, token_pattern=WORD)
     try:
         return vectorizer.fit(catalog.title(item) for item in train.tolist())
     except ValueError:

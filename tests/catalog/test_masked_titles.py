@@ -73,6 +73,22 @@ def test_plurals_and_compounds(title: str, masked: str, tmp_path: Path) -> None:
     assert next(iter(read_items(tmp_path / "masked.jsonl"))).title == masked
 
 
+def test_parts_of_names_without_spaces(tmp_path: Path) -> None:
+    lines = [
+        {
+            "item_id": "0",
+            "title": "夏季新款红色连衣裙女",
+            "category": "服装 > 女装 > 连衣裙",
+            "attributes": {"a": "红色/蓝"},
+        },
+        {"item_id": "1", "title": "蓝天女装 服装", "category": "服装 > 女装 > 连衣裙"},
+    ]
+    write_jsonl(tmp_path / "items.jsonl", *lines)
+    mask_titles(read_items(tmp_path / "items.jsonl"), tmp_path / "masked.jsonl", ["a"])
+    titles = [item.title for item in read_items(tmp_path / "masked.jsonl")]
+    assert titles == ["夏季新款 女", "蓝天"], "a single letter of several names has too many other senses"
+
+
 def test_everything_else_stays(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "masked.jsonl"
     mask_titles(read_items(source), out)

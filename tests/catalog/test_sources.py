@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mbsd.catalog.attribute_values import value_keys
 from mbsd.catalog.sources import Item, item_id_of, read_items
 from mbsd.catalog.task_rows import read_task_rows
 from mbsd.errors import UserError
@@ -105,11 +106,23 @@ def test_jsonl(tmp_path: Path) -> None:
         ('{"title": {"zh": "x"}}', "row 1: 'title' is a dict; expected text"),
         ('{"title": "\\ud800"}', "row 1: 'title' is text with half a surrogate pair"),
         ('{"title": "x", "attributes": [1]}', "row 1: 'attributes' is a list"),
+        ('{"title": "x", "attributes": {"a": ["b", {"c": 1}]}}', "row 1: 'attributes.a' is a dict; expected text"),
     ],
 )
 def test_bad_jsonl(tmp_path: Path, line: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         list(read_items(write_lines(tmp_path / "a.jsonl", line)))
+
+
+def test_several_values_of_an_attribute(tmp_path: Path) -> None:
+    """A list becomes one text, which is taken apart where values are compared."""
+    attributes = {"shade": ["red", " blue", None, "", "red"], "size": [], "sizes": [38, 39.0], "one": ["x"]}
+    (item,) = read_items(write_jsonl(tmp_path / "a.jsonl", {"title": "t", "attributes": attributes}))
+    assert item.attributes == {"shade": "red; blue", "sizes": "38; 39", "one": "x"}
+    assert value_keys(item.attributes["shade"]) == {"red", "blue"}
+    table = pa.table({"title": ["t"], "attributes": pa.array([{"shade": ["red", "blue"], "size": None}])})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert [item.attributes for item in read_items(tmp_path / "a.parquet")] == [{"shade": "red; blue"}]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from mbsd.tools.studies.commands import ROOT
 from mbsd.tools.studies.trial import recipe as rules
 from mbsd.tools.studies.trial.commands import VALIDATIONS, options, start_words, training
 from mbsd.tools.studies.trial.measure import has_bf16
-from mbsd.tools.studies.trial.plan import Speeds, Work, lengths_within, makespan, works
+from mbsd.tools.studies.trial.plan import Speeds, Work, left_for_training, lengths_within, makespan, works
 from mbsd.tools.studies.trial.recipe import CatalogFacts, Machine, recipe, with_text_model
 from mbsd.tools.studies.trial.settings import Run, Trial, runs_of
 from tests.model.reference import VOCABULARY, hand_batch, random_samples
@@ -224,6 +224,10 @@ def test_steps_that_are_named_win_over_the_budget() -> None:
 def test_wrong_settings_are_refused(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         trial(**wrong).check()
+
+
+def test_training_has_its_part_of_the_budget_however_long_the_tables_took() -> None:
+    assert [left_for_training(3600, spent) for spent in (0, 600, 1800, 3000, 9000)] == [3600, 3000, 1800, 1800, 1800]
 
 
 @pytest.mark.parametrize("steps", [1, 4, 5, 20, 104, 1000, 1001])

@@ -146,6 +146,21 @@ def test_a_trial(shop: Path, warm: Server) -> None:
     assert len(warm.started) == len(launched) + 1
 
 
+def test_items_that_a_trial_cannot_be_made_of_are_refused_at_once(shop: Path, warm: Server, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in (shop / "items.jsonl").read_text().splitlines()]
+    other = tmp_path / "shop/items.jsonl"
+    other.parent.mkdir()
+    renamed = [
+        {{"image": "picture", "category": "kind"}.get(name, name): line[name] for name in line} for line in lines
+    ]
+    other.write_text("".join(json.dumps(line) + "\n" for line in renamed))
+    said = trial(other.parent, tmp_path / "out", warm, code=2)
+    assert (
+        "items.jsonl: no item has anything in category, image; " in said and "columns not read: kind, picture" in said
+    )
+    assert not list((tmp_path / "out").rglob("catalog"))
+
+
 @pytest.mark.distributed
 def test_is_pre_training_worth_it_and_a_killed_trial_goes_on_by_its_plan(shop: Path, warm: Server) -> None:
     out, words = shop.parent / "worth", ("--worth", "--label-share", 0.5, "--minutes", 0.02)

@@ -19,13 +19,15 @@ from sklearn.metrics import f1_score, roc_auc_score
 from typer.testing import CliRunner
 
 from mbsd.catalog.reader import Catalog
+from mbsd.catalog.sources import Item
 from mbsd.catalog.tables import Kind, Table, write_table
 from mbsd.cli.main import app
 from mbsd.errors import UserError
 from mbsd.scoring.also import read_also
-from mbsd.scoring.floor_features import FEATURES
+from mbsd.scoring.floor_features import FEATURES, vocabulary
 from mbsd.scoring.floors import floors, majority
 from mbsd.scoring.prior import prior_metrics
+from tests.catalog.helpers import small_catalog
 from tests.tasks.market import Market
 
 
@@ -43,6 +45,14 @@ def test_words_and_colours_see_what_is_theirs(market: Market) -> None:
     assert found["hog_colours"]["attribute"]["fabric"]["roc_auc"] < 0.65
     assert found["prior"]["roc_auc"] == prior_metrics(Table(market.table("attributes"), catalog))["roc_auc"]
     assert set(found["prior"]["attribute"]) == {"tone", "fabric"}
+
+
+def test_words_that_touch_each_other_are_read_by_letters(tmp_path: Path) -> None:
+    titles = ["夏季红色连衣裙", "红色连衣裙女", "dress 红 2024", "Dress 2024"]
+    catalog = small_catalog(tmp_path / "c", [Item(f"i{n}", title) for n, title in enumerate(titles)])
+    found = vocabulary(catalog, np.arange(4)).get_feature_names_out().tolist()
+    pairs = ["红 色", "色 连", "连 衣", "衣 裙"]
+    assert sorted(found) == sorted(["2024", "dress", *"红色连衣裙", *pairs])
 
 
 @pytest.mark.parametrize("without", [("validation", "test"), ("validation",)])

@@ -25,10 +25,12 @@ def data_commands(trial: Trial, out: Path) -> Iterator[Command]:
     masked = out / "items_masked.jsonl"
     named = [word for name in trial.mask_attributes for word in ("--attribute", name)]
     yield Command("mask", masked, ("catalog", "mask", trial.source, *named, "--out", masked), after=())
+    rejects = ("--max-rejects", trial.max_rejects)
     for titles, items, after in zip(TITLES, (trial.source, masked), ((), ("mask",)), strict=True):
         yield Command(
             f"{titles}_build", out / titles / "catalog/catalog.json",
-            ("catalog", "build", items, "--images", trial.images, "--out", out / titles / "catalog"), after=after,
+            ("catalog", "build", items, "--images", trial.images, "--out", out / titles / "catalog", *rejects),
+            after=after,
         )  # fmt: skip
     for titles in TITLES:
         yield from _tables(trial, out / titles)

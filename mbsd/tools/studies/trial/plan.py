@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 
 from mbsd.tools.studies.trial.commands import VALIDATED, VALIDATIONS
-from mbsd.tools.studies.trial.recipe import LABELS_POWER, RESERVE, CatalogFacts, Kind, Recipe
+from mbsd.tools.studies.trial.recipe import LABELS_POWER, LEAST_TRAINING, RESERVE, CatalogFacts, Kind, Recipe
 from mbsd.tools.studies.trial.settings import TASKS, Run, Trial, runs_of
 
 FEWEST_STEPS = 20
@@ -50,6 +50,11 @@ class Work:
     name: str
     seconds: float
     after: tuple[str, ...]
+
+
+def left_for_training(budget: float, spent: float) -> float:
+    """Seconds that training and scores may take when so many of the budget are spent."""
+    return max(budget - spent, LEAST_TRAINING * budget)
 
 
 def lengths_within(

@@ -20,6 +20,8 @@ SHARES: dict[Kind, float] = {"stage1": 0.08, "classification": 0.4, "attributes"
 MOST_EPOCHS: dict[Kind, float] = {"stage1": 60, "classification": 40, "attributes": 20}
 # Of the budget: starts that take longer than measured, and the tables at the end.
 RESERVE = 0.05
+# Of the budget, however long tables and floors of a large catalogue took: a model that is not trained says nothing.
+LEAST_TRAINING = 0.5
 # A run with a share s of the labels gets s ** this of the steps: fewer labels are learnt in fewer steps.
 LABELS_POWER = 0.5
 

@@ -18,7 +18,9 @@ from typing import Any
 import yaml
 
 from mbsd.catalog.reader import Catalog
+from mbsd.catalog.sources import read_items
 from mbsd.catalog.tables import Table
+from mbsd.errors import UserError
 from mbsd.io.files import replace_text
 from mbsd.io.settings_text import read_yaml
 from mbsd.tools.studies.commands import ROOT, Command, LaunchConfig, num_cores
@@ -35,8 +37,9 @@ from mbsd.tools.studies.trial.measure import (
     speeds,
 )
 from mbsd.tools.studies.trial.page import page_of
-from mbsd.tools.studies.trial.plan import Lengths, given_lengths, lengths_within
+from mbsd.tools.studies.trial.plan import Lengths, given_lengths, left_for_training, lengths_within
 from mbsd.tools.studies.trial.recipe import (
+    LEAST_TRAINING,
     CatalogFacts,
     Kind,
     Machine,
@@ -93,9 +96,10 @@ def run_trial(trial: Trial, out: Path, launch: LaunchConfig) -> None:
     """Build, plan, train, score and tabulate below `out`; what is there already is not done again.
 
     Raises:
-        UserError: `out` holds a trial with other settings.
+        UserError: `out` holds a trial with other settings, or the items lack what a trial reads.
     """
     trial.check()
+    _check_items(Path(trial.source))
     ranks = launch.cpu_ranks or 1
     same_settings(out, "trial", json.loads(json.dumps(asdict(trial))), "--out")
     jobs = Machine(num_cores(), ranks, "fp32").jobs(trial.chains)
@@ -117,6 +121,20 @@ def run_trial(trial: Trial, out: Path, launch: LaunchConfig) -> None:
             f"{wall / 60:.1f} minutes by the clock, {cpu / 60:.1f} CPU minutes, all starts of this trial together",
             markup=False, highlight=False,
         )  # fmt: skip
+
+
+def _check_items(source: Path) -> None:
+    """Refuse items of which none has a picture, a category or an attribute, before anything is built of them."""
+    items = read_items(source)
+    lacking = {"title", "image", "category", "attributes"}
+    for item in items:
+        lacking -= {name for name in lacking if getattr(item, name)}
+        if not lacking:
+            return
+    raise UserError(
+        f"{source}: no item has anything in {', '.join(sorted(lacking))}; a trial reads the columns title, image, "
+        f"category and attributes (name: value){''.join(f'; {note}' for note in items.notes())}"
+    )
 
 
 def _training_commands(trial: Trial, place: Place, plan: Plan) -> Iterator[Command]:
@@ -168,13 +186,19 @@ def _measured_plan(trial: Trial, place: Place, facts: CatalogFacts) -> Plan:
     machine = Machine(cores, place.ranks, precision)
     measured = speeds(out, recipes, machine, spent, min(SCORED, facts.test_rows["classification"]))
     wall, _ = spent.wall_and_cpu()
-    left = 60 * trial.minutes - wall * idle_share(out, recipes)
+    before = wall * idle_share(out, recipes)
+    left = left_for_training(60 * trial.minutes, before)
     lengths, seconds = lengths_within(trial, facts, recipes[precision], measured, left, place.runner.jobs)
     said = _said(trial, facts, machine, recipes[precision], lengths)
     said.append(_precision_said(precision, compared))
     said.append(f"about {seconds / 60:.0f} minutes more, on idle cores, of --minutes {trial.minutes:g}")
     if seconds > left:
         said.append("that is longer than asked for: even so few steps take it")
+    elif before + seconds > 60 * trial.minutes:
+        said.append(
+            f"that is longer than asked for: {before / 60:.0f} minutes went into tables, floors and measurements, and "
+            f"training has {LEAST_TRAINING:.0%} of --minutes all the same"
+        )
     plan = Plan(said, recipes[precision], lengths)
     facts_of = {"facts": asdict(facts), "machine": asdict(machine), "speeds": asdict(measured), "compared": compared}
     plan.write(out / PLAN, {**facts_of, "seconds": seconds})

@@ -22,6 +22,7 @@ class Trial:
     Attributes:
         mask_attributes: attributes whose values are taken out of the masked titles, beside the categories.
         min_items: categories with fewer items are left out.
+        max_rejects: share of the rows naming a picture whose pictures may be rejected.
         minutes: of the whole command, on the cores that it may use.
         seeds: each is run.seed of all runs once.
         starts: of the fine-tunings, of STARTS.
@@ -35,6 +36,7 @@ class Trial:
     images: str
     mask_attributes: tuple[str, ...] = ()
     min_items: int = 20
+    max_rejects: float = 0.05
     minutes: float = 60
     seeds: tuple[int, ...] = (0,)
     starts: tuple[str, ...] = ("pretrained",)
