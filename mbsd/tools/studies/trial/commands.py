@@ -17,6 +17,7 @@ VALIDATED = 2048  # rows at most
 # Tags that are asked: of brands and product numbers the commonest alone, since a floor has a class for each, and none
 # that a run's data.max_query_tokens (64, of which each character is one at most) would cut.
 MAX_VALUES, MAX_CHARACTERS = 100, 60
+MAX_SIDE = 128  # of a stored picture, of which a run sees 64 pixels: larger ones take three times as long to decode
 BOOTSTRAP = 200  # resamples behind the intervals of the scores
 
 
@@ -25,11 +26,11 @@ def data_commands(trial: Trial, out: Path) -> Iterator[Command]:
     masked = out / "items_masked.jsonl"
     named = [word for name in trial.mask_attributes for word in ("--attribute", name)]
     yield Command("mask", masked, ("catalog", "mask", trial.source, *named, "--out", masked), after=())
-    rejects = ("--max-rejects", trial.max_rejects)
+    more = ("--max-rejects", trial.max_rejects, "--max-side", MAX_SIDE)
     for titles, items, after in zip(TITLES, (trial.source, masked), ((), ("mask",)), strict=True):
         yield Command(
             f"{titles}_build", out / titles / "catalog/catalog.json",
-            ("catalog", "build", items, "--images", trial.images, "--out", out / titles / "catalog", *rejects),
+            ("catalog", "build", items, "--images", trial.images, "--out", out / titles / "catalog", *more),
             after=after,
         )  # fmt: skip
     for titles in TITLES:
