@@ -45,7 +45,7 @@ def test_without_a_gpu_it_ends_in_one_line(tmp_path: Path) -> None:
 
 def test_an_unknown_part_and_a_folder_in_use_are_refused(tmp_path: Path) -> None:
     done = command("bench", "gpu", "--out", tmp_path, "--part", "kitchen")
-    assert done.returncode == 2 and "--part kitchen: expected device or runs or traces" in done.stderr
+    assert done.returncode == 2 and "--part kitchen: expected device or tests or runs or traces" in done.stderr
     (tmp_path / "mine").touch()
     done = command("bench", "gpu", "--out", tmp_path)
     assert done.returncode == 2 and "already there and not empty" in done.stderr

@@ -48,11 +48,11 @@ class Check:
 # Part -> its figures (their names begin so), in the order in which they are measured.
 PARTS: dict[str, tuple[str, ...]] = {
     "device": ("computes", "architecture", *OWN),
+    "tests": ("gpu_tests_",),  # before all that is timed: where time is short, what is wrong is known
     "runs": ("fp16_", "bf16_"),
     "traces": ("trace_",),
     "passes": ("passes_",),
     "resume": ("resume_", "repeat_"),
-    "tests": ("gpu_tests_",),
     "step": ("step_",),
     "lamb": ("lamb_", "fused_lamb_"),
     "sanitizer": ("sanitizer_",),
@@ -188,11 +188,11 @@ def _works(
 
     kind = kind_of(device["gpu"]["name"])
     return {
+        "tests": lambda: parts.measure_tests(place),
         "runs": with_shop(measure_runs),
         "traces": with_shop(measure_traces),
         "passes": with_shop(measure_passes),
         "resume": with_shop(measure_resume),
-        "tests": lambda: parts.measure_tests(place),
         "step": lambda: parts.measure_step_bench(place, shop),
         "lamb": lambda: parts.measure_lamb_bench(place, shop, kind),
         "sanitizer": lambda: parts.measure_sanitizer(place),
