@@ -133,6 +133,9 @@ def trial(  # noqa: PLR0913 (options of a command line)
     max_rejects: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the pictures that may be missing or damaged; 1: any number.")
     ] = 0.05,
+    no_attributes: Annotated[
+        bool, typer.Option("--no-attributes", help="Ask categories alone, of items without attributes too.")
+    ] = False,
     seeds: Annotated[str, typer.Option(help="Of the runs, such as 0-2: mean and deviation are tabulated.")] = "0",
     scratch: Annotated[
         bool, typer.Option("--scratch", help="Fine-tune without pre-training too, in as many steps.")
@@ -174,7 +177,8 @@ def trial(  # noqa: PLR0913 (options of a command line)
     from mbsd.tools.studies.trial.settings import Trial, starts
 
     settings = Trial(
-        str(source.resolve()), images, tuple(mask_attribute), min_items, max_rejects, minutes=minutes,
+        str(source.resolve()), images, tuple(mask_attribute), min_items, max_rejects, not no_attributes,
+        minutes=minutes,
         seeds=expand(seeds, "--seeds"), starts=starts(scratch or worth), equal_time=worth,
         label_shares=tuple(label_share) or ((1.0, 0.1) if worth else (1.0,)), text_model=text_model,
         pretrain_steps=pretrain_steps, finetune_steps=finetune_steps,

@@ -38,7 +38,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def begun(shop: Path, out: Path, warm: Server, *more: object) -> subprocess.Popen[str]:
     words = ["trial", shop / "items.jsonl", "--images", shop / "images", "--out", out, *more]
-    words += ["--mask-attribute", "colour", "--min-items", 12, "--launch", warm.command, "--ranks", 1]
+    words += ["--min-items", 12, "--launch", warm.command, "--ranks", 1]
+    words += ["--mask-attribute", "colour"] if "--no-attributes" not in more else []
     command = [sys.executable, "-m", "mbsd.cli", *map(str, words)]
     return subprocess.Popen(
         command, env={**os.environ, **CPU}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -144,6 +145,29 @@ def test_a_trial(shop: Path, warm: Server) -> None:
         and "Traceback" not in said
     )
     assert len(warm.started) == len(launched) + 1
+
+
+@pytest.mark.distributed
+def test_a_trial_without_attributes(shop: Path, warm: Server, tmp_path: Path) -> None:
+    """Of items that have none: categories and clusters are asked alone."""
+    lines = [json.loads(line) for line in (shop / "items.jsonl").read_text().splitlines()]
+    other, out = tmp_path / "shop", tmp_path / "out"
+    other.mkdir()
+    (other / "images").symlink_to(shop / "images")
+    (other / "items.jsonl").write_text("".join(json.dumps({**line, "attributes": {}}) + "\n" for line in lines))
+    before = len(warm.started)
+    trial(other, out, warm, "--no-attributes", "--pretrain-steps", 2, "--finetune-steps", 2, "--minutes", 9)
+    launched = [launcher for launcher, _ in warm.started[before:]]
+    assert [launched.count(name) for name in ("pretrain", "finetune", "evaluate")] == [2, 2, 4]
+    rows = json.loads((out / "summary.json").read_text())
+    assert {row["attributes, ROC-AUC"] for row in rows} == {None}
+    (model,) = (row for row in rows if row["model"] == "MBSD, pre-trained" and row["reads"] == "picture")
+    scores = views(out / "plain/classification_pretrained.json")["image"]["all"]
+    assert model["classification, accuracy"] == scores["accuracy"] and model["margins"].keys() == {
+        "classification, accuracy", "macro-F1"
+    }  # fmt: skip
+    check_page(out)
+    assert not list(out.rglob("attributes*")) and "attributes" not in (out / "summary.md").read_text().split("|")[0]
 
 
 def test_items_that_a_trial_cannot_be_made_of_are_refused_at_once(shop: Path, warm: Server, tmp_path: Path) -> None:

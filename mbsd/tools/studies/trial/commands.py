@@ -45,10 +45,11 @@ def _tables(trial: Trial, folder: Path) -> Iterator[Command]:
     titles, catalog = folder.name, ("--catalog", folder / "catalog")
     masked = () if titles == "plain" else ("--group-titles", trial.source)
     asked = ("--balance", "value", "--max-values", MAX_VALUES, "--max-characters", MAX_CHARACTERS)
-    for kind, more in (("attributes", asked), ("categories", ("--min-items", trial.min_items))):
+    more_of: dict[str, tuple[object, ...]] = {"attributes": asked, "categories": ("--min-items", trial.min_items)}
+    for kind in (TASKS[task] for task in reversed(trial.tasks)):
         table = folder / f"{kind}.parquet"
         yield Command(
-            f"{titles}_{kind}", table, ("tables", "derive", kind, *catalog, "--out", table, *more, *masked),
+            f"{titles}_{kind}", table, ("tables", "derive", kind, *catalog, "--out", table, *more_of[kind], *masked),
             after=(f"{titles}_build",),
         )  # fmt: skip
         for share in trial.label_shares:
@@ -131,7 +132,7 @@ def read_words(run: Run, out: Path) -> tuple[object, ...]:
     catalog = ("--data.catalog", folder / "catalog")
     if run.kind != "stage1":
         return *catalog, "--data.table", folder / f"{run.table}.parquet"
-    tested = [str(folder / f"{table}.parquet") for table in TASKS.values()]
+    tested = [str(folder / f"{TASKS[task]}.parquet") for task in run.tasks]
     return *catalog, "--data.held_out", json.dumps(tested)
 
 

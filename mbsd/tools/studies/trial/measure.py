@@ -14,7 +14,7 @@ from mbsd.tools.studies.spent import Spent
 from mbsd.tools.studies.trial.commands import launcher_of, read_words, run_words, scoring_words, start_words
 from mbsd.tools.studies.trial.plan import Speeds
 from mbsd.tools.studies.trial.recipe import Kind, Machine, Precision, Recipe, RunRecipe
-from mbsd.tools.studies.trial.settings import Run
+from mbsd.tools.studies.trial.settings import TASKS, Run
 
 STEPS = 40
 LOG_EVERY = 8  # the first part warms up and is not counted
@@ -47,10 +47,12 @@ def measuring(out: Path, recipes: Mapping[Precision, Recipe], settings: Mapping[
     Args:
         settings: name of a DeepSpeed JSON -> the file.
     """
+    tasks = tuple(kind for kind in TASKS if kind in recipes["fp32"].runs)
     for kind in sorted(recipes["fp32"].runs, key=lambda kind: kind != COMPARED):  # its precisions beside each other
         for precision, recipe in recipes.items():
             if precision == "fp32" or kind == COMPARED:
-                yield _run(out, kind, precision, recipe.runs[kind], settings[f"{kind}_{precision}"])
+                run = Run("plain", kind, 0, tasks=tasks)
+                yield _run(out, run, precision, recipe.runs[kind], settings[f"{kind}_{precision}"])
     run = Run("plain", COMPARED, 0)
     model = folder_of(out, COMPARED, "fp32")
     scores = out / "measured/scores.json"
@@ -59,12 +61,12 @@ def measuring(out: Path, recipes: Mapping[Precision, Recipe], settings: Mapping[
     yield Command("measure_scores", scores, words, "evaluate", after=(f"measure_{COMPARED}_fp32",))
 
 
-def _run(out: Path, kind: Kind, precision: Precision, run: RunRecipe, settings: Path) -> Command:
-    folder = folder_of(out, kind, precision)
-    words = (*run_words(run, settings, STEPS), "--run.dir", folder, "--run.log_every", LOG_EVERY,
+def _run(out: Path, run: Run, precision: Precision, recipe: RunRecipe, settings: Path) -> Command:
+    folder = folder_of(out, run.kind, precision)
+    words = (*run_words(recipe, settings, STEPS), "--run.dir", folder, "--run.log_every", LOG_EVERY,
              "--run.validate_every", 0, "--run.validate_samples", 64,
-             *read_words(Run("plain", kind, 0), out), *start_words(run, None))  # fmt: skip
-    return Command(f"measure_{kind}_{precision}", folder / DONE, words, launcher_of(kind), after=())
+             *read_words(run, out), *start_words(recipe, None))  # fmt: skip
+    return Command(f"measure_{run.kind}_{precision}", folder / DONE, words, launcher_of(run.kind), after=())
 
 
 def remove_unfinished(commands: Iterable[Command], spent: Spent) -> None:

@@ -28,7 +28,7 @@ def page_of(trial: Trial, out: Path) -> TrialPage:
     comparisons = [
         comparison(trial, out, Run(titles, task, trial.seeds[0], share=share))
         for share in shares
-        for task in ("classification", "attributes")
+        for task in trial.tasks
         for titles in reversed(TITLES)
     ]
     return TrialPage(Path(trial.source).name, tuple(comparisons))

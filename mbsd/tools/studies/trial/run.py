@@ -99,7 +99,7 @@ def run_trial(trial: Trial, out: Path, launch: LaunchConfig) -> None:
         UserError: `out` holds a trial with other settings, or the items lack what a trial reads.
     """
     trial.check()
-    _check_items(Path(trial.source))
+    _check_items(Path(trial.source), trial.tasks)
     ranks = launch.cpu_ranks or 1
     same_settings(out, "trial", json.loads(json.dumps(asdict(trial))), "--out")
     jobs = Machine(num_cores(), ranks, "fp32").jobs(trial.chains)
@@ -123,17 +123,18 @@ def run_trial(trial: Trial, out: Path, launch: LaunchConfig) -> None:
         )  # fmt: skip
 
 
-def _check_items(source: Path) -> None:
+def _check_items(source: Path, tasks: tuple[Kind, ...]) -> None:
     """Refuse items of which none has a picture, a category or an attribute, before anything is built of them."""
     items = read_items(source)
-    lacking = {"title", "image", "category", "attributes"}
+    lacking = {"title", "image", "category", *(("attributes",) if "attributes" in tasks else ())}
     for item in items:
         lacking -= {name for name in lacking if getattr(item, name)}
         if not lacking:
             return
     raise UserError(
         f"{source}: no item has anything in {', '.join(sorted(lacking))}; a trial reads the columns title, image, "
-        f"category and attributes (name: value){''.join(f'; {note}' for note in items.notes())}"
+        "category and, without --no-attributes, attributes (name: value)"
+        f"{''.join(f'; {note}' for note in items.notes())}"
     )
 
 
@@ -151,7 +152,7 @@ def _plan(trial: Trial, place: Place) -> Plan:
     if path.exists():
         plan = Plan.read(path)
     else:
-        facts = _facts(place.out)
+        facts = _facts(place.out, trial.tasks)
         given = trial.pretrain_steps and trial.finetune_steps and not trial.equal_time
         plan = _given_plan(trial, place, facts) if given else _measured_plan(trial, place, facts)
     for kind, run in plan.recipe.runs.items():
@@ -208,15 +209,16 @@ def _measured_plan(trial: Trial, place: Place, facts: CatalogFacts) -> Plan:
 def _recipe(trial: Trial, place: Place, facts: CatalogFacts, machine: Machine) -> Recipe:
     """The recipe, without stage 1 where nothing starts from it."""
     chosen = recipe(facts, machine, trial.minutes, trial.chains)
-    chosen = Recipe({kind: run for kind, run in chosen.runs.items() if kind in TASKS or "pretrained" in trial.starts})
+    kinds = {*trial.tasks, *(("stage1",) if "pretrained" in trial.starts else ())}
+    chosen = Recipe({kind: run for kind, run in chosen.runs.items() if kind in kinds})
     if trial.text_model is not None:
         chosen = with_text_model(chosen, str(text_model_folder(trial.text_model, place.out)))
     return chosen
 
 
-def _facts(out: Path) -> CatalogFacts:
+def _facts(out: Path, tasks: tuple[Kind, ...]) -> CatalogFacts:
     catalog = Catalog(out / "plain/catalog")
-    tables = {kind: Table(out / f"plain/{name}.parquet", catalog) for kind, name in TASKS.items()}
+    tables = {task: Table(out / f"plain/{TASKS[task]}.parquet", catalog) for task in tasks}
     rows = {"stage1": len(catalog.indices("train"))}
     test_rows = {"stage1": len(catalog.indices("test"))}
     for kind, table in tables.items():

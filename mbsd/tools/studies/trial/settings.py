@@ -23,6 +23,7 @@ class Trial:
         mask_attributes: attributes whose values are taken out of the masked titles, beside the categories.
         min_items: categories with fewer items are left out.
         max_rejects: share of the rows naming a picture whose pictures may be rejected.
+        attributes: False: categories alone are asked.
         minutes: of the whole command, on the cores that it may use.
         seeds: each is run.seed of all runs once.
         starts: of the fine-tunings, of STARTS.
@@ -37,6 +38,7 @@ class Trial:
     mask_attributes: tuple[str, ...] = ()
     min_items: int = 20
     max_rejects: float = 0.05
+    attributes: bool = True
     minutes: float = 60
     seeds: tuple[int, ...] = (0,)
     starts: tuple[str, ...] = ("pretrained",)
@@ -50,6 +52,11 @@ class Trial:
     def chains(self) -> int:
         """Chains of runs, each of which waits for its own alone: stage 1, then one fine-tuning a task."""
         return len(TITLES) * len(self.seeds) * len(self.starts) * len(self.label_shares)
+
+    @property
+    def tasks(self) -> tuple[Kind, ...]:
+        """The kinds of its fine-tunings, of TASKS."""
+        return tuple(kind for kind in TASKS if kind != "attributes" or self.attributes)
 
     def check(self) -> None:
         """Raise UserError for settings that make no sense."""
@@ -81,6 +88,7 @@ class Run:
         start: of STARTS; "" of stage 1.
         share: of the labels.
         is_first: of the seeds: its results have no seed in their names.
+        tasks: of the trial; stage 1 does not read the items that these are tested on.
     """
 
     titles: str
@@ -89,6 +97,7 @@ class Run:
     start: str = ""
     share: float = 1.0
     is_first: bool = True
+    tasks: tuple[Kind, ...] = tuple(TASKS)
 
     @property
     def result(self) -> str:
@@ -138,9 +147,9 @@ def runs_of(trial: Trial) -> Iterator[Run]:
         first = seed == trial.seeds[0]
         if "pretrained" in trial.starts:
             for titles in TITLES:
-                yield Run(titles, "stage1", seed, is_first=first)
+                yield Run(titles, "stage1", seed, is_first=first, tasks=trial.tasks)
         for share in trial.label_shares:
-            for task in TASKS:
+            for task in trial.tasks:
                 for start in trial.starts:
                     for titles in TITLES:
                         yield Run(titles, task, seed, start, share, first)

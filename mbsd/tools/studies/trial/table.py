@@ -16,7 +16,7 @@ from mbsd.io.files import read_own_json, replace_text
 from mbsd.tools.studies.study import mean_and_deviation, report
 from mbsd.tools.studies.trial.page import ATTRIBUTES_START, comparison, model_name
 from mbsd.tools.studies.trial.recipe import Kind
-from mbsd.tools.studies.trial.settings import TASKS, TITLES, Run, Trial
+from mbsd.tools.studies.trial.settings import TITLES, Run, Trial
 from mbsd.tools.studies.trial_report.inputs import VIEWS, Compared, read_comparison, shown_floor
 from mbsd.tools.studies.trial_report.margins import RESAMPLES, Margin, margin
 
@@ -77,7 +77,8 @@ def tabulate(console: Console, trial: Trial, out: Path) -> None:
     """Gather the scores."""
     rows = [row for share in trial.label_shares for row in _rows(trial, out, share)]
     replace_text(out / "summary.json", json.dumps([row.as_json() for row in rows], indent=1, ensure_ascii=False) + "\n")
-    told = "Scores of the test split; clustering of stage 1's vectors, which no label has trained. " + ATTRIBUTES_START
+    told = "Scores of the test split; clustering of stage 1's vectors, which no label has trained."
+    told += f" {ATTRIBUTES_START}" if "attributes" in trial.tasks else ""
     tables = [(told, _scores(trial, rows))]
     models = [row for row in rows if row.margins]
     tables.append(
@@ -93,38 +94,37 @@ def tabulate(console: Console, trial: Trial, out: Path) -> None:
 
 
 def _rows(trial: Trial, out: Path, share: float) -> Iterator[Row]:
-    yield from _floor_rows(out, share)
+    yield from _floor_rows(trial, out, share)
     if "pretrained" in trial.starts and share == max(trial.label_shares):
         yield from _stage1_rows(trial, out)
     compared = {
         (titles, task): read_comparison(comparison(trial, out, Run(titles, task, trial.seeds[0], share=share)))
         for titles in TITLES
-        for task in TASKS
+        for task in trial.tasks
     }
     for start in trial.starts:
         for titles in TITLES:
-            of_tasks = {task: compared[titles, task] for task in TASKS}
+            of_tasks: dict[str, Compared] = {task: compared[titles, task] for task in trial.tasks}
             for view in VIEWS:
                 if view != "image" or titles == "plain":
-                    yield _model_row(
-                        trial, out, Run(titles, "attributes", trial.seeds[0], start, share), view, of_tasks
-                    )
+                    yield _model_row(Run(titles, "classification", trial.seeds[0], start, share), view, of_tasks)
 
 
-def _floor_rows(out: Path, share: float) -> Iterator[Row]:
+def _floor_rows(trial: Trial, out: Path, share: float) -> Iterator[Row]:
     for titles in TITLES:
-        tags, classes = (
-            _read(out / titles / f"{Run(titles, task, 0, share=share).table}_floors.json")["floors"]
-            for task in ("attributes", "classification")
-        )
+        floors = {
+            task: _read(out / titles / f"{Run(titles, task, 0, share=share).table}_floors.json")["floors"]
+            for task in trial.tasks
+        }
         for name in FLOORS:
             told, view = shown_floor(name)
             if view == "image" and titles != "plain":
                 continue  # the same pictures
-            found = {
-                "attributes": tags[name], "classification": classes[name], "clustering": classes[name]["clustering"],
-            }  # fmt: skip
-            values = {column: [found[kind][metric]] for column, (kind, metric) in COLUMNS.items()}
+            found: dict[str, Any] = {task: of_task[name] for task, of_task in floors.items()}
+            found["clustering"] = found["classification"]["clustering"]
+            values = {
+                column: [found[kind][metric]] if kind in found else [] for column, (kind, metric) in COLUMNS.items()
+            }
             yield Row(told, view, titles, share, values)
 
 
@@ -142,14 +142,13 @@ def _stage1_rows(trial: Trial, out: Path) -> Iterator[Row]:
                 yield Row("MBSD, stage 1 alone", view, titles, max(trial.label_shares), values)
 
 
-def _model_row(trial: Trial, out: Path, one: Run, view: str, compared: Mapping[Kind, Compared]) -> Row:
+def _model_row(one: Run, view: str, compared: Mapping[str, Compared]) -> Row:
     """Of all seeds of the fine-tunings that `one` is of."""
     model, margins = model_name(one.start), {}
     values: dict[str, list[float]] = {}
     for column, (kind, metric) in COLUMNS.items():
-        if kind == "clustering":
-            values[column] = []
-        else:
+        values[column] = []
+        if kind in compared:
             found = margin(compared[kind], model, view, metric, RESAMPLES)
             values[column] = [value for value in found.each if not math.isnan(value)]
             margins[column] = found
