@@ -92,8 +92,8 @@ def test_a_trial(shop: Path, warm: Server) -> None:
     listed = json.loads((out / "summary.json").read_text())
     rows = {(row["model"], row["reads"], row["titles"]): row for row in listed}
     assert "trial.html" in said and (out / "trial.html").stat().st_size > 10_000
-    # Floors: words and all of them twice, pictures once. A model's three views, its image view once.
-    assert len(rows) == len(listed) == 4 + 3 + 5 + 5
+    # Floors: words and all of them twice, pictures once. A model's three views twice: it was trained beside titles.
+    assert len(rows) == len(listed) == 4 + 3 + 6 + 6
     for titles, told in (("plain", "as they are"), ("masked", "masked")):
         tags, classes = (
             [views(out / titles / f"{name}{seed}.json")["text"]["all"] for seed in ("", "_seed1")]
@@ -121,7 +121,7 @@ def test_a_trial(shop: Path, warm: Server) -> None:
     assert full["value"] == pytest.approx(rows["MBSD, pre-trained", "title and picture", "masked"]["macro-F1"] - best)
     lines = (out / "summary.md").read_text().splitlines()
     table = [line for line in lines if line.startswith("|")]
-    assert len(table) == 2 + len(rows) + 2 + 5, "the scores, and the margins of a model"
+    assert len(table) == 2 + len(rows) + 2 + 6, "the scores, and the margins of a model"
 
     # Test items are the same with titles masked: no training item equals one.
     splits = []
@@ -161,11 +161,11 @@ def test_a_trial_without_attributes(shop: Path, warm: Server, tmp_path: Path) ->
     assert [launched.count(name) for name in ("pretrain", "finetune", "evaluate")] == [2, 2, 4]
     rows = json.loads((out / "summary.json").read_text())
     assert {row["attributes, ROC-AUC"] for row in rows} == {None}
-    (model,) = (row for row in rows if row["model"] == "MBSD, pre-trained" and row["reads"] == "picture")
-    scores = views(out / "plain/classification_pretrained.json")["image"]["all"]
-    assert model["classification, accuracy"] == scores["accuracy"] and model["margins"].keys() == {
-        "classification, accuracy", "macro-F1"
-    }  # fmt: skip
+    pictures = [row for row in rows if row["model"] == "MBSD, pre-trained" and row["reads"] == "picture"]
+    for titles, row in zip(("plain", "masked"), pictures, strict=True):
+        scores = views(out / titles / "classification_pretrained.json")["image"]["all"]
+        assert row["classification, accuracy"] == scores["accuracy"]
+        assert row["margins"].keys() == {"classification, accuracy", "macro-F1"}
     check_page(out)
     assert not list(out.rglob("attributes*")) and "attributes" not in (out / "summary.md").read_text().split("|")[0]
 
@@ -233,4 +233,4 @@ def test_is_pre_training_worth_it_and_a_killed_trial_goes_on_by_its_plan(shop: P
     rows = json.loads((out / "summary.json").read_text())
     assert {row["labels"] for row in rows} == {0.5}
     page = (out / "summary.md").read_text()
-    assert "Pre-trained less from scratch, at equal training time" in page and page.count("| difference |") == 5
+    assert "Pre-trained less from scratch, at equal training time" in page and page.count("| difference |") == 6

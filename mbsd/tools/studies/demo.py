@@ -27,6 +27,9 @@ FINETUNE_STEPS = 360
 # Of the runs after stage 1, by the name of DeepSpeed's JSON: smaller batches than the file has, so that there are more
 # steps in the same time, at a lower rate; and one process has nothing to cut for ZeRO.
 RUNS = {"cpu_stage2": (128, 7e-4), "cpu_finetune": (64, 3e-4)}  # batch size, learning rate
+# The convolutions of the runs after stage 1 learn at three times the rate: in so few steps a picture's colours and
+# shapes are hardly learned at the rate of a text side that has been pre-trained (docs/recipes.md).
+PICTURES = ("--optim.image", 3.0)
 # Row 6 of Table 6: the full view's loss alone.
 NO_SDMI = ("--sdmi.unimodal_losses", "false", "--sdmi.distillation", "false")
 
@@ -70,6 +73,7 @@ def demo_commands(out: Path, seed: int, ranks: int) -> list[Command]:
             "--deepspeed_config",
             _deepspeed_file(out, ds_config) if ds_config in RUNS else in_clone(f"ds_configs/{ds_config}.json"),
             "--run.dir", out / name, "--run.seed", seed, "--data.catalog", shop.catalog, *words,
+            *(PICTURES if ds_config in RUNS else ()),
         )  # fmt: skip
         return Command(name, out / name / DONE, words, launcher, None if name == "stage1" else alone, after)
 

@@ -38,7 +38,7 @@ class Row:
 
     Attributes:
         view: what is read, of VIEWS.
-        titles: of TITLES.
+        titles: of TITLES, beside which it was trained; "" of a floor that reads pictures alone.
         share: of the labels.
         values: column -> one value a seed; a floor has one.
     """
@@ -54,7 +54,7 @@ class Row:
         """With means over seeds in the columns, None where there is no value."""
         found: dict[str, Any] = {
             "model": self.model, "reads": VIEWS[self.view],
-            "titles": "" if self.view == "image" else TITLES[self.titles], "labels": self.share,
+            "titles": TITLES.get(self.titles, ""), "labels": self.share,
         }  # fmt: skip
         spread = {column: mean_and_deviation(values) for column, values in self.values.items() if values}
         found |= {column: spread[column][0] if column in spread else None for column in COLUMNS}
@@ -106,8 +106,7 @@ def _rows(trial: Trial, out: Path, share: float) -> Iterator[Row]:
         for titles in TITLES:
             of_tasks: dict[str, Compared] = {task: compared[titles, task] for task in trial.tasks}
             for view in VIEWS:
-                if view != "image" or titles == "plain":
-                    yield _model_row(Run(titles, "classification", trial.seeds[0], start, share), view, of_tasks)
+                yield _model_row(Run(titles, "classification", trial.seeds[0], start, share), view, of_tasks)
 
 
 def _floor_rows(trial: Trial, out: Path, share: float) -> Iterator[Row]:
@@ -125,7 +124,7 @@ def _floor_rows(trial: Trial, out: Path, share: float) -> Iterator[Row]:
             values = {
                 column: [found[kind][metric]] if kind in found else [] for column, (kind, metric) in COLUMNS.items()
             }
-            yield Row(told, view, titles, share, values)
+            yield Row(told, view, "" if view == "image" else titles, share, values)
 
 
 def _stage1_rows(trial: Trial, out: Path) -> Iterator[Row]:
@@ -134,12 +133,11 @@ def _stage1_rows(trial: Trial, out: Path) -> Iterator[Row]:
         runs = [Run(titles, "stage1", seed, is_first=seed == trial.seeds[0]) for seed in trial.seeds]
         scores = [_read(out / titles / f"{run.clusters}.json")["views"] for run in runs]
         for view in VIEWS:
-            if view != "image" or titles == "plain":
-                values = {
-                    column: [of_seed[view]["all"][metric] for of_seed in scores] if kind == "clustering" else []
-                    for column, (kind, metric) in COLUMNS.items()
-                }
-                yield Row("MBSD, stage 1 alone", view, titles, max(trial.label_shares), values)
+            values = {
+                column: [of_seed[view]["all"][metric] for of_seed in scores] if kind == "clustering" else []
+                for column, (kind, metric) in COLUMNS.items()
+            }
+            yield Row("MBSD, stage 1 alone", view, titles, max(trial.label_shares), values)
 
 
 def _model_row(one: Run, view: str, compared: Mapping[str, Compared]) -> Row:
@@ -194,8 +192,12 @@ def _headed(trial: Trial, columns: Sequence[str]) -> Table:
 
 
 def _named(trial: Trial, row: Row) -> list[str]:
-    titles = "" if row.view == "image" else TITLES[row.titles]
-    return [row.model, VIEWS[row.view], titles, *([f"{row.share:.0%}"] if len(trial.label_shares) > 1 else [])]
+    return [
+        row.model,
+        VIEWS[row.view],
+        TITLES.get(row.titles, ""),
+        *([f"{row.share:.0%}"] if len(trial.label_shares) > 1 else []),
+    ]
 
 
 def _shown(values: Sequence[float], sign: str = "") -> str:
