@@ -114,6 +114,9 @@ class OptimConfig:
             raise UserError("optim.image, optim.backbone and optim.head are all 0: nothing would be trained; raise one")
 
 
+LAST = "last"  # of best.metric
+
+
 @dataclass(frozen=True)
 class BestConfig:
     """Which checkpoint of a fine-tuning or contrastive run is its result, and when training stops early."""
@@ -121,7 +124,7 @@ class BestConfig:
     metric: str | None = None
     """A validation metric by its name after `validation/` in metrics.jsonl, such as roc_auc_full or loss. Default: the
     task's own, of its first view; of the contrastive stage r1_mean. The checkpoint of its best value is kept, and is
-    what evaluate, embed, export and init_from read of the run."""
+    what evaluate, embed, export and init_from read of the run. `last`: none is the best, and they read the newest."""
     patience: int = at_least(0, default=0)
     """Training stops after this many validations in a row without a better value. 0: never."""
 
@@ -131,6 +134,11 @@ class BestConfig:
             raise UserError(
                 f"best.patience={self.patience} counts validations, and run.validate_every=0 says there are none "
                 "before the last step: set run.validate_every, or leave best.patience out"
+            )
+        if self.patience and self.metric == LAST:
+            raise UserError(
+                f"best.patience={self.patience} waits for a better validation, and best.metric={LAST} compares none: "
+                "name a metric, or leave best.patience out"
             )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mbsd.config.run import BaseConfig, BestConfig
+from mbsd.config.run import LAST, BaseConfig, BestConfig
 from mbsd.errors import UserError
 from mbsd.stages.stage import Stage
 
@@ -98,7 +98,7 @@ class EarlyStopping:
 
 
 def early_stopping_of(config: BaseConfig, stage: Stage) -> EarlyStopping | None:
-    """Of a run's settings; None where its stage chooses no best checkpoint.
+    """Of a run's settings; None where its stage or they choose no best checkpoint.
 
     Raises:
         UserError: the stage's validations have no such metric.
@@ -106,9 +106,12 @@ def early_stopping_of(config: BaseConfig, stage: Stage) -> EarlyStopping | None:
     if stage.monitor is None:
         return None
     best = getattr(config, "best", None) or BestConfig()
+    if best.metric == LAST:
+        return None
     metric, known = best.metric or stage.monitor, stage.charts.held_out
     if metric not in known:
         raise UserError(
-            f"best.metric={metric}: validations of this run have {', '.join(known)}; name one of them", shared=True
+            f"best.metric={metric}: validations of this run have {', '.join(known)}; name one of them, or {LAST}",
+            shared=True,
         )
     return EarlyStopping(metric, higher_is_better=metric not in LOWER_IS_BETTER, patience=best.patience)

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mbsd.config.run import LAST
 from mbsd.data.loader import TrainLoader
+from mbsd.errors import UserError
 from mbsd.training.average import WeightAverage
 from mbsd.training.early_stopping import EarlyStopping
 
@@ -73,5 +75,12 @@ class TrainState:
         """
         self.step = state["step"]
         self.loader.load_state_dict(state["loader"])
-        if own and self.early_stopping is not None and state.get("selection") is not None:
-            self.early_stopping.load_state_dict(state["selection"])
+        selection = state.get("selection")
+        if not own or selection is None:
+            return
+        if self.early_stopping is None:
+            raise UserError(
+                f"best.metric={LAST}: the run's checkpoints were compared by {selection['metric']}; set it back, or "
+                "choose another run.dir"
+            )
+        self.early_stopping.load_state_dict(selection)

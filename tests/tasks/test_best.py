@@ -116,6 +116,10 @@ def test_another_metric_is_another_run(undisturbed: Path, market: Market, tmp_pa
         unknown = Ranks(1, [*command(market, undisturbed), "--best.metric=auc"], tmp_path / "log2", launcher="finetune")
         assert unknown.wait() == [2]
         assert "best.metric=auc" in unknown.errors()[0] and "roc_auc_full" in unknown.errors()[0]
+        none = [*command(market, undisturbed), "--best.metric=last", "--best.patience=0"]
+        last = Ranks(1, none, tmp_path / "log3", launcher="finetune")
+        assert last.wait() == [2]
+        assert "best.metric=last: the run's checkpoints were compared by roc_auc_full" in last.errors()[0]
     finally:
         (undisturbed / "DONE").write_text(f"{decisions_end(undisturbed)}\n")
 
@@ -133,6 +137,19 @@ def test_a_damaged_best_checkpoint_is_not_taken(undisturbed: Path) -> None:
         assert result(undisturbed / "checkpoints", below="model/") == max((undisturbed / "checkpoints").glob("step-*"))
     finally:
         flip_a_bit(best / "model" / "model.safetensors")
+
+
+@pytest.mark.distributed
+def test_where_none_is_the_best_the_last_step_is_taken(market: Market, tmp_path: Path) -> None:
+    words = [*command(market, tmp_path / "run"), "--best.metric=last", "--run.max_steps=6"]
+    patient = Ranks(1, words, tmp_path / "log", launcher="finetune")
+    assert patient.wait() == [2] and "best.patience=3 waits for a better validation" in patient.errors()[0]
+    launch(1, [*words, "--best.patience=0"], tmp_path / "log2", launcher="finetune")
+    root = tmp_path / "run/checkpoints"
+    assert result(root) == weights_folder(tmp_path / "run").parent == root / "step-00000006"
+    assert json.loads((root / "step-00000006/run.json").read_text())["selection"] is None
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "validation/loss" in line] == [2, 4, 6]
 
 
 def test_better_is_strictly_better_and_patience_counts_validations() -> None:
