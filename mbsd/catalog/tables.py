@@ -182,8 +182,8 @@ def derive_table(kind: Kind, catalog: Catalog, out: Path, options: DeriveOptions
     attribute, label 0, that are surely wrong (see `negatives`). An attribute with a single value in the whole catalogue
     is left out, for it asks nothing, and so is an item's value without any other that is surely wrong. Which values
     may both be true is written beside the table.
-    categories: each item whose category has at least `min_items` items, and one of them in train; labels in the
-    categories' sorted order.
+    categories: each item whose category has at least `min_items` items, and one of them in train if any category has;
+    labels in the categories' sorted order.
     alignment: of a catalogue with twins (see `twins.make`), each item with its twin, label 1, and with the twin of
     another item that is like it, label 0 (see `twins.pairs`); the table says that it was made so.
 
@@ -232,6 +232,8 @@ def _category_rows(groups: Groups, min_items: int, summary: TableSummary) -> lis
     columns = groups.catalog.table().select(["item_id", "category"]).to_pydict() | {"split": groups.splits()}
     counts = Counter(columns["category"])
     in_train = {name for name, split in zip(columns["category"], columns["split"], strict=True) if split == "train"}
+    if not any(in_train):  # nothing is trained on such a catalogue; it may be there to be scored
+        in_train = set(counts)
     kept = sorted(name for name, count in counts.items() if name in in_train and name and count >= min_items)
     label_of = {name: label for label, name in enumerate(kept)}
     rows = []
