@@ -94,9 +94,6 @@ class TagLimits:
         return kept
 
 
-ALL_TAGS = TagLimits()
-
-
 @dataclass(frozen=True)
 class NegativeOptions:
     """Which wrong tags an attribute table has.
@@ -209,7 +206,7 @@ class Tags:
         return path
 
 
-def read_tags(groups: Groups, same: GroupOptions, options: NegativeOptions, limits: TagLimits = ALL_TAGS) -> Tags:
+def read_tags(groups: Groups, same: GroupOptions, options: NegativeOptions, limits: TagLimits) -> Tags:
     """Return the attributes of all items, each with the values that may be true of it.
 
     Args:

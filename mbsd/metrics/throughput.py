@@ -156,12 +156,12 @@ class Throughput:
         have added (`padded_lengths`); memory_gib, the most that torch held on this rank's GPU, or what the process
         holds on a CPU; mfu (0-1) where the device's peak is known.
         """
-        seconds = time.perf_counter() - self.started
+        seconds, used = time.perf_counter() - self.started, cpu_seconds() - self.used
         rates = {
             "samples_per_s": self.world_size * self.samples / seconds,
             "tokens_per_s": self.world_size * self.tokens / seconds,
             "data_wait": self.waited / seconds,
-            "cpu_cores": (cpu_seconds() - self.used) / seconds,
+            "cpu_cores": used / seconds,
             "memory_gib": self._memory() / (1 << 30),
         }
         if self.padded:

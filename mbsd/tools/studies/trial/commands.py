@@ -17,7 +17,7 @@ VALIDATED = 2048  # rows at most
 # Tags that are asked: of brands and product numbers the commonest alone, since a floor has a class for each, and none
 # that a run's data.max_query_tokens (64, of which each character is one at most) would cut.
 MAX_VALUES, MAX_CHARACTERS = 100, 60
-MAX_SIDE = 128  # of a stored picture, of which a run sees 64 pixels: larger ones take three times as long to decode
+MAX_SIDE = 128  # of a stored picture, of which a run sees 64 pixels: one of 320 takes 2.4 times as long to decode
 BOOTSTRAP = 200  # resamples behind the intervals of the scores
 
 
