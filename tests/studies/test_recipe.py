@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from mbsd.tools.studies.trial import recipe as rules
 from mbsd.tools.studies.trial.commands import VALIDATIONS, options, start_words, training
 from mbsd.tools.studies.trial.measure import has_bf16
 from mbsd.tools.studies.trial.plan import Speeds, Work, left_for_training, lengths_within, makespan, works
-from mbsd.tools.studies.trial.recipe import CatalogFacts, Machine, recipe, with_text_model
+from mbsd.tools.studies.trial.recipe import CatalogFacts, Kind, Machine, recipe, with_text_model
+from mbsd.tools.studies.trial.run import write_run_deepspeed
 from mbsd.tools.studies.trial.settings import Run, Trial, runs_of
 from tests.model.reference import VOCABULARY, hand_batch, random_samples
 
@@ -136,6 +138,21 @@ def test_a_text_model_brings_its_sizes_and_its_rate() -> None:
         assert run.learning_rate == 2e-4 <= drawn[kind].learning_rate and run.batch_size == drawn[kind].batch_size
         assert run.model["model.backbone"] == "models/bert"
         assert not {"model.hidden_size", "model.vocab_size", "model.num_hidden_layers"} & run.model.keys()
+        assert run.settings.get("model.head_range") == (None if kind == "stage1" else 0.02)
+
+
+@pytest.mark.parametrize("kind", ["stage1", "classification", "attributes"])
+def test_the_small_files_say_what_the_recipe_says_of_an_hour(kind: Kind, tmp_path: Path) -> None:
+    run = recipe(POOL, TWO, 60, 2).runs[kind]
+    own = ["--config", str(ROOT / f"launchers/configs/small_{kind}.yaml"), "--deepspeed_config",
+           str(ROOT / f"ds_configs/cpu_small_{kind}.json")]  # fmt: skip
+    config = PretrainConfig if kind == "stage1" else FinetuneConfig
+    shipped, shipped_ds = parse(config, own)  # type: ignore[type-var]
+    start = start_words(run, None if kind == "stage1" else Path(str(shipped.run.init_from)))
+    asked, _ = parse(config, [*own, *map(str, options(run.settings)), *map(str, start)])  # type: ignore[type-var]
+    assert asked == shipped
+    write_run_deepspeed(tmp_path / "ds.json", run)
+    assert json.loads((tmp_path / "ds.json").read_text()) == shipped_ds.tree
 
 
 def test_bf16_is_told_by_the_cpus_flags() -> None:

@@ -78,16 +78,16 @@ def demo_commands(out: Path, seed: int, ranks: int) -> list[Command]:
         return Command(name, out / name / DONE, words, launcher, None if name == "stage1" else alone, after)
 
     commands = shop_commands(out, ShopConfig(NUM_ITEMS, seed))
-    commands.append(run("stage1", "pretrain", "small_stage1", "cpu_stage1"))
+    commands.append(run("stage1", "pretrain", "tiny_stage1", "cpu_stage1"))
     for name, words in (("stage2", ()), ("stage2_no_sdmi", NO_SDMI)):
         start = ("--data.table", shop.pairs, "--run.init_from", out / "stage1", "--run.max_steps", STAGE2_STEPS)
-        commands.append(run(name, "pretrain", "small_stage2", "cpu_stage2", *start, *words, after=("stage1",)))
+        commands.append(run(name, "pretrain", "tiny_stage2", "cpu_stage2", *start, *words, after=("stage1",)))
     for index, source in enumerate(MODELS.values()):
         name = f"finetune{index}"
         weights = ("--run.init_from", out / source) if source else drawn_words(out / "stage1")
         tags, steps = ("--data.table", shop.attributes), ("--run.max_steps", FINETUNE_STEPS)
         after = (source or "stage1",)
-        commands.append(run(name, "finetune", "small_attributes", "cpu_finetune", *tags, *weights, *steps, after=after))
+        commands.append(run(name, "finetune", "tiny_attributes", "cpu_finetune", *tags, *weights, *steps, after=after))
         scores = _scores(out, index)
         model = ("--model", out / name, "--out", scores, "--data.catalog", shop.catalog, *tags,
                  "--data.image_size", 64, "--data.num_workers", 0, "--bootstrap", 0)  # fmt: skip
@@ -97,7 +97,7 @@ def demo_commands(out: Path, seed: int, ranks: int) -> list[Command]:
 
 def drawn_words(stage1: Path) -> tuple[object, ...]:
     """Options of a fine-tuning without pre-training: weights are drawn in stage 1's sizes, with its tokenizer."""
-    model = read_yaml(ROOT / "launchers/configs/small_stage1.yaml")["model"]
+    model = read_yaml(ROOT / "launchers/configs/tiny_stage1.yaml")["model"]
     sizes = [word for name, value in model.items() for word in (f"--model.{name}", json.dumps(value))]
     return "--run.init_from", "null", "--data.tokenizer", stage1 / "tokenizer", *sizes
 

@@ -156,7 +156,7 @@ def _plan(trial: Trial, place: Place) -> Plan:
         given = trial.pretrain_steps and trial.finetune_steps and not trial.equal_time
         plan = _given_plan(trial, place, facts) if given else _measured_plan(trial, place, facts)
     for kind, run in plan.recipe.runs.items():
-        _write_deepspeed(_deepspeed_file(place, kind), run)
+        write_run_deepspeed(_deepspeed_file(place, kind), run)
     return plan
 
 
@@ -179,7 +179,7 @@ def _measured_plan(trial: Trial, place: Place, facts: CatalogFacts) -> Plan:
     for precision, chosen in recipes.items():
         for kind, run in chosen.runs.items():
             settings[f"{kind}_{precision}"] = out / f"settings/measure_{kind}_{precision}.json"
-            _write_deepspeed(settings[f"{kind}_{precision}"], run)
+            write_run_deepspeed(settings[f"{kind}_{precision}"], run)
     commands = list(measuring(out, recipes, settings))
     remove_unfinished(commands, spent)
     place.runner.run(commands)
@@ -254,7 +254,7 @@ def _deepspeed_file(place: Place, kind: Kind) -> Path:
     return place.out / f"settings/{kind}.json"
 
 
-def _write_deepspeed(path: Path, run: RunRecipe) -> None:
+def write_run_deepspeed(path: Path, run: RunRecipe) -> None:
     """DeepSpeed's JSON of a kind of run: that of ds_configs with the recipe's batch, rate, optimizer and ZeRO stage."""
     settings: dict[str, Any] = {f"optimizer.params.{name}": value for name, value in run.optimizer.items()}
     settings["zero_optimization.stage"] = run.zero_stage
