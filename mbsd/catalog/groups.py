@@ -45,8 +45,9 @@ class GroupOptions:
         by: kinds of keys, of GROUP_KINDS: near_picture is a perceptual hash; () = every item is a group of its own.
         max_same: items that may have a key in common before it is a placeholder's and links none.
         near_distance: of the 64 bits of a perceptual hash, how many may differ between two that are linked.
-        titles: a source of the same items (JSONL or Parquet) whose titles are compared. Where titles are masked, the
-            unmasked ones: what is left of many is a brand, and those are not one product. None: the catalogue's own.
+        titles: a source (JSONL or Parquet) or catalogue of the same items, whose titles are compared. Where titles are
+            masked, the unmasked ones: what is left of many is a brand, and those are not one product. None: the
+            catalogue's own.
         workers: processes that hash pictures for near_picture; 0 = one per core.
 
     Raises:

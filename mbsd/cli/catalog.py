@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mbsd.cli.options import CatalogDir, Out, Workers, name_and_value, numbers
+from mbsd.cli.options import CatalogDir, Column, Out, Workers, name_and_value, numbers
 from mbsd.errors import UserError
 from mbsd.io.console import print_json
 
@@ -69,10 +69,7 @@ def catalog_build(  # noqa: PLR0913 (options of a command line)
     ] = None,
     max_side: Annotated[int, typer.Option(help="Pixels of a stored picture's long side.")] = 320,
     max_rejects: MaxRejects = 0.05,
-    column: Annotated[
-        list[str] | None,
-        typer.Option(help="OURS=NAME for item_id, title, image, category or attributes; may be repeated."),
-    ] = None,
+    column: Column = None,
     image_seconds: Annotated[float, typer.Option(help="Longest time to read and decode a picture.")] = 10.0,
     part: Annotated[
         str | None, typer.Option(help="K/N: build part K of N alone, on this machine, for `mbsd catalog merge`.")
@@ -146,12 +143,16 @@ def catalog_mask(
     source: Annotated[Path, typer.Argument(help="Items, as of `mbsd catalog build`.")],
     out: Out,
     attributes: Annotated[list[str], typer.Option("--attribute", help="Its values' words too; may be repeated.")] = [],  # noqa: B006
+    column: Column = None,
 ) -> None:
-    """Write the items (JSONL) with titles that no longer name any category, or any value of the attributes."""
+    """Write the items (JSONL) with titles that no longer name any category, or any value of the attributes.
+
+    The columns of OUT have the names that they have here.
+    """
     from mbsd.catalog.masked_titles import mask_titles
     from mbsd.catalog.sources import read_items
 
-    items = read_items(source)
+    items = read_items(source, dict(name_and_value(text) for text in column or []))
     count, changed = mask_titles(items, out, attributes)
     print(f"{out}: {count} items, {changed} titles masked")
     for note in items.notes():

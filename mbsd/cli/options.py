@@ -14,6 +14,10 @@ CatalogDir = Annotated[Path, typer.Option("--catalog", help="Folder written by `
 RunOrMirror = Annotated[
     str, typer.Argument(help="A run folder, one that holds step-… folders, or the URL of a run's mirror.")
 ]
+Column = Annotated[
+    list[str] | None,
+    typer.Option(help="OURS=NAME for item_id, title, image, category or attributes; may be repeated."),
+]
 Workers = Annotated[int, typer.Option(help="Processes; 0 = one per core.")]
 Group = Annotated[
     str,
@@ -26,7 +30,7 @@ NearDistance = Annotated[int, typer.Option(help="Of --group near_picture: bits o
 GroupTitles = Annotated[
     Path | None,
     typer.Option(
-        help="Of --group title: the items (JSONL, Parquet) with titles to compare, where the catalogue's are masked."
+        help="Of --group title: catalogue or items (JSONL, Parquet) with the titles to compare, where these are masked."
     ),
 ]
 

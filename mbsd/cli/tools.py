@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from mbsd.cli.options import CatalogDir, Out
+from mbsd.cli.options import CatalogDir, Column, Out, name_and_value
 from mbsd.errors import UserError
 
 tools_app = typer.Typer()
@@ -126,6 +126,7 @@ def trial(  # noqa: PLR0913 (options of a command line)
     minutes: Annotated[
         float, typer.Option(help="Of the whole command, on idle cores: sizes, epochs and schedules follow from it.")
     ] = 60,
+    column: Column = None,
     mask_attribute: Annotated[
         list[str], typer.Option(help="Its values are taken out of the masked titles too; may be repeated.")
     ] = [],  # noqa: B006
@@ -177,7 +178,8 @@ def trial(  # noqa: PLR0913 (options of a command line)
     from mbsd.tools.studies.trial.settings import Trial, starts
 
     settings = Trial(
-        str(source.resolve()), images, tuple(mask_attribute), min_items, max_rejects, not no_attributes,
+        str(source.resolve()), images, dict(name_and_value(text) for text in column or []), tuple(mask_attribute),
+        min_items, max_rejects, not no_attributes,
         minutes=minutes,
         seeds=expand(seeds, "--seeds"), starts=starts(scratch or worth), equal_time=worth,
         label_shares=tuple(label_share) or ((1.0, 0.1) if worth else (1.0,)), text_model=text_model,

@@ -286,10 +286,13 @@ def test_where_titles_are_masked_the_unmasked_ones_are_compared(tmp_path: Path) 
     options = GroupOptions(titles=source)
     of_plain = dict(zip(plain.table()["item_id"].to_pylist(), group_splits(plain), strict=True))
     assert group_splits(masked, options) == [of_plain[item_id] for item_id in ids] == [*["test"] * 4, "train"]
+    assert group_splits(masked, GroupOptions(titles=plain.path)) == group_splits(masked, options)
     assert group_splits(masked) == ["test"] * 5
     assert options.described()["titles"] == "whole.jsonl"
     with pytest.raises(UserError, match="1 of the 6 items of catalogue .* are not in it, the first is 'more'"):
         group_splits(plain, GroupOptions(titles=write_jsonl(tmp_path / "few.jsonl", *whole)))
+    with pytest.raises(UserError, match="masked: 1 of the 6 items .*'more'; give the one of the same items with their"):
+        group_splits(plain, GroupOptions(titles=masked.path))
 
 
 def test_names_of_keys() -> None:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from mbsd.catalog.groups import GroupOptions, group_splits
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.synthetic.shop import ShopOptions, synthesise
 from mbsd.catalog.tables import Table
@@ -149,14 +150,17 @@ def test_a_trial(shop: Path, warm: Server) -> None:
 
 @pytest.mark.distributed
 def test_a_trial_without_attributes(shop: Path, warm: Server, tmp_path: Path) -> None:
-    """Of items that have none: categories and clusters are asked alone."""
+    """Of items that have none, under other names of columns: categories and clusters are asked alone."""
     lines = [json.loads(line) for line in (shop / "items.jsonl").read_text().splitlines()]
     other, out = tmp_path / "shop", tmp_path / "out"
     other.mkdir()
     (other / "images").symlink_to(shop / "images")
-    (other / "items.jsonl").write_text("".join(json.dumps({**line, "attributes": {}}) + "\n" for line in lines))
+    theirs = {"item_id": "sku", "title": "name", "image": "picture", "category": "kind"}
+    renamed = [{theirs[name]: line[name] for name in theirs} for line in lines]
+    (other / "items.jsonl").write_text("".join(json.dumps(line) + "\n" for line in renamed))
+    columns = [word for ours, name in theirs.items() for word in ("--column", f"{ours}={name}")]
     before = len(warm.started)
-    trial(other, out, warm, "--no-attributes", "--pretrain-steps", 2, "--finetune-steps", 2, "--minutes", 9)
+    trial(other, out, warm, *columns, "--no-attributes", "--pretrain-steps", 2, "--finetune-steps", 2, "--minutes", 9)
     launched = [launcher for launcher, _ in warm.started[before:]]
     assert [launched.count(name) for name in ("pretrain", "finetune", "evaluate")] == [2, 2, 4]
     rows = json.loads((out / "summary.json").read_text())
@@ -167,6 +171,17 @@ def test_a_trial_without_attributes(shop: Path, warm: Server, tmp_path: Path) ->
         assert row["classification, accuracy"] == scores["accuracy"]
         assert row["margins"].keys() == {"classification, accuracy", "macro-F1"}
     check_page(out)
+    found, own = (Catalog(folder / "catalog").table() for folder in (out / "plain", out / "masked"))
+    assert sorted(found["item_id"].to_pylist()) == sorted(line["item_id"] for line in lines)
+    assert sorted(own["item_id"].to_pylist()) == sorted(found["item_id"].to_pylist())
+    splits = [
+        dict(zip(catalog.table()["item_id"].to_pylist(), group_splits(catalog, options), strict=True))
+        for catalog, options in (
+            (Catalog(out / "plain/catalog"), GroupOptions()),
+            (Catalog(out / "masked/catalog"), GroupOptions(titles=out / "plain/catalog")),
+        )
+    ]
+    assert splits[0] == splits[1], "of titles as they are"
     assert not list(out.rglob("attributes*")) and "attributes" not in (out / "summary.md").read_text().split("|")[0]
 
 
@@ -182,6 +197,7 @@ def test_items_that_a_trial_cannot_be_made_of_are_refused_at_once(shop: Path, wa
     assert (
         "items.jsonl: no item has anything in category, image; " in said and "columns not read: kind, picture" in said
     )
+    assert "give --column OURS=NAME where one has another name" in said
     assert not list((tmp_path / "out").rglob("catalog"))
 
 

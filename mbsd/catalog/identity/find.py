@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mbsd.catalog.identity.files import NO_KEY
-from mbsd.catalog.layout import id_hash
+from mbsd.catalog.layout import CATALOG_FILE, id_hash
 from mbsd.catalog.queries import normalise_query
+from mbsd.catalog.reader import Catalog
 from mbsd.catalog.record_files import Records, Row, format_of, some
 from mbsd.catalog.several import Items
 from mbsd.catalog.sources import item_id_of
@@ -59,14 +60,20 @@ def title_keys(catalog: Items, items: Path | None = None) -> Int64:
 
     Args:
         catalog: whose items they are.
-        items: a source (JSONL or Parquet) with the same items, whose titles are taken; None: the catalogue's own.
+        items: a source (JSONL or Parquet) or another catalogue with the same items, whose titles are taken; None: the
+            catalogue's own.
 
     Raises:
         UserError: the source cannot be read, or lacks items of the catalogue.
     """
-    named = (
-        catalog.table()["title"].to_pylist() if items is None else _from_source(catalog, ProductColumn("title", items))
-    )
+    if items is None:
+        named = catalog.table()["title"].to_pylist()
+    elif (items / CATALOG_FILE).is_file():
+        table = Catalog(items).table()
+        ids, titles = (table[name].to_pylist() for name in ("item_id", "title"))
+        named = _of_items(catalog, items, ids, titles, "give the one of the same items with their whole titles")
+    else:
+        named = _from_source(catalog, ProductColumn("title", items))
     return text_keys([normalise_query(title) for title in named])
 
 
@@ -131,14 +138,21 @@ def _from_source(catalog: Items, column: ProductColumn) -> list[str]:
     if not is_there:
         found = some([name for name in wanted[:3] if name != column.name] + list(rows.unread))
         raise UserError(f"{source}: no column {column.name!r}; found {found}")
+    advice = (
+        "give the source that the catalogue was built from, and --column item_id=NAME where its ids have another name"
+    )
+    return _of_items(catalog, source, ids, texts, advice)
+
+
+def _of_items(catalog: Items, source: Path, ids: list[str], texts: list[str], advice: str) -> list[str]:
+    """The text of each item of the catalogue, of those that `source` has by their ids."""
     ids_of_catalog = catalog.table()["item_id"]
     place = pc.index_in(ids_of_catalog, value_set=pa.array(ids, pa.string()))
     if place.null_count:
         first = pc.index(place.is_null(), True).as_py()
         raise UserError(
             f"{source}: {place.null_count} of the {len(catalog)} items of catalogue {catalog.path} are not in it, the "
-            f"first is {ids_of_catalog[first].as_py()!r}; give the source that the catalogue was built from, and "
-            "--column item_id=NAME where its ids have another name"
+            f"first is {ids_of_catalog[first].as_py()!r}; {advice}"
         )
     return [texts[row] for row in place.to_pylist()]
 

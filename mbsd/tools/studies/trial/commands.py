@@ -25,12 +25,14 @@ def data_commands(trial: Trial, out: Path) -> Iterator[Command]:
     """Catalogues, task tables and floors, with titles as they are and masked: all runs and seeds read them."""
     masked = out / "items_masked.jsonl"
     named = [word for name in trial.mask_attributes for word in ("--attribute", name)]
-    yield Command("mask", masked, ("catalog", "mask", trial.source, *named, "--out", masked), after=())
+    columns = [word for ours, theirs in trial.columns.items() for word in ("--column", f"{ours}={theirs}")]
+    yield Command("mask", masked, ("catalog", "mask", trial.source, *columns, *named, "--out", masked), after=())
     more = ("--max-rejects", trial.max_rejects, "--max-side", MAX_SIDE)
-    for titles, items, after in zip(TITLES, (trial.source, masked), ((), ("mask",)), strict=True):
+    sources: tuple[tuple[object, ...], ...] = ((trial.source, *columns), (masked,))
+    for titles, items, after in zip(TITLES, sources, ((), ("mask",)), strict=True):
         yield Command(
             f"{titles}_build", out / titles / "catalog/catalog.json",
-            ("catalog", "build", items, "--images", trial.images, "--out", out / titles / "catalog", *more),
+            ("catalog", "build", *items, "--images", trial.images, "--out", out / titles / "catalog", *more),
             after=after,
         )  # fmt: skip
     for titles in TITLES:
@@ -43,14 +45,14 @@ def _tables(trial: Trial, folder: Path) -> Iterator[Command]:
     With titles masked the splits are those of titles as they are: a test item is one that no training item equals.
     """
     titles, catalog = folder.name, ("--catalog", folder / "catalog")
-    masked = () if titles == "plain" else ("--group-titles", trial.source)
+    masked: tuple[object, ...] = () if titles == "plain" else ("--group-titles", folder.parent / "plain/catalog")
     asked = ("--balance", "value", "--max-values", MAX_VALUES, "--max-characters", MAX_CHARACTERS)
     more_of: dict[str, tuple[object, ...]] = {"attributes": asked, "categories": ("--min-items", trial.min_items)}
     for kind in (TASKS[task] for task in reversed(trial.tasks)):
         table = folder / f"{kind}.parquet"
         yield Command(
             f"{titles}_{kind}", table, ("tables", "derive", kind, *catalog, "--out", table, *more_of[kind], *masked),
-            after=(f"{titles}_build",),
+            after=tuple(dict.fromkeys(("plain_build", f"{titles}_build"))),
         )  # fmt: skip
         for share in trial.label_shares:
             name = "_".join([kind, *labels_part(share)])

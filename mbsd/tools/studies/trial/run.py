@@ -99,7 +99,7 @@ def run_trial(trial: Trial, out: Path, launch: LaunchConfig) -> None:
         UserError: `out` holds a trial with other settings, or the items lack what a trial reads.
     """
     trial.check()
-    _check_items(Path(trial.source), trial.tasks)
+    _check_items(trial)
     ranks = launch.cpu_ranks or 1
     same_settings(out, "trial", json.loads(json.dumps(asdict(trial))), "--out")
     jobs = Machine(num_cores(), ranks, "fp32").jobs(trial.chains)
@@ -123,17 +123,18 @@ def run_trial(trial: Trial, out: Path, launch: LaunchConfig) -> None:
         )  # fmt: skip
 
 
-def _check_items(source: Path, tasks: tuple[Kind, ...]) -> None:
+def _check_items(trial: Trial) -> None:
     """Refuse items of which none has a picture, a category or an attribute, before anything is built of them."""
-    items = read_items(source)
-    lacking = {"title", "image", "category", *(("attributes",) if "attributes" in tasks else ())}
+    items = read_items(Path(trial.source), trial.columns)
+    lacking = {"title", "image", "category", *(("attributes",) if "attributes" in trial.tasks else ())}
     for item in items:
         lacking -= {name for name in lacking if getattr(item, name)}
         if not lacking:
             return
     raise UserError(
-        f"{source}: no item has anything in {', '.join(sorted(lacking))}; a trial reads the columns title, image, "
-        "category and, without --no-attributes, attributes (name: value)"
+        f"{trial.source}: no item has anything in {', '.join(sorted(lacking))}; a trial reads the columns title, "
+        "image, category and, without --no-attributes, attributes (name: value); give --column OURS=NAME where one "
+        "has another name"
         f"{''.join(f'; {note}' for note in items.notes())}"
     )
 

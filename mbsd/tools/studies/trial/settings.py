@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mbsd.errors import UserError
@@ -20,6 +20,7 @@ class Trial:
     """Settings of `mbsd trial`; `source` and `images` are those of `mbsd catalog build`.
 
     Attributes:
+        columns: our name of a column of `source` -> the source's, where it is another.
         mask_attributes: attributes whose values are taken out of the masked titles, beside the categories.
         min_items: categories with fewer items are left out.
         max_rejects: share of the rows naming a picture whose pictures may be rejected.
@@ -35,6 +36,7 @@ class Trial:
 
     source: str
     images: str
+    columns: Mapping[str, str] = field(default_factory=dict)
     mask_attributes: tuple[str, ...] = ()
     min_items: int = 20
     max_rejects: float = 0.05
