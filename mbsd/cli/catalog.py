@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mbsd.cli.options import CatalogDir, Column, Out, Workers, name_and_value, numbers
+from mbsd.cli.options import CatalogDir, Column, Out, Workers, columns_of, numbers
 from mbsd.errors import UserError
 from mbsd.io.console import print_json
 
@@ -95,7 +95,7 @@ def catalog_build(  # noqa: PLR0913 (options of a command line)
         attribute_where=_read_json(attribute_where) if attribute_where is not None else {},
         restart=restart, progress=sys.stderr.isatty(), part=PartOf.parse(part) if part is not None else None,
     )  # fmt: skip
-    items = read_items(source, dict(name_and_value(text) for text in column or []))
+    items = read_items(source, columns_of(column))
     summary = build_catalog(items, images, out, options)
     left_out = summary.count.describe_left_out()
     if options.part is not None:
@@ -152,7 +152,7 @@ def catalog_mask(
     from mbsd.catalog.masked_titles import mask_titles
     from mbsd.catalog.sources import read_items
 
-    items = read_items(source, dict(name_and_value(text) for text in column or []))
+    items = read_items(source, columns_of(column))
     count, changed = mask_titles(items, out, attributes)
     print(f"{out}: {count} items, {changed} titles masked")
     for note in items.notes():
@@ -221,7 +221,7 @@ def catalog_keys(  # noqa: PLR0913 (options of a command line)
     from mbsd.catalog.keys import NEAR_FILE, KeyOptions, ProductColumn, write_keys
     from mbsd.catalog.reader import Catalog
 
-    columns = dict(name_and_value(text) for text in column or [])
+    columns = columns_of(column)
     if not product_column and (items is not None or columns):
         raise UserError("--items and --column are read for products alone, and no --product-column is named; name it")
     if columns and items is None:

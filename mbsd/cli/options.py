@@ -35,16 +35,19 @@ GroupTitles = Annotated[
 ]
 
 
-def name_and_value(text: str) -> tuple[str, str]:
-    """Split the text of --column, OURS=NAME.
+def columns_of(texts: list[str] | None) -> dict[str, str]:
+    """Return our name of a column -> the shop's, of the texts of --column, OURS=NAME.
 
     Raises:
-        UserError: it is not of that form.
+        UserError: one is not of that form.
     """
-    name, found, value = text.partition("=")
-    if not (name and found and value):
-        raise UserError(f"--column {text}: expected OURS=NAME, such as query=search_term")
-    return name, value
+    columns = {}
+    for text in texts or []:
+        ours, found, theirs = text.partition("=")
+        if not (ours and found and theirs):
+            raise UserError(f"--column {text}: expected OURS=NAME, such as query=search_term")
+        columns[ours] = theirs
+    return columns
 
 
 def numbers(text: str, option: str) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mbsd.cli.options import CatalogDir, Group, GroupTitles, MaxSame, NearDistance, Out, name_and_value
+from mbsd.cli.options import CatalogDir, Group, GroupTitles, MaxSame, NearDistance, Out, columns_of
 from mbsd.errors import UserError
 
 tables_app = typer.Typer(no_args_is_help=True, help="Task tables over a catalogue.")
@@ -249,7 +249,7 @@ def pairs_mine(  # noqa: PLR0913 (options of a command line)
     from mbsd.catalog.mining.report import write_report
     from mbsd.catalog.reader import Catalog
 
-    columns = dict(name_and_value(text) for text in column or [])
+    columns = columns_of(column)
     settings = MiningSettings(
         min_buyers=min_buyers, negatives_per_positive=negatives_per_positive, seed=seed, columns=columns, split=split,
         rewrites_per_positive=rewrites_per_positive, max_pairs_per_item=max_pairs_per_item, master=master,

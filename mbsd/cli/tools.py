@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from mbsd.cli.options import CatalogDir, Column, Out, name_and_value
+from mbsd.cli.options import CatalogDir, Column, Out, columns_of
 from mbsd.errors import UserError
 
 tools_app = typer.Typer()
@@ -178,9 +178,8 @@ def trial(  # noqa: PLR0913 (options of a command line)
     from mbsd.tools.studies.trial.settings import Trial, starts
 
     settings = Trial(
-        str(source.resolve()), images, dict(name_and_value(text) for text in column or []), tuple(mask_attribute),
-        min_items, max_rejects, not no_attributes,
-        minutes=minutes,
+        str(source.resolve()), images, columns_of(column), tuple(mask_attribute), min_items, max_rejects,
+        not no_attributes, minutes=minutes,
         seeds=expand(seeds, "--seeds"), starts=starts(scratch or worth), equal_time=worth,
         label_shares=tuple(label_share) or ((1.0, 0.1) if worth else (1.0,)), text_model=text_model,
         pretrain_steps=pretrain_steps, finetune_steps=finetune_steps,

@@ -291,7 +291,7 @@ def test_where_titles_are_masked_the_unmasked_ones_are_compared(tmp_path: Path) 
     assert options.described()["titles"] == "whole.jsonl"
     with pytest.raises(UserError, match="1 of the 6 items of catalogue .* are not in it, the first is 'more'"):
         group_splits(plain, GroupOptions(titles=write_jsonl(tmp_path / "few.jsonl", *whole)))
-    with pytest.raises(UserError, match="masked: 1 of the 6 items .*'more'; give the one of the same items with their"):
+    with pytest.raises(UserError, match="masked: 1 of the 6 items .*'more'; give one of the same items"):
         group_splits(plain, GroupOptions(titles=masked.path))
 
 

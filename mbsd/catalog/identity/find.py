@@ -71,7 +71,7 @@ def title_keys(catalog: Items, items: Path | None = None) -> Int64:
     elif (items / CATALOG_FILE).is_file():
         table = Catalog(items).table()
         ids, titles = (table[name].to_pylist() for name in ("item_id", "title"))
-        named = _of_items(catalog, items, ids, titles, "give the one of the same items with their whole titles")
+        named = _of_items(catalog, items, ids, titles, "give one of the same items, with whole titles")
     else:
         named = _from_source(catalog, ProductColumn("title", items))
     return text_keys([normalise_query(title) for title in named])

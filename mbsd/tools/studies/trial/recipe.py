@@ -187,7 +187,7 @@ def with_text_model(chosen: Recipe, folder: str) -> Recipe:
     changes: dict[str, Any] = {"model": {"model.backbone": folder, **PATCHES}, "learning_rate": 2e-4}
     runs: dict[Kind, RunRecipe] = {}
     for kind, run in chosen.runs.items():
-        head = {name: TEXT_MODEL_HEAD_RANGE for name in run.settings if name == "model.head_range"}
+        head = {} if kind == "stage1" else {"model.head_range": TEXT_MODEL_HEAD_RANGE}
         runs[kind] = RunRecipe(**{**vars(run), **changes, "settings": run.settings | head})
     return Recipe(runs)
 
