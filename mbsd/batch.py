@@ -10,6 +10,7 @@ The dimension letters used as suffixes of tensor names in the whole package:
     K  text tokens to predict (MLM)                 Q  patches to predict (MPM)
     C  classes                                      W  tokens of titles to write, of all samples
     F  features of a crop, of a ResNet              G  crops of a picture that are asked for
+    U  words of whole titles that are asked for
 
 A token is embedded once and read by every view that contains it: the text of all samples is one stream of N rows, the
 patches of all images another of I*P rows. `Views.source_T` is the row of the two streams, laid one after the
@@ -155,6 +156,29 @@ class Masks(_Tensors):
 
 
 @dataclass(frozen=True)
+class CrossModal(_Tensors):
+    """What title and picture are asked of each other, as a whole (`masking.cross_modal`).
+
+    Only samples that show both are asked.
+
+    Attributes:
+        words_U: int64; the words of the titles before any was masked, each once a title, without special tokens.
+        title_U: int64; the sample whose title each is of.
+        share_U: float32; 1 / the number of that title's words; 0 in rows that only fill up.
+        picture_B: int64; which of `Batch.images` each sample shows; any where it is not asked.
+        asked_B: float32; 1 where the sample shows both, else 0.
+        num_asked: how many do; on the host.
+    """
+
+    words_U: Tensor
+    title_U: Tensor
+    share_U: Tensor
+    picture_B: Tensor
+    asked_B: Tensor
+    num_asked: int
+
+
+@dataclass(frozen=True)
 class Generation(_Tensors):
     """What the generative stage asks for: every sample's title, each token from the view full and the tokens before it.
 
@@ -233,6 +257,7 @@ class Batch(_Tensors):
             (`mbsd.data.spec.Masked`): 1 for the item's own picture, 0 for another's, NO_MATCH where title or picture is
             missing or damaged. items_B is the item of the title then.
         masks: where words or patches are masked.
+        cross_modal: where title and picture are asked of each other.
         puzzles: Kaleido-BERT's pre-training only.
         keys_BK: int64; the identity keys of each sample's item (`mbsd.catalog.keys`), NO_KEY where it has none: items
             that share a key are the same product. Where samples are told from each other.
@@ -252,6 +277,7 @@ class Batch(_Tensors):
     has_text: Tensor | None = None
     generation: Generation | None = None
     puzzles: Puzzles | None = None
+    cross_modal: CrossModal | None = None
 
     @property
     def num_samples(self) -> int:

@@ -179,7 +179,8 @@ class EmbedConfig:
     vector: Literal["auto", "h", "mean", "contrastive"] = "auto"
     """h: the representation that stage 2 and the tasks train; mean: of the last layer's tokens; contrastive: the unit
     vectors of the contrastive stage, in which titles and pictures compare (of the view full, which has none, h); auto:
-    mean for a model of stage 1, which trains no h, contrastive for one of the contrastive stage, else h."""
+    mean for a model of stage 1 without masking.cross_modal, which trains no h, contrastive for one of the contrastive
+    stage, else h."""
     dtype: Literal["float32", "float16"] = "float32"
     """Of the vectors in the files."""
     items_per_file: int = at_least(1, default=65536)

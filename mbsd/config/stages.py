@@ -26,6 +26,11 @@ class MaskingConfig:
     """What a masked patch predicts. pixels: its pixels, mean absolute error (Eq. 2); hog: of each of its cells of 8 x 8
     pixels the directions of its gradients and its mean colour, mean squared error (MaskFeat). hog needs patches whose
     side is a multiple of 8."""
+    cross_modal: bool = False
+    """Beside what is masked, one modality predicts the other: the vector of a picture (view image) the words of its
+    title, that of a title (view text), and that of both (view full), the gradients and colours of the picture. So the
+    vectors of all views are trained before there are labels. It encodes three views, not full alone, and needs patches
+    whose side is a multiple of 8."""
 
 
 @dataclass(frozen=True)

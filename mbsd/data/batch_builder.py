@@ -17,6 +17,7 @@ from mbsd.catalog.keys import ItemKeys, JointKeys
 from mbsd.catalog.reader import DamagedRecord
 from mbsd.config.data import DataConfig
 from mbsd.data.augment import Augmentation, draw_augmentation, no_augmentation
+from mbsd.data.cross_modal import cross_modal_of
 from mbsd.data.decode_torchvision import ImageDecoder
 from mbsd.data.generation import TitleAsker
 from mbsd.data.masking import Vocabulary, mask_patches, mask_text, num_masked
@@ -178,6 +179,9 @@ class BatchBuilder:
         image_numbers, jpegs, crop_keys = self._pictures(samples, keys, read.jpegs)
         if self.spec.mismatched:
             labels = _matches(samples, texts, has_image)
+        cross_modal = None
+        if self.spec.cross_modal:
+            cross_modal = cross_modal_of(texts, has_image, image_numbers, self._is_special)
         drawn = [
             self._mask_sample(key, text, image, asked=sample.picture_of is None)
             for key, text, image, sample in zip(keys, texts, has_image, samples, strict=True)
@@ -205,6 +209,7 @@ class BatchBuilder:
             keys_BK=keys_BK,
             has_text=has_text,
             generation=self._asker.lay_out(asked, views) if self._asker is not None and asked is not None else None,
+            cross_modal=cross_modal,
         )
         if self.bucket > 1:
             images = len(jpegs)

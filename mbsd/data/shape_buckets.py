@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mbsd.batch import NO_PATCH, NO_WORD, Batch, Masks, Views
+from mbsd.data.cross_modal import fill_cross_modal
 from mbsd.data.puzzles import fill_puzzles
 
 WORDS_SHARE = 8  # masked words are filled up to a multiple of the bucket's eighth: about one in seven tokens is masked
@@ -58,6 +59,7 @@ def fill_up(
         views=_fill_views(batch.views, bucket, rows, more_rows),
         masks=masks,
         puzzles=None if batch.puzzles is None else fill_puzzles(batch.puzzles, fill_images),
+        cross_modal=None if batch.cross_modal is None else fill_cross_modal(batch.cross_modal, bucket),
     )
 
 

@@ -115,6 +115,11 @@ class BatchSpec:
         return isinstance(self.targets, Masked) and self.targets.patches
 
     @property
+    def cross_modal(self) -> bool:
+        """Whether title and picture are asked of each other."""
+        return isinstance(self.targets, Masked) and self.targets.masking.cross_modal
+
+    @property
     def mismatched(self) -> float:
         """The probability that a sample is shown another item's picture."""
         return self.targets.mismatched if isinstance(self.targets, Masked) else 0.0
@@ -146,6 +151,8 @@ class BatchSpec:
         of += [f"{masking.mlm_probability:.0%} of the words"] if self.targets.words else []
         of += [f"{masking.mpm_probability:.0%} of the patches"] if self.targets.patches else []
         asked = " and ".join(of)
+        if self.cross_modal:
+            asked += "; titles of pictures, and pictures of titles"
         if self.targets.mismatched:
             asked += f"; whose picture it is: another item's for {self.targets.mismatched:.0%} of the titles"
         elif self.targets.keyed:

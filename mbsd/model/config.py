@@ -29,6 +29,7 @@ class BackboneConfig(BertConfig):
     num_labels_out: int = 1
     pair_head: str = "compare"
     mpm_target: str = "pixels"
+    cross_modal: bool = False
     task: str = ""
     position_range: float = 0.02
     head_range: float = 0.02

@@ -139,15 +139,16 @@ def load_embedder(folder: Path, image_size: int, vector: Vector | Literal["auto"
     """The embedder of a transformers folder of mbsd's.
 
     Args:
-        vector: auto: mean for a model of stage 1 or of the generative stage, whose h no loss has trained; contrastive
-            for one of the contrastive stage; else h.
+        vector: auto: mean for a model of stage 1 (without `masking.cross_modal`) or of the generative stage, whose h no
+            loss has trained; contrastive for one of the contrastive stage; else h.
 
     Raises:
         UserError: as of `mbsd.model.load.load_model`; or contrastive vectors of a model that has no projections.
     """
-    held = (saved_config(folder).architectures or ["?"])[0]
+    saved = saved_config(folder)
+    held = (saved.architectures or ["?"])[0]
     of_stage: dict[str, Vector] = {
-        MbsdForMaskedModelling.__name__: "mean",
+        MbsdForMaskedModelling.__name__: "h" if saved.cross_modal else "mean",
         MbsdForMaskedPatches.__name__: "mean",
         MbsdForGeneration.__name__: "mean",
         MbsdForContrastive.__name__: "contrastive",

@@ -54,6 +54,7 @@ def behaviour(model: ModelConfig, head: Mapping[str, Any]) -> dict[str, Any]:
         "num_labels_out": 1,
         "pair_head": "compare",
         "mpm_target": "pixels",
+        "cross_modal": False,
         "task": "",
         "id2label": {0: "0", 1: "1"},
         "projection_dim": 512,

@@ -15,6 +15,7 @@ from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 from mbsd.batch import NO_PATCH, VIEW_NAMES, Batch, Masks
 from mbsd.model.backbone import Encoded, MbsdPreTrainedModel
 from mbsd.model.config import BackboneConfig
+from mbsd.model.gradients import gradient_target_size, gradient_targets
 from mbsd.model.mbsd import MbsdConfig
 
 Words = tuple[Tensor, Tensor, Tensor]
@@ -22,14 +23,30 @@ Words = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
+class CrossModalOutput:
+    """What the vectors of single views predict of title and picture as a whole (`masking.cross_modal`).
+
+    Attributes:
+        title_logits: [B, vocabulary], of the view image.
+        picture_values: view (full, text) -> [B, X], the gradients and colours of all patches of a picture.
+        picture_targets: [I, X].
+    """
+
+    title_logits: Tensor
+    picture_values: dict[str, Tensor]
+    picture_targets: Tensor
+
+
+@dataclass(frozen=True)
 class MaskedOutput:
-    """What stage 1 predicts, at masked positions only.
+    """What stage 1 predicts, at masked positions only, and of whole titles and pictures where that is asked for.
 
     Attributes:
         word_rows: [K, D]; with word_table [vocabulary, D] and word_bias they make the logits of the K words, which are
             left to the loss: all of them at once may be gigabytes. None, all three, where no words are asked for.
         patch_values, patch_target: [Q, config.image_target_size], predicted and true, of masked patches; None where
             none are asked for.
+        cross_modal: None where title and picture are not asked of each other.
     """
 
     word_rows: Tensor | None
@@ -37,6 +54,7 @@ class MaskedOutput:
     word_bias: Tensor | None
     patch_values: Tensor | None
     patch_target: Tensor | None
+    cross_modal: CrossModalOutput | None = None
 
     @property
     def word_logits(self) -> Tensor:
@@ -121,8 +139,9 @@ class PatchHead(Head):
             init.normal_(self.mask_D, 0.0, self.config.initializer_range)
 
     def freeze_unread(self) -> None:
-        """Stage 1 asks for single tokens, never for the pooled [CLS]."""
-        self.mbsd.pooler.requires_grad_(False)
+        """Stage 1 asks for single tokens, and for the pooled [CLS] with `cross_modal` alone."""
+        if not self.config.cross_modal or self.config.representation == "cls":
+            self.mbsd.pooler.requires_grad_(False)
 
     def patches_of(self, encoded: Encoded, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
         """`MaskedOutput.patch_values` and `patch_target`."""
@@ -137,22 +156,58 @@ class PatchHead(Head):
         return values, target
 
 
+class CrossModalHead(nn.Module):
+    """On h: of the view image the words of the title, by a head as that of masked words; of the views full and text the
+    gradients and colours of the picture.
+
+    The view full is not asked for the title: it would copy the words that it shows, and be of little use for pictures.
+    """
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.side, self.num_patches = config.patch_side, config.num_patches
+        self.title_transform = BertPredictionHeadTransform(config)
+        self.title_bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.picture = nn.Linear(config.hidden_size, config.num_patches * gradient_target_size(config.patch_side))
+
+    def forward(self, h_of: dict[str, Tensor], word_table: Tensor, images: Tensor) -> CrossModalOutput:
+        """Of the vectors h [B, D] by their views, and the pictures as the model is given them."""
+        patches = torch.arange(images.shape[0] * self.num_patches, device=images.device)
+        return CrossModalOutput(
+            F.linear(self.title_transform(h_of["image"]), word_table, self.title_bias),
+            {v: self.picture(h_of[v]) for v in ("full", "text")},
+            gradient_targets(images, self.side, patches).view(images.shape[0], self.picture.out_features),
+        )
+
+
 class MbsdForMaskedModelling(PatchHead, WordHead):
     """Stage 1: the word at each masked token, the pixels (or gradients) of each masked patch (Eq. 1, 2).
 
-    Of a backbone whose image tokens are no patches, or that has none, words alone.
+    Of a backbone whose image tokens are no patches, or that has none, words alone. With `cross_modal`, whole titles and
+    pictures besides.
     """
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__(config)
+        self.cross_modal = CrossModalHead(config) if config.cross_modal else None
         self.freeze_unread()
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, CrossModalHead):
+            init.zeros_(module.title_bias)
 
     def forward(self, batch: Batch) -> MaskedOutput:
         """Predictions are made at the masked positions alone."""
         assert batch.masks is not None, "stage 1 needs masks"
         encoded = self.mbsd.encode(batch, self.mask_D)
-        return MaskedOutput(*self.words_of(encoded, batch.masks), *self.patches_of(encoded, batch))
+        words, patches = self.words_of(encoded, batch.masks), self.patches_of(encoded, batch)
+        if self.cross_modal is None:
+            return MaskedOutput(*words, *patches)
+        h_of = dict(zip(batch.views.names, encoded.h_VBD, strict=True))
+        return MaskedOutput(*words, *patches, self.cross_modal(h_of, words[1], batch.images))
 
 
 class MbsdForMaskedPatches(PatchHead):

@@ -62,7 +62,7 @@ def masked_word_loss(word_logits: Tensor, labels_K: Tensor) -> Tensor:
         word_logits: [K, vocabulary].
         labels_K: int64, the original words; `NO_WORD`: the token is not predicted.
     """
-    return F.cross_entropy(_wide(word_logits), labels_K, reduction="sum", ignore_index=NO_WORD)
+    return F.cross_entropy(in_float32(word_logits), labels_K, reduction="sum", ignore_index=NO_WORD)
 
 
 def masked_patch_loss(
@@ -78,10 +78,10 @@ def masked_patch_loss(
         patch_values, patch_target: [Q, values], predicted and true: normalised pixels, or gradients and colours.
         error: absolute for pixels, as in Eq. 2; squared for gradients and colours, as in MaskFeat.
     """
-    apart = _wide(patch_values) - _wide(patch_target)
+    apart = in_float32(patch_values) - in_float32(patch_target)
     return (apart.square() if error == "squared" else apart.abs()).sum() / patch_values.shape[-1]
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    """The tensor in at least float32: fp16 is too coarse for a loss."""
+def in_float32(tensor: Tensor) -> Tensor:
+    """The tensor in float32 at least: fp16 is too coarse for a loss."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

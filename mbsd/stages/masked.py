@@ -1,4 +1,7 @@
-"""Stage 1: masked words and masked patches (Eq. 1, 2), as far as a model reads words and has such patches."""
+"""Stage 1: masked words and masked patches (Eq. 1, 2), as far as a model reads words and has such patches.
+
+With `masking.cross_modal` the views are asked for whole titles and pictures besides (`mbsd.objectives.cross_modal`).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mbsd.batch import Batch
+from mbsd.batch import VIEW_NAMES, Batch
 from mbsd.config.run import PretrainConfig
 from mbsd.config.stages import MaskingConfig
 from mbsd.data.inputs import Inputs
@@ -26,6 +29,7 @@ from mbsd.model.gradients import draw_gradients, gradient_targets
 from mbsd.model.heads import MaskedOutput, MbsdForMaskedModelling, MbsdForMaskedPatches, PatchHead, WordHead
 from mbsd.model.load import start_model
 from mbsd.model.patchify import denormalise_pixels, normalise_pixels, patches_to_pixels, pixels_of_patches
+from mbsd.objectives.cross_modal import picture_loss, title_loss
 from mbsd.objectives.masked import masked_patch_loss, masked_word_loss_in_chunks, words_right
 from mbsd.stages.showcase import HeldOut
 from mbsd.stages.stage import Losses, Objective, Stage, Validation
@@ -33,58 +37,66 @@ from mbsd.stages.stage import Losses, Objective, Stage, Validation
 NUM_REBUILT = 6  # pictures that are shown
 WITH_PATCHES = ("mbsd", "vit", "vilt")  # architectures whose image tokens are squares of pixels
 PATCH_SETTINGS = ("mpm_probability", "mpm_corruption", "mpm_target")
-COUNTED = ("loss_mlm", "loss_mpm")  # of words and of patches, in the order of the counts
+# Loss -> which of the counts it is a mean over: masked words, masked patches, samples with title and picture.
+COUNTED = {
+    "loss_mlm": 0, "loss_mpm": 1,
+    "loss_title": 2, "loss_picture_full": 2, "loss_picture_text": 2,
+}  # fmt: skip
 
 
 class MaskedObjective(Objective):
-    """Masked words + masked patches; of a model that reads no words, or has no patches, the others alone."""
+    """Masked words + masked patches; of a model that reads no words, or has no patches, the others alone.
+
+    With `masking.cross_modal` + what each view is asked of the whole title and picture.
+    """
 
     def contexts(self, batches: Sequence[Batch]) -> Sequence[Tensor]:
-        """[2] each: masked words and patches of the global batch, divided by (ranks x micro-steps).
+        """[3] each: the counts of the global batch, divided by (ranks x micro-steps).
 
         A micro-batch's sum over this is its share of the global mean: the engine averages over ranks and micro-steps.
         """
-        counts = _masked_counts(batches, self.device)
+        counts = _counts(batches, self.device)
         dist.all_reduce(counts)
         counts = (counts / (dist.get_world_size() * len(batches))).clamp_min(1e-9)
         return [counts] * len(batches)
 
     def forward(self, batch: Batch, context: Tensor | None = None) -> Losses:
-        """Eq. 1 + Eq. 2, or the one of them that the model is asked for."""
+        """Eq. 1 + Eq. 2, or the one of them that the model is asked for; and the cross-modal losses."""
         assert batch.masks is not None
-        counts = context if context is not None else _masked_counts([batch], self.device).clamp_min(1e-9)
+        counts = context if context is not None else _counts([batch], self.device).clamp_min(1e-9)
         sums = self._sums(self.model(batch), batch)
-        terms = {name: sums[name] / counts[COUNTED.index(name)] for name in COUNTED if name in sums}
+        terms = {name: total / counts[COUNTED[name]] for name, total in sums.items()}
         return {"loss": functools.reduce(torch.add, terms.values()), **terms}
 
     @torch.no_grad()
     def validate(self, batches: Iterable[Batch]) -> Validation:
-        """Mean losses over all masked words and patches, and the share of words predicted right."""
-        totals = torch.zeros(5, dtype=torch.float64, device=self.device)
+        """Mean losses over all that is counted, and the share of words predicted right."""
+        totals = torch.zeros(len(COUNTED) + 4, dtype=torch.float64, device=self.device)
         for batch in batches:
             assert batch.masks is not None
             output: MaskedOutput = self.model(batch)
             sums, nothing = self._sums(output, batch), torch.zeros((), device=self.device)
             right = nothing if output.words is None else words_right(*output.words, batch.masks.mlm_labels_K)
             losses = [sums.get(name, nothing) for name in COUNTED]
-            totals += torch.stack([*losses, right, *_masked_counts([batch], self.device)]).double()
+            totals += torch.stack([*losses, right, *_counts([batch], self.device)]).double()
         dist.all_reduce(totals)
-        words_sum, patches_sum, num_right, num_words, num_patches = totals.tolist()
-        means = {"loss_mlm": words_sum / max(num_words, 1), "loss_mpm": patches_sum / max(num_patches, 1)}
+        *all_sums, num_right, num_words, num_patches, num_items = totals.tolist()
+        counts = [max(count, 1) for count in (num_words, num_patches, num_items)]
+        means = {name: total / counts[COUNTED[name]] for name, total in zip(COUNTED, all_sums, strict=True)}
         found = {name: mean for name, mean in means.items() if name in self._asked}
         metrics = {"loss": sum(found.values()), **found}
         if "loss_mlm" in found:
-            metrics["word_accuracy"] = num_right / max(num_words, 1)
+            metrics["word_accuracy"] = num_right / counts[0]
         return Validation(metrics)
 
     @property
     def _asked(self) -> tuple[str, ...]:
         """Of COUNTED, what the model predicts."""
-        has = isinstance(self.model, WordHead), self.model.patch_decoder is not None
-        return tuple(name for name, asked in zip(COUNTED, has, strict=True) if asked)
+        has = isinstance(self.model, WordHead), self.model.patch_decoder is not None, self.model.config.cross_modal
+        return tuple(name for name, count in COUNTED.items() if has[count])
 
     def _sums(self, output: MaskedOutput, batch: Batch) -> Losses:
-        """Of COUNTED, what the model predicts: sums over what is masked."""
+        """Of COUNTED, what the model predicts: sums over what is counted."""
         assert batch.masks is not None
         sums: Losses = {}
         if output.words is not None:
@@ -92,10 +104,18 @@ class MaskedObjective(Objective):
         if output.patch_values is not None and output.patch_target is not None:
             error: Literal["absolute", "squared"] = "squared" if self.model.config.mpm_target == "hog" else "absolute"
             sums["loss_mpm"] = masked_patch_loss(output.patch_values, output.patch_target, error)
+        if output.cross_modal is not None:
+            assert batch.cross_modal is not None
+            sums["loss_title"] = title_loss(output.cross_modal.title_logits, batch.cross_modal)
+            for view, values in output.cross_modal.picture_values.items():
+                targets = output.cross_modal.picture_targets
+                sums[f"loss_picture_{view}"] = picture_loss(values, targets, batch.cross_modal)
         return sums
 
     def vectors(self, batch: Batch) -> Tensor:
-        """[B, D]: means over tokens, for stage 1 does not train the pooled vector."""
+        """[B, D]: means over tokens, where stage 1 does not train the pooled vector."""
+        if self.model.config.cross_modal:
+            return super().vectors(batch)
         means_BD: Tensor = self.model.mbsd.encode(batch, self.model.mask_D).token_means(batch)[0]
         return means_BD
 
@@ -137,10 +157,14 @@ def _as_bytes(pixels: Tensor) -> Iterator[NDArray[np.uint8]]:
     return iter(images.permute(0, 2, 3, 1).cpu().numpy())
 
 
-def _masked_counts(batches: Iterable[Batch], device: torch.device) -> Tensor:
-    """[2] float: masked words and patches; from shapes, so the device is not asked, and filled there, not copied."""
+def _counts(batches: Sequence[Batch], device: torch.device) -> Tensor:
+    """[3] float: masked words, masked patches, samples that are asked for title and picture.
+
+    Of host integers, so the device is not asked, and filled there, not copied.
+    """
     masks = [batch.masks for batch in batches if batch.masks is not None]
-    counts = (sum(m.num_words for m in masks), sum(m.num_patches for m in masks))
+    items = sum(batch.cross_modal.num_asked for batch in batches if batch.cross_modal is not None)
+    counts = (sum(m.num_words for m in masks), sum(m.num_patches for m in masks), items)
     return torch.stack([torch.full((), float(count), device=device) for count in counts])
 
 
@@ -156,7 +180,7 @@ def _needs(config: PretrainConfig) -> Needs:
     masking = config.masking or MaskingConfig()
     refuse_unread(masking, f"stage=masked of model.architecture={architecture}", words=words, patches=patches)
     view = "text" if architecture == "bert" else "full" if words else "image"
-    return Needs((view,), Masked(masking, words=words, patches=patches))
+    return Needs(VIEW_NAMES if masking.cross_modal else (view,), Masked(masking, words=words, patches=patches))
 
 
 def refuse_unread(masking: MaskingConfig, reader: str, *, words: bool, patches: bool) -> None:
@@ -167,6 +191,8 @@ def refuse_unread(masking: MaskingConfig, reader: str, *, words: bool, patches: 
             value = getattr(masking, name)
             if not read and value != getattr(defaults, name):
                 raise UserError(f"masking.{name}={value}: {reader} masks no {what} and does not read it; remove it")
+    if masking.cross_modal and not (words and patches):
+        raise UserError(f"masking.cross_modal=true: {reader} does not read words and patches; remove it")
 
 
 def _model_class(architecture: str) -> type[MbsdForMaskedModelling] | type[MbsdForMaskedPatches]:
@@ -187,7 +213,8 @@ def _outline(config: PretrainConfig, model: BackboneConfig) -> MaskedObjective:
 
 def _head(config: PretrainConfig) -> dict[str, Any]:
     """Of BackboneConfig."""
-    return {"mpm_target": (config.masking or MaskingConfig()).mpm_target}
+    masking = config.masking or MaskingConfig()
+    return {"mpm_target": masking.mpm_target, "cross_modal": masking.cross_modal}
 
 
 MASKED = Stage(
@@ -197,7 +224,7 @@ MASKED = Stage(
     charts=Charts(
         {
             "watch": {
-                "loss terms": (r"train/loss_(mlm|mpm)",),
+                "loss terms": (r"train/loss_(mlm|mpm|title|picture_.*)",),
                 "held out: accuracy": ("validation/word_accuracy",),
             }
         },

@@ -57,8 +57,8 @@ class RunParts:
             "samples": schedule.num_samples,
             "run.seed": run.config.run.seed,
             "train_batch_size": schedule.batches.identity,
-            "views": list(needs.views),
             "model": _shape(model.config),
+            "views": list(needs.views),
             "keys": keys,
             "vocabulary": words_digest(inputs.tokenizer),
             "optimizer": schedule.deepspeed["optimizer"]["type"],
@@ -228,4 +228,6 @@ def _shape(model: BackboneConfig) -> dict[str, Any]:
     shape = {name: getattr(model, name) for name in SHAPE} | {"patchify_strides": list(model.patchify_strides)}
     if model.mpm_target != "pixels":  # checkpoints of before have no such line
         shape["mpm_target"] = model.mpm_target
+    if model.cross_modal:
+        shape["cross_modal"] = True
     return shape if model.architecture == "mbsd" else shape | {"architecture": model.architecture}

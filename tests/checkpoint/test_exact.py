@@ -31,14 +31,14 @@ CASES: dict[str, dict[str, Any]] = {
         "bf16": {"enabled": True},
     },
     "fp16, parts, averaged": {"fp16": FP16, "scheduler": {"type": "WarmupCosineLR", "params": {}}},
-    "bf16, gradients": {"bf16": {"enabled": True}},
+    "bf16, gradients, cross-modal": {"bf16": {"enabled": True}},
 }
 AVERAGED = ["--run.ema=0.9"]
 PARTS = ["--optim.image=0", "--optim.backbone=0.5", "--optim.head=4"]
 MORE: dict[str, list[str]] = {
     "bf16, AdamW, no ZeRO, averaged": AVERAGED,
     "fp16, parts, averaged": AVERAGED + PARTS,
-    "bf16, gradients": ["--masking.mpm_target=hog"],
+    "bf16, gradients, cross-modal": ["--masking.mpm_target=hog", "--masking.cross_modal=true"],
 }
 
 

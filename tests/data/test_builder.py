@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
+from mbsd.batch import VIEW_NAMES
 from mbsd.catalog.reader import Catalog
 from mbsd.catalog.tables import Kind, Table, write_table
 from mbsd.config.data import DataConfig
@@ -163,6 +165,38 @@ def test_what_does_not_fit_together_is_refused(
 
     with pytest.raises(ValueError, match="1 of 2 samples have a second item"):
         build(make_builder(), [Sample(0), Sample(1, other=2)])
+
+
+@pytest.mark.parametrize("bucket", [1, 32])
+def test_whole_titles_and_pictures_are_asked_of_items_that_have_both(
+    make_builder: MakeBuilder, catalog: Catalog, tokenizer: PreTrainedTokenizerBase, bucket: int
+) -> None:
+    """The words are those of before masking, each once; the picture is the sample's own."""
+    masking = MaskingConfig(mlm_probability=0.9, cross_modal=True)
+    builder = make_builder(VIEW_NAMES, masking=masking, token_bucket=bucket)
+    items = [3, 4, 5, 2, 7, 40, 10]  # 3 and 10 have no title, 2 and 7 no picture
+    batch = build(builder, [Sample(item) for item in items])
+    asked = batch.cross_modal
+    counts = asked.share_U > 0
+    assert counts.all() == (bucket == 1) and len(counts) % bucket == 0
+    alone = [build(make_builder(("image",), train=True), [Sample(item)]).images for item in items]
+    assert asked.num_asked == asked.asked_B.sum() == 3
+    for b, item in enumerate(items):
+        title = set(encode_pair(tokenizer, None, catalog.title(item), 24, 10).input_ids.tolist())
+        words = title - set(tokenizer.all_special_ids)
+        own = counts & (asked.title_U == b)
+        both = bool(words) and len(alone[b]) > 0
+        assert asked.asked_B[b] == both == (item in (4, 5, 40))
+        assert sorted(asked.words_U[own].tolist()) == (sorted(words) if both else [])
+        assert not both or asked.share_U[own].sum().item() == pytest.approx(1)
+    # Of the third sample, which is the second with a picture: the crop is drawn for its position.
+    shown = build(builder, [Sample(item) for item in items[:3]])
+    assert torch.equal(batch.images[asked.picture_B[2]], shown.images[shown.cross_modal.picture_B[2]])
+    assert asked.picture_B.tolist() == [0, 1, 2, 0, 0, 3, 4]
+    plain = build(make_builder(VIEW_NAMES, masking=MaskingConfig(mlm_probability=0.9), token_bucket=bucket), [
+        Sample(item) for item in items
+    ])  # fmt: skip
+    assert plain.cross_modal is None and tensors_of(dataclasses.replace(batch, cross_modal=None)) == tensors_of(plain)
 
 
 def test_rows_of_every_kind_of_table_become_samples(make_builder: MakeBuilder, catalog: Catalog, pairs: Table) -> None:

@@ -36,6 +36,7 @@ WAYS: list[Way] = [
     # Another target of masked patches: the words' head goes on.
     (MbsdForMaskedModelling, MbsdForMaskedModelling, {"mpm_target": "hog"}, ("word_bias", "word_transform"),
      ("patch_decoder",), ("patch_decoder",)),
+    (MbsdForMaskedModelling, MbsdForMaskedModelling, {"cross_modal": True}, MASKED, (), ("cross_modal",)),
     (MbsdForContrastive, MbsdForContrastive, {}, CONTRASTIVE, (), ()),
     # Another dim; one projection for both; and the sigmoid loss, whose scale is another one and has a bias.
     (MbsdForContrastive, MbsdForContrastive, {"projection_dim": 5}, ("logit_scale",), PROJECTIONS, PROJECTIONS),

@@ -34,14 +34,14 @@ ENGINES = {
 
 
 def small(stage: str, checkpointing: bool) -> BaseConfig:
-    """Wide enough that tensors, not their number, decide. "masked hog": of gradients instead of pixels."""
+    """Wide enough that tensors, not their number, decide. "masked hog": of gradients, not pixels, and cross-modal."""
     stage, _, target = stage.partition(" ")
     model = ModelConfig(
         vocab_size=2000, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512,
         patchify_channels=(32, 64, 64), activation_checkpointing=checkpointing,
     )  # fmt: skip
     data = DataConfig("nowhere", table="nowhere" if stage == "matching" else None, image_size=64)
-    masking = MaskingConfig(mpm_target="hog") if target else None
+    masking = MaskingConfig(mpm_target="hog", cross_modal=True) if target else None
     run = RunConfig("nowhere", max_steps=3)
     return PretrainConfig(run, data, model, stage=stage, masking=masking)  # type: ignore[arg-type]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from mbsd.batch import Batch, Masks, Views
+from mbsd.batch import Batch, CrossModal, Masks, Views
 from mbsd.catalog.tables import Table
 from mbsd.checkpoint.resume import weights_folder
 from mbsd.config.batch_plan import plan_batches
@@ -78,7 +79,7 @@ class Shapes:
         self.capability = capability
         stage = stage_of(config)
         self.needs = stage.needs(config)
-        if self.masked and len(self.needs.views) > 1:
+        if self.masked and len(self.needs.views) > 1 and not self._spec.cross_modal:
             raise UserError("itm.negatives=hard: a plan is of random negatives alone; remove it")
         with torch.device("meta"):
             objective = stage.outline(config, self.model_config)
@@ -125,6 +126,7 @@ class Shapes:
             masks=self._masks(views, micro_batch) if self.masked else None,
             keys_BK=self._keys(micro_batch),
             has_text=None if self._spec.same_product is None else torch.ones(micro_batch, dtype=torch.bool),
+            cross_modal=_cross_modal(texts) if self._spec.cross_modal else None,
         )
 
     @property
@@ -171,12 +173,19 @@ class Shapes:
         assert isinstance(self.needs.targets, Masked)
         masking, config = self.needs.targets.masking, self.model_config
         patches, matched = micro_batch * config.num_patches, 1 - self.needs.targets.mismatched
-        words = sum(views.lengths) - micro_batch * (config.num_image_tokens + 2)
+        words = sum(views.alone(0).lengths) - micro_batch * (config.num_image_tokens + 2)
         chosen = round(masking.mlm_probability * words * matched)
         hidden = round(masking.mpm_probability * patches * matched) if self.needs.targets.patches else 0
         index_K, index_Q = (torch.zeros(n, dtype=torch.int64) for n in (chosen, hidden))
         source = torch.zeros(patches, dtype=torch.int64) if hidden else None
         return Masks(index_K, index_K.clone(), source, index_Q, index_Q.clone())
+
+
+def _cross_modal(texts: Sequence[TextTokens]) -> CrossModal:
+    """Of samples that all show a title, of words that are all different, and a picture."""
+    words = sum(len(text.input_ids) - 2 for text in texts)
+    none_U, none_B = torch.zeros(words, dtype=torch.int64), torch.zeros(len(texts), dtype=torch.int64)
+    return CrossModal(none_U, none_U.clone(), torch.ones(words), none_B, torch.ones(len(texts)), len(texts))
 
 
 def num_samples(config: BaseConfig) -> int | None:
