@@ -113,11 +113,10 @@ class MaskedObjective(Objective):
         return sums
 
     def vectors(self, batch: Batch) -> Tensor:
-        """[B, D]: means over tokens, where stage 1 does not train the pooled vector."""
-        if self.model.config.cross_modal:
-            return super().vectors(batch)
-        means_BD: Tensor = self.model.mbsd.encode(batch, self.model.mask_D).token_means(batch)[0]
-        return means_BD
+        """[B, D]: means over tokens, or h where it is trained, of the first view."""
+        encoded = self.model.mbsd.encode(batch, self.model.mask_D)
+        vectors_VBD: Tensor = encoded.h_VBD if self.model.config.cross_modal else encoded.token_means(batch)
+        return vectors_VBD[0]
 
     def show(self, board: Board, step: int, few: HeldOut) -> None:
         """A few pictures as the model sees them, as it rebuilds them and as they are."""
