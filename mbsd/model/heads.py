@@ -39,14 +39,13 @@ class CrossModalOutput:
 
 @dataclass(frozen=True)
 class MaskedOutput:
-    """What stage 1 predicts, at masked positions only, and of whole titles and pictures where that is asked for.
+    """What stage 1 predicts, at masked positions only.
 
     Attributes:
         word_rows: [K, D]; with word_table [vocabulary, D] and word_bias they make the logits of the K words, which are
             left to the loss: all of them at once may be gigabytes. None, all three, where no words are asked for.
         patch_values, patch_target: [Q, config.image_target_size], predicted and true, of masked patches; None where
             none are asked for.
-        cross_modal: None where title and picture are not asked of each other.
     """
 
     word_rows: Tensor | None
@@ -54,7 +53,6 @@ class MaskedOutput:
     word_bias: Tensor | None
     patch_values: Tensor | None
     patch_target: Tensor | None
-    cross_modal: CrossModalOutput | None = None
 
     @property
     def word_logits(self) -> Tensor:
@@ -68,6 +66,13 @@ class MaskedOutput:
         if self.word_rows is None or self.word_table is None or self.word_bias is None:
             return None
         return self.word_rows, self.word_table, self.word_bias
+
+
+@dataclass(frozen=True)
+class MaskedAndWholeOutput(MaskedOutput):
+    """And what it predicts of whole titles and pictures (`masking.cross_modal`)."""
+
+    cross_modal: CrossModalOutput
 
 
 @dataclass(frozen=True)
@@ -200,14 +205,14 @@ class MbsdForMaskedModelling(PatchHead, WordHead):
             init.zeros_(module.title_bias)
 
     def forward(self, batch: Batch) -> MaskedOutput:
-        """Predictions are made at the masked positions alone."""
+        """Predictions are made at the masked positions alone; with `cross_modal`, of each view's vector too."""
         assert batch.masks is not None, "stage 1 needs masks"
         encoded = self.mbsd.encode(batch, self.mask_D)
         words, patches = self.words_of(encoded, batch.masks), self.patches_of(encoded, batch)
         if self.cross_modal is None:
             return MaskedOutput(*words, *patches)
         h_of = dict(zip(batch.views.names, encoded.h_VBD, strict=True))
-        return MaskedOutput(*words, *patches, self.cross_modal(h_of, words[1], batch.images))
+        return MaskedAndWholeOutput(*words, *patches, self.cross_modal(h_of, words[1], batch.images))
 
 
 class MbsdForMaskedPatches(PatchHead):

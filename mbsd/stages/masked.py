@@ -26,7 +26,14 @@ from mbsd.metrics.board import Board, Charts
 from mbsd.metrics.pictures import grid
 from mbsd.model.config import BackboneConfig
 from mbsd.model.gradients import draw_gradients, gradient_targets
-from mbsd.model.heads import MaskedOutput, MbsdForMaskedModelling, MbsdForMaskedPatches, PatchHead, WordHead
+from mbsd.model.heads import (
+    MaskedAndWholeOutput,
+    MaskedOutput,
+    MbsdForMaskedModelling,
+    MbsdForMaskedPatches,
+    PatchHead,
+    WordHead,
+)
 from mbsd.model.load import start_model
 from mbsd.model.patchify import denormalise_pixels, normalise_pixels, patches_to_pixels, pixels_of_patches
 from mbsd.objectives.cross_modal import picture_loss, title_loss
@@ -104,12 +111,12 @@ class MaskedObjective(Objective):
         if output.patch_values is not None and output.patch_target is not None:
             error: Literal["absolute", "squared"] = "squared" if self.model.config.mpm_target == "hog" else "absolute"
             sums["loss_mpm"] = masked_patch_loss(output.patch_values, output.patch_target, error)
-        if output.cross_modal is not None:
+        if isinstance(output, MaskedAndWholeOutput):
             assert batch.cross_modal is not None
-            sums["loss_title"] = title_loss(output.cross_modal.title_logits, batch.cross_modal)
-            for view, values in output.cross_modal.picture_values.items():
-                targets = output.cross_modal.picture_targets
-                sums[f"loss_picture_{view}"] = picture_loss(values, targets, batch.cross_modal)
+            whole = output.cross_modal
+            sums["loss_title"] = title_loss(whole.title_logits, batch.cross_modal)
+            for view, values in whole.picture_values.items():
+                sums[f"loss_picture_{view}"] = picture_loss(values, whole.picture_targets, batch.cross_modal)
         return sums
 
     def vectors(self, batch: Batch) -> Tensor:

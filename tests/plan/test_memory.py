@@ -105,7 +105,7 @@ def _run(
     batch = shapes.batch(MICRO_BATCH)
     batch = dataclasses.replace(batch, images=torch.zeros(batch.images.shape, dtype=torch.uint8))
     inputs = live() - _weights(engine) - _slices(engine)
-    norms = torch.ones(2) if shapes.masked else None
+    norms = torch.ones(3) if shapes.masked else None
     engine.train()
     found = {}
 
