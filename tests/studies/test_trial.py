@@ -231,7 +231,7 @@ def test_is_pre_training_worth_it_and_a_killed_trial_goes_on_by_its_plan(shop: P
         for start in ("pretrained", "scratch"):
             lines = (out / f"plain/{kind}_{start}_labels50/metrics.jsonl").read_text().splitlines()
             steps[start] = json.loads(lines[-1])["step"]
-        assert steps["pretrained"] == round(lengths["steps"][kind] * 0.5**0.5)
+        assert steps["pretrained"] == round(lengths["steps"][kind] * 0.5**0.25)
         assert steps["scratch"] - steps["pretrained"] == lengths["instead"][kind] == more
     assert instead > 0
     whole, some = (
