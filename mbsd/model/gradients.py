@@ -24,16 +24,20 @@ FLAT = 2.0
 HISTOGRAM_STD = 0.2
 
 
-def gradient_target_size(patch_side: int) -> int:
+def gradient_target_size(patch_side: int, setting: str = "masking.mpm_target=hog") -> int:
     """Numbers of a patch.
+
+    Args:
+        patch_side: pixels.
+        setting: that asks for them.
 
     Raises:
         UserError: it cannot be cut into cells.
     """
     if patch_side % CELL:
         raise UserError(
-            f"masking.mpm_target=hog: its cells are {CELL} pixels wide and the model's patches {patch_side}, the "
-            f"product of model.patchify_strides; choose a multiple of {CELL}, or masking.mpm_target=pixels"
+            f"{setting}: its cells are {CELL} pixels wide and the model's patches {patch_side}, the product of "
+            f"model.patchify_strides; choose a multiple of {CELL}, or leave the setting out"
         )
     return (patch_side // CELL) ** 2 * CELL_SIZE
 

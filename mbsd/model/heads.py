@@ -173,7 +173,8 @@ class CrossModalHead(nn.Module):
         self.side, self.num_patches = config.patch_side, config.num_patches
         self.title_transform = BertPredictionHeadTransform(config)
         self.title_bias = nn.Parameter(torch.zeros(config.vocab_size))
-        self.picture = nn.Linear(config.hidden_size, config.num_patches * gradient_target_size(config.patch_side))
+        patch_size = gradient_target_size(config.patch_side, "masking.cross_modal=true")
+        self.picture = nn.Linear(config.hidden_size, config.num_patches * patch_size)
 
     def forward(self, h_of: dict[str, Tensor], word_table: Tensor, images: Tensor) -> CrossModalOutput:
         """Of the vectors h [B, D] by their views, and the pictures as the model is given them."""

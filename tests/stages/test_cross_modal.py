@@ -143,6 +143,12 @@ def test_a_batch_without_pictures_asks_nothing() -> None:
     assert not any(gradient.any() for gradient in gradients_of(found["loss"], trainable(model)).values())
 
 
+def test_patches_that_cannot_be_cut_into_cells_are_refused_by_the_setting_that_asks() -> None:
+    config = tiny_config(cross_modal=True, image_size=48, patchify_strides=(4, 3), patchify_channels=(6,))
+    with pytest.raises(UserError, match=r"^masking\.cross_modal=true: .* patches 12, .* multiple of 8"):
+        MbsdForMaskedModelling(config)
+
+
 def words(run: Path, shop: Shop, *more: object, **ds: Any) -> list[object]:
     return stage_1_words(run, shop.catalog, STEPS, *OFTEN, CROSS_MODAL, *more, **ds)
 
